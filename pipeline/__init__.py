@@ -1,0 +1,1 @@
+"""The data room: sources in, WebDataset shards with inclusion probabilities out."""

@@ -1,0 +1,32 @@
+"""The first samples of one source, decoded as a build would, without encoder or Ray."""
+
+import itertools
+
+import pyarrow as pa
+
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+from pipeline.parts import origin_of
+from pipeline.sources import open_source
+from pipeline.steps.decode import decode_batch
+from pipeline.steps.read import read_batch
+
+
+def read_first_samples(config: Config, name: str, number: int) -> pa.Table:
+    """Rows of up to `number` samples; raises ConfigError for a source that the config lacks."""
+    entries = {entry.name: entry for entry in config.entries}
+    if name not in entries:
+        raise ConfigError(f"--source {name}: the config has {', '.join(entries)}")
+    entry = entries[name]
+    source = open_source(entry.kind, entry.params)
+    tables, missing = [], number
+    for partition in source.partitions():
+        samples = list(itertools.islice(source.read(partition), missing))
+        origin = origin_of(config, entry, partition.id)
+        tables.append(decode_batch(read_batch(samples, origin, first_ordinal=0), config.output))
+        missing -= len(samples)
+        if missing <= 0:
+            break
+    if not tables:
+        raise ConfigError(f"source {name!r}: no partition found, nothing to read")
+    return pa.concat_tables(tables)

@@ -1,0 +1,146 @@
+"""Ray: runs one function over many tasks on every worker of a cluster, as a Ray Dataset.
+
+The only file that knows Ray. Tasks are rows of a table of descriptors: a read task of Ray costs
+its driver a millisecond and some memory before the first one runs, a row costs neither.
+"""
+
+import contextlib
+import itertools
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# Read when Ray is imported.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import pyarrow as pa
+import ray
+import ray.data
+from pydantic import BaseModel
+
+from pipeline import errors
+from pipeline.config import BuildConfig
+from pipeline.errors import InfinegError
+
+# What crosses between processes is small; by default Ray would set aside 30 % of the memory.
+_OBJECT_STORE_BYTES = 512 * 2**20
+# More blocks than this only cost their driver time; each then holds several tasks.
+_MAX_BLOCKS = 1000
+
+# One worker a process and job: a task finds what an earlier task of the process has made.
+_workers: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A running Ray, and how many workers of what size to use of it."""
+
+    config: BuildConfig
+    num_workers: int
+
+    def map(
+        self,
+        method: Callable[[Any, Any], Iterator[pa.Table]],
+        tasks: Sequence[BaseModel],
+        *,
+        make_worker: Callable[[], Any],
+    ) -> Iterator[pa.Table]:
+        """Yields what `method(worker, task)` yields for each task, as it comes, in any order.
+
+        `make_worker` is called once a process. A task whose process dies is run again, so that
+        `method` must yield as many tables then. An InfinegError comes back as it was raised;
+        any other error is a bug and stops everything.
+        """
+        if not tasks:
+            return
+        shared = ray.put((make_worker, method, type(tasks[0])))
+        num_blocks = min(len(tasks), _MAX_BLOCKS)
+        bounds = [i * len(tasks) // num_blocks for i in range(num_blocks + 1)]
+        encoded = pa.table({"task": [task.model_dump_json() for task in tasks]})
+        blocks = [encoded.slice(a, b - a) for a, b in itertools.pairwise(bounds)]
+        run_tasks: Any = _run_tasks  # Ray's types know no generator with keyword arguments
+        results = ray.data.from_arrow(blocks).map_batches(
+            run_tasks,
+            batch_size=None,
+            batch_format="pyarrow",
+            fn_kwargs={"shared": [shared], "job": shared.hex()},
+            concurrency=self.num_workers,
+            num_cpus=self.config.cpus_per_worker,
+            num_gpus=self.config.gpus_per_worker or None,
+            max_calls=0,  # keeps a GPU process, with its encoder, for the next task
+        )
+        batches: Any = results.iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=0
+        )
+        for batch in batches:
+            for result in batch.to_pylist():
+                if result["error"]:
+                    raise getattr(errors, result["error"])(result["payload"].decode())
+                yield pa.ipc.open_stream(result["payload"]).read_all()
+
+
+@contextlib.contextmanager
+def open_cluster(config: BuildConfig, *, debug: bool = False) -> Iterator[Cluster]:
+    """Joins the cluster at `config.address`, or starts one on this machine and ends it after."""
+    options: dict[str, Any] = {
+        "logging_level": logging.INFO if debug else logging.ERROR,
+        "log_to_driver": debug,
+    }
+    if config.address is None:
+        num_cpus = os.cpu_count() or 1
+        wanted = round((config.workers or 1) * config.cpus_per_worker)
+        options |= {
+            "num_cpus": max(num_cpus, wanted),
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+        }
+    else:
+        options |= {"address": config.address}
+    ray.init(**options)
+    try:
+        _configure_ray_data(debug)
+        cluster_resources: Any = ray.cluster_resources
+        num_cpus = cluster_resources().get("CPU", 1)
+        num_workers = config.workers or max(1, int(num_cpus / config.cpus_per_worker))
+        yield Cluster(config, num_workers)
+    finally:
+        _workers.clear()
+        ray.shutdown()
+
+
+def _configure_ray_data(debug: bool) -> None:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # infineg has its own
+    context.max_errored_blocks = 0  # an error in a block is a bug, see `_run_tasks`
+    # One operator does all the work; keeping half of the CPUs for others would idle them.
+    context.op_resource_reservation_enabled = False
+    if not debug:
+        for name in ("ray.data", "ray"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _run_tasks(
+    batch: pa.Table, *, shared: Sequence["ray.ObjectRef[Any]"], job: str
+) -> Iterator[pa.Table]:
+    """Runs inside a worker process. An expected failure is a result: Ray would reword it."""
+    make_worker, method, task_type = ray.get(shared[0])
+    if job not in _workers:
+        _workers.clear()
+        _workers[job] = make_worker()
+    for encoded in batch["task"]:
+        try:
+            for table in method(_workers[job], task_type.model_validate_json(encoded.as_py())):
+                yield _result(table)
+        except InfinegError as error:
+            yield pa.table({"error": [type(error).__name__], "payload": [str(error).encode()]})
+            return
+
+
+def _result(table: pa.Table) -> pa.Table:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return pa.table({"error": [""], "payload": [sink.getvalue().to_pybytes()]})

@@ -1,0 +1,294 @@
+"""The YAML config: its pydantic models, `load_config`, overrides and fingerprints.
+
+Sections `train:` and `evaluate:` are carried as they are; `train.config` owns their models.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+
+from pipeline.errors import ConfigError
+from pipeline.records import LabelState, Role, Split, Stratum, sha256_hex
+
+# YAML 1.1 reads 100_000 as a number but a --set of it or a quoted one arrives as text.
+_Count = Annotated[int, BeforeValidator(lambda v: v.replace("_", "") if isinstance(v, str) else v)]
+# A dash separates the parts of a key, so that names themselves cannot contain one.
+Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=64)]
+
+
+class Target(BaseModel, frozen=True, extra="forbid"):
+    """One thing to detect."""
+
+    name: Name
+
+
+class SourceEntry(BaseModel, frozen=True, extra="forbid"):
+    """Where samples come from. One entry is all that a new source of a known format needs."""
+
+    name: Name  # the `source` column, part of every key
+    kind: str = Field(pattern=r"^[a-z][a-z_]*$")  # module under pipeline/sources/
+    params: dict[str, Any] = Field(default_factory=dict)  # checked by that module
+    target: str | None = None  # positives only: which target they show; default the first
+    weight: float = Field(1.0, gt=0)  # this source's budget, in units of selection.budget
+    stratum: Stratum | None = None  # overrides what the source says of its samples
+    label_state: LabelState | None = None  # overrides "unknown" for a folder one has looked through
+    max_candidates: _Count | None = Field(None, ge=1)  # stop reading after about this many samples
+    max_reject_fraction: float = Field(0.2, ge=0, le=1)  # of a partition with 100 samples or more
+
+
+class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
+    """The frozen network whose embeddings decide what is similar."""
+
+    name: str = "efficientnet_lite0"  # or torchvision/<model>, timm/<model>
+    weights: str | None = None  # local .safetensors or .pth; default the model's own; or "random"
+    image_size: int = Field(224, ge=32)  # pixels, side of the square crop that it sees
+    batch_size: int = Field(64, ge=1)  # images a forward pass; part of the fingerprint
+    layer: Literal["last", "penultimate"] = "last"  # which pooled features are the embedding
+    runtime: Literal["auto", "onnxruntime", "torch"] = "auto"  # auto: ONNX Runtime on a CPU
+
+
+class SelectionConfig(BaseModel, frozen=True, extra="forbid"):
+    """Which candidates become training negatives, and with what probability."""
+
+    mode: Literal["similarity", "uniform"] = "similarity"
+    beta: float = Field(8.0, ge=0)  # exp(beta * similarity): 0 is uniform, 8 halves every 0.087
+    budget: _Count = Field(100_000, ge=1)  # selected training negatives of a source of weight 1
+    eval_budget: _Count | None = Field(None, ge=0)  # val and test each; default budget // 4
+    min_probability: float = Field(0.01, gt=0, le=1)  # floor of the inclusion probability
+    candidates_per_selected: float = Field(10.0, ge=1)  # how much of an endless source is looked at
+    num_neighbors: int = Field(5, ge=1)  # k of the k largest cosines that similarity averages
+    pilot: _Count = Field(500, ge=1)  # candidates a source, to fit the scale (or 1% of the budget)
+    quarantine: Literal["auto", "off"] = "auto"  # auto: ceiling fitted on the positives
+    seed: int = 0
+
+    @property
+    def num_eval(self) -> int:
+        """Negatives wanted in val, and as many in test, of a source of weight 1."""
+        return self.budget // 4 if self.eval_budget is None else self.eval_budget
+
+    @property
+    def effective_beta(self) -> float:
+        return self.beta if self.mode == "similarity" else 0.0
+
+
+class SplitConfig(BaseModel, frozen=True, extra="forbid"):
+    """Fractions of leakage groups; the rest is train."""
+
+    val: float = Field(0.15, ge=0, lt=1)
+    test: float = Field(0.15, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _leave_train(self) -> Self:
+        if self.val + self.test >= 1:
+            raise ValueError(f"val + test is {self.val + self.test:g}, must be under 1")
+        return self
+
+    @property
+    def fractions(self) -> dict[Split, float]:
+        return {"train": 1 - self.val - self.test, "val": self.val, "test": self.test}
+
+
+class OutputConfig(BaseModel, frozen=True, extra="forbid"):
+    """The data set to write."""
+
+    path: str  # folder or fsspec URL
+    image_size: int = Field(256, ge=32)  # pixels, shorter side; larger images are scaled down
+    jpeg_quality: int = Field(90, ge=1, le=100)
+    samples_per_shard: _Count = Field(1000, ge=1)  # 1,000 at 256 px is about 25 MB
+    min_side: int = Field(32, ge=1)  # pixels; a shorter image is rejected as too_small
+    max_pixels: _Count = Field(64_000_000, ge=1)  # a larger header is too_large, never decoded
+    max_aspect: float = Field(5.0, ge=1)  # longer side / shorter side
+
+
+class BuildConfig(BaseModel, frozen=True, extra="forbid"):
+    """How to run, never what comes out: nothing here enters a fingerprint."""
+
+    workers: int | None = Field(None, ge=1)  # processes; default one a CPU of the cluster
+    cpus_per_worker: float = Field(1.0, gt=0)
+    gpus_per_worker: float = Field(0.0, ge=0)  # 0.25 puts four workers on a GPU
+    address: str | None = None  # of a Ray cluster; default a local one
+
+
+class Config(BaseModel, frozen=True, extra="forbid"):
+    """One data set, and the run trained on it."""
+
+    variables: dict[str, str] = Field(default_factory=dict)  # for ${NAME}, before the environment
+    targets: tuple[Target, ...]
+    positives: tuple[SourceEntry, ...] = Field(min_length=1)
+    sources: tuple[SourceEntry, ...] = ()
+    encoder: EncoderConfig = EncoderConfig()
+    selection: SelectionConfig = SelectionConfig()
+    split: SplitConfig = SplitConfig()
+    output: OutputConfig
+    build: BuildConfig = BuildConfig()
+    train: dict[str, Any] = Field(default_factory=dict)
+    evaluate: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_or_many_targets(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "target" in data:
+            if "targets" in data:
+                raise ValueError("give either `target` or `targets`")
+            data = dict(data)
+            data["targets"] = [data.pop("target")]
+        return data
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [entry.name for entry in self.entries]
+        if doubled := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"source names must be unique, seen twice: {', '.join(doubled)}")
+        if len(set(self.target_names)) != len(self.targets) or not self.targets:
+            raise ValueError(f"targets must be distinct and at least one: {self.target_names}")
+        for entry in self.positives:
+            if entry.target is not None and entry.target not in self.target_names:
+                raise ValueError(
+                    f"positives {entry.name}: target {entry.target!r} "
+                    f"is none of {self.target_names}"
+                )
+        for entry in self.sources:
+            if entry.target is not None:
+                raise ValueError(f"sources {entry.name}: `target` is for positives only")
+        return self
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        return tuple(target.name for target in self.targets)
+
+    def role_of(self, entry: SourceEntry) -> Role:
+        return "positive" if entry in self.positives else "negative"
+
+    @property
+    def entries(self) -> tuple[SourceEntry, ...]:
+        return (*self.positives, *self.sources)
+
+    def row_inputs(self) -> dict[str, Any]:
+        """The settings that every row of the data set depends on."""
+        selection = self.selection.model_dump(mode="json")
+        # These bound how much is taken of a source, so they belong to each source's plan.
+        for of_source in ("budget", "eval_budget", "candidates_per_selected", "pilot"):
+            del selection[of_source]
+        return {
+            "targets": list(self.target_names),
+            "positives": [self.source_inputs(entry) for entry in self.positives],
+            "encoder": self.encoder.model_dump(mode="json"),
+            "selection": selection,
+            "split": self.split.model_dump(mode="json"),
+            "output": self.output.model_dump(mode="json", exclude={"path"}),
+        }
+
+    def source_inputs(self, entry: SourceEntry) -> dict[str, Any]:
+        """The settings that one source's plan depends on."""
+        fields = ("budget", "eval_budget", "candidates_per_selected", "pilot")
+        selection = self.selection.model_dump(mode="json", include=set(fields))
+        inputs: dict[str, Any] = {
+            "entry": entry.model_dump(mode="json", exclude={"max_reject_fraction"}),
+            "role": self.role_of(entry),
+        }
+        if self.role_of(entry) == "negative":
+            inputs["selection"] = selection
+        return inputs
+
+
+def fingerprint(inputs: Mapping[str, Any]) -> str:
+    """sha256 of canonical JSON: equal settings, equal fingerprint."""
+    return sha256_hex(json.dumps(inputs, sort_keys=True, separators=(",", ":")).encode())
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads YAML, applies `a.b=value` overrides, fills ${NAME}; raises ConfigError."""
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: a mapping is wanted, got {type(data).__name__}")
+    for override in overrides:
+        _apply_override(data, override)
+    variables = data.get("variables") or {}
+    try:
+        return Config.model_validate(_expand(data, {**os.environ, **variables}, str(path)))
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {describe_errors(error)}") from None
+
+
+def describe_errors(error: ValidationError) -> str:
+    """One line a problem: field, what is wrong, value seen."""
+    lines = []
+    for problem in error.errors():
+        field = ".".join(map(str, problem["loc"])) or "config"
+        message = problem["msg"].removeprefix("Value error, ")
+        seen = "" if isinstance(problem["input"], dict) else f", got {problem['input']!r}"
+        lines.append(f"{field}: {message}{seen}")
+    return "\n  ".join(lines)
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    """`selection.beta=0`; a list is entered by position or by the `name` of its member."""
+    path, separator, text = override.partition("=")
+    if not separator:
+        raise ConfigError(f"--set {override}: wanted FIELD=VALUE")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: {error}") from None
+    node: Any = data
+    *parents, last = path.split(".")
+    for step in parents:
+        node = _descend(node, step, override)
+    if isinstance(node, list):
+        node[_position(node, last, override)] = value
+    else:
+        node[last] = value
+
+
+def _descend(node: Any, step: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_position(node, step, override)]
+    child = node.setdefault(step, {})
+    if not isinstance(child, dict | list):
+        raise ConfigError(f"--set {override}: {step!r} is {child!r}, which has no fields")
+    return child
+
+
+def _position(node: list[Any], step: str, override: str) -> int:
+    names = [m.get("name") if isinstance(m, dict) else None for m in node]
+    if step in names:
+        return names.index(step)
+    if step.isdecimal() and int(step) < len(node):
+        return int(step)
+    raise ConfigError(f"--set {override}: {step!r} is none of {names}")
+
+
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+
+
+def _expand(value: Any, variables: Mapping[str, str], where: str) -> Any:
+    """Fills ${NAME} in every string."""
+    if isinstance(value, dict):
+        return {k: _expand(v, variables, f"{where}: {k}") for k, v in value.items()}
+    if isinstance(value, list):
+        return [_expand(v, variables, where) for v in value]
+    if not isinstance(value, str):
+        return value
+
+    def fill(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in variables:
+            raise ConfigError(
+                f"{where}: ${{{name}}} is not set; export {name}=... or --set variables.{name}=..."
+            )
+        return str(variables[name])
+
+    return _VARIABLE.sub(fill, value)

@@ -1,0 +1,81 @@
+"""What a config still has to do to a data set, and what it may no longer change.
+
+Reads records alone, so that "nothing to do" costs nothing.
+"""
+
+from collections.abc import Sequence
+
+from pipeline import manifest
+from pipeline.config import Config, SourceEntry, fingerprint
+from pipeline.encoders import PreparedEncoder
+from pipeline.errors import ConfigError
+from pipeline.records import DatasetInfo, SourceRecord
+
+
+def entries_to_build(config: Config, only: Sequence[str] = ()) -> list[SourceEntry]:
+    """Entries that no generation has yet; raises ConfigError where a built one was changed."""
+    names = [entry.name for entry in config.entries]
+    if unknown := sorted(set(only) - set(names)):
+        raise ConfigError(f"--source {unknown[0]}: the config has {', '.join(names)}")
+    root = config.output.path
+    info = manifest.read_info(root)
+    done: dict[str, SourceRecord] = {}
+    if info is not None:
+        _refuse_changes(root, info, config)
+        if manifest.latest_generation_number(root):
+            generation = manifest.read_generation(root)
+            done = {source.name: source for source in generation.sources}
+    for entry in config.entries:
+        record = done.get(entry.name)
+        if record and record.fingerprint != fingerprint(config.source_inputs(entry)):
+            raise ConfigError(
+                f"source {entry.name!r} is already in {root}, built with other settings. Shards "
+                "never change: give the entry its old settings, or a new name."
+            )
+    return [
+        entry
+        for entry in config.entries
+        if entry.name not in done and (not only or entry.name in only)
+    ]
+
+
+def begin_dataset(config: Config, encoder: PreparedEncoder) -> None:
+    """Writes `dataset.json` of a new data set; refuses an old one with another encoder."""
+    root = config.output.path
+    info = manifest.read_info(root)
+    if info is not None and info.encoder != encoder.fingerprint:
+        raise ConfigError(
+            f"{root} was embedded by {info.encoder}, this would be {encoder.fingerprint}: their "
+            "similarities cannot be compared. Use the encoder, weights and encoder.runtime of "
+            "then, or build anew: --set output.path=NEW_PATH"
+        )
+    if info is None:
+        inputs = config.row_inputs()
+        manifest.write_info(
+            root,
+            DatasetInfo(
+                targets=config.target_names,
+                encoder=encoder.fingerprint,
+                embedding_dim=encoder.embedding_dim,
+                fingerprint=fingerprint(inputs),
+                fingerprint_inputs=inputs,
+                latest_generation=0,
+            ),
+        )
+
+
+def _refuse_changes(root: str, info: DatasetInfo, config: Config) -> None:
+    """A data set keeps the settings that every row of it depends on."""
+    now, then = config.row_inputs(), info.fingerprint_inputs
+    if info.fingerprint == fingerprint(now):
+        return
+    changed = [
+        f"{section}: {then.get(section)!r} in the data set, {now.get(section)!r} in the config"
+        for section in sorted({*now, *then})
+        if now.get(section) != then.get(section)
+    ]
+    raise ConfigError(
+        f"{root} was begun with other settings, and its rows depend on them:\n  "
+        + "\n  ".join(changed)
+        + "\nUse the old settings, or build anew: --set output.path=NEW_PATH"
+    )

@@ -1,0 +1,175 @@
+"""The index of a data set: reads and commits `dataset.json`, part records and generations.
+
+Every path in a record is relative to the data set, so that a copy of the folder is the data set.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ValidationError
+
+from pipeline import storage
+from pipeline.errors import ConfigError, InfinegError
+from pipeline.records import (
+    SPLITS,
+    DatasetInfo,
+    Generation,
+    PartRecord,
+    ReferenceInfo,
+    ShardRecord,
+    SourcePlan,
+    Split,
+    short_hash,
+)
+
+RecordT = TypeVar("RecordT", bound=BaseModel)
+
+
+def read_info(root: str) -> DatasetInfo | None:
+    """`dataset.json`, or None where no data set has been begun."""
+    path = storage.join(root, "dataset.json")
+    return _read_record(path, DatasetInfo) if storage.exists(path) else None
+
+
+def require_info(root: str) -> DatasetInfo:
+    info = read_info(root)
+    if info is None:
+        raise ConfigError(f"{root}: no data set there (no dataset.json); `infineg build` makes one")
+    return info
+
+
+def write_info(root: str, info: DatasetInfo) -> None:
+    _write_record(storage.join(root, "dataset.json"), info)
+
+
+def generation_path(number: int) -> str:
+    return f"generations/{number:06d}.json"
+
+
+def latest_generation_number(root: str) -> int:
+    """0 where none is committed. The files decide: the number in dataset.json may lag a crash."""
+    names = storage.list_files(storage.join(root, "generations"), (".json",))
+    return max((int(name.removesuffix(".json")) for name in names), default=0)
+
+
+def read_generation(root: str, number: int | None = None) -> Generation:
+    """A committed generation, by default the latest."""
+    number = latest_generation_number(root) if number is None else number
+    if number == 0:
+        raise ConfigError(f"{root}: no generation is committed yet; run `infineg build`")
+    path = storage.join(root, generation_path(number))
+    if not storage.exists(path):
+        raise ConfigError(f"{root}: no generation {number}")
+    return _read_record(path, Generation)
+
+
+def commit_generation(root: str, generation: Generation) -> None:
+    """Writes the generation (the commit), then what is derived from it."""
+    _write_record(storage.join(root, generation_path(generation.number)), generation)
+    repair_derived(root)
+
+
+def repair_derived(root: str) -> None:
+    """Brings `dataset.json` and `_info.json` to the latest generation, as after a crash."""
+    number = latest_generation_number(root)
+    info = require_info(root)
+    if number == 0 or info.latest_generation == number:
+        return
+    shards = read_generation(root, number).shards
+    timm_info = {"splits": {_TIMM_NAMES[split]: _timm_split(split, shards) for split in SPLITS}}
+    storage.write_atomic(
+        storage.join(root, "_info.json"), (json.dumps(timm_info, indent=1) + "\n").encode()
+    )
+    write_info(root, info.model_copy(update={"latest_generation": number}))
+
+
+# timm looks for these names: https://github.com/huggingface/pytorch-image-models reader_wds.py
+_TIMM_NAMES: dict[Split, str] = {"train": "train", "val": "validation", "test": "test"}
+
+
+def _timm_split(split: Split, shards: Sequence[ShardRecord]) -> dict[str, object]:
+    members = [shard for shard in shards if shard.split == split]
+    return {
+        "name": _TIMM_NAMES[split],
+        "filenames": [shard.path for shard in members],
+        "shard_lengths": [shard.num_samples for shard in members],
+        "num_samples": sum(shard.num_samples for shard in members),
+        "alt_label": "",
+    }
+
+
+def part_stem(source: str, partition: str, part: int) -> str:
+    """Path of a part without its suffix; partition ids may hold any character."""
+    return f"parts/{source}/{short_hash(partition)}-{part:06d}"
+
+
+def read_part_records(root: str, source: str) -> dict[tuple[str, int], PartRecord]:
+    """Committed parts of a source by (partition, part)."""
+    folder = storage.join(root, "parts", source)
+    records = [
+        _read_record(storage.join(folder, name), PartRecord)
+        for name in storage.list_files(folder, (".json",))
+    ]
+    return {(record.partition, record.part): record for record in records}
+
+
+def read_part_record(root: str, source: str, partition: str, part: int) -> PartRecord | None:
+    path = storage.join(root, part_stem(source, partition, part) + ".json")
+    return _read_record(path, PartRecord) if storage.exists(path) else None
+
+
+def commit_part(root: str, record: PartRecord) -> None:
+    stem = part_stem(record.source, record.partition, record.part)
+    _write_record(storage.join(root, stem + ".json"), record)
+
+
+def read_plan(root: str, source: str) -> SourcePlan | None:
+    """The plan of the source's latest round."""
+    path = storage.join(root, f"plans/{source}.json")
+    return _read_record(path, SourcePlan) if storage.exists(path) else None
+
+
+def write_plan(root: str, plan: SourcePlan) -> None:
+    _write_record(storage.join(root, f"plans/{plan.source}.json"), plan)
+
+
+def read_reference_info(root: str) -> ReferenceInfo | None:
+    path = storage.join(root, "reference.json")
+    return _read_record(path, ReferenceInfo) if storage.exists(path) else None
+
+
+def write_reference_info(root: str, info: ReferenceInfo) -> None:
+    _write_record(storage.join(root, "reference.json"), info)
+
+
+def read_table(root: str, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """A parquet file of the data set, whole or some columns."""
+    with storage.open_read(storage.join(root, path)) as file:
+        return pq.read_table(file, columns=list(columns) if columns is not None else None)
+
+
+def read_sidecar(root: str, shard: ShardRecord, columns: Sequence[str] | None = None) -> pa.Table:
+    """Rows of a shard in tar order: `row_schema` without `image`, plus where the image lies.
+
+    `tar_offset` and `tar_size` (int64, bytes) give the image inside the tar, which is not
+    compressed, so that one sample can be read without the others.
+    """
+    return read_table(root, shard.sidecar_path, columns)
+
+
+def _read_record(path: str, record: type[RecordT]) -> RecordT:
+    try:
+        return record.model_validate_json(storage.read_bytes(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InfinegError(
+            f"{path}: not a {record.__name__} that this version reads "
+            f"({'.'.join(map(str, first['loc']))}: {first['msg']})"
+        ) from None
+
+
+def _write_record(path: str, record: BaseModel) -> None:
+    storage.write_atomic(path, (record.model_dump_json(indent=1) + "\n").encode())

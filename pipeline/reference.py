@@ -1,0 +1,117 @@
+"""The reference bank: embeddings of the positives of the train split, and limits fitted on them.
+
+Shapes: B batch, K reference rows, D embedding.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline import manifest, storage
+from pipeline.errors import InfinegError
+from pipeline.records import ReferenceInfo, embedding_matrix, sha256_hex, unit_hash
+
+_PATH = "reference.parquet"
+_COLUMNS = ("content_hash", "split", "embedding")
+# More rows of one thing hardly move the mean of the nearest five, but cost time a candidate.
+_MAX_ROWS = 4096
+# Leave-one-out similarities of positives below which a candidate no longer looks like one.
+_CEILING_QUANTILE = 0.05
+_MIN_POSITIVES = 10
+
+
+@dataclass(frozen=True)
+class ReferenceBank:
+    """embedding_KD float32, L2-normalised, with the content hashes of its rows.
+
+    `positive_hashes` also holds the positives of val and test, which are known but not compared
+    with: no similarity may depend on them.
+    """
+
+    embedding_KD: NDArray[np.float32]
+    content_hashes: tuple[str, ...]
+    positive_hashes: frozenset[str]
+    num_neighbors: int
+
+    def similarity(
+        self, embedding_BD: NDArray[np.float32], content_hashes: Sequence[str]
+    ) -> NDArray[np.float32]:
+        """similarity_B: the mean of the `num_neighbors` largest of K cosines.
+
+        A row's own entry is left out, so that a positive is not similar for being itself. One
+        neighbour favours near-duplicates; five is steadier on a noisy bank.
+        """
+        cosine_BK = embedding_BD @ self.embedding_KD.T
+        position = {content_hash: k for k, content_hash in enumerate(self.content_hashes)}
+        for b, content_hash in enumerate(content_hashes):
+            if content_hash in position:
+                cosine_BK[b, position[content_hash]] = -1.0
+        k = min(self.num_neighbors, len(self.content_hashes) - 1)
+        nearest_BK = np.partition(cosine_BK, -k, axis=1)[:, -k:]
+        # Sorted, for the sum to have one order.
+        return np.asarray(np.sort(nearest_BK, axis=1).mean(axis=1), np.float32)
+
+
+def write_reference(root: str, positives: pa.Table, *, num_neighbors: int) -> ReferenceInfo:
+    """Fixes the reference of a data set.
+
+    positives: usable rows with `content_hash`, `split` and `embedding`. Raises InfinegError where
+    there are too few in the train split.
+    """
+    positives = _distinct(positives.select(list(_COLUMNS)))
+    buffer = io.BytesIO()
+    pq.write_table(positives, buffer, compression="zstd")
+    storage.write_atomic(storage.join(root, _PATH), buffer.getvalue())
+    bank = _make_bank(positives, num_neighbors)
+    if len(bank.content_hashes) < _MIN_POSITIVES:
+        raise InfinegError(
+            f"positives: {len(bank.content_hashes)} usable distinct images in the train split of "
+            f"{positives.num_rows} in all, at least {_MIN_POSITIVES} are needed"
+        )
+    own = bank.similarity(bank.embedding_KD, bank.content_hashes)
+    median, ceiling = (float(np.quantile(own, q)) for q in (0.5, _CEILING_QUANTILE))
+    info = ReferenceInfo(
+        fingerprint=sha256_hex("\n".join(sorted(bank.positive_hashes)).encode()),
+        num_embeddings=len(bank.content_hashes),
+        num_positives=positives.num_rows,
+        median=median,
+        ceiling=ceiling,
+        # In units of the positives' own spread below their median: on photographs of cats the
+        # first takes in most wild felids and dogs, the second most other animals.
+        near=ceiling - 1.5 * (median - ceiling),
+        mid=ceiling - 2.25 * (median - ceiling),
+    )
+    manifest.write_reference_info(root, info)
+    return info
+
+
+def read_bank(root: str, *, num_neighbors: int) -> ReferenceBank:
+    return _make_bank(manifest.read_table(root, _PATH), num_neighbors)
+
+
+def _distinct(positives: pa.Table) -> pa.Table:
+    """One row a content hash, ordered by it: the bank does not depend on the order of reading."""
+    positives = positives.sort_by("content_hash")
+    hashes = positives["content_hash"].to_pylist()
+    first = [i == 0 or hashes[i] != hashes[i - 1] for i in range(len(hashes))]
+    return positives.filter(pa.array(first, pa.bool_()))
+
+
+def _make_bank(positives: pa.Table, num_neighbors: int) -> ReferenceBank:
+    train = positives.filter(pc.equal(positives["split"], "train"))
+    order = sorted(
+        range(train.num_rows), key=lambda i: unit_hash("bank", train["content_hash"][i].as_py())
+    )
+    train = train.take(order[:_MAX_ROWS])
+    return ReferenceBank(
+        embedding_KD=embedding_matrix(train),
+        content_hashes=tuple(train["content_hash"].to_pylist()),
+        positive_hashes=frozenset(positives["content_hash"].to_pylist()),
+        num_neighbors=num_neighbors,
+    )

@@ -1,0 +1,156 @@
+"""Rows become files: a table becomes a part, or a shard (tar) with its sidecar (parquet).
+
+The bytes depend on the rows alone: fixed tar headers and member order, no time, no host.
+WebDataset's convention: https://github.com/webdataset/webdataset#the-webdataset-format
+"""
+
+import io
+import json
+import tarfile
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import manifest, storage
+from pipeline.records import SPLITS, Counts, PartRecord, RejectReason, ShardFile, Split
+
+# What `<key>.json` tells of a sample, for readers that know the tar alone.
+_JSON_COLUMNS = (
+    "key", "source", "uri", "label", "label_state", "class_name", "stratum", "group", "split",
+    "content_hash", "similarity", "inclusion_probability", "license", "author", "width", "height",
+)  # fmt: skip
+_LEDGER_DROPS = ("image", "embedding")
+
+
+def output_group(*, source: str, split: str, label: str, selected: bool, reason: str | None) -> str:
+    """Path stem of the shards that a row goes to, "" for none: one source, split and label each."""
+    if reason == RejectReason.SUSPECTED_POSITIVE:
+        return f"quarantine/{source}"
+    if not selected:
+        return ""
+    return f"shards/{split}/{source}-{label}" if label else f"shards/{split}/{source}"
+
+
+def parse_group(group: str) -> tuple[Split, str]:
+    """Split and label of a group of shards; names hold no dash."""
+    _, split, name = group.split("/")
+    assert split in SPLITS
+    return split, name.partition("-")[2]
+
+
+def output_groups(rows: pa.Table) -> list[str]:
+    """`output_group` of each row."""
+    columns = ("source", "split", "label", "selected", "reject_reason")
+    return [
+        output_group(source=source, split=split, label=label, selected=selected, reason=reason)
+        for source, split, label, selected, reason in zip(
+            *(rows[column].to_pylist() for column in columns), strict=True
+        )
+    ]
+
+
+def count_rows(rows: pa.Table) -> Counts:
+    """Counts of decided rows; asserts that they add up."""
+    rejected = {
+        value["values"]: value["counts"]
+        for value in pc.value_counts(rows["reject_reason"].drop_null()).to_pylist()
+    }
+    selected = pc.sum(rows["selected"]).as_py() or 0
+    counts = Counts(
+        read=rows.num_rows,
+        selected=selected,
+        not_selected=rows.num_rows - selected - sum(rejected.values()),
+        rejected=dict(sorted(rejected.items())),
+    )
+    assert counts.adds_up()
+    assert counts.not_selected >= 0
+    return counts
+
+
+def write_part(
+    root: str, rows: pa.Table, *, source: str, partition: str, part: int, is_last: bool
+) -> PartRecord:
+    """Writes decided rows of one partition as a part: data first, then the record that commits it.
+
+    Images stay only on rows that go into a shard or into quarantine. No rows are a part too: an
+    empty partition is done as any other.
+    """
+    groups = output_groups(rows)
+    kept = pa.array([bool(group) for group in groups])
+    images = pc.if_else(kept, rows["image"], pa.scalar(None, pa.large_binary()))
+    rows = rows.set_column(rows.schema.get_field_index("image"), "image", images)
+    path = manifest.part_stem(source, partition, part) + ".parquet"
+    with storage.open_atomic(storage.join(root, path)) as file:
+        _write_parquet(rows, file)
+    record = PartRecord(
+        source=source,
+        partition=partition,
+        part=part,
+        is_last=is_last,
+        path=path,
+        sha256=file.sha256,
+        counts=count_rows(rows),
+        packable={group: groups.count(group) for group in sorted(set(groups) - {""})},
+    )
+    manifest.commit_part(root, record)
+    return record
+
+
+def write_shard(
+    root: str, rows: pa.Table, *, stem: str, targets: Sequence[str], encoder: str, round_number: int
+) -> ShardFile:
+    """Writes `<stem>.tar` and `<stem>.parquet`. rows: `row_schema`, images present, unique keys."""
+    offsets, sizes = [], []
+    images = rows["image"]
+    described = rows.select(list(_JSON_COLUMNS)).to_pylist()
+    with storage.open_atomic(storage.join(root, stem + ".tar")) as tar_file:
+        for index, about in enumerate(described):
+            image = images[index].as_buffer()
+            about |= {"encoder": encoder, "generation": round_number}
+            label_index = targets.index(about["label"]) + 1 if about["label"] else 0
+            text = json.dumps(about, sort_keys=True, separators=(",", ":"))
+            key = about["key"]
+            _write_member(tar_file, f"{key}.cls", str(label_index).encode())
+            offsets.append(_write_member(tar_file, f"{key}.jpg", image))
+            sizes.append(image.size)
+            _write_member(tar_file, f"{key}.json", text.encode())
+        tar_file.write(b"\0" * 1024)  # POSIX: two zero blocks end an archive
+    sidecar = rows.drop_columns(["image"])
+    sidecar = sidecar.append_column("tar_offset", pa.array(offsets, pa.int64()))
+    sidecar = sidecar.append_column("tar_size", pa.array(sizes, pa.int64()))
+    with storage.open_atomic(storage.join(root, stem + ".parquet")) as sidecar_file:
+        _write_parquet(sidecar, sidecar_file)
+    return ShardFile(
+        path=stem + ".tar",
+        sha256=tar_file.sha256,
+        size_bytes=tar_file.size_bytes,
+        sidecar_path=stem + ".parquet",
+        sidecar_sha256=sidecar_file.sha256,
+        num_samples=rows.num_rows,
+        source=rows["source"][0].as_py(),
+    )
+
+
+def ledger_rows(rows: pa.Table) -> pa.Table:
+    """The columns of a ledger: what was seen and decided, without image and embedding."""
+    return rows.drop_columns(list(_LEDGER_DROPS))
+
+
+def _write_member(file: storage.HashingWriter, name: str, data: bytes | pa.Buffer) -> int:
+    """Appends one tar member and returns the offset of its data."""
+    header = tarfile.TarInfo(name)  # mtime, uid and gid are 0, names empty
+    header.size = len(data)
+    header.mode = 0o644
+    file.write(header.tobuf(tarfile.USTAR_FORMAT))
+    offset = file.tell()
+    file.write(data)
+    file.write(b"\0" * (-len(data) % tarfile.BLOCKSIZE))
+    return offset
+
+
+def _write_parquet(rows: pa.Table, file: storage.HashingWriter) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(rows, buffer, compression="zstd", compression_level=1)
+    file.write(buffer.getvalue())

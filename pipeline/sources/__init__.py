@@ -1,0 +1,86 @@
+"""Where samples come from. A format is one module here; a generator is one in `generated/`.
+
+A module has three names:
+
+    Params   pydantic model of `params:` in the config, frozen, extra fields forbidden
+    Source   made from Params; satisfies the protocol below
+    toy      writes three tiny images in this format and returns Params that point at them
+
+`kind` in a config entry is the module's name: nothing is registered.
+"""
+
+import importlib
+import importlib.util
+import pkgutil
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol, runtime_checkable
+
+from pydantic import BaseModel, ValidationError
+
+from pipeline.errors import ConfigError
+from pipeline.records import Partition, RawSample
+
+_KIND = re.compile(r"[a-z][a-z_]*")
+_PACKAGES = ("pipeline.sources", "pipeline.sources.generated")
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Partitions of samples, in an order that never changes."""
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether `partitions()` never ends; the build's budget then ends it."""
+
+    def partitions(self) -> Iterator[Partition]:
+        """Cheap and deterministic: lists, but opens no image."""
+
+    def read(self, partition: Partition) -> Iterator[RawSample]:
+        """Lazy, in a stable order, restartable from the beginning any number of times."""
+
+
+class SourceModule(Protocol):
+    """What a module under `sources/` offers."""
+
+    Params: type[BaseModel]
+
+    def Source(self, params: Any) -> Source: ...
+
+    def toy(self, directory: Path) -> BaseModel: ...
+
+
+def source_kinds() -> list[str]:
+    """Every module that can be named as `kind`."""
+    return sorted(
+        module.name
+        for package in _PACKAGES
+        for module in pkgutil.iter_modules(importlib.import_module(package).__path__)
+        if module.name != "generated" and not module.name.startswith("_")
+    )
+
+
+def load_source_module(kind: str) -> ModuleType:
+    """The module of a kind; raises ConfigError, listing the kinds there are."""
+    if kind != "generated" and _KIND.fullmatch(kind):
+        for package in _PACKAGES:
+            name = f"{package}.{kind}"
+            if importlib.util.find_spec(name) is not None:
+                return importlib.import_module(name)
+    raise ConfigError(f"kind: {kind!r} is none of {', '.join(source_kinds())}")
+
+
+def open_source(kind: str, params: Mapping[str, Any]) -> Source:
+    """A source ready to list and read; raises ConfigError that names the field at fault."""
+    module = load_source_module(kind)
+    try:
+        source: Source = module.Source(module.Params.model_validate(params))
+    except ValidationError as error:
+        problems = "; ".join(
+            f"params.{'.'.join(map(str, p['loc']))}: {p['msg']}, got {p['input']!r}"
+            for p in error.errors()
+        )
+        raise ConfigError(f"kind {kind}: {problems}") from None
+    return source

@@ -1,0 +1,63 @@
+"""A folder of image files, at any depth; the folder of a file is its class name.
+
+A file counts as an image by its suffix alone: whether it is one is the decode step's to say.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import BaseModel, Field
+
+from pipeline import storage
+from pipeline.errors import ConfigError
+from pipeline.records import Partition, RawSample
+from pipeline.sources._spread import spread_partitions
+from pipeline.sources._toy import toy_jpegs
+
+
+class Params(BaseModel, frozen=True, extra="forbid"):
+    """Where the files are."""
+
+    path: str  # folder or fsspec URL, e.g. s3://bucket/photos
+    suffixes: tuple[str, ...] = (  # lower case; "IMG_1.JPG" matches ".jpg"
+        ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff",
+    )  # fmt: skip
+    files_per_partition: int = Field(256, ge=1)  # files a task reads, and a resume repeats at most
+
+
+class Source:
+    """Every file with one of the suffixes, but hidden files and those in hidden folders."""
+
+    is_endless = False
+
+    def __init__(self, params: Params) -> None:
+        self._params = params
+
+    def partitions(self) -> Iterator[Partition]:
+        """Lists the folder once; raises ConfigError where it holds no image."""
+        params = self._params
+        names = [
+            name
+            for name in storage.list_files(params.path, params.suffixes)
+            if not any(part.startswith(".") for part in name.split("/"))
+        ]
+        if not names:
+            raise ConfigError(
+                f"{params.path}: no such folder, or no file in it with a suffix of "
+                f"{' '.join(params.suffixes)}; check `params.path`"
+            )
+        yield from spread_partitions(names, size=params.files_per_partition)
+
+    def read(self, partition: Partition) -> Iterator[RawSample]:
+        for name in partition.locator:
+            uri = storage.join(self._params.path, name)
+            folder = name.rpartition("/")[0]
+            yield RawSample(uri=uri, image=storage.read_bytes(uri), class_name=folder or None)
+
+
+def toy(directory: Path) -> Params:
+    for number, jpeg in enumerate(toy_jpegs()):
+        folder = directory / ("red", "green", "blue")[number]
+        folder.mkdir(parents=True)
+        (folder / f"{number}.jpg").write_bytes(jpeg)
+    return Params(path=str(directory))

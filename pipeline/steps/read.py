@@ -1,0 +1,83 @@
+"""Makes rows of what a source yields: key, hashes, position, split, and the entry's overrides.
+
+The one place where these are made, so that two sources cannot disagree on how.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipeline.errors import ConfigError
+from pipeline.records import (
+    READ_COLUMNS,
+    LabelState,
+    RawSample,
+    Split,
+    Stratum,
+    make_key,
+    row_schema,
+    split_of,
+)
+
+ADDS = READ_COLUMNS
+_SCHEMA = pa.schema([row_schema(1).field(name) for name in READ_COLUMNS])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where samples come from, and what the config says of all of them."""
+
+    source: str
+    partition: str
+    targets: tuple[str, ...]
+    split_fractions: Mapping[Split, float]
+    target: str | None = None  # positives: every sample shows this
+    stratum: Stratum | None = None
+    label_state: LabelState | None = None
+
+
+def read_batch(samples: Sequence[RawSample], origin: Origin, *, first_ordinal: int) -> pa.Table:
+    """Rows with `READ_COLUMNS`; raises ConfigError for a label that is no target."""
+    rows = [
+        _read_sample(sample, origin, first_ordinal + position)
+        for position, sample in enumerate(samples)
+    ]
+    return pa.Table.from_pylist(rows, schema=_SCHEMA)
+
+
+def _read_sample(sample: RawSample, origin: Origin, ordinal: int) -> dict[str, object]:
+    label = origin.target or sample.label
+    if label and label not in origin.targets:
+        raise ConfigError(
+            f"source {origin.source!r}: {sample.uri} is labelled {label!r}, "
+            f"but the targets are {', '.join(origin.targets)}"
+        )
+    state = sample.label_state
+    if label:
+        state = "verified_present"
+    elif state == "unknown" and origin.label_state is not None:
+        state = origin.label_state
+    content_hash = hashlib.sha256(sample.image).hexdigest()
+    # Where nothing else is known, equal bytes are the leakage unit.
+    group = sample.group or content_hash
+    return {
+        "key": make_key(origin.source, origin.partition, ordinal),
+        "source": origin.source,
+        "partition": origin.partition,
+        "ordinal": ordinal,
+        "uri": sample.uri,
+        "label": label,
+        "label_state": state,
+        "class_name": sample.class_name,
+        "stratum": None if label else origin.stratum or sample.stratum,
+        "group": group,
+        "split": split_of(group, origin.split_fractions),
+        "license": sample.license,
+        "author": sample.author,
+        "rotation": sample.rotation,
+        "content_hash": content_hash,
+        "image": sample.image,
+        "reject_reason": None,
+    }

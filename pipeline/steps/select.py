@@ -1,0 +1,87 @@
+"""Adds `inclusion_probability` and `selected`: Poisson sampling with permanent random numbers.
+
+A decision depends on the row and on the scale of its source alone, so that it is the same in any
+order, on any machine, and after any crash, and a larger scale keeps all that a smaller one kept
+(Ohlsson 1995, Coordination of samples using permanent random numbers).
+Knows nothing of Ray, of files, or of how the scale was fitted.
+"""
+
+from collections.abc import Set
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.records import RejectReason, unit_hash
+
+READS = ("label", "label_state", "split", "content_hash", "similarity", "reject_reason")
+ADDS = ("inclusion_probability", "selected")
+
+
+@dataclass(frozen=True)
+class SelectionRule:
+    """How candidates of one source are chosen.
+
+    Training negatives: clip(scale * exp(beta * (s - offset)), min_probability, 1). Negatives of
+    val and test: `eval_probability`, whatever they look like, so that plain binomial intervals
+    hold. Positives: 1.
+    """
+
+    scale: float
+    beta: float
+    offset: float
+    min_probability: float
+    eval_probability: float
+    seed: int
+    ceiling: float | None  # similarity above which an unlabelled candidate is suspected
+
+    def train_probability(self, similarity_B: NDArray[np.float32]) -> NDArray[np.float32]:
+        """inclusion_probability_B of training negatives."""
+        weight_B = np.exp(self.beta * (similarity_B.astype(np.float64) - self.offset))
+        clipped_B = np.clip(self.scale * weight_B, self.min_probability, 1.0)
+        return clipped_B.astype(np.float32)
+
+
+def select_batch(rows: pa.Table, rule: SelectionRule, positive_hashes: Set[str]) -> pa.Table:
+    """Decides each usable row; rejected ones get no probability and are not selected.
+
+    Sets `reject_reason` for candidates whose label cannot be trusted: the very bytes of a
+    positive (conflicting_labels), or unlabelled and too similar (suspected_positive).
+    """
+    reasons = rows["reject_reason"].to_pylist()
+    hashes = rows["content_hash"].to_pylist()
+    labels = rows["label"].to_pylist()
+    similarity_B = rows["similarity"].to_numpy().astype(np.float32)
+    for b, state in enumerate(rows["label_state"].to_pylist()):
+        if reasons[b] is None and labels[b] == "":
+            reasons[b] = _doubt(
+                is_known_positive=hashes[b] in positive_hashes,
+                is_unlabelled=state == "unknown",
+                is_too_similar=rule.ceiling is not None and similarity_B[b] > rule.ceiling,
+            )
+    is_usable_B = np.array([reason is None for reason in reasons], bool)
+    is_positive_B = np.array([label != "" for label in labels], bool)
+    is_train_B = np.array([split == "train" for split in rows["split"].to_pylist()], bool)
+    probability_B = np.where(
+        is_train_B, rule.train_probability(similarity_B), np.float32(rule.eval_probability)
+    )
+    probability_B[is_positive_B] = 1.0
+    chance_B = np.array([unit_hash(rule.seed, content_hash) for content_hash in hashes])
+    selected_B = is_usable_B & (chance_B < probability_B)
+    column = rows.schema.get_field_index("reject_reason")
+    rows = rows.set_column(column, "reject_reason", pa.array(reasons, pa.string()))
+    rows = rows.append_column(
+        "inclusion_probability", pa.array(probability_B, pa.float32(), mask=~is_usable_B)
+    )
+    return rows.append_column("selected", pa.array(selected_B, pa.bool_()))
+
+
+def _doubt(
+    *, is_known_positive: bool, is_unlabelled: bool, is_too_similar: bool
+) -> RejectReason | None:
+    if is_known_positive:
+        return RejectReason.CONFLICTING_LABELS
+    if is_unlabelled and is_too_similar:
+        return RejectReason.SUSPECTED_POSITIVE
+    return None

@@ -1,0 +1,189 @@
+"""Re-reads a whole data set and checks every checksum, count and invariant."""
+
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline import manifest, storage
+from pipeline.progress import Progress
+from pipeline.records import (
+    DatasetInfo,
+    Generation,
+    ShardFile,
+    ShardRecord,
+    SourceRecord,
+    split_of,
+    unit_hash,
+)
+from pipeline.shards import count_rows, output_group
+
+
+@dataclass
+class Verification:
+    """What was checked and what was found wrong."""
+
+    num_shards: int = 0
+    num_samples: int = 0
+    num_rows: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    def expect(self, claim: bool, problem: str) -> None:
+        if not claim:
+            self.problems.append(problem)
+
+
+def verify_dataset(root: str) -> Verification:
+    """Checks the latest generation; an empty `problems` vouches for the data set."""
+    info = manifest.require_info(root)
+    generation = manifest.read_generation(root)
+    result = Verification()
+    key_groups: dict[str, str] = {}
+    files = [*generation.shards, *generation.quarantine]
+    with Progress("verify", total=len(files), unit="shards") as progress:
+        for file in files:
+            _verify_file(root, info, file, result, key_groups)
+            progress.advance()
+    splits_by_hash: dict[str, str] = {}
+    for source in generation.sources:
+        _verify_ledger(root, info, source, result, key_groups, splits_by_hash)
+    for key in key_groups:
+        result.problems.append(f"{key}: in a shard but in no ledger")
+    _verify_timm_info(root, generation, result)
+    return result
+
+
+def _verify_file(
+    root: str,
+    info: DatasetInfo,
+    file: ShardFile,
+    result: Verification,
+    key_groups: dict[str, str],
+) -> None:
+    """One tar against its record and its sidecar; notes where each key was found."""
+    for path, sha256 in ((file.path, file.sha256), (file.sidecar_path, file.sidecar_sha256)):
+        uri = storage.join(root, path)
+        if not storage.exists(uri):
+            result.problems.append(f"{path}: missing")
+            return
+        result.expect(storage.sha256_of(uri) == sha256, f"{path}: sha256 differs from the record")
+    try:
+        samples = dict(_read_tar(storage.join(root, file.path)))
+        rows = manifest.read_table(root, file.sidecar_path)
+    except (tarfile.TarError, pa.ArrowInvalid, ValueError) as error:
+        result.problems.append(f"{file.path}: cannot be read: {error}")
+        return
+    keys = rows["key"].to_pylist()
+    result.expect(
+        len(keys) == file.num_samples, f"{file.path}: {len(keys)} rows, not {file.num_samples}"
+    )
+    result.expect(keys == list(samples), f"{file.path}: keys of tar and sidecar differ")
+    columns = ("key", "label", "split", "tar_size", "inclusion_probability")
+    for key, label, split, size, probability in zip(
+        *(rows[column].to_pylist() for column in columns), strict=True
+    ):
+        members = samples.get(key, {})
+        label_index = info.targets.index(label) + 1 if label in info.targets else 0
+        result.expect(members.get("cls") == str(label_index).encode(), f"{key}: cls is not {label}")
+        result.expect(len(members.get("jpg", b"")) == size, f"{key}: image size differs")
+        about = json.loads(members.get("json", b"{}"))
+        result.expect(about.get("key") == key, f"{key}: json tells of another sample")
+        if isinstance(file, ShardRecord):
+            result.expect(split == file.split, f"{key}: split {split} in a {file.split} shard")
+            result.expect(
+                probability is not None and 0 < probability <= 1,
+                f"{key}: inclusion_probability {probability} is not in (0, 1]",
+            )
+        result.expect(key not in key_groups, f"{key}: in {key_groups.get(key)} and {file.path}")
+        key_groups[key] = file.path.rpartition("-")[0]
+    result.num_shards += 1
+    result.num_samples += len(keys)
+
+
+def _read_tar(uri: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Samples by key; raises ValueError where the members of one are not together."""
+    seen: dict[str, dict[str, bytes]] = {}
+    last = ""
+    with storage.open_read(uri) as file, tarfile.open(fileobj=file, mode="r|") as tar:
+        for member in tar:
+            key, _, extension = member.name.partition(".")
+            if key != last and key in seen:
+                raise ValueError(f"members of {key} are not together")
+            last = key
+            content = tar.extractfile(member)
+            seen.setdefault(key, {})[extension] = content.read() if content else b""
+    yield from seen.items()
+
+
+def _verify_ledger(
+    root: str,
+    info: DatasetInfo,
+    source: SourceRecord,
+    result: Verification,
+    key_groups: dict[str, str],
+    splits_by_hash: dict[str, str],
+) -> None:
+    """Every row seen of a source: numbered without gap, decided by the rule, and packed once."""
+    seen: Counter[str] = Counter()
+    for ledger in source.ledger:
+        uri = storage.join(root, ledger.path)
+        result.expect(storage.sha256_of(uri) == ledger.sha256, f"{ledger.path}: sha256 differs")
+        rows = manifest.read_table(root, ledger.path)
+        result.num_rows += rows.num_rows
+        result.expect(count_rows(rows) == source.counts, f"{source.name}: other counts")
+        seen.update(rows["partition"].to_pylist())
+        ordinals = set(zip(rows["partition"].to_pylist(), rows["ordinal"].to_pylist(), strict=True))
+        wanted = {(partition, i) for partition, n in seen.items() for i in range(n)}
+        result.expect(ordinals == wanted, f"{source.name}: ordinals missing or doubled")
+        for row in rows.to_pylist():
+            _verify_row(row, info, result, key_groups, splits_by_hash)
+    result.expect(source.counts.adds_up(), f"{source.name}: counts do not add up")
+
+
+def _verify_row(
+    row: dict[str, Any],
+    info: DatasetInfo,
+    result: Verification,
+    key_groups: dict[str, str],
+    splits_by_hash: dict[str, str],
+) -> None:
+    key, probability = row["key"], row["inclusion_probability"]
+    fractions = info.fingerprint_inputs["split"]
+    seed = info.fingerprint_inputs["selection"]["seed"]
+    content_hash = str(row["content_hash"])
+    group = output_group(
+        source=str(row["source"]),
+        split=str(row["split"]),
+        label=str(row["label"]),
+        selected=bool(row["selected"]),
+        reason=row["reject_reason"],
+    )
+    packed = key_groups.pop(str(key), "")
+    result.expect(
+        packed == group, f"{key}: belongs in {group or 'no shard'}, is in {packed or 'none'}"
+    )
+    if row["reject_reason"] is None:
+        is_chosen = unit_hash(seed, content_hash) < probability
+        result.expect(row["selected"] == is_chosen, f"{key}: selected against the rule")
+    else:
+        result.expect(not row["selected"], f"{key}: rejected and selected")
+    full = {"train": 0.0, **fractions}
+    result.expect(row["split"] == split_of(str(row["group"]), full), f"{key}: in the wrong split")
+    if row["selected"]:
+        other = splits_by_hash.setdefault(content_hash, str(row["split"]))
+        result.expect(
+            other == row["split"], f"{key}: the same image is in {other} and {row['split']}"
+        )
+
+
+def _verify_timm_info(root: str, generation: Generation, result: Verification) -> None:
+    splits = json.loads(storage.read_bytes(storage.join(root, "_info.json")))["splits"]
+    listed = sorted(name for split in splits.values() for name in split["filenames"])
+    result.expect(
+        listed == sorted(shard.path for shard in generation.shards),
+        "_info.json lists other shards than the latest generation",
+    )

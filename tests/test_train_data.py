@@ -1,0 +1,246 @@
+"""The order of the samples, the batches, the weights and the loss."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from train_dataset import ENCODER, EVAL_PROBABILITY, NEGATIVES, write_config, write_dataset
+
+from pipeline.encoders import load_encoder
+from pipeline.errors import ConfigError, InfinegError
+from pipeline.manifest import read_sidecar
+from pipeline.records import Generation
+from train.config import load_train_config
+from train.data import (
+    AugmentedImages,
+    Batches,
+    CachedEmbeddings,
+    TrainRows,
+    read_eval_batches,
+    read_train_rows,
+    stream_batches,
+)
+from train.losses import importance_weights, weighted_bce
+from train.optim import Schedule
+from train.order import BatchOrder, RankSlice, shuffle_epoch
+
+POSITIVES = [range(7), range(7, 10)]
+ALONE = RankSlice()
+NEGATIVE_SHARDS = [range(start, start + 10) for start in range(10, 60, 10)]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Generation]:
+    root = tmp_path_factory.mktemp("dataset")
+    return str(root), write_dataset(root, num_positives=20, num_negatives=60)
+
+
+@pytest.fixture(scope="module")
+def rows(dataset: tuple[str, Generation]) -> TrainRows:
+    return read_train_rows(*dataset, ["cat"])
+
+
+def order(*, seed: int = 0, part: RankSlice = ALONE) -> BatchOrder:
+    return BatchOrder(
+        POSITIVES, NEGATIVE_SHARDS, num_positives=2, batch_size=6, window=2, seed=seed, part=part
+    )
+
+
+def order_of(rows: TrainRows) -> BatchOrder:
+    return BatchOrder(
+        rows.positives, rows.negatives, num_positives=2, batch_size=8, window=2, seed=0
+    )
+
+
+def test_order_depends_on_seed_and_step_alone() -> None:
+    ahead, late = order(), order()
+    stream = [ahead.batch(step)[0] for step in range(40)]
+    assert np.array_equal(late.batch(30)[0], stream[30])
+    assert not np.array_equal(order(seed=1).batch(30)[0], stream[30])
+
+
+def test_every_negative_is_drawn_once_an_epoch_and_every_positive_once_in_its_own() -> None:
+    batches = [order().batch(step)[0] for step in range(25)]
+    positives = np.concatenate([batch[:2] for batch in batches])
+    negatives = np.concatenate([batch[2:] for batch in batches])
+    assert len(negatives) == 2 * 50
+    for epoch in np.split(negatives, 2):
+        assert sorted(epoch) == list(range(10, 60))
+    for epoch in np.split(positives, 5):
+        assert sorted(epoch) == list(range(10))
+    assert not np.array_equal(negatives[:50], negatives[50:])
+
+
+def test_ranks_share_the_batch_of_one_process() -> None:
+    rows, positions = order().batch(5)
+    parts = [order(part=RankSlice(rank, 3)).batch(5) for rank in range(3)]
+    assert sorted(np.concatenate([part[0] for part in parts])) == sorted(rows)
+    assert sorted(np.concatenate([part[1] for part in parts])) == sorted(positions)
+    assert {len(part[0]) for part in parts} == {2}
+
+
+def test_shuffle_stays_within_the_window_of_shards() -> None:
+    shards = [range(start, start + 10) for start in range(0, 100, 10)]
+    epoch = shuffle_epoch(shards, window=2, rng=np.random.default_rng(0))
+    groups = [set(block // 10) for block in np.split(epoch, 5)]
+    assert all(len(group) == 2 for group in groups), "a block reads two shards"
+    assert sorted(epoch) == list(range(100))
+
+
+def test_batch_holds_the_share_of_positives_with_their_weights(
+    dataset: tuple[str, Generation], rows: TrainRows
+) -> None:
+    batch = Batches(rows, order_of(rows), CachedEmbeddings(dataset[0], rows))[3]
+    assert batch.targets_BK[:, 0].tolist() == [1, 1] + [0] * 6
+    keys = rows.keys.take(batch.rows_B.numpy()).to_pylist()
+    probability = {"my_cat": 1.0} | {source: p for source, _, p, _ in NEGATIVES}
+    wanted = [1 / probability[key.split("-")[0]] for key in keys]
+    assert batch.inverse_probability_B.tolist() == pytest.approx(wanted)
+
+
+def test_embeddings_are_those_of_their_keys(
+    dataset: tuple[str, Generation], rows: TrainRows
+) -> None:
+    root, generation = dataset
+    batch = Batches(rows, order_of(rows), CachedEmbeddings(root, rows))[0]
+    keys = rows.keys.take(batch.rows_B.numpy()).to_pylist()
+    pairs = list(zip(keys, batch.inputs, strict=True))
+    for table, embedding_BD in read_eval_batches(
+        root, generation, splits=("val",), mode="head", preprocessing=None, batch_size=7
+    ):
+        pairs += zip(table["key"].to_pylist(), embedding_BD, strict=True)
+    by_key = {
+        row["key"]: row["embedding"]
+        for shard in generation.shards
+        for row in read_sidecar(root, shard, ("key", "embedding")).to_pylist()
+    }
+    for key, embedding_D in pairs:
+        assert embedding_D.tolist() == by_key[key]
+
+
+@pytest.mark.parametrize("strength", ["light", "heavy"])
+def test_images_are_the_same_whatever_the_workers_and_the_start(
+    dataset: tuple[str, Generation], rows: TrainRows, strength: str
+) -> None:
+    preprocessing = load_encoder(ENCODER).preprocessing
+    images = AugmentedImages(
+        dataset[0], rows, preprocessing=preprocessing, strength=strength, seed=0
+    )  # fmt: skip
+    batches = Batches(rows, order_of(rows), images)
+    here = list(stream_batches(batches, range(4), workers=0, pin=False))
+    there = list(stream_batches(batches, range(1, 4), workers=2, pin=False))
+    assert len(there) == 3
+    for mine, theirs in zip(here[1:], there, strict=True):
+        assert torch.equal(mine.inputs, theirs.inputs)
+        assert torch.equal(mine.rows_B, theirs.rows_B)
+    assert here[0].inputs.shape == (8, 3, 32, 32)
+    again = images(*order_of(rows).batch(0))
+    assert torch.equal(again, here[0].inputs)
+    first_rows, first_positions = order_of(rows).batch(0)
+    assert not torch.equal(images(first_rows, first_positions + 100), again)
+
+
+def test_warm_pictures_belong_to_the_positives(
+    dataset: tuple[str, Generation], rows: TrainRows
+) -> None:
+    preprocessing = load_encoder(ENCODER).preprocessing
+    images = AugmentedImages(dataset[0], rows, preprocessing=preprocessing, strength="off", seed=0)
+    batch = Batches(rows, order_of(rows), images)[0]
+    red, blue = batch.inputs.float().mean((2, 3))[:, [0, 2]].unbind(1)
+    assert torch.equal(red > blue, batch.targets_BK[:, 0] == 1)
+
+
+@pytest.mark.parametrize("mode", ["head", "finetune"])
+def test_evaluation_reads_every_row_of_its_splits_once(
+    dataset: tuple[str, Generation], mode: str
+) -> None:
+    root, generation = dataset
+    preprocessing = load_encoder(ENCODER).preprocessing
+    batches = list(
+        read_eval_batches(
+            root, generation, splits=("val", "test"), mode=mode, preprocessing=preprocessing,
+            batch_size=7,
+        )
+    )  # fmt: skip
+    keys = [key for table, _ in batches for key in table["key"].to_pylist()]
+    wanted = sum(shard.num_samples for shard in generation.shards if shard.split != "train")
+    assert len(keys) == len(set(keys)) == wanted
+    for table, inputs in batches:
+        assert "embedding" not in table.column_names
+        assert set(table["split"].to_pylist()) <= {"val", "test"}
+        assert inputs.shape == (table.num_rows, *((256,) if mode == "head" else (3, 32, 32)))
+        assert inputs.dtype == (torch.float32 if mode == "head" else torch.uint8)
+    chances = {p for table, _ in batches for p in table["inclusion_probability"].to_pylist()}
+    assert chances == {1.0, EVAL_PROBABILITY}
+
+
+def test_a_train_split_without_positives_is_refused(dataset: tuple[str, Generation]) -> None:
+    root, generation = dataset
+    negatives = tuple(shard for shard in generation.shards if not shard.label)
+    with pytest.raises(InfinegError, match="no positives in its train split"):
+        read_train_rows(root, generation.model_copy(update={"shards": negatives}), ["cat"])
+
+
+def test_weights_are_self_normalised_and_clipped() -> None:
+    targets_BK = torch.tensor([[1.0], [0.0], [0.0], [0.0], [0.0]])
+    inverse_B = torch.tensor([1.0, 1.0, 1.0, 1.0, 5.0])
+    plain = importance_weights(targets_BK, inverse_B, max_weight=10, reduce_sum=lambda x: x)
+    assert plain.weight_BK[:, 0].tolist() == pytest.approx([1, 0.5, 0.5, 0.5, 2.5])
+    assert plain.clipped_mass.item() == 0
+    clipped = importance_weights(targets_BK, inverse_B, max_weight=1.5, reduce_sum=lambda x: x)
+    # 2.5 becomes 1.5: a quarter of the mass 4 is lost, then the mean is brought back to 1.
+    assert clipped.clipped_mass.item() == pytest.approx(0.25)
+    assert clipped.weight_BK[:, 0].tolist() == pytest.approx([1, 2 / 3, 2 / 3, 2 / 3, 2])
+
+
+def test_a_positive_of_one_target_is_a_negative_of_the_other() -> None:
+    targets_BK = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    weights = importance_weights(
+        targets_BK, torch.tensor([1.0, 1.0, 3.0]), max_weight=10, reduce_sum=lambda x: x
+    )
+    assert torch.allclose(weights.weight_BK, torch.tensor([[1, 0.5], [0.5, 1], [1.5, 1.5]]))
+
+
+def test_loss_is_that_of_a_hand_computation() -> None:
+    logits_BK = torch.tensor([[2.0], [-1.0]])
+    targets_BK, weight_BK = torch.tensor([[1.0], [0.0]]), torch.tensor([[1.0], [3.0]])
+    loss = weighted_bce(
+        logits_BK, targets_BK, weight_BK, global_batch_size=4, world_size=2
+    )  # fmt: skip
+    # softplus(-2) + 3 * softplus(-1), over 4 samples, times 2 processes.
+    assert loss.item() == pytest.approx((0.126928 + 3 * 0.313262) / 4 * 2, abs=1e-5)
+
+
+def test_learning_rate_rises_falls_and_begins_where_its_phase_does() -> None:
+    schedule = Schedule(peak=1.0, first=10, warmup=4, last=34)
+    assert schedule.learning_rate(9) == 0
+    assert schedule.learning_rate(10) == pytest.approx(0.2)
+    assert schedule.learning_rate(14) == pytest.approx(1)
+    assert schedule.learning_rate(24) == pytest.approx(0.5)
+    assert schedule.learning_rate(33) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"train": {"mode": "heads"}}, r"train\.mode: .*'head' or 'finetune'.*'heads'"),
+        ({"train": {"stepz": 3}}, r"train\.stepz: Extra inputs are not permitted"),
+        ({"train": {"batch_size": 3, "positive_share": 0.1}}, r"train\.positive_share 0\.1 of"),
+        ({"train": {"mode": "finetune", "steps": 9}}, r"train\.head_steps 300 must be under"),
+        ({"evaluate": {"alpha": 2}}, r"evaluate\.alpha: .* less than 1, got 2"),
+    ],
+)
+def test_config_errors_name_the_field(tmp_path: Path, section: dict, message: str) -> None:
+    path = write_config(tmp_path / "c.yaml", dataset=tmp_path, run=tmp_path / "run", **section)
+    with pytest.raises(ConfigError, match=message):
+        load_train_config(path)
+
+
+def test_defaults_depend_on_the_mode(tmp_path: Path) -> None:
+    path = write_config(tmp_path / "c.yaml", dataset=tmp_path, run=tmp_path / "run")
+    assert load_train_config(path)[1].batch_size == 256
+    _, finetune, evaluate = load_train_config(path, ["train.mode=finetune", "evaluate.alpha=0.01"])
+    assert (finetune.batch_size, evaluate.alpha) == (64, 0.01)
+    assert json.dumps(finetune.result_inputs())

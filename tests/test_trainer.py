@@ -1,0 +1,238 @@
+"""Whole runs: what they learn, how they resume, and that two processes do what one does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from train_dataset import write_config, write_dataset
+
+from pipeline.errors import ConfigError, InfinegError
+from pipeline.manifest import read_generation, require_info
+from train import trainer
+from train.config import load_train_config
+from train.data import read_eval_batches
+from train.distributed import World
+from train.job import prepare_job
+from train.model import load_model, read_model_info
+from train.trainer import train
+
+SHORT: dict[str, Any] = {
+    "steps": 12, "batch_size": 16, "warmup_steps": 3, "log_every": 1, "checkpoint_every": 4,
+    "learning_rate": 0.003, "hidden_dim": 32, "workers": 0,
+}  # fmt: skip
+FINETUNE = SHORT | {"mode": "finetune", "head_steps": 5, "backbone_learning_rate": 0.001}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("dataset")
+    write_dataset(root, image_size=40)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # test processes share few cores
+
+
+def write_run_config(dataset: Path, run: Path, **section: Any) -> Path:
+    run.parent.mkdir(parents=True, exist_ok=True)
+    return write_config(run.with_suffix(".yaml"), dataset=dataset, run=run, train=section)
+
+
+def run_training(dataset: Path, run: Path, *, resume: bool = False, **section: Any) -> Path:
+    config, train_config, _ = load_train_config(write_run_config(dataset, run, **section))
+    return train(config, train_config, resume=resume)
+
+
+def read_losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(len(lines)))
+    return [line["loss"] for line in lines]
+
+
+def interrupt_training(
+    dataset: Path, run: Path, monkeypatch: pytest.MonkeyPatch, *, at: int, **section: Any
+) -> None:
+    """A run that ends in the middle of step `at`, as Ctrl-C would end it."""
+    train_step = trainer._train_step
+
+    def interrupted(job: Any, model: Any, batch: Any, step: int) -> Any:
+        if step == at:
+            raise KeyboardInterrupt
+        return train_step(job, model, batch, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "_train_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_training(dataset, run, **section)
+
+
+def test_head_training_separates_what_is_separable(dataset: Path, tmp_path: Path) -> None:
+    run = run_training(dataset, tmp_path / "run", **SHORT | {"steps": 60})
+    detector, info = load_model(run)
+    assert (info.targets, info.generation, info.samples_seen) == (("cat",), 1, 960)
+    assert info.calibration is None
+    inference = read_eval_batches(
+        str(dataset), read_generation(str(dataset)), splits=("test",), mode=info.mode,
+        preprocessing=info.preprocessing,
+    )  # fmt: skip
+    with torch.inference_mode():
+        pairs = [
+            (logit, label == "cat")
+            for table, embedding_BD in inference
+            for logit, label in zip(
+                detector.head_logits(embedding_BD)[:, 0].tolist(), table["label"].to_pylist(),
+                strict=True,
+            )
+        ]  # fmt: skip
+    positives = [logit for logit, is_positive in pairs if is_positive]
+    negatives = [logit for logit, is_positive in pairs if not is_positive]
+    assert len(positives) == 20
+    assert min(positives) > max(negatives)
+
+
+def test_finetune_changes_the_backbone_but_no_batch_statistics(
+    dataset: Path, tmp_path: Path
+) -> None:
+    head_run = run_training(dataset, tmp_path / "head", **SHORT)
+    run = run_training(dataset, tmp_path / "run", **FINETUNE)
+    before, after = (load_model(path)[0].encoder.state_dict() for path in (head_run, run))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert not [name for name in changed if "running" in name or "num_batches" in name]
+    losses = read_losses(run)
+    assert losses[-1] < losses[0] / 2
+
+
+@pytest.mark.parametrize("section", [SHORT, FINETUNE], ids=["head", "finetune"])
+@pytest.mark.parametrize("stop", [6, 10])
+def test_resumed_run_repeats_the_undisturbed_one_exactly(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: dict, stop: int
+) -> None:
+    undisturbed = run_training(dataset, tmp_path / "a", **section)
+    interrupt_training(dataset, tmp_path / "b", monkeypatch, at=stop, **section)
+    assert read_model_info(tmp_path / "b") is None
+    resumed = run_training(dataset, tmp_path / "b", resume=True, **section)
+    assert read_losses(resumed) == read_losses(undisturbed)
+    models = [(run / "model.safetensors").read_bytes() for run in (undisturbed, resumed)]
+    assert models[0] == models[1]
+
+
+def test_an_unfinished_run_is_not_overwritten(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_training(dataset, tmp_path / "run", monkeypatch, at=9, **SHORT)
+    with pytest.raises(ConfigError, match=r"stopped at step 8 of 12; --resume continues it"):
+        run_training(dataset, tmp_path / "run", **SHORT)
+
+
+def test_a_finished_run_is_left_alone_and_refuses_another_config(
+    dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    run = run_training(dataset, tmp_path / "run", **SHORT)
+    before = (run / "model.safetensors").stat().st_mtime_ns
+    run_training(dataset, tmp_path / "run", resume=True, **SHORT | {"log_every": 3})
+    assert "is finished, nothing to do" in caplog.text
+    assert (run / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(ConfigError, match=r"other settings \(dropout was 0\.1, is 0\.3\)"):
+        run_training(dataset, tmp_path / "run", resume=True, **SHORT | {"dropout": 0.3})
+
+
+def test_run_folder_holds_what_its_readers_expect(dataset: Path, tmp_path: Path) -> None:
+    run = run_training(dataset, tmp_path / "run", **SHORT)
+    names = {path.name for path in run.iterdir()}
+    assert names == {
+        "config.yaml", "checkpoints", "log.jsonl", "tensorboard", "model.json", "model.safetensors",
+    }  # fmt: skip
+    assert list((run / "tensorboard").glob("events.*"))
+    kept = sorted(path.name for path in (run / "checkpoints").glob("*.safetensors"))
+    assert kept == ["step-000000004.safetensors", "step-000000008.safetensors"]
+    line = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
+    assert line.keys() == {
+        "step", "samples_seen", "loss", "clipped_mass", "learning_rate", "samples_per_s",
+        "data_wait",
+    }  # fmt: skip
+    config, train_config, _ = load_train_config(run / "config.yaml")
+    assert train_config.generation == 1, "the resolved config names its generation"
+    assert train(config, train_config) == run
+
+
+def test_a_head_refuses_embeddings_of_another_encoder(dataset: Path, tmp_path: Path) -> None:
+    path = write_run_config(dataset, tmp_path / "run", **SHORT)
+    config, train_config, _ = load_train_config(path, ["encoder.image_size=48"])
+    with pytest.raises(ConfigError, match=r"encoder: .*:48px, but the embeddings of .*:32px"):
+        train(config, train_config)
+
+
+def test_positives_repeated_too_often_are_told(
+    dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_training(dataset, tmp_path / "run", **SHORT | {"max_repetition_factor": 1.0})
+    assert "each of the 40 positives is drawn 1 times" in caplog.text
+
+
+def test_a_model_file_of_another_shape_or_kind_is_refused(dataset: Path, tmp_path: Path) -> None:
+    run = run_training(dataset, tmp_path / "run", **SHORT | {"steps": 2})
+    about = json.loads((run / "model.json").read_text())
+    (run / "model.json").write_text(json.dumps(about | {"hidden_dim": 31}))
+    with pytest.raises(InfinegError, match=r"tensors do not fit the model: head\.layers"):
+        load_model(run)
+    (run / "model.json").write_text(json.dumps(about))
+    weights = (run / "model.safetensors").read_bytes()
+    for garbage in (b"", b"garbage" * 99, weights[: len(weights) // 2]):
+        (run / "model.safetensors").write_bytes(garbage)
+        with pytest.raises(InfinegError, match="not a safetensors file, or cut short"):
+            load_model(run)
+    (run / "model.json").write_text("{}")
+    with pytest.raises(InfinegError, match="not a model that this version reads"):
+        load_model(run)
+
+
+@pytest.mark.timeout(180)  # three more processes import torch: slow where cores are few
+def test_two_processes_train_like_one(dataset: Path, tmp_path: Path) -> None:
+    # Dropout differs from rank to rank, as it must.
+    sections = {
+        "head": SHORT | {"dropout": 0.0},
+        "finetune": FINETUNE | {"dropout": 0.0, "workers": 1},
+    }
+    configs = []
+    for name, section in sections.items():
+        run_training(dataset, tmp_path / "one" / name, **section)
+        configs.append(write_run_config(dataset, tmp_path / "two" / name, **section))
+    script = tmp_path / "train_all.py"
+    script.write_text(
+        "import sys\n"
+        "from train.config import load_train_config\n"
+        "from train.distributed import join_world\n"
+        "from train.trainer import train\n"
+        "with join_world():  # once: a process cannot meet its peers twice\n"
+        "    for path in sys.argv[1:]:\n"
+        "        config, train_config, _ = load_train_config(path)\n"
+        "        train(config, train_config)\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    subprocess.run(
+        [*launcher, "--nproc-per-node", "2", str(script), *map(str, configs)],
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=170,
+    )
+    for name in sections:
+        one, two = (read_losses(tmp_path / number / name) for number in ("one", "two"))
+        assert two == pytest.approx(one, abs=1e-5)
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(dataset: Path, tmp_path: Path) -> None:
+    path = write_run_config(dataset, tmp_path / "run", **SHORT)
+    config, train_config, _ = load_train_config(path)
+    world = World(rank=0, size=3, device=torch.device("cpu"))
+    info, generation = require_info(str(dataset)), read_generation(str(dataset))
+    with pytest.raises(ConfigError, match=r"train\.batch_size: 16 must be a multiple of the 3"):
+        prepare_job(config, train_config, info, generation, world)

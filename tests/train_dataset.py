@@ -1,0 +1,218 @@
+"""A small data set written by the real writers, for the tests of training and evaluation.
+
+Positives are warm pictures and negatives cold ones; their embeddings lie around directions of
+their own. Training negatives of `near_animals` are kept more often than those of `scenes`, so
+that their weights differ; val and test negatives are drawn uniformly, each with probability 0.5.
+
+Shapes: N rows, L latent dimensions, D embedding.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import simplejpeg
+import yaml
+from numpy.typing import NDArray
+
+from pipeline import manifest
+from pipeline.config import EncoderConfig
+from pipeline.encoders import load_encoder, weights_sha256
+from pipeline.records import (
+    Counts,
+    DatasetInfo,
+    Generation,
+    ShardRecord,
+    SourceRecord,
+    Split,
+    Stratum,
+    make_key,
+    row_schema,
+    sha256_hex,
+)
+from pipeline.shards import output_group, write_shard
+
+# Source, stratum, inclusion probability in train, cosine of its direction to the positives'.
+NEGATIVES: tuple[tuple[str, Stratum, float, float], ...] = (
+    ("near_animals", "near", 0.8, 0.5),
+    ("scenes", "far", 0.1, 0.0),
+    ("noise", "generated", 0.2, -0.3),
+)
+EVAL_PROBABILITY = 0.5
+# Small, the same everywhere, and with batch norms.
+ENCODER = EncoderConfig(name="timm/test_efficientnet", weights="random", image_size=32)
+_LATENT_DIM = 16  # in which embeddings differ: in more, noise would hardly ever overlap
+
+
+def write_dataset(
+    root: Path,
+    *,
+    targets: tuple[str, ...] = ("cat",),
+    num_positives: int = 40,
+    num_negatives: int = 150,
+    image_size: int = 48,
+    samples_per_shard: int = 20,
+    noise: float = 0.5,
+    seed: int = 0,
+) -> Generation:
+    """Writes and commits generation 1.
+
+    num_positives a target and num_negatives over the three sources are those of train; val and
+    test get half as many each. `noise` is the spread around a unit direction: 0.5 separates
+    nearly all, 2 leaves real overlap.
+    """
+    rng = np.random.default_rng(seed)
+    encoder = load_encoder(ENCODER)
+    bases = rng.normal(size=(encoder.embedding_dim, _LATENT_DIM))
+    axes_LD = np.linalg.qr(bases)[0].T
+    shards: list[ShardRecord] = []
+    counts: dict[str, int] = {}
+    for split in ("train", "val", "test"):
+        part = 1.0 if split == "train" else 0.5
+        for index, target in enumerate(targets):
+            counts.setdefault(f"my_{target}", 0)
+            direction_L = np.eye(_LATENT_DIM)[index]
+            shards += _write_group(
+                root, f"my_{target}", split, target, stratum=None, probability=1.0,
+                num=round(num_positives * part), direction_L=direction_L, axes_LD=axes_LD, noise=noise, rng=rng,
+                targets=targets, image_size=image_size, samples_per_shard=samples_per_shard,
+                counts=counts,
+            )  # fmt: skip
+        for index, (source, stratum, probability, cosine) in enumerate(NEGATIVES):
+            direction_L = np.zeros(_LATENT_DIM)
+            direction_L[[0, len(targets) + index]] = cosine, (1 - cosine**2) ** 0.5
+            counts.setdefault(source, 0)
+            shards += _write_group(
+                root, source, split, "", stratum=stratum,
+                probability=probability if split == "train" else EVAL_PROBABILITY,
+                num=round(num_negatives * part / len(NEGATIVES)), direction_L=direction_L,
+                axes_LD=axes_LD, noise=noise, rng=rng, targets=targets, image_size=image_size,
+                samples_per_shard=samples_per_shard, counts=counts,
+            )  # fmt: skip
+    fingerprint = (
+        f"{ENCODER.name}:{weights_sha256(encoder)[:12]}:{ENCODER.layer}:{ENCODER.image_size}px:toy"
+    )
+    return _commit(root, targets, fingerprint, encoder.embedding_dim, shards, counts)
+
+
+def write_config(path: Path, *, dataset: Path, run: Path, **sections: Any) -> Path:
+    """Writes a config file. `sections` replace or extend `train`, `evaluate`, `encoder`, ..."""
+    config: dict[str, Any] = {
+        "target": {"name": "cat"},
+        "positives": [{"name": "my_cat", "kind": "image_folder"}],
+        "sources": [{"name": name, "kind": "image_folder"} for name, *_ in NEGATIVES],
+        "encoder": ENCODER.model_dump(mode="json"),
+        "output": {"path": str(dataset)},
+    }
+    train = {"run": str(run), "mode": "head", **sections.pop("train", {})}
+    path.write_text(yaml.safe_dump({**config, **sections, "train": train}, sort_keys=False))
+    return path
+
+
+def _write_group(
+    root: Path,
+    source: str,
+    split: Split,
+    label: str,
+    *,
+    stratum: Stratum | None,
+    probability: float,
+    num: int,
+    direction_L: NDArray[np.float64],
+    axes_LD: NDArray[np.float64],
+    noise: float,
+    rng: np.random.Generator,
+    targets: tuple[str, ...],
+    image_size: int,
+    samples_per_shard: int,
+    counts: dict[str, int],
+) -> list[ShardRecord]:
+    """Shards of one source, split and label."""
+    latent_NL = direction_L + noise * rng.normal(size=(num, _LATENT_DIM)) / _LATENT_DIM**0.5
+    latent_NL /= np.linalg.norm(latent_NL, axis=1, keepdims=True)
+    embedding_ND = latent_NL @ axes_LD
+    first = counts[source]
+    counts[source] += num
+    rows = [
+        {
+            "key": make_key(source, "p", first + i),
+            "source": source,
+            "partition": "p",
+            "ordinal": first + i,
+            "uri": f"toy://{source}/{first + i}",
+            "label": label,
+            "label_state": "verified_present" if label else "verified_absent",
+            "class_name": None,
+            "stratum": stratum,
+            "group": f"{source}-{first + i}",
+            "split": split,
+            "rotation": None,
+            "content_hash": sha256_hex(f"{source}/{first + i}".encode()),
+            "perceptual_hash": int(rng.integers(2**63)),
+            "image": _draw_picture(label, targets, image_size, rng),
+            "width": image_size + 16,
+            "height": image_size,
+            "embedding": embedding_ND[i].astype(np.float16),
+            "similarity": float(latent_NL[i, 0]),
+            "inclusion_probability": probability,
+            "selected": True,
+        }
+        for i in range(num)
+    ]
+    stem = output_group(source=source, split=split, label=label, selected=True, reason=None)
+    records = []
+    for number, start in enumerate(range(0, num, samples_per_shard)):
+        table = pa.Table.from_pylist(
+            rows[start : start + samples_per_shard], row_schema(axes_LD.shape[1])
+        )
+        shard = write_shard(
+            str(root), table, stem=f"{stem}-{number:06d}", targets=targets, encoder="toy",
+            round_number=1,
+        )  # fmt: skip
+        records.append(ShardRecord(**shard.model_dump(), split=split, label=label))
+    return records
+
+
+def _draw_picture(
+    label: str, targets: tuple[str, ...], image_size: int, rng: np.random.Generator
+) -> bytes:
+    """A JPEG of `image_size` by `image_size` + 16 pixels: a colour a label, with noise."""
+    warm = (230, 120, 40), (220, 60, 160)
+    color = warm[targets.index(label) % 2] if label else (30, 90, 200)
+    pixels_HWC = np.asarray(color) + rng.normal(0, 25, (image_size, image_size + 16, 3))
+    return simplejpeg.encode_jpeg(
+        pixels_HWC.clip(0, 255).astype(np.uint8), quality=90, colorsubsampling="420"
+    )
+
+
+def _commit(
+    root: Path,
+    targets: tuple[str, ...],
+    encoder: str,
+    embedding_dim: int,
+    shards: list[ShardRecord],
+    counts: dict[str, int],
+) -> Generation:
+    info = DatasetInfo(
+        targets=targets, encoder=encoder, embedding_dim=embedding_dim, fingerprint="toy",
+        fingerprint_inputs={}, latest_generation=0,
+    )  # fmt: skip
+    manifest.write_info(str(root), info)
+    sources = tuple(
+        SourceRecord(
+            name=name,
+            round=1,
+            fingerprint="toy",
+            role="positive" if name.startswith("my_") else "negative",
+            num_partitions=1,
+            counts=Counts(read=num, selected=num),
+            ledger=(),
+        )
+        for name, num in counts.items()
+    )
+    generation = Generation(
+        number=1, parent=None, sources=sources, shards=tuple(shards), quarantine=()
+    )
+    manifest.commit_generation(str(root), generation)
+    return generation

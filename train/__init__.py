@@ -1,0 +1,1 @@
+"""Trains, calibrates and evaluates a classifier on a data set that `pipeline` has built."""

@@ -1,0 +1,109 @@
+"""Random views of a picture: uint8 in, uint8 out, all chance from the generator passed in.
+
+Shapes: C H W image.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d, interpolate
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+Strength = Literal["off", "light", "heavy"]
+
+_MIN_AREA = 0.35  # of the picture: a smaller crop of a cat is often no cat
+_JITTER = 0.3  # largest relative change of brightness, contrast and saturation
+_LUMA_C = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
+_ERASE_CHANCE = 0.25
+_MAX_ERASED_SIDE = 0.3  # of the picture's side
+
+
+def augment(
+    pixels_CHW: Tensor, *, size: int, strength: Strength, rng: np.random.Generator
+) -> Tensor:
+    """A random crop of `size` by `size`, flipped, re-coloured, a small rectangle greyed out."""
+    assert strength != "off"
+    top, left, height, width = _random_crop(pixels_CHW.shape[1], pixels_CHW.shape[2], rng)
+    crop_CHW = pixels_CHW[:, top : top + height, left : left + width]
+    view_CHW = interpolate(crop_CHW[None], (size, size), mode="bilinear", antialias=True)[0]
+    if rng.random() < 0.5:
+        view_CHW = view_CHW.flip(2)
+    view_CHW = _jitter_colors(view_CHW, rng)
+    if strength == "heavy":
+        for index in rng.choice(len(_DISTORTIONS), size=2, replace=False):
+            view_CHW = _DISTORTIONS[index](view_CHW, rng.random())
+    return _erase(view_CHW, rng) if rng.random() < _ERASE_CHANCE else view_CHW
+
+
+def _random_crop(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Top, left, height, width: area and aspect (3/4 to 4/3) at random, as Inception's crop."""
+    area = height * width * rng.uniform(_MIN_AREA, 1)
+    aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+    crop_height = min(height, max(1, round(math.sqrt(area / aspect))))
+    crop_width = min(width, max(1, round(math.sqrt(area * aspect))))
+    top = int(rng.integers(height - crop_height + 1))
+    left = int(rng.integers(width - crop_width + 1))
+    return top, left, crop_height, crop_width
+
+
+def _jitter_colors(view_CHW: Tensor, rng: np.random.Generator) -> Tensor:
+    """Brightness, contrast and saturation: each is affine in a pixel's color, so all are one."""
+    brightness, contrast, saturation = rng.uniform(1 - _JITTER, 1 + _JITTER, 3).tolist()
+    pixels_1CHW = view_CHW[None].float()
+    mean_grey = _LUMA_C @ pixels_1CHW.mean((0, 2, 3))
+    mix_CC = saturation * torch.eye(3) + (1 - saturation) * _LUMA_C.expand(3, 3)
+    matrix_CC = contrast * brightness * mix_CC
+    offset_C = ((1 - contrast) * brightness * mean_grey).expand(3)
+    jittered_1CHW = conv2d(pixels_1CHW, matrix_CC[:, :, None, None], offset_C)
+    return jittered_1CHW.clamp_(0, 255)[0].to(torch.uint8)
+
+
+def _erase(view_CHW: Tensor, rng: np.random.Generator) -> Tensor:
+    size = view_CHW.shape[-1]
+    height, width = (max(1, round(size * rng.uniform(0.05, _MAX_ERASED_SIDE))) for _ in range(2))
+    top, left = int(rng.integers(size - height + 1)), int(rng.integers(size - width + 1))
+    erased_CHW = view_CHW.clone()
+    erased_CHW[:, top : top + height, left : left + width] = 128
+    return erased_CHW
+
+
+def _rotate(view_CHW: Tensor, magnitude: float) -> Tensor:
+    rotated: Tensor = F.rotate(view_CHW, 40 * magnitude - 20, InterpolationMode.BILINEAR)
+    return rotated
+
+
+def _blur(view_CHW: Tensor, magnitude: float) -> Tensor:
+    blurred: Tensor = F.gaussian_blur(view_CHW, [5, 5], [0.1 + 1.4 * magnitude])
+    return blurred
+
+
+def _posterize(view_CHW: Tensor, magnitude: float) -> Tensor:
+    posterized: Tensor = F.posterize(view_CHW, bits=4 + round(3 * magnitude))
+    return posterized
+
+
+def _grey(view_CHW: Tensor, magnitude: float) -> Tensor:
+    faded: Tensor = F.adjust_saturation(view_CHW, 1 - magnitude)
+    return faded
+
+
+def _sharpen(view_CHW: Tensor, magnitude: float) -> Tensor:
+    sharpened: Tensor = F.adjust_sharpness(view_CHW, 2 * magnitude)
+    return sharpened
+
+
+def _equalize(view_CHW: Tensor, magnitude: float) -> Tensor:
+    """Mixed in by `magnitude`: the full effect is nothing that a camera would give."""
+    equal_CHW = F.equalize(view_CHW)
+    return torch.lerp(view_CHW.float(), equal_CHW.float(), magnitude).to(torch.uint8)
+
+
+# As RandAugment (https://arxiv.org/abs/1909.13719), without its label-breaking extremes.
+_DISTORTIONS: tuple[Callable[[Tensor, float], Tensor], ...] = (
+    _rotate, _blur, _posterize, _grey, _sharpen, _equalize,
+)  # fmt: skip

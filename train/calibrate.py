@@ -1,0 +1,137 @@
+"""From raw logits to probabilities, a threshold with a guarantee, and "one in N".
+
+Fitted on the val split alone. The threshold and the negatives kept for "one in N" are raw logits:
+Platt's scale is positive, so the order is the same, and the guarantee does not hang on the fit.
+Shapes: N samples of val.
+"""
+
+import logging
+import math
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit
+from scipy.special import logit as log_odds
+from scipy.stats import binom
+
+from pipeline.errors import InfinegError
+from train.metrics import Bools, Floats
+from train.model import TargetCalibration
+
+_log = logging.getLogger(__name__)
+
+# Kept in model.json, about 40 kB a target: among 4 million negatives still one in a thousand.
+_MAX_NEGATIVE_LOGITS = 4096
+# Of the logits in units of their own spread; less says that they do not tell the classes apart.
+_MIN_SCALE = 1e-3
+
+
+def calibrate_target(
+    logits_N: Floats,
+    is_positive_N: Bools,
+    weights_N: Floats,
+    *,
+    target: str,
+    alpha: float,
+    delta: float,
+    deploy_prior: float,
+) -> TargetCalibration:
+    """Everything that turns this target's raw logits into answers.
+
+    Calibrated for the val mix: scale * f + bias; where the target's share is `deploy_prior`, as
+    on a camera that seldom sees one: the same + prior_shift. weights_N: 1 / inclusion_probability;
+    the threshold and "one in N" speak of val negatives as they were drawn, each counted once.
+    """
+    num_positives, num_negatives = int(is_positive_N.sum()), int((~is_positive_N).sum())
+    if not (num_positives and num_negatives):
+        raise InfinegError(
+            f"target {target}: val has {num_positives} positives and {num_negatives} negatives; "
+            "calibration needs both. Raise `split.val` or add samples."
+        )
+    scale, bias = fit_platt(logits_N, is_positive_N, weights_N)
+    val_prior = float(np.average(is_positive_N, weights=weights_N))
+    negative_logits = np.sort(logits_N[~is_positive_N])[::-1]
+    threshold, reached = umbrella_threshold(negative_logits, alpha=alpha, delta=delta)
+    if reached > alpha:
+        _log.warning(
+            "target %s: %d val negatives are too few for alpha %g at delta %g (%d would do); "
+            "the threshold holds for alpha %.3g",
+            target, num_negatives, alpha, delta, negatives_needed(alpha, delta), reached,
+        )  # fmt: skip
+    return TargetCalibration(
+        scale=scale,
+        bias=bias,
+        prior_shift=float(log_odds(deploy_prior) - log_odds(val_prior)),
+        threshold=threshold,
+        alpha=reached,
+        delta=delta,
+        num_negatives=num_negatives,
+        negative_logits=tuple(map(float, negative_logits[:_MAX_NEGATIVE_LOGITS])),
+    )
+
+
+def fit_platt(logits_N: Floats, is_positive_N: Bools, weights_N: Floats) -> tuple[float, float]:
+    """(scale, bias) so that expit(scale * f + bias) is the probability in the weighted mix.
+
+    Platt 1999: logistic regression on targets (n+ + 1) / (n+ + 2) and 1 / (n- + 2), which stay
+    finite when the classes are separable. The fit gives each class its number of samples as mass,
+    so that those targets mean one doubtful sample whatever the weights; the bias then moves to
+    the weighted mix (Prentice and Pyke 1979: another mix of the classes changes the bias alone).
+    """
+    num_positives = int(is_positive_N.sum())
+    num_negatives = len(is_positive_N) - num_positives
+    mass_N = weights_N.astype(np.float64)
+    for members, number in ((is_positive_N, num_positives), (~is_positive_N, num_negatives)):
+        mass_N[members] *= number / mass_N[members].sum()
+    goal_N = np.where(
+        is_positive_N, (num_positives + 1) / (num_positives + 2), 1 / (num_negatives + 2)
+    )
+    center, spread = logits_N.mean(), max(float(logits_N.std()), 1e-12)
+    standard_N = (logits_N.astype(np.float64) - center) / spread
+
+    def loss_and_gradient(parameters: Floats) -> tuple[float, Floats]:
+        f_N = parameters[0] * standard_N + parameters[1]
+        error_N = mass_N * (expit(f_N) - goal_N)
+        loss = np.sum(mass_N * (np.logaddexp(0, f_N) - goal_N * f_N))
+        return float(loss), np.array([error_N @ standard_N, error_N.sum()])
+
+    # Ties and order must survive: a model that ranks the wrong way gets a flat curve instead.
+    start = np.array([1.0, log_odds(num_positives / len(is_positive_N))])
+    fit = minimize(
+        loss_and_gradient, start, jac=True, bounds=[(_MIN_SCALE, None), (None, None)], tol=1e-10
+    )
+    if fit.x[0] <= _MIN_SCALE:
+        _log.warning("val positives have no higher logits than negatives: nothing was learned")
+    scale = float(fit.x[0] / spread)
+    assert scale > 0
+    drawn_prior = num_positives / len(is_positive_N)
+    weighted_prior = np.average(is_positive_N, weights=weights_N)
+    bias = fit.x[1] - scale * center + log_odds(weighted_prior) - log_odds(drawn_prior)
+    return scale, float(bias)
+
+
+def negatives_needed(alpha: float, delta: float) -> int:
+    """The fewest negatives from which P(FPR > alpha) <= delta can be had."""
+    return math.ceil(math.log(delta) / math.log1p(-alpha))
+
+
+def umbrella_threshold(
+    negative_logits_N: Floats, *, alpha: float, delta: float
+) -> tuple[float, float]:
+    """(threshold, alpha reached): P(FPR of f >= threshold exceeds alpha) <= delta.
+
+    The probability is over the draw of these negatives, and the FPR is that of the mix that they
+    were drawn from; no other assumption (Tong, Feng and Li, Science Advances 2018, proposition
+    1). Rejecting above the k-th smallest logit violates alpha with probability at most
+    P(Binomial(n, 1 - alpha) >= k); the smallest such k is taken, or where none exists the
+    largest negative and the alpha that it allows.
+    """
+    n = len(negative_logits_N)
+    ascending_N = np.sort(negative_logits_N)
+    rank, reached = n, 1 - delta ** (1 / n)
+    if n >= negatives_needed(alpha, delta):
+        rank, reached = int(binom.isf(delta, n, 1 - alpha)) + 1, alpha
+        assert rank <= n
+    # "Above the k-th" as "at least the next number", in the float32 that logits come in.
+    above = np.nextafter(np.float32(ascending_N[rank - 1]), np.float32(np.inf))
+    return float(above), reached

@@ -1,0 +1,96 @@
+"""Checkpoints: weights and optimizer state in safetensors, the rest in JSON beside it.
+
+The JSON is written last and commits the checkpoint; tensors without it are garbage. Orders,
+rates and noise are pure functions of the step, so that the step is all the state they need.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, JsonValue, ValidationError
+from torch import Tensor, nn
+
+from pipeline import storage
+from pipeline.errors import InfinegError
+from train.tensors import load_into, read_tensors, write_tensors
+
+_MODEL, _OPTIMIZER = "model.", "optimizer."
+
+
+class Checkpoint(BaseModel, frozen=True, extra="forbid"):
+    """`checkpoints/step-<step>.json`."""
+
+    step: int  # optimizer steps done; the next batch has this number
+    samples_seen: int
+    generation: int
+    settings: dict[str, JsonValue]  # of the run, which another config may not continue
+
+
+def save_checkpoint(
+    run_dir: str | os.PathLike[str],
+    checkpoint: Checkpoint,
+    *,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    keep: int,
+) -> None:
+    """Commits a checkpoint, then removes all but the last `keep`."""
+    stem = _stem(run_dir, checkpoint.step)
+    tensors = {_MODEL + name: tensor for name, tensor in module.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"{_OPTIMIZER}{index}.{name}": tensor for name, tensor in state.items()}
+    write_tensors(f"{stem}.safetensors", tensors)
+    storage.write_atomic(f"{stem}.json", (checkpoint.model_dump_json(indent=1) + "\n").encode())
+    for path in _committed(run_dir)[:-keep]:
+        path.unlink()
+        path.with_suffix(".safetensors").unlink()
+
+
+def find_checkpoint(run_dir: str | os.PathLike[str]) -> Checkpoint | None:
+    """The last that was committed, or None."""
+    committed = _committed(run_dir)
+    if not committed:
+        return None
+    try:
+        return Checkpoint.model_validate_json(committed[-1].read_bytes())
+    except ValidationError as error:
+        message = error.errors()[0]["msg"]
+        raise InfinegError(f"{committed[-1]}: not a checkpoint ({message}); remove it") from None
+
+
+def load_checkpoint(
+    run_dir: str | os.PathLike[str],
+    checkpoint: Checkpoint,
+    *,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Brings module and optimizer to where they were. Raises InfinegError where they do not fit."""
+    path = f"{_stem(run_dir, checkpoint.step)}.safetensors"
+    tensors = read_tensors(path)
+    model = {k.removeprefix(_MODEL): v for k, v in tensors.items() if k.startswith(_MODEL)}
+    load_into(module, model, path)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(_OPTIMIZER):
+            index, field = name.removeprefix(_OPTIMIZER).split(".")
+            state.setdefault(int(index), {})[field] = _as_stored(tensor, parameters[int(index)])
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _as_stored(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """In the parameter's memory format: sums in another order would end a bit elsewhere."""
+    if tensor.shape != parameter.shape:
+        return tensor
+    return torch.empty_like(parameter, dtype=tensor.dtype, device="cpu").copy_(tensor)
+
+
+def _stem(run_dir: str | os.PathLike[str], step: int) -> str:
+    return str(Path(run_dir) / "checkpoints" / f"step-{step:09d}")
+
+
+def _committed(run_dir: str | os.PathLike[str]) -> list[Path]:
+    return sorted((Path(run_dir) / "checkpoints").glob("step-*.json"))

@@ -1,0 +1,132 @@
+"""The `train:` and `evaluate:` sections of a config file."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from pipeline.config import Config, describe_errors, load_config
+from pipeline.errors import ConfigError
+
+Mode = Literal["head", "finetune"]
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+# A step of `finetune` decodes and back-propagates images: fewer of them, at smaller rates.
+_FINETUNE_DEFAULTS = {"steps": 2000, "batch_size": 64, "learning_rate": 3e-4}
+
+
+class TrainConfig(BaseModel, frozen=True, extra="forbid"):
+    """One run. Everything but the last block decides what comes out."""
+
+    run: str  # folder of the run, e.g. runs/cats
+    mode: Mode = "head"  # head: on cached embeddings; finetune: the backbone too, on images
+    generation: int | None = Field(None, ge=1)  # of the data set; default the latest
+    seed: int = Field(0, ge=0)  # of order, augmentation, dropout and the head's first weights
+    batch_size: int = Field(256, ge=2)  # samples a step over all processes; finetune: 64
+    positive_share: float = Field(0.25, gt=0, lt=1)  # of each batch: the prior trained on
+    steps: int = Field(1000, ge=1)  # optimizer steps in all; finetune: 2000
+    learning_rate: float = Field(1e-3, gt=0)  # peak, of the head; finetune: 3e-4
+    backbone_learning_rate: float = Field(3e-5, gt=0)  # peak, of the backbone in finetune
+    weight_decay: float = Field(1e-4, ge=0)  # decoupled; none on biases and norms
+    warmup_steps: int = Field(50, ge=0)  # linear rise before the cosine; again on unfreezing
+    hidden_dim: int = Field(256, ge=0)  # units of the head's hidden layer; 0 is a linear head
+    dropout: float = Field(0.1, ge=0, lt=1)  # before the last layer
+    correction: Literal["weight", "none"] = "weight"  # none: hard negatives count as they came
+    max_weight: float = Field(20.0, ge=1)  # clip of a negative's weight, in units of their mean
+    head_steps: int = Field(300, ge=0)  # finetune: of `steps`, on the head alone before unfreezing
+    amp: Literal["auto", "bf16", "off"] = "auto"  # autocast; auto is bf16 on a GPU, else off
+    augment: Literal["off", "light", "heavy"] = (
+        "light"  # finetune; heavy adds two random distortions
+    )
+    shuffle_window: int = Field(
+        16, ge=1
+    )  # shards shuffled together; more mixes, fewer reads in order
+    max_repetition_factor: float = Field(500.0, gt=0)  # warns when a positive is drawn more often
+
+    checkpoint_every: int = Field(500, ge=1)  # steps that a crash can cost
+    keep_checkpoints: int = Field(2, ge=1)
+    log_every: int = Field(10, ge=1)  # steps between lines of log.jsonl
+    workers: int | None = Field(
+        None, ge=0
+    )  # decoding processes a rank; default one a core, at most 8
+    cache_dir: str | None = None  # local copies of remote shards; default ~/.cache/infineg
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_mode(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("mode") == "finetune":
+            return {**_FINETUNE_DEFAULTS, **data}
+        return data
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not 0 < self.num_positives < self.batch_size:
+            raise ValueError(
+                f"positive_share {self.positive_share:g} of batch_size {self.batch_size} "
+                "leaves a batch without positives or without negatives"
+            )
+        if self.mode == "finetune" and self.head_steps >= self.steps:
+            raise ValueError(f"head_steps {self.head_steps} must be under steps {self.steps}")
+        return self
+
+    @property
+    def num_positives(self) -> int:
+        """Positives of each global batch; the rest are negatives."""
+        return round(self.positive_share * self.batch_size)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the whole run, repeated ones counted as often as they are drawn."""
+        return self.steps * self.batch_size
+
+    def result_inputs(self) -> dict[str, Any]:
+        """The settings that the trained weights depend on."""
+        how_only = {
+            "run",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "log_every",
+            "workers",
+            "cache_dir",
+        }
+        return self.model_dump(mode="json", exclude=how_only)
+
+
+class EvaluateConfig(BaseModel, frozen=True, extra="forbid"):
+    """Operating point and intervals."""
+
+    alpha: float = Field(1e-3, gt=0, lt=1)  # false-positive rate that the threshold keeps under
+    delta: float = Field(0.05, gt=0, lt=1)  # chance that it does not
+    deploy_prior: float = Field(1e-3, gt=0, lt=1)  # share of pictures with the target, in use
+    num_bins: int = Field(15, ge=2)  # of the reliability diagram and of ECE
+    bootstrap: int = Field(1000, ge=0)  # resamples behind an interval of weighted samples
+    tpr_levels: tuple[float, ...] = (0.95, 0.99)  # at which the false-positive rate is told
+    seed: int = Field(0, ge=0)  # of the bootstrap
+
+    @model_validator(mode="after")
+    def _levels_are_rates(self) -> Self:
+        if not all(0 < level < 1 for level in self.tpr_levels):
+            raise ValueError(f"tpr_levels must lie in (0, 1): {self.tpr_levels}")
+        return self
+
+
+def load_train_config(
+    path: str | Path, overrides: Sequence[str] = ()
+) -> tuple[Config, TrainConfig, EvaluateConfig]:
+    """The whole config file, checked; raises ConfigError that names the field at fault."""
+    config = load_config(path, overrides)
+    train_config = _validate(TrainConfig, config.train, "train", path)
+    return config, train_config, _validate(EvaluateConfig, config.evaluate, "evaluate", path)
+
+
+def _validate(
+    model: type[ModelT], section: Mapping[str, Any], name: str, path: str | Path
+) -> ModelT:
+    try:
+        return model.model_validate(section)
+    except ValidationError as error:
+        lines = describe_errors(error).split("\n  ")
+        problems = (line.removeprefix("config: ") for line in lines)
+        described = "\n  ".join(f"{name}.{problem}" for problem in problems)
+        raise ConfigError(f"{path}: {described}") from None

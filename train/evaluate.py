@@ -1,0 +1,150 @@
+"""Evaluates a run: predicts val and test, calibrates on val, measures and reports on test.
+
+Writes into the run `model.json` (with its calibration), `predictions.parquet`, `metrics.json`
+and `report.html`. Shapes: B batch, K targets.
+"""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from pipeline import manifest, storage
+from pipeline.errors import InfinegError
+from pipeline.records import Generation, Split
+from train.calibrate import calibrate_target
+from train.config import EvaluateConfig, load_train_config
+from train.data import read_eval_batches
+from train.measure import measure, write_metrics
+from train.model import Detector, ModelInfo, TargetCalibration, load_model, write_model_info
+from train.predictions import of_target, prediction_rows, write_predictions
+from train.report import TargetReport, format_percent, render_report
+
+_log = logging.getLogger(__name__)
+
+_EVALUATED: tuple[Split, ...] = ("val", "test")
+
+
+def evaluate_run(
+    run_dir: str | os.PathLike[str], *, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Returns what it writes to metrics.json. `overrides`: as of `--set`, on RUN/config.yaml.
+
+    Raises ConfigError for a folder without a finished run, InfinegError where val lacks what
+    calibration needs.
+    """
+    run = Path(run_dir)
+    detector, info = load_model(run)
+    config, train_config, evaluate_config = load_train_config(run / "config.yaml", overrides)
+    dataset = config.output.path
+    predictions = predict_splits(detector, info, dataset=dataset, cache_dir=train_config.cache_dir)
+    calibration = {
+        target: _calibrate(predictions, target, info, evaluate_config) for target in info.targets
+    }
+    thresholds = {target: each.threshold for target, each in calibration.items()}
+    info = info.model_copy(update={"calibration": calibration, "thresholds": thresholds})
+    tests = [
+        of_target(predictions, target, split="test", targets=info.targets)
+        for target in info.targets
+    ]
+    metrics = measure(tests, info, evaluate_config)
+    reports = [
+        TargetReport(test=test, metrics=metrics["target"][name], calibration=calibration[name])
+        for name, test in zip(info.targets, tests, strict=True)
+    ]
+    page = render_report(
+        reports,
+        title=f"{', '.join(info.targets)}: evaluation of {run.name}",
+        subtitle=_subtitle(info, predictions),
+        sources=metrics["strata"],
+        dataset=dataset,
+        num_bins=evaluate_config.num_bins,
+    )
+    write_predictions(run, predictions)
+    storage.write_atomic(str(run / "report.html"), page.encode())
+    write_model_info(run, info)
+    write_metrics(run, metrics)
+    _log_metrics(run, metrics)
+    return metrics
+
+
+def predict_splits(
+    detector: Detector, info: ModelInfo, *, dataset: str, cache_dir: str | None = None
+) -> pa.Table:
+    """Rows of `predictions.parquet` for val and test, in the order of the shards."""
+    generation = manifest.read_generation(dataset, info.generation)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    detector = detector.to(device)
+    to_logits = detector.head_logits if info.mode == "head" else detector
+    batches = read_eval_batches(
+        dataset,
+        generation,
+        splits=_EVALUATED,
+        mode=info.mode,
+        preprocessing=info.preprocessing,
+        cache_dir=cache_dir,
+    )
+    shard_of = _shards_by_key(dataset, generation)
+    reference = manifest.read_reference_info(dataset)
+    tables = []
+    with torch.inference_mode():
+        for rows, inputs in batches:
+            logits_BK = to_logits(inputs.to(device)).cpu().numpy()
+            shards = [shard_of[key] for key in rows["key"].to_pylist()]
+            rows = rows.append_column("shard", pa.array(shards, pa.string()))
+            tables.append(
+                prediction_rows(rows, logits_BK, targets=info.targets, reference=reference)
+            )
+    if not tables:
+        raise InfinegError(f"{dataset}: generation {generation.number} has no val or test samples")
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def _shards_by_key(dataset: str, generation: Generation) -> dict[str, str]:
+    """Which tar holds a sample, so that the report finds its picture."""
+    return {
+        key: shard.path
+        for shard in generation.shards
+        if shard.split in _EVALUATED
+        for key in manifest.read_sidecar(dataset, shard, ("key",))["key"].to_pylist()
+    }
+
+
+def _calibrate(
+    predictions: pa.Table, target: str, info: ModelInfo, config: EvaluateConfig
+) -> TargetCalibration:
+    val = of_target(predictions, target, split="val", targets=info.targets)
+    return calibrate_target(
+        val.logits_N,
+        val.is_positive_N,
+        val.weights_N,
+        target=target,
+        alpha=config.alpha,
+        delta=config.delta,
+        deploy_prior=config.deploy_prior,
+    )
+
+
+def _subtitle(info: ModelInfo, predictions: pa.Table) -> str:
+    counts = [
+        f"{pc.sum(pc.equal(predictions['split'], split)).as_py():,} {split}" for split in _EVALUATED
+    ]
+    return (
+        f"Generation {info.generation}, {info.encoder.name}, mode {info.mode}, "
+        f"{info.samples_seen:,} samples seen in training; {' and '.join(counts)} samples"
+    )
+
+
+def _log_metrics(run: Path, metrics: Mapping[str, Any]) -> None:
+    for target, block in metrics["target"].items():
+        tpr, fpr = block["tpr"], block["fpr"]["all"]
+        _log.info(
+            "evaluated %s, %s: TPR %s (n %s), FPR %s (n %s)",
+            run, target, format_percent(tpr["value"]), f"{tpr['n']:,}",
+            format_percent(fpr["value"]), f"{fpr['n']:,}",
+        )  # fmt: skip

@@ -1,0 +1,144 @@
+"""The report's figures as inline SVG, in the colours of the page around them.
+
+Drawn with Figure objects, never pyplot, which would keep state between calls.
+"""
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+from train.metrics import Bools, Floats, Reliability, weights_at_prior
+
+# A colour that nothing else uses, turned into CSS currentColor: light on dark pages, dark on light.
+_INK = "#010203"
+_ACCENT = "#3b82f6"
+_COLOURS = ("#3b82f6", "#e8590c", "#2f9e44", "#9c36b5", "#c2a000", "#e64980", "#0c8599", "#868e96")
+_MAX_HISTOGRAMS = len(_COLOURS)
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text, in the page's font
+    "svg.hashsalt": "infineg",  # ids that do not change from run to run
+    "font.size": 9,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.15,
+    "grid.color": _INK,
+    "legend.frameon": False,
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+}
+
+
+def draw_roc(
+    curves: Mapping[str, tuple[Bools, Floats, Floats]], *, operating_point: tuple[float, float]
+) -> str:
+    """Name -> (is_positive_N, logits_N, weights_N); operating_point: (FPR, TPR) at the threshold.
+
+    The FPR axis is logarithmic: with rare targets all that matters happens below 1 %.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _new_figure("False positive rate (log)", "True positive rate")
+        lowest = 1 / max(len(logits) for _, logits, _ in curves.values())
+        for (name, (is_positive, logits, weights)), colour in zip(
+            curves.items(), _COLOURS, strict=False
+        ):
+            fpr, tpr, _ = roc_curve(is_positive, logits, sample_weight=weights)
+            axes.plot(
+                np.maximum(fpr, lowest / 2), tpr, color=colour, label=name, drawstyle="steps-post"
+            )
+        fpr_here, tpr_here = operating_point
+        axes.plot(max(fpr_here, lowest / 2), tpr_here, "o", color=_INK, label="threshold")
+        axes.set_xscale("log")
+        axes.set_xlim(lowest / 2, 1)
+        axes.set_ylim(0, 1.02)
+        axes.legend(loc="lower right")
+        return _svg(figure)
+
+
+def draw_precision_recall(
+    is_positive_N: Bools, logits_N: Floats, weights_N: Floats, *, deploy_prior: float
+) -> str:
+    """Precision depends on how rare the target is: once for the test mix, once as deployed."""
+    deploy_weights_N = weights_at_prior(is_positive_N, weights_N, prior=deploy_prior)
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _new_figure("Recall (TPR)", "Precision")
+        for weights, colour, name in (
+            (weights_N, _ACCENT, "test mix"),
+            (deploy_weights_N, _COLOURS[1], f"1 in {1 / deploy_prior:,.0f}"),
+        ):
+            precision, recall, _ = precision_recall_curve(
+                is_positive_N, logits_N, sample_weight=weights
+            )
+            axes.plot(recall, precision, color=colour, label=name, drawstyle="steps-post")
+        axes.set_xlim(0, 1.02)
+        axes.set_ylim(0, 1.02)
+        axes.legend()
+        return _svg(figure)
+
+
+def draw_reliability(curve: Reliability) -> str:
+    """Observed share of positives over the predicted probability; marker area tells the mass."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _new_figure("Predicted probability", "Observed share of positives")
+        axes.plot([0, 1], [0, 1], color=_INK, alpha=0.4, linewidth=1, linestyle="--")
+        filled = curve.mass_M > 0
+        predicted, observed = curve.predicted_M[filled], curve.observed_M[filled]
+        axes.plot(predicted, observed, color=_ACCENT, linewidth=1)
+        axes.scatter(predicted, observed, s=12 + 200 * curve.mass_M[filled], color=_ACCENT)
+        axes.set_xlim(-0.03, 1.03)
+        axes.set_ylim(-0.03, 1.03)
+        return _svg(figure)
+
+
+def draw_histograms(
+    values: Mapping[str, Floats], *, label: str, threshold: float | None = None
+) -> str:
+    """Densities on shared bins, one step line a name; the largest few names, the rest as one."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _new_figure(label, "Density")
+        shown = _largest(values)
+        edges = np.histogram_bin_edges(np.concatenate(list(shown.values())), bins=30)
+        for (name, members), colour in zip(shown.items(), _COLOURS, strict=False):
+            density, _ = np.histogram(members, edges, density=True)
+            axes.stairs(density, edges, color=colour, label=f"{name} ({len(members):,})")
+        if threshold is not None:
+            axes.axvline(threshold, color=_INK, linewidth=1, linestyle="--", label="threshold")
+        axes.legend(fontsize=8)
+        return _svg(figure)
+
+
+def _largest(values: Mapping[str, Floats]) -> dict[str, Floats]:
+    ordered = sorted(values.items(), key=lambda pair: (-len(pair[1]), pair[0]))
+    if len(ordered) <= _MAX_HISTOGRAMS:
+        return dict(ordered)
+    rest = ordered[_MAX_HISTOGRAMS - 1 :]
+    others = {f"{len(rest)} others": np.concatenate([members for _, members in rest])}
+    return dict(ordered[: _MAX_HISTOGRAMS - 1]) | others
+
+
+def _new_figure(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.grid(visible=True)
+    return figure, axes
+
+
+def _svg(figure: Figure) -> str:
+    text = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(text, format="svg", transparent=True, metadata=nothing)
+    # From <svg on: the XML prologue has no place inside HTML.
+    markup = text.getvalue()
+    return markup[markup.index("<svg") :].replace(_INK, "currentColor")

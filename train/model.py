@@ -1,0 +1,157 @@
+"""Backbone and head, one sigmoid a target; and how a trained model lies on disk.
+
+Shapes: B batch, C H W image, D embedding, K targets.
+"""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, JsonValue, ValidationError
+from torch import Tensor, nn
+
+from pipeline import storage
+from pipeline.config import EncoderConfig
+from pipeline.encoders import Encoder, Preprocessing, load_encoder
+from pipeline.errors import ConfigError, InfinegError
+from train.tensors import load_into, read_tensors, write_tensors
+
+
+class Head(nn.Module):
+    """embedding_BD, L2-normalised -> logits_BK, by one hidden layer or (hidden_dim 0) none.
+
+    The norm brings the numbers of an embedding, about 1/sqrt(D) each, to the size that the
+    initial weights of a linear layer are made for.
+    """
+
+    def __init__(
+        self, embedding_dim: int, num_targets: int, *, hidden_dim: int, dropout: float
+    ) -> None:
+        super().__init__()
+        hidden = [nn.Linear(embedding_dim, hidden_dim), nn.GELU()] if hidden_dim else []
+        last = nn.Linear(hidden_dim or embedding_dim, num_targets)
+        self.layers = nn.Sequential(nn.LayerNorm(embedding_dim), *hidden, nn.Dropout(dropout), last)
+
+    def forward(self, embedding_BD: Tensor) -> Tensor:
+        logits_BK: Tensor = self.layers(embedding_BD)
+        return logits_BK
+
+
+class Detector(nn.Module):
+    """pixels_BCHW uint8 -> logits_BK, one a target, before any calibration."""
+
+    def __init__(self, encoder: Encoder, head: Head) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+
+    def forward(self, pixels_BCHW: Tensor) -> Tensor:
+        return self.head_logits(self.encoder(pixels_BCHW))
+
+    def head_logits(self, embedding_BD: Tensor) -> Tensor:
+        """logits_BK float32 of embeddings, as the sidecars of a data set hold them."""
+        logits_BK: Tensor = self.head(embedding_BD)
+        return logits_BK.float()
+
+    def train_backbone(self) -> None:
+        """Unfreezes the backbone, except for the statistics of its batch norms.
+
+        Those would depend on how a batch is split over processes, and on 25% positives.
+        """
+        self.encoder.backbone.requires_grad_(True)
+        self.train()
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+class TargetCalibration(BaseModel, frozen=True, extra="forbid"):
+    """From logit f to probability sigmoid(scale * f + bias + prior_shift), and the threshold."""
+
+    scale: float
+    bias: float
+    prior_shift: float  # logit(prior in use) - logit(prior of the calibration data)
+    threshold: float  # on the raw logit f
+    alpha: float  # false-positive rate that the threshold promises
+    delta: float  # chance that it breaks the promise
+    num_negatives: int  # held-out negatives behind the threshold
+    negative_logits: tuple[float, ...]  # their raw logits, largest first, for "one in N"
+
+
+class ModelInfo(BaseModel, frozen=True, extra="forbid"):
+    """`model.json`: all that is needed to use `model.safetensors`, and where it came from."""
+
+    targets: tuple[str, ...]
+    encoder: EncoderConfig
+    preprocessing: Preprocessing
+    embedding_dim: int
+    hidden_dim: int
+    dropout: float
+    mode: Literal["head", "finetune"]
+    positive_share: float  # the prior that the logits were trained on
+    generation: int
+    dataset: str  # fingerprint of the data set's settings
+    samples_seen: int
+    settings: dict[
+        str, JsonValue
+    ]  # what the weights depend on, to refuse another run in the folder
+    calibration: dict[str, TargetCalibration] | None = None  # by target
+    thresholds: dict[str, float] | None = None  # by target, on the raw logit
+
+
+def build_detector(
+    encoder: Encoder, num_targets: int, *, hidden_dim: int, dropout: float
+) -> Detector:
+    """A detector with a new head; its weights come from torch's global generator."""
+    head = Head(encoder.embedding_dim, num_targets, hidden_dim=hidden_dim, dropout=dropout)
+    return Detector(encoder, head)
+
+
+def save_model(run_dir: str | os.PathLike[str], detector: Detector, info: ModelInfo) -> None:
+    """Writes `model.safetensors`, then `model.json`, whose presence says that the run is done."""
+    write_tensors(Path(run_dir) / "model.safetensors", detector.state_dict())
+    write_model_info(run_dir, info)
+
+
+def write_model_info(run_dir: str | os.PathLike[str], info: ModelInfo) -> None:
+    """Replaces `model.json`, as calibration does."""
+    path = Path(run_dir) / "model.json"
+    storage.write_atomic(str(path), (info.model_dump_json(indent=1) + "\n").encode())
+
+
+def read_model_info(run_dir: str | os.PathLike[str]) -> ModelInfo | None:
+    """None where no run has finished. Raises InfinegError for a file that is no ModelInfo."""
+    path = Path(run_dir) / "model.json"
+    if not path.exists():
+        return None
+    try:
+        return ModelInfo.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InfinegError(
+            f"{path}: not a model that this version reads ({where}: {first['msg']})"
+        ) from None
+
+
+def load_model(run_dir: str | os.PathLike[str]) -> tuple[Detector, ModelInfo]:
+    """A trained detector in eval mode on the CPU; needs neither network nor weight package."""
+    info = read_model_info(run_dir)
+    if info is None:
+        raise ConfigError(
+            f"{run_dir}: no finished run there (no model.json); `infineg train` makes one"
+        )
+    with torch.random.fork_rng(devices=[]):  # the random weights are overwritten at once
+        encoder = load_encoder(info.encoder, pretrained=False)
+        detector = build_detector(
+            encoder, len(info.targets), hidden_dim=info.hidden_dim, dropout=info.dropout
+        )
+    if encoder.preprocessing != info.preprocessing:
+        raise InfinegError(
+            f"{run_dir}: trained with {info.preprocessing}, but {info.encoder.name} now has "
+            f"{encoder.preprocessing}; install the versions that it was trained with"
+        )
+    path = Path(run_dir) / "model.safetensors"
+    load_into(detector, read_tensors(path), path)
+    return detector.eval(), info

@@ -1,0 +1,112 @@
+"""`predictions.parquet`: what a run said of each val and test sample, and where its picture lies.
+
+One row a sample: key, source, stratum, split, label, logit (raw, of the first target), with
+several targets logit_<target> each, similarity, inclusion_probability, and the place of the image
+in the data set: shard, tar_offset, tar_size (bytes). Shapes: N samples, K targets.
+"""
+
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline import storage
+from pipeline.records import ReferenceInfo, Split, Stratum
+from train.metrics import Bools, Floats
+
+_STRATA: tuple[Stratum, ...] = ("near", "mid", "far", "generated")
+_COPIED = (
+    "key", "source", "stratum", "split", "label", "similarity", "inclusion_probability", "shard",
+    "tar_offset", "tar_size",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetPredictions:
+    """The rows of one split as one target sees them: its own label is positive, all else is not.
+
+    weights_N is 1 / inclusion_probability; stratum_N is "" and similarity_N nan where unknown.
+    """
+
+    target: str
+    rows: pa.Table
+    is_positive_N: Bools
+    logits_N: Floats
+    weights_N: Floats
+    stratum_N: NDArray[np.str_]
+    source_N: NDArray[np.str_]
+    similarity_N: Floats
+
+    @property
+    def strata(self) -> list[str]:
+        """Those that some negative is in, near first."""
+        present = set(self.stratum_N[~self.is_positive_N].tolist())
+        return [stratum for stratum in _STRATA if stratum in present]
+
+    @property
+    def has_both(self) -> bool:
+        return bool(self.is_positive_N.any() and not self.is_positive_N.all())
+
+
+def prediction_rows(
+    rows: pa.Table,
+    logits_NK: NDArray[np.float32],
+    *,
+    targets: Sequence[str],
+    reference: ReferenceInfo | None,
+) -> pa.Table:
+    """rows: of sidecars, with the path of the tar as `shard`. Fills in the strata that are null."""
+    rows = rows.set_column(
+        rows.schema.get_field_index("stratum"), "stratum", assign_strata(rows, reference)
+    )
+    table = rows.select(list(_COPIED))
+    table = table.add_column(5, "logit", pa.array(logits_NK[:, 0], pa.float32()))
+    if len(targets) > 1:
+        for index, target in enumerate(targets):
+            column = pa.array(logits_NK[:, index], pa.float32())
+            table = table.append_column(f"logit_{target}", column)
+    return table
+
+
+def assign_strata(rows: pa.Table, reference: ReferenceInfo | None) -> pa.Array:
+    """The source's own word; else by similarity; null for positives and where neither is known."""
+    by_similarity = pa.nulls(rows.num_rows, pa.string())
+    if reference is not None:
+        similarity = pc.cast(rows["similarity"], pa.float64())
+        is_mid = pc.greater_equal(similarity, reference.mid)
+        is_near = pc.greater_equal(similarity, reference.near)
+        by_similarity = pc.if_else(is_near, "near", pc.if_else(is_mid, "mid", "far"))
+    stratum = pc.coalesce(rows["stratum"], by_similarity)
+    strata = pc.if_else(pc.equal(rows["label"], ""), stratum, pa.scalar(None, pa.string()))
+    return strata.combine_chunks() if isinstance(strata, pa.ChunkedArray) else strata
+
+
+def of_target(
+    predictions: pa.Table, target: str, *, split: Split, targets: Sequence[str]
+) -> TargetPredictions:
+    """One target's view of one split."""
+    rows = predictions.filter(pc.equal(predictions["split"], split)).combine_chunks()
+    logit_column = f"logit_{target}" if len(targets) > 1 else "logit"
+    return TargetPredictions(
+        target=target,
+        rows=rows,
+        is_positive_N=np.array(rows["label"].to_pylist(), dtype=object) == target,
+        logits_N=rows[logit_column].to_numpy(),
+        weights_N=1 / rows["inclusion_probability"].to_numpy().astype(np.float64),
+        stratum_N=np.array(rows["stratum"].fill_null("").to_pylist(), dtype=np.str_),
+        source_N=np.array(rows["source"].to_pylist(), dtype=np.str_),
+        similarity_N=rows["similarity"].to_numpy(zero_copy_only=False).astype(np.float64),
+    )
+
+
+def write_predictions(run_dir: str | os.PathLike[str], predictions: pa.Table) -> None:
+    content = io.BytesIO()
+    pq.write_table(predictions, content, compression="zstd")
+    storage.write_atomic(str(Path(run_dir) / "predictions.parquet"), content.getvalue())

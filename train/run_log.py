@@ -1,0 +1,105 @@
+"""The log of a run: lines in a file, curves for TensorBoard, progress for whoever waits."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+from torch.utils.tensorboard import SummaryWriter
+
+from pipeline import storage
+from pipeline.progress import Progress
+
+ItemT = TypeVar("ItemT")
+
+
+class RunLog:
+    """`log.jsonl`, a line each logged step; the same in `tensorboard/`; and a progress line.
+
+    What an interrupted run logged at `first_step` or later is dropped: it happens again.
+    """
+
+    def __init__(self, run_dir: Path, *, first_step: int, num_steps: int, batch_size: int) -> None:
+        self._run_dir = run_dir
+        self._first_step = first_step
+        self._batch_size = batch_size
+        samples_left = (num_steps - first_step) * batch_size
+        self._progress = Progress("train", total=samples_left, unit="samples")
+
+    def __enter__(self) -> Self:
+        path = self._run_dir / "log.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if _is_before(line, self._first_step)]
+        storage.write_atomic(str(path), "".join(f"{line}\n" for line in kept).encode())
+        self._file = path.open("a", buffering=1)
+        self._tensorboard = SummaryWriter(
+            str(self._run_dir / "tensorboard"),
+            purge_step=self._first_step * self._batch_size + 1,
+        )
+        self._progress.__enter__()
+        return self
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """What was measured at `step` (from 0); the curves' x axis is the samples seen by then."""
+        samples_seen = (step + 1) * self._batch_size
+        line = {"step": step, "samples_seen": samples_seen, **values}
+        self._file.write(json.dumps(line) + "\n")
+        for name, value in values.items():
+            self._tensorboard.add_scalar(f"train/{name}", value, samples_seen)
+
+    def advance(self) -> None:
+        """Counts one step done."""
+        self._progress.advance(self._batch_size)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.__exit__(kind, error, trace)
+        self._tensorboard.close()
+        self._file.close()
+
+
+class Meter(Generic[ItemT]):
+    """Hands batches on, and measures how fast they go and how long they kept the loop waiting."""
+
+    def __init__(self, batches: Iterator[ItemT], batch_size: int) -> None:
+        self._batches = batches
+        self._batch_size = batch_size
+        self._restart()
+
+    def __iter__(self) -> Iterator[ItemT]:
+        return self
+
+    def __next__(self) -> ItemT:
+        asked = time.perf_counter()
+        batch = next(self._batches)
+        self._waited_s += time.perf_counter() - asked
+        self._num_batches += 1
+        return batch
+
+    def read(self) -> dict[str, float]:
+        """Samples a second, and the share of the time spent waiting, since the last reading."""
+        elapsed_s = time.perf_counter() - self._began
+        values = {
+            "samples_per_s": self._num_batches * self._batch_size / elapsed_s,
+            "data_wait": self._waited_s / elapsed_s,
+        }
+        self._restart()
+        return values
+
+    def _restart(self) -> None:
+        self._began = time.perf_counter()
+        self._waited_s = 0.0
+        self._num_batches = 0
+
+
+def _is_before(line: str, step: int) -> bool:
+    try:
+        return bool(json.loads(line)["step"] < step)
+    except json.JSONDecodeError:  # the line that a crash cut short
+        return False

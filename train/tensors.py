@@ -1,0 +1,48 @@
+"""Named tensors in safetensors files: no pickle, so that a model file cannot run code."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from pipeline import storage
+from pipeline.errors import InfinegError
+
+_NUM_NAMED = 5  # mismatches that a message lists
+
+
+def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
+    """Writes atomically, on the CPU and in the default memory format."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    storage.write_atomic(str(path), safetensors.torch.save(plain))
+
+
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Raises InfinegError where the file is missing or is no safetensors file."""
+    try:
+        return safetensors.torch.load(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise InfinegError(f"{path}: no such file") from None
+    except SafetensorError as error:
+        raise InfinegError(f"{path}: not a safetensors file, or cut short ({error})") from None
+
+
+def load_into(
+    module: nn.Module, tensors: Mapping[str, Tensor], source: str | os.PathLike[str]
+) -> None:
+    """Copies `tensors` into the module. Raises InfinegError unless names and shapes agree."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if wanted != found:
+        names = sorted(
+            name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)
+        )
+        listed = ", ".join(
+            f"{name} is {found.get(name, 'missing')}, wanted {wanted.get(name, 'none')}"
+            for name in names[:_NUM_NAMED]
+        )
+        raise InfinegError(f"{source}: {len(names)} tensors do not fit the model: {listed}")
+    module.load_state_dict(dict(tensors))
