@@ -17,13 +17,13 @@ from pipeline import manifest, storage
 from pipeline.cluster import Cluster, open_cluster
 from pipeline.config import Config
 from pipeline.dataset import begin_dataset, entries_to_build
-from pipeline.encoders import prepare_encoder
 from pipeline.generations import pack_generation
 from pipeline.parts import PartitionTask, PartitionWorker
 from pipeline.pilot import plan_sources
 from pipeline.plan import Planned
 from pipeline.progress import Progress
 from pipeline.records import Generation, PartRecord, SourcePlan
+from pipeline.runtimes import prepare_encoder
 
 _log = logging.getLogger(__name__)
 _MakeWorker = functools.partial[PartitionWorker]

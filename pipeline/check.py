@@ -23,7 +23,9 @@ def read_first_samples(config: Config, name: str, number: int) -> pa.Table:
     for partition in source.partitions():
         samples = list(itertools.islice(source.read(partition), missing))
         origin = origin_of(config, entry, partition.id)
-        tables.append(decode_batch(read_batch(samples, origin, first_ordinal=0), config.output))
+        tables.append(
+            decode_batch(read_batch(samples, origin, first_ordinal=0), config.output.image_settings)
+        )
         missing -= len(samples)
         if missing <= 0:
             break

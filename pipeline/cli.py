@@ -5,20 +5,24 @@
 
 import json
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import manifest
-from pipeline.config import Config, load_config
 from pipeline.errors import InfinegError
-from pipeline.progress import format_duration
-from pipeline.records import Counts, Generation, SourcePlan
 
-app = typer.Typer()
-_console = Console(soft_wrap=False)
+if TYPE_CHECKING:
+    from pipeline.config import Config
+
+app = typer.Typer(
+    help="Builds an X-or-everything-else classifier from endless negatives.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_console = Console()
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, see configs/.")]
 Overrides = Annotated[
@@ -44,6 +48,7 @@ def plan(
 ) -> None:
     """Pilot and dry run: what would be read, selected and written. Writes only the plan."""
     from pipeline.build import plan as make_plans
+    from pipeline.tables import plan_table
 
     loaded = _load(config, overrides, address)
     plans, num_workers = make_plans(loaded, only=source or ())
@@ -62,6 +67,7 @@ def build(
 ) -> None:
     """Stream sources into shards. Resumes; builds only what no generation has yet."""
     from pipeline.build import build as run_build
+    from pipeline.tables import counts_table
 
     loaded = _load(config, overrides, address)
     generation, is_new = run_build(loaded, only=source or ())
@@ -76,6 +82,9 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Machine readable.")] = False,
 ) -> None:
     """What a data set holds, source by source."""
+    from pipeline import manifest
+    from pipeline.tables import counts_table, status_json
+
     info = manifest.require_info(dataset)
     number = manifest.latest_generation_number(dataset)
     if number == 0:
@@ -86,7 +95,7 @@ def status(
         return
     generation = manifest.read_generation(dataset)
     if as_json:
-        sys.stdout.write(json.dumps(_status_json(dataset, generation), indent=1) + "\n")
+        sys.stdout.write(json.dumps(status_json(dataset, generation), indent=1) + "\n")
         return
     _console.print(counts_table(generation))
     num_bytes = sum(shard.size_bytes for shard in generation.shards)
@@ -124,6 +133,7 @@ def check(
 ) -> None:
     """Read the first samples of one source and show what is made of them."""
     from pipeline.check import read_first_samples
+    from pipeline.config import load_config
 
     loaded = load_config(config, overrides or ())
     rows = read_first_samples(loaded, source, number)
@@ -136,80 +146,8 @@ def check(
     _console.print(table)
 
 
-def plan_table(plans: list[SourcePlan], num_workers: int) -> Table:
-    """One row a source: what is read, what is expected of it, and the time on these workers."""
-    strata = sorted({key.partition("/")[2] for plan in plans for key in plan.expected_selected})
-    table = Table(title=f"plan for {num_workers} workers", caption="expected, from a pilot")
-    columns = ("candidates", "selected", "of it train", *strata, "rejected", "MB", "time")
-    for column in ("source", *columns):
-        table.add_column(column, justify="left" if column == "source" else "right")
-    for each in plans:
-        expected = each.expected_selected
-        by_stratum = [
-            sum(n for key, n in expected.items() if key.endswith(f"/{stratum}"))
-            for stratum in strata
-        ]
-        in_train = sum(n for key, n in expected.items() if key.startswith("train/"))
-        seconds = each.num_candidates * each.seconds_per_candidate / num_workers
-        table.add_row(
-            each.source,
-            f"{each.num_candidates:,}",
-            f"{sum(expected.values()):,.0f}",
-            f"{in_train:,.0f}",
-            *(f"{n:,.0f}" if n else "" for n in by_stratum),
-            f"{sum(each.expected_rejected.values()):,.0f}",
-            f"{each.expected_bytes / 1e6:,.1f}",
-            format_duration(seconds),
-        )
-    return table
+def _load(config: str, overrides: list[str] | None, address: str | None) -> "Config":
+    from pipeline.config import load_config
 
-
-def counts_table(generation: Generation) -> Table:
-    """One row a source and the sum: read = selected + not selected + rejected."""
-    reasons = sorted({reason for s in generation.sources for reason in s.counts.rejected})
-    table = Table(title=f"generation {generation.number}")
-    for column in ("source", "role", "read", "selected", "not selected", "rejected", *reasons):
-        table.add_column(column, justify="left" if column in ("source", "role") else "right")
-
-    def add(name: str, role: str, counts: Counts) -> None:
-        numbers = (counts.read, counts.selected, counts.not_selected, counts.num_rejected)
-        by_reason = (counts.rejected.get(reason, 0) for reason in reasons)
-        table.add_row(name, role, *(f"{n:,}" for n in numbers), *(f"{n:,}" for n in by_reason))
-
-    for source in generation.sources:
-        add(source.name, source.role, source.counts)
-    table.add_section()
-    add("all", "", generation.counts)
-    return table
-
-
-def _status_json(dataset: str, generation: Generation) -> dict[str, object]:
-    return {
-        "dataset": dataset,
-        "generation": generation.number,
-        "counts": _counts_json(generation.counts),
-        "sources": {
-            source.name: {"role": source.role, "round": source.round, **_counts_json(source.counts)}
-            for source in generation.sources
-        },
-        "shards": len(generation.shards),
-        "samples": {
-            split: sum(s.num_samples for s in generation.shards if s.split == split)
-            for split in ("train", "val", "test")
-        },
-        "size_bytes": sum(shard.size_bytes for shard in generation.shards),
-    }
-
-
-def _counts_json(counts: Counts) -> dict[str, object]:
-    return {
-        "read": counts.read,
-        "selected": counts.selected,
-        "not_selected": counts.not_selected,
-        "rejected": dict(counts.rejected),
-    }
-
-
-def _load(config: str, overrides: list[str] | None, address: str | None) -> Config:
     extra = [f"build.address={address}"] if address else []
     return load_config(config, [*(overrides or ()), *extra])

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError
-from pipeline.records import LabelState, Role, Split, Stratum, sha256_hex
+from pipeline.records import ImageSettings, LabelState, Role, Split, Stratum, sha256_hex
 
 # YAML 1.1 reads 100_000 as a number but a --set of it or a quoted one arrives as text.
 _Count = Annotated[int, BeforeValidator(lambda v: v.replace("_", "") if isinstance(v, str) else v)]
@@ -104,6 +104,16 @@ class OutputConfig(BaseModel, frozen=True, extra="forbid"):
     min_side: int = Field(32, ge=1)  # pixels; a shorter image is rejected as too_small
     max_pixels: _Count = Field(64_000_000, ge=1)  # a larger header is too_large, never decoded
     max_aspect: float = Field(5.0, ge=1)  # longer side / shorter side
+
+    @property
+    def image_settings(self) -> ImageSettings:
+        return ImageSettings(
+            image_size=self.image_size,
+            jpeg_quality=self.jpeg_quality,
+            min_side=self.min_side,
+            max_pixels=self.max_pixels,
+            max_aspect=self.max_aspect,
+        )
 
 
 class BuildConfig(BaseModel, frozen=True, extra="forbid"):

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from pipeline import manifest
 from pipeline.config import Config, SourceEntry, fingerprint
-from pipeline.encoders import PreparedEncoder
 from pipeline.errors import ConfigError
 from pipeline.records import DatasetInfo, SourceRecord
+from pipeline.runtimes import PreparedEncoder
 
 
 def entries_to_build(config: Config, only: Sequence[str] = ()) -> list[SourceEntry]:

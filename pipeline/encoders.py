@@ -9,14 +9,10 @@ Shapes: B batch, C H W image, D embedding.
 
 import hashlib
 import importlib
-import io
-import tempfile
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -24,7 +20,6 @@ import timm
 import torch
 import torchvision
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data import resolve_model_data_config
@@ -32,6 +27,8 @@ from torch import Tensor, nn
 
 from pipeline.config import EncoderConfig
 from pipeline.errors import ConfigError, InfinegError
+from pipeline.images import Decoded, UnusableImage, decode_image
+from pipeline.records import ImageSettings
 
 
 @dataclass(frozen=True)
@@ -95,32 +92,36 @@ def load_encoder(config: EncoderConfig, *, pretrained: bool = True) -> Encoder:
     return Encoder(backbone.requires_grad_(False), preprocessing).eval()
 
 
-def weights_sha256(encoder: Encoder) -> str:
-    """Identity of the weights, whatever file they came from."""
+def encoder_identity(encoder: Encoder, config: EncoderConfig) -> str:
+    """Name, weights (whatever file they came from), layer and input size, readable."""
     digest = hashlib.sha256()
     for name, tensor in sorted(encoder.backbone.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.contiguous().cpu().numpy().tobytes())
-    return digest.hexdigest()
+    return f"{config.name}:{digest.hexdigest()[:12]}:{config.layer}:{config.image_size}px"
 
 
 def decode_rgb(image: bytes) -> NDArray[np.uint8]:
-    """RGB pixels HWC of an encoded image, upright. Raises OSError or ValueError for a bad one."""
-    if image[:2] == b"\xff\xd8":
-        try:
-            pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(image)
-        except ValueError:
-            pass  # CMYK, or damage that Pillow may forgive or name
-        else:
-            return pixels
-    with Image.open(io.BytesIO(image)) as picture:
-        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    """RGB pixels HWC of an image as a data set holds it: an upright RGB JPEG."""
+    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(image)
+    return pixels
 
 
 def crop_pixels(image: bytes, preprocessing: Preprocessing) -> Tensor:
-    """The uint8 CHW square that an encoder sees of an encoded image: no randomness."""
-    pixels_HWC = torch.from_numpy(decode_rgb(image))
-    return crop_decoded(pixels_HWC, preprocessing)
+    """The uint8 CHW square that an encoder sees of an image of a data set: no randomness."""
+    return crop_decoded(torch.from_numpy(decode_rgb(image)), preprocessing)
+
+
+def crop_any_image(image: bytes, preprocessing: Preprocessing) -> Tensor:
+    """`crop_pixels` for an image of any format, made first what a build would have made of it.
+
+    Raises UnusableImage.
+    """
+    settings = ImageSettings(image_size=preprocessing.resize_size)
+    decoded = decode_image(image, rotation=0, settings=settings)
+    if not isinstance(decoded, Decoded):
+        raise UnusableImage(decoded)
+    return crop_pixels(decoded.image, preprocessing)
 
 
 def crop_decoded(pixels_HWC: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -136,100 +137,6 @@ def crop_decoded(pixels_HWC: Tensor, preprocessing: Preprocessing) -> Tensor:
     top, left = ((side - preprocessing.image_size) // 2 for side in pixels_CHW.shape[1:])
     side = preprocessing.image_size
     return pixels_CHW[:, top : top + side, left : left + side].contiguous()
-
-
-class Runtime(Protocol):
-    """Something that embeds batches."""
-
-    def embed(self, pixels_BCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """embedding_BD, L2-normalised. Equal batches give equal bits on one machine."""
-
-
-class TorchRuntime:
-    """The network itself, on a GPU where there is one."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._encoder = encoder.to(self._device)
-
-    def embed(self, pixels_BCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            embedding_BD = self._encoder(torch.from_numpy(pixels_BCHW).to(self._device))
-            result: NDArray[np.float32] = embedding_BD.cpu().numpy()
-        return result
-
-
-class OnnxRuntime:
-    """ONNX Runtime on one CPU thread: 4 to 5 times eager PyTorch, cosine to it over 0.9999."""
-
-    def __init__(self, model: bytes) -> None:
-        # Not above: a training process on a GPU does without it.
-        ort = importlib.import_module("onnxruntime")
-        options = ort.SessionOptions()
-        # One thread a worker: the workers fill the machine, and sums keep their order.
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-    def embed(self, pixels_BCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
-        embedding_BD: NDArray[np.float32] = self._session.run(None, {"pixels": pixels_BCHW})[0]
-        return embedding_BD
-
-
-@dataclass(frozen=True)
-class PreparedEncoder:
-    """All that a worker needs to embed, ready to be sent to it."""
-
-    config: EncoderConfig
-    preprocessing: Preprocessing
-    embedding_dim: int
-    fingerprint: str  # what an embedding depends on, readable; equal ones are comparable
-    model: bytes | None  # ONNX; None where PyTorch itself runs
-
-    def open(self) -> Runtime:
-        if self.model is not None:
-            return OnnxRuntime(self.model)
-        return TorchRuntime(load_encoder(self.config))
-
-
-def prepare_encoder(config: EncoderConfig, *, gpus_per_worker: float) -> PreparedEncoder:
-    """Loads the encoder once, for all workers; `auto` is PyTorch on GPUs, else ONNX Runtime."""
-    encoder = load_encoder(config)
-    runtime = config.runtime
-    if runtime == "auto":
-        runtime = "torch" if gpus_per_worker > 0 else "onnxruntime"
-    return PreparedEncoder(
-        config=config,
-        preprocessing=encoder.preprocessing,
-        embedding_dim=encoder.embedding_dim,
-        fingerprint=(
-            f"{config.name}:{weights_sha256(encoder)[:12]}:{config.layer}:"
-            f"{config.image_size}px:{runtime}-fp32:batch{config.batch_size}"
-        ),
-        model=export_onnx(encoder) if runtime == "onnxruntime" else None,
-    )
-
-
-def export_onnx(encoder: Encoder) -> bytes:
-    """The encoder as an ONNX model with input `pixels` (B free) and output `embedding`."""
-    size = encoder.preprocessing.image_size
-    example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as directory:
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
-        program = torch.onnx.export(
-            encoder,
-            (example,),
-            dynamo=True,
-            input_names=["pixels"],
-            output_names=["embedding"],
-            dynamic_shapes={"pixels_BCHW": {0: torch.export.Dim("B")}},
-            opset_version=18,
-            verbose=False,
-        )
-        assert program is not None
-        path = Path(directory) / "encoder.onnx"
-        program.save(path, external_data=False)
-        return path.read_bytes()
 
 
 _PACKAGED = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")

@@ -15,7 +15,6 @@ from pydantic import BaseModel
 
 from pipeline import manifest
 from pipeline.config import Config, SourceEntry
-from pipeline.encoders import PreparedEncoder
 from pipeline.errors import TooManyRejects
 from pipeline.records import (
     Counts,
@@ -28,6 +27,7 @@ from pipeline.records import (
     row_schema,
 )
 from pipeline.reference import ReferenceBank, read_bank
+from pipeline.runtimes import PreparedEncoder
 from pipeline.shards import count_rows, write_part
 from pipeline.sources import open_source
 from pipeline.steps.decode import decode_batch
@@ -70,6 +70,7 @@ class PartitionWorker:
         self._config = config
         self._encoder = encoder
         self._root = config.output.path
+        self._settings = config.output.image_settings
         self._runtime = encoder.open()
         self._entries = {entry.name: entry for entry in config.entries}
 
@@ -128,11 +129,11 @@ class PartitionWorker:
     ) -> pa.Table:
         """Rows of one part, decoded and embedded."""
         origin = origin_of(self._config, self._entries[task.source], task.partition.id)
-        decoded = [decode_batch(read_batch([], origin, first_ordinal=0), self._config.output)]
+        decoded = [decode_batch(read_batch([], origin, first_ordinal=0), self._settings)]
         for batch in chunked(samples, _SAMPLES_PER_READ):
             first = first_ordinal + sum(map(len, decoded))
             rows = read_batch(batch, origin, first_ordinal=first)
-            decoded.append(decode_batch(rows, self._config.output))
+            decoded.append(decode_batch(rows, self._settings))
         return embed_batch(
             pa.concat_tables(decoded),
             runtime=self._runtime,

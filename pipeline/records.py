@@ -66,6 +66,17 @@ class Partition:
     num_samples: int | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImageSettings:
+    """What an image becomes, and what is refused. Sides and areas in pixels."""
+
+    image_size: int  # of the shorter side; a larger image is scaled down, none is enlarged
+    jpeg_quality: int = 90
+    min_side: int = 1
+    max_pixels: int = 64_000_000  # by the header: a larger one is never decoded
+    max_aspect: float = float("inf")  # longer side / shorter side
+
+
 def row_schema(embedding_dim: int) -> pa.Schema:
     """Columns of one row; `embedding` is float16[D], L2-normalised, D = `embedding_dim`."""
     return pa.schema(

@@ -21,14 +21,15 @@ from corpus import (
 from PIL import Image
 
 from pipeline.config import OutputConfig
-from pipeline.records import READ_COLUMNS, row_schema
-from pipeline.steps.decode import ADDS, READS, Decoded, decode_batch, decode_image, perceptual_hash
+from pipeline.images import Decoded, decode_image, perceptual_hash
+from pipeline.records import READ_COLUMNS, ImageSettings, row_schema
+from pipeline.steps.decode import ADDS, READS, decode_batch
 
-OUTPUT = OutputConfig(path="unused")
+OUTPUT = OutputConfig(path="unused").image_settings
 
 
-def decode(image: bytes, *, rotation: int = 0, output: OutputConfig = OUTPUT) -> Decoded:
-    found = decode_image(image, rotation=rotation, output=output)
+def decode(image: bytes, *, rotation: int = 0, settings: ImageSettings = OUTPUT) -> Decoded:
+    found = decode_image(image, rotation=rotation, settings=settings)
     assert isinstance(found, Decoded), found
     return found
 
@@ -66,13 +67,13 @@ def test_odd_picture_comes_out_upright_in_its_colours(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(unusable()))
 def test_unusable_picture_is_rejected_for_its_reason(name: str) -> None:
     image, reason = unusable()[name]
-    assert decode_image(image, rotation=0, output=OUTPUT) == reason
+    assert decode_image(image, rotation=0, settings=OUTPUT) == reason
 
 
 def test_every_cut_of_a_jpeg_is_rejected() -> None:
     jpeg = encode(quadrants())
     for size in range(0, len(jpeg) - 2, 7):
-        found = decode_image(jpeg[:size], rotation=0, output=OUTPUT)
+        found = decode_image(jpeg[:size], rotation=0, settings=OUTPUT)
         assert found in ("truncated", "unreadable"), f"cut at {size}: {found}"
 
 
@@ -161,10 +162,10 @@ def test_limits_are_the_config_s() -> None:
     limits = {"too_large": {"max_pixels": 6143}, "too_small": {"min_side": 65},
               "bad_aspect": {"max_aspect": 1.49}}  # fmt: skip
     for reason, limit in limits.items():
-        output = OutputConfig(path="unused", **limit)
-        assert decode_image(jpeg, rotation=0, output=output) == reason
-    just_enough = OutputConfig(path="unused", max_pixels=6144, min_side=64, max_aspect=1.5)
-    assert decode(jpeg, output=just_enough)
+        settings = OutputConfig(path="unused", **limit).image_settings
+        assert decode_image(jpeg, rotation=0, settings=settings) == reason
+    just_enough = ImageSettings(image_size=256, max_pixels=6144, min_side=64, max_aspect=1.5)
+    assert decode(jpeg, settings=just_enough)
 
 
 def test_perceptual_hash_survives_size_and_quality_but_not_a_mirror() -> None:
@@ -222,4 +223,4 @@ def test_empty_batch_has_all_columns() -> None:
 
 def test_bug_is_not_a_bad_sample() -> None:
     with pytest.raises(AssertionError, match="45"):
-        decode_image(encode(quadrants()), rotation=45, output=OUTPUT)
+        decode_image(encode(quadrants()), rotation=45, settings=OUTPUT)

@@ -108,11 +108,11 @@ def test_pickled_source_reads_the_same(source: Source) -> None:
 
 
 def test_toy_has_three_images_that_decode(source: Source) -> None:
-    output = OutputConfig(path="unused")
+    settings = OutputConfig(path="unused").image_settings
     samples = all_first_samples(source)[:3]
     assert len(samples) == 3
     for sample in samples:
-        assert isinstance(decode_image(sample.image, rotation=0, output=output), Decoded)
+        assert isinstance(decode_image(sample.image, rotation=0, settings=settings), Decoded)
 
 
 def test_number_of_samples_is_true_where_it_is_told(source: Source) -> None:

@@ -1,30 +1,22 @@
-"""The order of the samples, the batches, the weights and the loss."""
-
-import json
-from pathlib import Path
+"""The order of the samples, and the batches that come of it."""
 
 import numpy as np
 import pytest
 import torch
-from train_dataset import ENCODER, EVAL_PROBABILITY, NEGATIVES, write_config, write_dataset
+from train_dataset import ENCODER, EVAL_PROBABILITY, NEGATIVES, write_dataset
 
 from pipeline.encoders import load_encoder
-from pipeline.errors import ConfigError, InfinegError
+from pipeline.errors import InfinegError
 from pipeline.manifest import read_sidecar
 from pipeline.records import Generation
-from train.config import load_train_config
 from train.data import (
     AugmentedImages,
     Batches,
     CachedEmbeddings,
-    TrainRows,
     read_eval_batches,
-    read_train_rows,
-    stream_batches,
 )
-from train.losses import importance_weights, weighted_bce
-from train.optim import Schedule
 from train.order import BatchOrder, RankSlice, shuffle_epoch
+from train.rows import TrainRows, read_train_rows
 
 POSITIVES = [range(7), range(7, 10)]
 ALONE = RankSlice()
@@ -92,7 +84,7 @@ def test_shuffle_stays_within_the_window_of_shards() -> None:
 def test_batch_holds_the_share_of_positives_with_their_weights(
     dataset: tuple[str, Generation], rows: TrainRows
 ) -> None:
-    batch = Batches(rows, order_of(rows), CachedEmbeddings(dataset[0], rows))[3]
+    batch = Batches(rows, order_of(rows), CachedEmbeddings(dataset[0], rows)).read(3)
     assert batch.targets_BK[:, 0].tolist() == [1, 1] + [0] * 6
     keys = rows.keys.take(batch.rows_B.numpy()).to_pylist()
     probability = {"my_cat": 1.0} | {source: p for source, _, p, _ in NEGATIVES}
@@ -104,7 +96,7 @@ def test_embeddings_are_those_of_their_keys(
     dataset: tuple[str, Generation], rows: TrainRows
 ) -> None:
     root, generation = dataset
-    batch = Batches(rows, order_of(rows), CachedEmbeddings(root, rows))[0]
+    batch = Batches(rows, order_of(rows), CachedEmbeddings(root, rows)).read(0)
     keys = rows.keys.take(batch.rows_B.numpy()).to_pylist()
     pairs = list(zip(keys, batch.inputs, strict=True))
     for table, embedding_BD in read_eval_batches(
@@ -129,17 +121,17 @@ def test_images_are_the_same_whatever_the_workers_and_the_start(
         dataset[0], rows, preprocessing=preprocessing, strength=strength, seed=0
     )  # fmt: skip
     batches = Batches(rows, order_of(rows), images)
-    here = list(stream_batches(batches, range(4), workers=0, pin=False))
-    there = list(stream_batches(batches, range(1, 4), workers=2, pin=False))
-    assert len(there) == 3
-    for mine, theirs in zip(here[1:], there, strict=True):
+    here = list(batches.stream(range(20), workers=0))
+    # More batches than the ring has slots, each looked at while it is the current one.
+    for mine, theirs in zip(here[1:], batches.stream(range(1, 20), workers=2), strict=True):
         assert torch.equal(mine.inputs, theirs.inputs)
         assert torch.equal(mine.rows_B, theirs.rows_B)
+        assert torch.equal(mine.targets_BK, theirs.targets_BK)
     assert here[0].inputs.shape == (8, 3, 32, 32)
-    again = images(*order_of(rows).batch(0))
+    again = images.read(*order_of(rows).batch(0))
     assert torch.equal(again, here[0].inputs)
     first_rows, first_positions = order_of(rows).batch(0)
-    assert not torch.equal(images(first_rows, first_positions + 100), again)
+    assert not torch.equal(images.read(first_rows, first_positions + 100), again)
 
 
 def test_warm_pictures_belong_to_the_positives(
@@ -147,7 +139,7 @@ def test_warm_pictures_belong_to_the_positives(
 ) -> None:
     preprocessing = load_encoder(ENCODER).preprocessing
     images = AugmentedImages(dataset[0], rows, preprocessing=preprocessing, strength="off", seed=0)
-    batch = Batches(rows, order_of(rows), images)[0]
+    batch = Batches(rows, order_of(rows), images).read(0)
     red, blue = batch.inputs.float().mean((2, 3))[:, [0, 2]].unbind(1)
     assert torch.equal(red > blue, batch.targets_BK[:, 0] == 1)
 
@@ -181,66 +173,3 @@ def test_a_train_split_without_positives_is_refused(dataset: tuple[str, Generati
     negatives = tuple(shard for shard in generation.shards if not shard.label)
     with pytest.raises(InfinegError, match="no positives in its train split"):
         read_train_rows(root, generation.model_copy(update={"shards": negatives}), ["cat"])
-
-
-def test_weights_are_self_normalised_and_clipped() -> None:
-    targets_BK = torch.tensor([[1.0], [0.0], [0.0], [0.0], [0.0]])
-    inverse_B = torch.tensor([1.0, 1.0, 1.0, 1.0, 5.0])
-    plain = importance_weights(targets_BK, inverse_B, max_weight=10, reduce_sum=lambda x: x)
-    assert plain.weight_BK[:, 0].tolist() == pytest.approx([1, 0.5, 0.5, 0.5, 2.5])
-    assert plain.clipped_mass.item() == 0
-    clipped = importance_weights(targets_BK, inverse_B, max_weight=1.5, reduce_sum=lambda x: x)
-    # 2.5 becomes 1.5: a quarter of the mass 4 is lost, then the mean is brought back to 1.
-    assert clipped.clipped_mass.item() == pytest.approx(0.25)
-    assert clipped.weight_BK[:, 0].tolist() == pytest.approx([1, 2 / 3, 2 / 3, 2 / 3, 2])
-
-
-def test_a_positive_of_one_target_is_a_negative_of_the_other() -> None:
-    targets_BK = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
-    weights = importance_weights(
-        targets_BK, torch.tensor([1.0, 1.0, 3.0]), max_weight=10, reduce_sum=lambda x: x
-    )
-    assert torch.allclose(weights.weight_BK, torch.tensor([[1, 0.5], [0.5, 1], [1.5, 1.5]]))
-
-
-def test_loss_is_that_of_a_hand_computation() -> None:
-    logits_BK = torch.tensor([[2.0], [-1.0]])
-    targets_BK, weight_BK = torch.tensor([[1.0], [0.0]]), torch.tensor([[1.0], [3.0]])
-    loss = weighted_bce(
-        logits_BK, targets_BK, weight_BK, global_batch_size=4, world_size=2
-    )  # fmt: skip
-    # softplus(-2) + 3 * softplus(-1), over 4 samples, times 2 processes.
-    assert loss.item() == pytest.approx((0.126928 + 3 * 0.313262) / 4 * 2, abs=1e-5)
-
-
-def test_learning_rate_rises_falls_and_begins_where_its_phase_does() -> None:
-    schedule = Schedule(peak=1.0, first=10, warmup=4, last=34)
-    assert schedule.learning_rate(9) == 0
-    assert schedule.learning_rate(10) == pytest.approx(0.2)
-    assert schedule.learning_rate(14) == pytest.approx(1)
-    assert schedule.learning_rate(24) == pytest.approx(0.5)
-    assert schedule.learning_rate(33) < 0.01
-
-
-@pytest.mark.parametrize(
-    ("section", "message"),
-    [
-        ({"train": {"mode": "heads"}}, r"train\.mode: .*'head' or 'finetune'.*'heads'"),
-        ({"train": {"stepz": 3}}, r"train\.stepz: Extra inputs are not permitted"),
-        ({"train": {"batch_size": 3, "positive_share": 0.1}}, r"train\.positive_share 0\.1 of"),
-        ({"train": {"mode": "finetune", "steps": 9}}, r"train\.head_steps 300 must be under"),
-        ({"evaluate": {"alpha": 2}}, r"evaluate\.alpha: .* less than 1, got 2"),
-    ],
-)
-def test_config_errors_name_the_field(tmp_path: Path, section: dict, message: str) -> None:
-    path = write_config(tmp_path / "c.yaml", dataset=tmp_path, run=tmp_path / "run", **section)
-    with pytest.raises(ConfigError, match=message):
-        load_train_config(path)
-
-
-def test_defaults_depend_on_the_mode(tmp_path: Path) -> None:
-    path = write_config(tmp_path / "c.yaml", dataset=tmp_path, run=tmp_path / "run")
-    assert load_train_config(path)[1].batch_size == 256
-    _, finetune, evaluate = load_train_config(path, ["train.mode=finetune", "evaluate.alpha=0.01"])
-    assert (finetune.batch_size, evaluate.alpha) == (64, 0.01)
-    assert json.dumps(finetune.result_inputs())

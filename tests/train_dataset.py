@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline import manifest
 from pipeline.config import EncoderConfig
-from pipeline.encoders import load_encoder, weights_sha256
+from pipeline.encoders import encoder_identity, load_encoder
 from pipeline.records import (
     Counts,
     DatasetInfo,
@@ -75,9 +75,9 @@ def write_dataset(
             direction_L = np.eye(_LATENT_DIM)[index]
             shards += _write_group(
                 root, f"my_{target}", split, target, stratum=None, probability=1.0,
-                num=round(num_positives * part), direction_L=direction_L, axes_LD=axes_LD, noise=noise, rng=rng,
-                targets=targets, image_size=image_size, samples_per_shard=samples_per_shard,
-                counts=counts,
+                num=round(num_positives * part), direction_L=direction_L, axes_LD=axes_LD,
+                noise=noise, rng=rng, targets=targets, image_size=image_size,
+                samples_per_shard=samples_per_shard, counts=counts,
             )  # fmt: skip
         for index, (source, stratum, probability, cosine) in enumerate(NEGATIVES):
             direction_L = np.zeros(_LATENT_DIM)
@@ -90,9 +90,7 @@ def write_dataset(
                 axes_LD=axes_LD, noise=noise, rng=rng, targets=targets, image_size=image_size,
                 samples_per_shard=samples_per_shard, counts=counts,
             )  # fmt: skip
-    fingerprint = (
-        f"{ENCODER.name}:{weights_sha256(encoder)[:12]}:{ENCODER.layer}:{ENCODER.image_size}px:toy"
-    )
+    fingerprint = f"{encoder_identity(encoder, ENCODER)}:toy"
     return _commit(root, targets, fingerprint, encoder.embedding_dim, shards, counts)
 
 

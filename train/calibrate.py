@@ -24,6 +24,10 @@ _log = logging.getLogger(__name__)
 _MAX_NEGATIVE_LOGITS = 4096
 # Of the logits in units of their own spread; less says that they do not tell the classes apart.
 _MIN_SCALE = 1e-3
+_TOO_FEW = (
+    "%s: %d val negatives are too few for alpha %g at delta %g (%d would do); "
+    "the threshold holds for alpha %.3g"
+)
 
 
 def calibrate_target(
@@ -38,30 +42,27 @@ def calibrate_target(
 ) -> TargetCalibration:
     """Everything that turns this target's raw logits into answers.
 
-    Calibrated for the val mix: scale * f + bias; where the target's share is `deploy_prior`, as
-    on a camera that seldom sees one: the same + prior_shift. weights_N: 1 / inclusion_probability;
-    the threshold and "one in N" speak of val negatives as they were drawn, each counted once.
+    Calibrated for the val mix: scale * f + bias; where the target's share is `deploy_prior`: the
+    same + prior_shift. weights_N: 1 / inclusion_probability, for the calibration; the threshold
+    and "one in N" speak of val negatives as they were drawn, each counted once.
     """
-    num_positives, num_negatives = int(is_positive_N.sum()), int((~is_positive_N).sum())
-    if not (num_positives and num_negatives):
+    num_negatives = int((~is_positive_N).sum())
+    if num_negatives in (0, len(is_positive_N)):
         raise InfinegError(
-            f"target {target}: val has {num_positives} positives and {num_negatives} negatives; "
-            "calibration needs both. Raise `split.val` or add samples."
+            f"target {target}: {num_negatives} of {len(is_positive_N)} val samples are negatives; "
+            "calibration needs both classes. Raise `split.val` or add samples."
         )
     scale, bias = fit_platt(logits_N, is_positive_N, weights_N)
-    val_prior = float(np.average(is_positive_N, weights=weights_N))
+    prior = np.average(is_positive_N, weights=weights_N)
     negative_logits = np.sort(logits_N[~is_positive_N])[::-1]
     threshold, reached = umbrella_threshold(negative_logits, alpha=alpha, delta=delta)
     if reached > alpha:
-        _log.warning(
-            "target %s: %d val negatives are too few for alpha %g at delta %g (%d would do); "
-            "the threshold holds for alpha %.3g",
-            target, num_negatives, alpha, delta, negatives_needed(alpha, delta), reached,
-        )  # fmt: skip
+        wanted = negatives_needed(alpha, delta)
+        _log.warning(_TOO_FEW, target, num_negatives, alpha, delta, wanted, reached)
     return TargetCalibration(
         scale=scale,
         bias=bias,
-        prior_shift=float(log_odds(deploy_prior) - log_odds(val_prior)),
+        prior_shift=float(log_odds(deploy_prior) - log_odds(prior)),
         threshold=threshold,
         alpha=reached,
         delta=delta,

@@ -1,26 +1,26 @@
 """A generation of a data set -> batches to train on, and batches to evaluate on.
 
-Shapes: B batch, C H W image, D embedding, K targets, N rows of the train split.
+Shapes: B batch, C H W image, D embedding, K targets, N rows of the train split, R slots of a ring.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from pipeline import manifest
 from pipeline.encoders import Preprocessing, crop_pixels, decode_rgb
-from pipeline.errors import InfinegError
-from pipeline.records import Generation, ShardRecord, Split
+from pipeline.records import Generation, Split
 from train.augment import Strength, augment
 from train.images import ShardImages, crop_images
 from train.order import BatchOrder, Rows
+from train.rows import TrainRows, embeddings_of
+
+_PREFETCH = 2  # batches that each worker is ahead
 
 
 class Batch(NamedTuple):
@@ -32,73 +32,16 @@ class Batch(NamedTuple):
     rows_B: Tensor
 
 
-@dataclass(frozen=True)
-class TrainRows:
-    """The train split without its images and embeddings: about 100 bytes a row."""
-
-    targets: tuple[str, ...]
-    shards: tuple[ShardRecord, ...]
-    starts: NDArray[np.int64]  # first row of each shard, and the number of rows
-    keys: pa.ChunkedArray
-    tar_offset_N: NDArray[np.int64]
-    tar_size_N: NDArray[np.int64]
-    inverse_probability_N: NDArray[np.float32]
-
-    @property
-    def positives(self) -> list[range]:
-        """Rows of each shard that shows a target."""
-        return [rows for shard, rows in self._ranges() if shard.label]
-
-    @property
-    def negatives(self) -> list[range]:
-        return [rows for shard, rows in self._ranges() if not shard.label]
-
-    def shard_of(self, rows: Rows) -> NDArray[np.int64]:
-        return np.searchsorted(self.starts, rows, side="right") - 1
-
-    def targets_of(self, rows: Rows) -> Tensor:
-        """targets_BK float32."""
-        labels = [self.shards[i].label for i in self.shard_of(rows)]
-        return torch.tensor([[label == name for name in self.targets] for label in labels]).float()
-
-    def _ranges(self) -> Iterator[tuple[ShardRecord, range]]:
-        bounds = zip(self.shards, self.starts[:-1].tolist(), self.starts[1:].tolist(), strict=True)
-        return ((shard, range(start, stop)) for shard, start, stop in bounds)
-
-
-def read_train_rows(root: str, generation: Generation, targets: Sequence[str]) -> TrainRows:
-    """Reads the sidecars of the train split. Raises InfinegError where a label is missing."""
-    shards = tuple(shard for shard in generation.shards if shard.split == "train")
-    columns = ("key", "tar_offset", "tar_size", "inclusion_probability")
-    tables = [manifest.read_sidecar(root, shard, columns) for shard in shards]
-    for wanted, found in (("positives", [s for s in shards if s.label]),
-                          ("negatives", [s for s in shards if not s.label])):  # fmt: skip
-        if not found:
-            raise InfinegError(
-                f"{root}: generation {generation.number} has no {wanted} in its train split; "
-                "add a source and run `infineg build`"
-            )
-    table = pa.concat_tables(tables)
-    return TrainRows(
-        targets=tuple(targets),
-        shards=shards,
-        starts=np.cumsum([0, *(each.num_rows for each in tables)]),
-        keys=table["key"],
-        tar_offset_N=table["tar_offset"].to_numpy(),
-        tar_size_N=table["tar_size"].to_numpy(),
-        inverse_probability_N=(1 / table["inclusion_probability"].to_numpy()).astype(np.float32),
-    )
-
-
 class CachedEmbeddings:
     """The train split's embeddings, float16 in memory: 2.5 GB for a million of 1,280 numbers."""
 
     def __init__(self, root: str, rows: TrainRows) -> None:
         tables = (manifest.read_sidecar(root, shard, ("embedding",)) for shard in rows.shards)
-        self.embedding_ND = np.concatenate([_embeddings_of(table) for table in tables])
+        self._embedding_ND = np.concatenate([embeddings_of(table) for table in tables])
 
-    def __call__(self, rows_B: Rows, positions_B: Rows) -> Tensor:  # noqa: ARG002 (no chance here)
-        return torch.from_numpy(self.embedding_ND[rows_B]).float()
+    def read(self, rows_B: Rows, positions_B: Rows) -> Tensor:  # noqa: ARG002 (no chance here)
+        """embedding_BD float32."""
+        return torch.from_numpy(self._embedding_ND[rows_B]).float()
 
 
 class AugmentedImages:
@@ -114,64 +57,102 @@ class AugmentedImages:
         seed: int,
         cache_dir: str | None = None,
     ) -> None:
+        self.image_size = preprocessing.image_size
         self._rows = rows
         self._images = ShardImages(root, rows.shards, cache_dir)
         self._preprocessing = preprocessing
         self._strength = strength
         self._seed = seed
 
-    def __call__(self, rows_B: Rows, positions_B: Rows) -> Tensor:
-        size = self._preprocessing.image_size
-        # Channels last, as the decoder gives them and convolutions like them.
-        pixels_BHWC = torch.empty((len(rows_B), size, size, 3), dtype=torch.uint8)
-        if get_worker_info() is not None:
-            pixels_BHWC.share_memory_()  # type: ignore[no-untyped-call]  # filled in place: the parent gets it without a copy
-        pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2)
-        for i, (row, position) in enumerate(zip(rows_B, positions_B, strict=True)):
-            pixels_BCHW[i] = self._read(int(row), int(position))
+    def read(self, rows_B: Rows, positions_B: Rows, *, into_BHWC: Tensor | None = None) -> Tensor:
+        """pixels_BCHW uint8, channels last, as the decoder gives them and convolutions like them.
+
+        Written into `into_BHWC` where that is given.
+        """
+        if into_BHWC is None:
+            size = self.image_size
+            into_BHWC = torch.empty((len(rows_B), size, size, 3), dtype=torch.uint8)
+        pixels_BCHW = into_BHWC.permute(0, 3, 1, 2)
+        shards = self._rows.shard_of(rows_B)
+        for i, (shard, row, position) in enumerate(zip(shards, rows_B, positions_B, strict=True)):
+            offset, size = self._rows.tar_offset_N[row], self._rows.tar_size_N[row]
+            image = self._images.read(int(shard), int(offset), int(size))
+            pixels_BCHW[i] = self._view(image, np.random.default_rng((self._seed, int(position))))
         return pixels_BCHW
 
-    def _read(self, row: int, position: int) -> Tensor:
-        offset, size = self._rows.tar_offset_N[row], self._rows.tar_size_N[row]
-        shard = int(self._rows.shard_of(np.asarray([row]))[0])
-        image = self._images.read(shard, int(offset), int(size))
+    def _view(self, image: bytes, rng: np.random.Generator) -> Tensor:
         if self._strength == "off":
             return crop_pixels(image, self._preprocessing)
         pixels_CHW = torch.from_numpy(decode_rgb(image)).permute(2, 0, 1)
-        rng = np.random.default_rng((self._seed, position))
-        side = self._preprocessing.image_size
-        return augment(pixels_CHW, size=side, strength=self._strength, rng=rng)
+        return augment(pixels_CHW, size=self.image_size, strength=self._strength, rng=rng)
 
 
-class Batches(Dataset[Batch]):
-    """Item t is this rank's slice of batch t, whoever asks for it and whenever."""
+class Batches:
+    """Batch t is this rank's slice of global batch t, whoever asks for it and whenever."""
 
     def __init__(
-        self, rows: TrainRows, order: BatchOrder, read_inputs: Callable[[Rows, Rows], Tensor]
+        self, rows: TrainRows, order: BatchOrder, inputs: CachedEmbeddings | AugmentedImages
     ) -> None:
         self._rows = rows
         self._order = order
-        self._read_inputs = read_inputs
+        self._inputs = inputs
 
-    def __getitem__(self, step: int) -> Batch:
+    def read(self, step: int) -> Batch:
         rows_B, positions_B = self._order.batch(step)
+        return self._describe(rows_B, self._inputs.read(rows_B, positions_B))
+
+    def stream(self, steps: range, *, workers: int) -> Iterator[Batch]:
+        """The batches of `steps` in order; images are decoded by `workers` processes, if any.
+
+        The inputs of a batch may be overwritten once the next but one has been asked for.
+        """
+        if not isinstance(self._inputs, AugmentedImages) or workers == 0 or not steps:
+            yield from (self.read(step) for step in steps)
+            return
+        rows_B, _ = self._order.batch(steps.start)
+        size = self._inputs.image_size
+        ring_RBHWC = torch.empty(
+            (_PREFETCH * workers + 2, len(rows_B), size, size, 3), dtype=torch.uint8
+        ).share_memory_()  # type: ignore[no-untyped-call]
+        loader: DataLoader[int] = DataLoader(
+            _FilledSlots(self._order, self._inputs, ring_RBHWC),
+            batch_size=None,
+            sampler=steps,
+            num_workers=workers,
+            prefetch_factor=_PREFETCH,
+        )
+        for step in loader:
+            rows_B, _ = self._order.batch(step)
+            pixels_BHWC = ring_RBHWC[step % len(ring_RBHWC)]
+            yield self._describe(rows_B, pixels_BHWC.permute(0, 3, 1, 2))
+
+    def _describe(self, rows_B: Rows, inputs: Tensor) -> Batch:
         return Batch(
-            inputs=self._read_inputs(rows_B, positions_B),
+            inputs=inputs,
             targets_BK=self._rows.targets_of(rows_B),
             inverse_probability_B=torch.from_numpy(self._rows.inverse_probability_N[rows_B]),
             rows_B=torch.from_numpy(rows_B),
         )
 
 
-def stream_batches(batches: Batches, steps: range, *, workers: int, pin: bool) -> Iterator[Batch]:
-    """The batches of `steps` in order, read by `workers` processes, or here where that is 0."""
-    if workers == 0:
-        return (batches[step] for step in steps)
-    # A whole batch is one item: no collation, and one message a batch between processes.
-    loader: DataLoader[Any] = DataLoader(
-        batches, batch_size=None, sampler=steps, num_workers=workers, pin_memory=pin
-    )
-    return iter(loader)
+class _FilledSlots(Dataset[int]):
+    """Item t writes the images of batch t into a ring of shared memory and is just t.
+
+    Images that travel between processes cost more than decoding a fifth of them. DataLoader asks
+    for a batch when it hands out the one _PREFETCH * workers before, so that two slots more than
+    that keep a batch intact while it is in use.
+    """
+
+    def __init__(self, order: BatchOrder, images: AugmentedImages, ring_RBHWC: Tensor) -> None:
+        self._order = order
+        self._images = images
+        self._ring_RBHWC = ring_RBHWC
+
+    def __getitem__(self, step: int) -> int:
+        rows_B, positions_B = self._order.batch(step)
+        slot_BHWC = self._ring_RBHWC[step % len(self._ring_RBHWC)]
+        self._images.read(rows_B, positions_B, into_BHWC=slot_BHWC)
+        return step
 
 
 def read_eval_batches(
@@ -198,19 +179,7 @@ def read_eval_batches(
             rows = sidecar.slice(start, batch_size)
             about = rows.drop_columns(["embedding"])
             if mode == "head":
-                yield about, torch.from_numpy(_embeddings_of(rows).astype(np.float32))
+                yield about, torch.from_numpy(embeddings_of(rows).astype(np.float32))
             else:
                 assert preprocessing is not None
                 yield about, crop_images(images, number, rows, preprocessing)
-
-
-def _embeddings_of(rows: pa.Table) -> NDArray[np.float16]:
-    """embedding_ND float16 of a sidecar. Raises InfinegError where a row has none."""
-    column = rows["embedding"].combine_chunks()
-    if column.null_count:
-        raise InfinegError(
-            f"{column.null_count} of {rows.num_rows} rows have no embedding; train.mode: finetune "
-            "needs none"
-        )
-    embeddings: NDArray[np.float16] = column.flatten().to_numpy(zero_copy_only=False)
-    return embeddings.reshape(rows.num_rows, -1)

@@ -46,8 +46,7 @@ def evaluate_run(
     calibration = {
         target: _calibrate(predictions, target, info, evaluate_config) for target in info.targets
     }
-    thresholds = {target: each.threshold for target, each in calibration.items()}
-    info = info.model_copy(update={"calibration": calibration, "thresholds": thresholds})
+    info = _with_calibration(info, calibration)
     tests = [
         of_target(predictions, target, split="test", targets=info.targets)
         for target in info.targets
@@ -128,6 +127,11 @@ def _calibrate(
         delta=config.delta,
         deploy_prior=config.deploy_prior,
     )
+
+
+def _with_calibration(info: ModelInfo, calibration: Mapping[str, TargetCalibration]) -> ModelInfo:
+    thresholds = {target: each.threshold for target, each in calibration.items()}
+    return info.model_copy(update={"calibration": calibration, "thresholds": thresholds})
 
 
 def _subtitle(info: ModelInfo, predictions: pa.Table) -> str:

@@ -10,7 +10,7 @@ from pydantic import JsonValue
 from torch import nn
 
 from pipeline.config import Config
-from pipeline.encoders import Encoder, load_encoder, weights_sha256
+from pipeline.encoders import Encoder, encoder_identity, load_encoder
 from pipeline.errors import ConfigError
 from pipeline.records import DatasetInfo, Generation
 from train.config import Mode, TrainConfig
@@ -19,14 +19,12 @@ from train.data import (
     Batch,
     Batches,
     CachedEmbeddings,
-    TrainRows,
-    read_train_rows,
-    stream_batches,
 )
 from train.distributed import World
 from train.model import Detector, ModelInfo, build_detector
 from train.optim import Schedule, make_optimizer
 from train.order import BatchOrder, RankSlice
+from train.rows import TrainRows, read_train_rows
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +95,7 @@ def open_stream(job: Job, mode: Mode, steps: range) -> Iterator[Batch]:
     root = job.config.output.path
     if mode == "head":
         batches = Batches(rows, order, CachedEmbeddings(root, rows))
-        return stream_batches(batches, steps, workers=0, pin=False)
+        return batches.stream(steps, workers=0)
     images = AugmentedImages(
         root,
         rows,
@@ -108,9 +106,8 @@ def open_stream(job: Job, mode: Mode, steps: range) -> Iterator[Batch]:
     )
     workers = train_config.workers
     if workers is None:
-        workers = min(len(os.sched_getaffinity(0)), _MAX_WORKERS)
-    pin = world.device.type == "cuda"
-    return stream_batches(Batches(rows, order, images), steps, workers=workers, pin=pin)
+        workers = min(os.cpu_count() or 1, _MAX_WORKERS)
+    return Batches(rows, order, images).stream(steps, workers=workers)
 
 
 def describe_model(job: Job, settings: Mapping[str, JsonValue]) -> ModelInfo:
@@ -156,8 +153,7 @@ def _warn_of_repetition(train_config: TrainConfig, rows: TrainRows) -> None:
 
 def _check_embeddings(config: Config, dataset: DatasetInfo, encoder: Encoder) -> None:
     """A head fits the embeddings of one encoder only: those that the data set holds."""
-    own = config.encoder
-    seen = f"{own.name}:{weights_sha256(encoder)[:12]}:{own.layer}:{own.image_size}px"
+    seen = encoder_identity(encoder, config.encoder)
     if not dataset.encoder.startswith(f"{seen}:"):
         raise ConfigError(
             f"encoder: {seen}, but the embeddings of {config.output.path} come from "

@@ -12,17 +12,14 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from PIL import Image
 from scipy.special import expit
 from torch import Tensor
 
-from pipeline.encoders import crop_pixels
+from pipeline.encoders import crop_any_image
 from pipeline.errors import ConfigError
+from pipeline.images import UnusableImage
 from train.model import TargetCalibration, load_model
 from train.probability import calibrated_logits, conformal_p_value
-
-# What decoders raise for bad bytes; anything else is a bug.
-BAD_IMAGE_ERRORS = (OSError, ValueError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +75,8 @@ class Predictor:
         self._detector = detector.to(self._device)
 
     def read_pixels(self, image: bytes) -> Tensor:
-        """pixels_CHW uint8 of an encoded image. Raises one of BAD_IMAGE_ERRORS for a bad one."""
-        return crop_pixels(image, self._preprocessing)
+        """pixels_CHW uint8 of an encoded image. Raises UnusableImage."""
+        return crop_any_image(image, self._preprocessing)
 
     def answer(self, pixels_BCHW: Tensor) -> list[Answer]:
         with torch.inference_mode():
@@ -144,8 +141,10 @@ def _read_file(predictor: Predictor, file: Path) -> Tensor | str:
     """Pixels, or in words what is wrong with the file."""
     try:
         return predictor.read_pixels(file.read_bytes())
-    except BAD_IMAGE_ERRORS as error:
-        return f"no image that can be read ({type(error).__name__})"
+    except UnusableImage as error:
+        return f"no usable image: {error}"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
 
 
 def _walk(paths: Iterable[Path]) -> Iterator[Path]:

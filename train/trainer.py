@@ -119,7 +119,7 @@ def _begin_phase(job: Job, phase: _Phase) -> nn.Module:
     if job.world.size == 1:
         return model
     devices = [job.world.device] if job.world.device.type == "cuda" else None
-    # A backbone may have a classifier of its own, which no gradient reaches: static_graph.
+    # Static: no gradient reaches the blocks above a penultimate layer.
     return DistributedDataParallel(model, device_ids=devices, static_graph=True)
 
 
@@ -130,9 +130,7 @@ def _train_step(job: Job, model: nn.Module, batch: Batch, step: int) -> tuple[Te
     # Noise is a function of the step too, so that a checkpoint needs no generator's state.
     noise_seed = np.random.SeedSequence((train_config.seed, step, world.rank))
     torch.manual_seed(int(noise_seed.generate_state(1)[0]))
-    inputs, targets_BK, inverse_probability_B = (
-        tensor.to(world.device, non_blocking=True) for tensor in batch[:3]
-    )
+    inputs, targets_BK, inverse_probability_B = (tensor.to(world.device) for tensor in batch[:3])
     if train_config.correction == "none":
         inverse_probability_B = torch.ones_like(inverse_probability_B)
     with torch.autocast(world.device.type, torch.bfloat16, enabled=_uses_bf16(job)):

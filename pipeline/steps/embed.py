@@ -6,7 +6,8 @@ Knows nothing of Ray, of where the encoder came from, or of what the embedding i
 import numpy as np
 import pyarrow as pa
 
-from pipeline.encoders import Preprocessing, Runtime, crop_pixels
+from pipeline.encoders import Preprocessing, crop_pixels
+from pipeline.runtimes import Runtime
 
 READS = ("image", "reject_reason")
 ADDS = ("embedding",)

@@ -1,0 +1,42 @@
+# Every target makes the environment first where it isn't there.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test check bench photos clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: $(READY) ## the whole job on drawings, into demo/
+	$(BIN)/infineg demo --out demo
+
+photos: $(READY) ## the whole job on your photographs: make photos PHOTOS=/path
+	@test -n "$(PHOTOS)" || { echo 'make photos PHOTOS=/path (with cats/, near/ and random/)'; exit 2; }
+	PHOTOS="$(PHOTOS)" $(BIN)/infineg build configs/photos.yaml
+	PHOTOS="$(PHOTOS)" $(BIN)/infineg train configs/photos.yaml --resume
+	$(BIN)/infineg evaluate runs/photos
+
+test: $(READY) ## every test
+	$(BIN)/python -m pytest --cov=pipeline --cov=train --cov-report=term:skip-covered
+
+check: $(READY) ## format, lint, types, floors
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY) ## full-length measurements, minutes each
+	$(BIN)/python -m pytest -m slow --timeout 3600 -s
+
+clean: ## removes the environment and what the demo made
+	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache *.egg-info
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[pipeline,train,dev]' \
+	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[pipeline,train,dev]'
+	touch $@

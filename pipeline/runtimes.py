@@ -1,0 +1,109 @@
+"""What runs an encoder: PyTorch, or ONNX Runtime on a CPU core.
+
+Shapes: B batch, C H W image, D embedding.
+"""
+
+import importlib
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.config import EncoderConfig
+from pipeline.encoders import Encoder, Preprocessing, encoder_identity, load_encoder
+
+
+class Runtime(Protocol):
+    """Something that embeds batches."""
+
+    def embed(self, pixels_BCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """embedding_BD, L2-normalised. Equal batches give equal bits on one machine."""
+
+
+class TorchRuntime:
+    """The network itself, on a GPU where there is one."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._encoder = encoder.to(self._device)
+
+    def embed(self, pixels_BCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            embedding_BD = self._encoder(torch.from_numpy(pixels_BCHW).to(self._device))
+            result: NDArray[np.float32] = embedding_BD.cpu().numpy()
+        return result
+
+
+class OnnxRuntime:
+    """ONNX Runtime on one CPU thread: 4 to 5 times eager PyTorch, cosine to it over 0.9999."""
+
+    def __init__(self, model: bytes) -> None:
+        # Not above: a training process on a GPU does without it.
+        ort = importlib.import_module("onnxruntime")
+        options = ort.SessionOptions()
+        # One thread a worker: the workers fill the machine, and sums keep their order.
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    def embed(self, pixels_BCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
+        embedding_BD: NDArray[np.float32] = self._session.run(None, {"pixels": pixels_BCHW})[0]
+        return embedding_BD
+
+
+@dataclass(frozen=True)
+class PreparedEncoder:
+    """All that a worker needs to embed, ready to be sent to it."""
+
+    config: EncoderConfig
+    preprocessing: Preprocessing
+    embedding_dim: int
+    fingerprint: str  # what an embedding depends on, readable; equal ones are comparable
+    model: bytes | None  # ONNX; None where PyTorch itself runs
+
+    def open(self) -> Runtime:
+        if self.model is not None:
+            return OnnxRuntime(self.model)
+        return TorchRuntime(load_encoder(self.config))
+
+
+def prepare_encoder(config: EncoderConfig, *, gpus_per_worker: float) -> PreparedEncoder:
+    """Loads the encoder once, for all workers; `auto` is PyTorch on GPUs, else ONNX Runtime."""
+    encoder = load_encoder(config)
+    runtime = config.runtime
+    if runtime == "auto":
+        runtime = "torch" if gpus_per_worker > 0 else "onnxruntime"
+    return PreparedEncoder(
+        config=config,
+        preprocessing=encoder.preprocessing,
+        embedding_dim=encoder.embedding_dim,
+        fingerprint=f"{encoder_identity(encoder, config)}:{runtime}-fp32:batch{config.batch_size}",
+        model=export_onnx(encoder) if runtime == "onnxruntime" else None,
+    )
+
+
+def export_onnx(encoder: Encoder) -> bytes:
+    """The encoder as an ONNX model with input `pixels` (B free) and output `embedding`."""
+    size = encoder.preprocessing.image_size
+    example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as directory:
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        program = torch.onnx.export(
+            encoder,
+            (example,),
+            dynamo=True,
+            input_names=["pixels"],
+            output_names=["embedding"],
+            dynamic_shapes={"pixels_BCHW": {0: torch.export.Dim("B")}},
+            opset_version=18,
+            verbose=False,
+        )
+        assert program is not None
+        path = Path(directory) / "encoder.onnx"
+        program.save(path, external_data=False)
+        return path.read_bytes()

@@ -1,0 +1,80 @@
+"""Plans and generations as tables for a terminal, and as JSON for programs."""
+
+from rich.table import Table
+
+from pipeline.progress import format_duration
+from pipeline.records import SPLITS, Counts, Generation, SourcePlan
+
+
+def plan_table(plans: list[SourcePlan], num_workers: int) -> Table:
+    """One row a source: what is read, what is expected of it, and the time on these workers."""
+    strata = sorted({key.partition("/")[2] for plan in plans for key in plan.expected_selected})
+    table = Table(title=f"plan for {num_workers} workers", caption="expected, from a pilot")
+    columns = ("candidates", "selected", "of it train", *strata, "rejected", "MB", "time")
+    for column in ("source", *columns):
+        table.add_column(column, justify="left" if column == "source" else "right")
+    for each in plans:
+        expected = each.expected_selected
+        by_stratum = [
+            sum(n for key, n in expected.items() if key.endswith(f"/{stratum}"))
+            for stratum in strata
+        ]
+        in_train = sum(n for key, n in expected.items() if key.startswith("train/"))
+        seconds = each.num_candidates * each.seconds_per_candidate / num_workers
+        table.add_row(
+            each.source,
+            f"{each.num_candidates:,}",
+            f"{sum(expected.values()):,.0f}",
+            f"{in_train:,.0f}",
+            *(f"{n:,.0f}" if n else "" for n in by_stratum),
+            f"{sum(each.expected_rejected.values()):,.0f}",
+            f"{each.expected_bytes / 1e6:,.1f}",
+            format_duration(seconds),
+        )
+    return table
+
+
+def counts_table(generation: Generation) -> Table:
+    """One row a source and the sum: read = selected + not selected + rejected."""
+    reasons = sorted({reason for s in generation.sources for reason in s.counts.rejected})
+    table = Table(title=f"generation {generation.number}")
+    for column in ("source", "role", "read", "selected", "not selected", "rejected", *reasons):
+        table.add_column(column, justify="left" if column in ("source", "role") else "right")
+
+    def add(name: str, role: str, counts: Counts) -> None:
+        numbers = (counts.read, counts.selected, counts.not_selected, counts.num_rejected)
+        by_reason = (counts.rejected.get(reason, 0) for reason in reasons)
+        table.add_row(name, role, *(f"{n:,}" for n in numbers), *(f"{n:,}" for n in by_reason))
+
+    for source in generation.sources:
+        add(source.name, source.role, source.counts)
+    table.add_section()
+    add("all", "", generation.counts)
+    return table
+
+
+def status_json(dataset: str, generation: Generation) -> dict[str, object]:
+    return {
+        "dataset": dataset,
+        "generation": generation.number,
+        "counts": _counts_json(generation.counts),
+        "sources": {
+            source.name: {"role": source.role, "round": source.round, **_counts_json(source.counts)}
+            for source in generation.sources
+        },
+        "shards": len(generation.shards),
+        "samples": {
+            split: sum(s.num_samples for s in generation.shards if s.split == split)
+            for split in SPLITS
+        },
+        "size_bytes": sum(shard.size_bytes for shard in generation.shards),
+    }
+
+
+def _counts_json(counts: Counts) -> dict[str, object]:
+    return {
+        "read": counts.read,
+        "selected": counts.selected,
+        "not_selected": counts.not_selected,
+        "rejected": dict(counts.rejected),
+    }

@@ -1,0 +1,226 @@
+"""A small data set of drawn pictures and odd files, and ways to build it.
+
+`build_inline` runs the whole pipeline in this process and takes tasks in reverse order, so that
+what it writes must not depend on the order; the tests of Ray compare with it byte for byte.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import yaml
+from corpus import odd_but_usable, unusable
+from pydantic import BaseModel
+
+import pipeline.build
+from pipeline import manifest, storage
+from pipeline.config import BuildConfig, Config
+from pipeline.records import Generation, RawSample
+from pipeline.sources import open_source
+
+# Small, the same everywhere; its embeddings tell little, which these tests do not need.
+ENCODER = {
+    "name": "timm/test_efficientnet",
+    "weights": "random",
+    "image_size": 64,
+    "batch_size": 16,
+    "runtime": "torch",
+}
+CATS = {
+    "name": "cats",
+    "kind": "shapes",
+    "params": {
+        "content": ["cat"], "image_size": 64, "num_pictures": 48, "pictures_per_partition": 16,
+    },
+}  # fmt: skip
+SAMPLES_PER_SHARD = 20
+# What of the folder `odd` is rejected, and what of `strays` must be suspected.
+NUM_STRAY_CATS = 16
+
+
+def squares(
+    name: str = "squares", *, num_pictures: int, per_partition: int = 256, seed: int = 0
+) -> dict[str, Any]:
+    """An entry of cheap negatives."""
+    params = {
+        "image_size": 32,
+        "num_pictures": num_pictures,
+        "pictures_per_partition": per_partition,
+        "seed": seed,
+    }
+    return {"name": name, "kind": "squares", "params": params}
+
+
+def folder_entry(name: str, path: Path, **fields: Any) -> dict[str, Any]:
+    return {"name": name, "kind": "image_folder", "params": {"path": str(path)}, **fields}
+
+
+def config_of(out: Path | str, sources: Sequence[Mapping[str, Any]], **sections: Any) -> Config:
+    """A config of cats against `sources`; sections are merged into small defaults."""
+    data: dict[str, Any] = {
+        "target": {"name": "cat"},
+        "positives": [CATS],
+        "sources": list(sources),
+        "encoder": ENCODER,
+        "selection": {"budget": 60, "pilot": 100},
+        "output": {"path": str(out), "image_size": 64, "samples_per_shard": SAMPLES_PER_SHARD},
+        "build": {"workers": 2},
+    }
+    for name, section in sections.items():
+        data[name] = {**data.get(name, {}), **section} if isinstance(section, dict) else section
+    return Config.model_validate(data)
+
+
+def write_config(path: Path, config: Config) -> Path:
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    return path
+
+
+def write_inputs(folder: Path) -> list[dict[str, Any]]:
+    """Writes folders of odd and of unlabelled files; returns entries of all four negatives."""
+    odd, strays = folder / "odd", folder / "strays"
+    odd.mkdir(parents=True)
+    strays.mkdir()
+    for name, image in odd_but_usable().items():
+        (odd / f"{name}.jpg").write_bytes(image)
+    for name, (image, _) in unusable().items():
+        (odd / f"{name}.jpg").write_bytes(image)
+    (odd / "a_positive_again.jpg").write_bytes(first_samples(CATS, 1)[0].image)
+    unseen_cats = {**CATS, "params": {**CATS["params"], "seed": 7}}
+    others = squares(num_pictures=NUM_STRAY_CATS, seed=7)
+    for number, sample in enumerate(
+        first_samples(unseen_cats, NUM_STRAY_CATS) + first_samples(others, NUM_STRAY_CATS)
+    ):
+        (strays / f"{number:03d}.jpg").write_bytes(sample.image)
+    drawn = {
+        "content": ["near", "far"],
+        "image_size": 64,
+        "num_pictures": 160,
+        "pictures_per_partition": 40,
+    }
+    return [
+        squares(num_pictures=2400, per_partition=600),
+        {"name": "drawn", "kind": "shapes", "params": drawn},
+        folder_entry("odd", odd, label_state="verified_absent"),
+        folder_entry("strays", strays),
+    ]
+
+
+def first_samples(entry: Mapping[str, Any], number: int) -> list[RawSample]:
+    source = open_source(entry["kind"], entry["params"])
+    samples = [s for partition in source.partitions() for s in source.read(partition)]
+    return samples[:number]
+
+
+class InlineCluster:
+    """Runs tasks here, the last one first; each goes through JSON as on its way to a worker."""
+
+    num_workers = 1
+
+    def map(
+        self,
+        method: Callable[[Any, Any], Iterator[pa.Table]],
+        tasks: Sequence[BaseModel],
+        *,
+        make_worker: Callable[[], Any],
+    ) -> Iterator[pa.Table]:
+        worker = make_worker()
+        for task in reversed(tasks):
+            yield from method(worker, type(task).model_validate_json(task.model_dump_json()))
+
+
+@contextlib.contextmanager
+def _open_inline(config: BuildConfig, *, debug: bool = False) -> Iterator[InlineCluster]:  # noqa: ARG001
+    yield InlineCluster()
+
+
+def build_inline(config: Config, *, only: Sequence[str] = ()) -> Generation:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline.build, "open_cluster", _open_inline)
+        return pipeline.build.build(config, only=only)[0]
+
+
+def file_hashes(root: Path | str) -> dict[str, str]:
+    """sha256 of all that a data set promises to keep: no record of work in progress."""
+    names = storage.list_files(str(root))
+    kept = ("shards/", "quarantine/", "ledger/", "generations/", "reference", "_info.json")
+    return {
+        name: storage.sha256_of(storage.join(str(root), name))
+        for name in names
+        if name.startswith(kept)
+    }
+
+
+def sidecar_rows(root: Path | str, generation: Generation | None = None) -> pa.Table:
+    """Rows of all shards."""
+    generation = generation or manifest.read_generation(str(root))
+    return pa.concat_tables(manifest.read_sidecar(str(root), s) for s in generation.shards)
+
+
+def copy_dataset(root: Path, to: Path) -> Path:
+    return Path(shutil.copytree(root, to))
+
+
+def start_infineg(*arguments: object, log: Path, **env: str) -> subprocess.Popen[bytes]:
+    """The command in a session of its own, so that all that it starts can be found and killed."""
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [sys.executable, "-c", "from train.cli import main; main()", *map(str, arguments)],
+            stdout=file,
+            stderr=file,
+            env={**os.environ, **env},
+            start_new_session=True,
+        )
+
+
+def run_infineg(*arguments: object, log: Path, **env: str) -> tuple[int, str]:
+    """Exit code and output."""
+    process = start_infineg(*arguments, log=log, **env)
+    try:
+        code = process.wait(timeout=150)
+    finally:
+        kill_session(process)
+    return code, log.read_text()
+
+
+def session_processes(leader: int) -> dict[int, str]:
+    """Command lines of the processes of a session, by process id."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            with contextlib.suppress(OSError):  # ended meanwhile
+                # After the name, which may hold spaces: state, parent, group, session.
+                session = (folder / "stat").read_text().rpartition(")")[2].split()[3]
+                if int(session) == leader:
+                    command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
+                    found[int(folder.name)] = command.decode(errors="replace")
+    return found
+
+
+def kill_session(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to a command and to all that it started, the raylet and workers of Ray included."""
+    for _ in range(100):
+        alive = session_processes(process.pid)
+        for pid in alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if process.poll() is not None and not alive:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"still alive: {session_processes(process.pid)}")
+
+
+def wait_until(claim: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+    """Polls often, because what is waited for is a moment in which to strike."""
+    while not claim():
+        assert process.poll() is None, f"ended too early:\n{log.read_text()}"
+        time.sleep(0.005)

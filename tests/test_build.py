@@ -1,0 +1,2 @@
+def test_x(built) -> None:
+    print(built.generation.counts)

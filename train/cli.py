@@ -1,0 +1,136 @@
+"""The command `infineg`: the pipeline's and the trainer's commands as one.
+
+Turns expected failures into a message and an exit code. Heavy modules are imported by the command
+that needs them: `infineg --help` must not wait for torch and Ray.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import click
+import typer
+from rich.console import Console
+
+from pipeline.cli import ConfigPath, Overrides, app
+from pipeline.errors import ConfigError, InfinegError
+
+_INTERRUPTED = 130
+
+_console = Console()
+
+RunDir = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run (train.run).")]
+
+
+@app.command()
+def demo(
+    out: Annotated[str, typer.Option(help="Folder for the data set and the run.")] = "demo",
+) -> None:
+    """Plan, build, train, evaluate and predict on the embedded sample of drawings."""
+    from train.demo import run_demo
+
+    run_demo(out)
+
+
+@app.command()
+def train(
+    config: ConfigPath,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Train on a built data set. Under torchrun, the same on several processes."""
+    from train.config import load_train_config
+    from train.trainer import train as run_training
+
+    loaded, train_config, _ = load_train_config(config, overrides or ())
+    run_dir = run_training(loaded, train_config, resume=resume)
+    if os.environ.get("RANK", "0") == "0":
+        _console.print(f"trained: {run_dir}. Next: infineg evaluate {run_dir}", soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    run: RunDir,
+    overrides: Overrides = None,
+    images: Annotated[
+        list[str] | None, typer.Option(metavar="DIR", help="Folder instead of the test split.")
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help='What each --images shows; "" for none of the targets.'),
+    ] = None,
+) -> None:
+    """Calibrate on val, measure on test, write metrics.json and report.html; or measure folders."""
+    if images or label:
+        _evaluate_folders(run, images or [], label or [])
+        return
+    from train.evaluate import evaluate_run
+    from train.tables import metrics_table
+
+    metrics = evaluate_run(run, overrides=overrides or ())
+    _console.print(metrics_table(metrics))
+    _console.print(f"wrote {run}/metrics.json and {run}/report.html", soft_wrap=True)
+
+
+@app.command()
+def predict(
+    run: RunDir,
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Images or folders.")],
+    as_json: Annotated[bool, typer.Option("--json", help="JSON Lines.")] = False,
+) -> None:
+    """Label or "" with the probability, one line an image."""
+    from train.predict import predict_paths
+
+    for prediction in predict_paths(run, paths):
+        sys.stdout.write((prediction.as_json() if as_json else prediction.as_text()) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command and exits; a user's mistake gives one message, `--debug` the traceback."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    is_debug = "--debug" in given
+    if is_debug:
+        given.remove("--debug")
+    # Nothing calls home.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    _configure_logging(is_debug)
+    try:
+        code = app(given, prog_name="infineg", standalone_mode=False)
+    except InfinegError as error:
+        if is_debug:
+            raise
+        _fail(str(error), error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(ConfigError.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted; run the same command again to resume", _INTERRUPTED)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _evaluate_folders(run: str, images: list[str], labels: list[str]) -> None:
+    from train.evaluate_folders import evaluate_folders
+
+    if len(images) != len(labels):
+        raise ConfigError(
+            f"--images is given {len(images)} times and --label {len(labels)} times: one each"
+        )
+    evaluate_folders(run, list(zip(images, labels, strict=True)))
+
+
+def _configure_logging(is_debug: bool) -> None:
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.DEBUG if is_debug else logging.WARNING,
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    for room in ("pipeline", "train"):
+        logging.getLogger(room).setLevel(logging.DEBUG if is_debug else logging.INFO)
+
+
+def _fail(message: str, code: int) -> None:
+    sys.stderr.write(f"infineg: {message}\n")
+    sys.exit(code)
