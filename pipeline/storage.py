@@ -9,7 +9,6 @@ import hashlib
 import io
 import logging
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -168,10 +167,11 @@ def fetch(uri: str, directory: Path) -> Path:
     local = directory / name
     if not local.exists():
         directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=directory, prefix=".tmp-") as file:
-            retry(lambda: fs.get_file(path, file.name), f"fetch {uri}")
-            shutil.copyfile(file.name, local.with_suffix(".part"))
-        os.replace(local.with_suffix(".part"), local)
+        # A place of its own: several workers may fetch the same file at once.
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".tmp-") as temporary:
+            part = str(Path(temporary) / name)
+            retry(lambda: fs.get_file(path, part), f"fetch {uri}")
+            os.replace(part, local)
     return local
 
 

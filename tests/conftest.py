@@ -12,6 +12,14 @@ from pipeline.build import build
 from pipeline.config import Config
 from pipeline.records import Generation
 
+# Ray's own, which no caller can avoid; where it says so, and nowhere else.
+_RAY_WARNINGS = ("ignore:`use_push_based_shuffle` is deprecated:DeprecationWarning:ray.data.context",)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for warning in _RAY_WARNINGS:
+        config.addinivalue_line("filterwarnings", warning)
+
 
 @dataclass(frozen=True)
 class Built:
