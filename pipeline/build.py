@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
-from pipeline import manifest, storage
+from pipeline import manifest
 from pipeline.cluster import Cluster, open_cluster
 from pipeline.config import Config
 from pipeline.dataset import begin_dataset, entries_to_build
-from pipeline.generations import pack_generation
+from pipeline.generations import pack_generation, sweep
 from pipeline.parts import PartitionTask, PartitionWorker
 from pipeline.pilot import plan_sources
 from pipeline.plan import Planned
@@ -46,8 +46,7 @@ def build(
         _build_parts(config, planned, cluster, make_worker)
         generation = pack_generation(config, planned, cluster)
     manifest.commit_generation(root, generation)
-    for source in planned:
-        storage.remove_tree(storage.join(root, "parts", source.entry.name))
+    sweep(root, [source.entry.name for source in planned])
     return generation, True
 
 

@@ -22,7 +22,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_console = Console()
+# A log has no width of its own; 80 columns would fold every table.
+console = Console(width=None if sys.stdout.isatty() else 160)
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, see configs/.")]
 Overrides = Annotated[
@@ -53,9 +54,9 @@ def plan(
     loaded = _load(config, overrides, address)
     plans, num_workers = make_plans(loaded, only=source or ())
     if not plans:
-        _console.print(f"{loaded.output.path}: every source of the config is built already.")
+        console.print(f"{loaded.output.path}: every source of the config is built already.")
         return
-    _console.print(plan_table(plans, num_workers))
+    console.print(plan_table(plans, num_workers))
 
 
 @app.command()
@@ -71,9 +72,9 @@ def build(
 
     loaded = _load(config, overrides, address)
     generation, is_new = run_build(loaded, only=source or ())
-    _console.print(counts_table(generation))
+    console.print(counts_table(generation))
     state = "committed" if is_new else "nothing to do: already committed"
-    _console.print(f"{state} generation {generation.number} of {loaded.output.path}")
+    console.print(f"{state} generation {generation.number} of {loaded.output.path}")
 
 
 @app.command()
@@ -91,15 +92,15 @@ def status(
         if as_json:
             sys.stdout.write(json.dumps({"dataset": dataset, "generation": None}) + "\n")
         else:
-            _console.print(f"{dataset}: begun, no generation is committed yet")
+            console.print(f"{dataset}: begun, no generation is committed yet")
         return
     generation = manifest.read_generation(dataset)
     if as_json:
         sys.stdout.write(json.dumps(status_json(dataset, generation), indent=1) + "\n")
         return
-    _console.print(counts_table(generation))
+    console.print(counts_table(generation))
     num_bytes = sum(shard.size_bytes for shard in generation.shards)
-    _console.print(
+    console.print(
         f"generation {generation.number}, targets {', '.join(info.targets)}, "
         f"{len(generation.shards):,} shards, {num_bytes / 1e6:,.1f} MB, encoder {info.encoder}"
     )
@@ -118,7 +119,7 @@ def verify(dataset: Annotated[str, typer.Argument(metavar="DATASET")]) -> None:
             f"{dataset}: {len(result.problems):,} problems:\n  {shown}"
             + (f"\n  ... and {more:,} more" if more > 0 else "")
         )
-    _console.print(
+    console.print(
         f"{dataset}: good. {result.num_shards:,} shards, {result.num_samples:,} samples and "
         f"{result.num_rows:,} ledger rows agree with their checksums and with each other."
     )
@@ -143,7 +144,7 @@ def check(
     table = Table(*columns, title=f"source {source}")
     for row in rows.select(list(columns)).to_pylist():
         table.add_row(*("" if value is None else str(value) for value in row.values()))
-    _console.print(table)
+    console.print(table)
 
 
 def _load(config: str, overrides: list[str] | None, address: str | None) -> "Config":

@@ -67,7 +67,7 @@ class Cluster:
             batch_size=None,
             batch_format="pyarrow",
             fn_kwargs={"shared": [shared], "job": shared.hex()},
-            concurrency=self.num_workers,
+            concurrency=min(self.num_workers, num_blocks),  # Ray warns of more
             num_cpus=self.config.cpus_per_worker,
             num_gpus=self.config.gpus_per_worker or None,
             max_calls=0,  # keeps a GPU process, with its encoder, for the next task

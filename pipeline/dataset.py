@@ -4,6 +4,7 @@ Reads records alone, so that "nothing to do" costs nothing.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from pipeline import manifest
 from pipeline.config import Config, SourceEntry, fingerprint
@@ -69,13 +70,27 @@ def _refuse_changes(root: str, info: DatasetInfo, config: Config) -> None:
     now, then = config.row_inputs(), info.fingerprint_inputs
     if info.fingerprint == fingerprint(now):
         return
+    now_flat, then_flat = _flatten(now), _flatten(then)
     changed = [
-        f"{section}: {then.get(section)!r} in the data set, {now.get(section)!r} in the config"
-        for section in sorted({*now, *then})
-        if now.get(section) != then.get(section)
+        f"{field}: {then_flat.get(field)!r} in the data set, {now_flat.get(field)!r} in the config"
+        for field in sorted({*now_flat, *then_flat})
+        if now_flat.get(field) != then_flat.get(field)
     ]
     raise ConfigError(
         f"{root} was begun with other settings, and its rows depend on them:\n  "
         + "\n  ".join(changed)
         + "\nUse the old settings, or build anew: --set output.path=NEW_PATH"
     )
+
+
+def _flatten(value: Any, path: str = "") -> dict[str, Any]:
+    """{"selection.seed": 0, ...}: one entry a setting."""
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict):
+        return {path: value}
+    return {
+        name: leaf
+        for key, child in value.items()
+        for name, leaf in _flatten(child, f"{path}.{key}" if path else str(key)).items()
+    }

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
-from pipeline import manifest
+from pipeline import manifest, storage
 from pipeline.cluster import Cluster
 from pipeline.config import Config
 from pipeline.errors import InfinegError
@@ -59,6 +59,23 @@ def pack_generation(config: Config, planned: Sequence[Planned], cluster: Cluster
         shards=(*old_shards, *shards),
         quarantine=(*old_quarantine, *quarantine),
     )
+
+
+def sweep(root: str, sources: Sequence[str]) -> None:
+    """Removes output of `sources` that no generation lists: interrupted runs left it behind."""
+    listed = set()
+    for number in range(1, manifest.latest_generation_number(root) + 1):
+        generation = manifest.read_generation(root, number)
+        for file in (*generation.shards, *generation.quarantine):
+            listed |= {file.path, file.sidecar_path}
+        listed |= {ledger.path for source in generation.sources for ledger in source.ledger}
+    for folder in ("shards", "quarantine", "ledger"):
+        for name in storage.list_files(storage.join(root, folder)):
+            owner = name.rpartition("/")[2].partition("-")[0]
+            if owner in (*sources, ".tmp") and f"{folder}/{name}" not in listed:
+                storage.remove_tree(storage.join(root, folder, name))
+    for source in sources:
+        storage.remove_tree(storage.join(root, "parts", source))
 
 
 def _ordered_parts(root: str, source: Planned) -> list[PartRecord]:

@@ -202,13 +202,14 @@ def _check_rejects(
     if total.read < _MIN_READ_TO_STOP or num_bad <= entry.max_reject_fraction * total.read:
         return
     commonest = sorted(bad.items(), key=lambda item: -item[1])
-    example = next(
+    reasons = rows["reject_reason"].to_pylist()
+    examples = (
         uri
-        for uri, reason in zip(
-            rows["uri"].to_pylist(), rows["reject_reason"].to_pylist(), strict=True
-        )
+        for uri, reason in zip(rows["uri"].to_pylist(), reasons, strict=True)
         if reason in _BAD_DATA
     )
+    # All may lie in parts that are committed already, where the limit has been lowered since.
+    example = next(examples, "in an earlier part")
     raise TooManyRejects(
         f"source {entry.name!r}, partition {partition.id}: {num_bad:,} of {total.read:,} samples "
         f"rejected ({', '.join(f'{reason} {n:,}' for reason, n in commonest)}), limit "

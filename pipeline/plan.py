@@ -91,7 +91,8 @@ def fit_scale(
     The mean grows with c, so that the root is unique. A target below what the floor allows gives
     the floor; one that is all there is takes everything.
     """
-    weight_N = np.exp(beta * (similarity_N.astype(np.float64) - offset))
+    # Sorted, for the mean to have one order: the pilot's rows come in any.
+    weight_N = np.exp(beta * (np.sort(similarity_N).astype(np.float64) - offset))
     smallest = min_probability / float(weight_N.max())
     largest = math.exp(beta * (1 + offset))  # takes even a similarity of -1
 

@@ -61,10 +61,10 @@ class ReferenceBank:
 def write_reference(root: str, positives: pa.Table, *, num_neighbors: int) -> ReferenceInfo:
     """Fixes the reference of a data set.
 
-    positives: usable rows with `content_hash`, `split` and `embedding`. Raises InfinegError where
-    there are too few in the train split.
+    positives: usable rows with `key`, `content_hash`, `split` and `embedding`, in any order. Raises
+    InfinegError where there are too few in the train split.
     """
-    positives = _distinct(positives.select(list(_COLUMNS)))
+    positives = _distinct(positives).select(list(_COLUMNS))
     buffer = io.BytesIO()
     pq.write_table(positives, buffer, compression="zstd")
     storage.write_atomic(storage.join(root, _PATH), buffer.getvalue())
@@ -97,7 +97,7 @@ def read_bank(root: str, *, num_neighbors: int) -> ReferenceBank:
 
 def _distinct(positives: pa.Table) -> pa.Table:
     """One row a content hash, ordered by it: the bank does not depend on the order of reading."""
-    positives = positives.sort_by("content_hash")
+    positives = positives.sort_by([("content_hash", "ascending"), ("key", "ascending")])
     hashes = positives["content_hash"].to_pylist()
     first = [i == 0 or hashes[i] != hashes[i - 1] for i in range(len(hashes))]
     return positives.filter(pa.array(first, pa.bool_()))

@@ -149,14 +149,16 @@ def build_inline(config: Config, *, only: Sequence[str] = ()) -> Generation:
         return pipeline.build.build(config, only=only)[0]
 
 
-def file_hashes(root: Path | str) -> dict[str, str]:
-    """sha256 of all that a data set promises to keep: no record of work in progress."""
-    names = storage.list_files(str(root))
-    kept = ("shards/", "quarantine/", "ledger/", "generations/", "reference", "_info.json")
+# All that a data set promises to keep: plans hold measured times, dataset.json may lag a crash.
+_KEPT = ("shards/", "quarantine/", "ledger/", "generations/", "reference", "_info.json")
+
+
+def file_hashes(root: Path | str, prefixes: tuple[str, ...] = _KEPT) -> dict[str, str]:
+    """sha256 of the files of a data set whose paths begin so."""
     return {
         name: storage.sha256_of(storage.join(str(root), name))
-        for name in names
-        if name.startswith(kept)
+        for name in storage.list_files(str(root))
+        if name.startswith(prefixes)
     }
 
 
@@ -208,6 +210,8 @@ def session_processes(leader: int) -> dict[int, str]:
 
 def kill_session(process: subprocess.Popen[bytes]) -> None:
     """SIGKILL to a command and to all that it started, the raylet and workers of Ray included."""
+    if process.poll() is None:
+        process.kill()  # at once: the search for the others takes a moment
     for _ in range(100):
         alive = session_processes(process.pid)
         for pid in alive:

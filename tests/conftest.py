@@ -12,8 +12,8 @@ from pipeline.build import build
 from pipeline.config import Config
 from pipeline.records import Generation
 
-# Ray's own, which no caller can avoid; where it says so, and nowhere else.
-_RAY_WARNINGS = ("ignore:`use_push_based_shuffle` is deprecated:DeprecationWarning:ray.data.context",)
+# Of Ray about its own defaults, which no caller can avoid.
+_RAY_WARNINGS = ("ignore::DeprecationWarning:ray.data.context",)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -10,16 +10,13 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated
 
-import click
 import typer
-from rich.console import Console
 
-from pipeline.cli import ConfigPath, Overrides, app
+from pipeline.cli import ConfigPath, Overrides, app, console
 from pipeline.errors import ConfigError, InfinegError
 
 _INTERRUPTED = 130
 
-_console = Console()
 
 RunDir = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run (train.run).")]
 
@@ -31,7 +28,7 @@ def demo(
     """Plan, build, train, evaluate and predict on the embedded sample of drawings."""
     from train.demo import run_demo
 
-    run_demo(out)
+    run_demo(out, console)
 
 
 @app.command()
@@ -47,7 +44,7 @@ def train(
     loaded, train_config, _ = load_train_config(config, overrides or ())
     run_dir = run_training(loaded, train_config, resume=resume)
     if os.environ.get("RANK", "0") == "0":
-        _console.print(f"trained: {run_dir}. Next: infineg evaluate {run_dir}", soft_wrap=True)
+        console.print(f"trained: {run_dir}. Next: infineg evaluate {run_dir}", soft_wrap=True)
 
 
 @app.command()
@@ -70,8 +67,8 @@ def evaluate(
     from train.tables import metrics_table
 
     metrics = evaluate_run(run, overrides=overrides or ())
-    _console.print(metrics_table(metrics))
-    _console.print(f"wrote {run}/metrics.json and {run}/report.html", soft_wrap=True)
+    console.print(metrics_table(metrics))
+    console.print(f"wrote {run}/metrics.json and {run}/report.html", soft_wrap=True)
 
 
 @app.command()
@@ -97,27 +94,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     _configure_logging(is_debug)
     try:
-        code = app(given, prog_name="infineg", standalone_mode=False)
+        app(given, prog_name="infineg")  # exits by itself, with 2 for wrong use
     except InfinegError as error:
         if is_debug:
             raise
-        _fail(str(error), error.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(ConfigError.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; run the same command again to resume", _INTERRUPTED)
-    sys.exit(code if isinstance(code, int) else 0)
+        sys.stderr.write(f"infineg: {error}\n")
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough; Python would complain again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:
+            sys.stderr.write("infineg: interrupted; run the same command again to resume\n")
+        raise
 
 
 def _evaluate_folders(run: str, images: list[str], labels: list[str]) -> None:
     from train.evaluate_folders import evaluate_folders
+    from train.tables import metrics_table
 
     if len(images) != len(labels):
         raise ConfigError(
             f"--images is given {len(images)} times and --label {len(labels)} times: one each"
         )
-    evaluate_folders(run, list(zip(images, labels, strict=True)))
+    metrics = evaluate_folders(run, list(zip(images, labels, strict=True)))
+    console.print(metrics_table(metrics))
 
 
 def _configure_logging(is_debug: bool) -> None:
@@ -129,8 +131,3 @@ def _configure_logging(is_debug: bool) -> None:
     )
     for room in ("pipeline", "train"):
         logging.getLogger(room).setLevel(logging.DEBUG if is_debug else logging.INFO)
-
-
-def _fail(message: str, code: int) -> None:
-    sys.stderr.write(f"infineg: {message}\n")
-    sys.exit(code)

@@ -22,9 +22,8 @@ _log = logging.getLogger(__name__)
 _HELD_OUT_SEED = 1
 
 
-def run_demo(out: str) -> None:
+def run_demo(out: str, console: Console) -> None:
     """Plan, build, train, evaluate, predict; what is done already is not done again."""
-    console = Console(soft_wrap=True)
     began = time.monotonic()
     console.print(
         "[bold]These are drawings[/bold]: cats against look-alikes, things and squares, all made "
