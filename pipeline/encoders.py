@@ -226,7 +226,7 @@ def _load_weights_file(backbone: nn.Module, path: str) -> None:
         backbone.load_state_dict(tensors)
     except FileNotFoundError:
         raise ConfigError(f"encoder.weights: no file {path}") from None
-    except (OSError, RuntimeError, SafetensorError, UnpicklingError) as error:
+    except (OSError, EOFError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise InfinegError(f"encoder.weights: {path} does not fit: {error}") from error
 
 
@@ -235,8 +235,12 @@ def _drop_classifier(backbone: Any) -> None:
     if hasattr(backbone, "reset_classifier"):  # timm
         backbone.reset_classifier(0)
         return
-    linear = [name for name, m in backbone.named_modules() if isinstance(m, nn.Linear)][-1]
-    parent, _, attribute = linear.rpartition(".")
+    linear = [name for name, m in backbone.named_modules() if isinstance(m, nn.Linear)]
+    if not linear:
+        raise ConfigError(
+            f"encoder.name: {type(backbone).__name__} has no linear classifier to drop"
+        )
+    parent, _, attribute = linear[-1].rpartition(".")
     setattr(backbone.get_submodule(parent), attribute, nn.Identity())
 
 

@@ -5,12 +5,7 @@ what it writes must not depend on the order; the tests of Ray compare with it by
 """
 
 import contextlib
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -170,61 +165,3 @@ def sidecar_rows(root: Path | str, generation: Generation | None = None) -> pa.T
 
 def copy_dataset(root: Path, to: Path) -> Path:
     return Path(shutil.copytree(root, to))
-
-
-def start_infineg(*arguments: object, log: Path, **env: str) -> subprocess.Popen[bytes]:
-    """The command in a session of its own, so that all that it starts can be found and killed."""
-    with log.open("ab") as file:
-        return subprocess.Popen(
-            [sys.executable, "-c", "from train.cli import main; main()", *map(str, arguments)],
-            stdout=file,
-            stderr=file,
-            env={**os.environ, **env},
-            start_new_session=True,
-        )
-
-
-def run_infineg(*arguments: object, log: Path, **env: str) -> tuple[int, str]:
-    """Exit code and output."""
-    process = start_infineg(*arguments, log=log, **env)
-    try:
-        code = process.wait(timeout=150)
-    finally:
-        kill_session(process)
-    return code, log.read_text()
-
-
-def session_processes(leader: int) -> dict[int, str]:
-    """Command lines of the processes of a session, by process id."""
-    found = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            with contextlib.suppress(OSError):  # ended meanwhile
-                # After the name, which may hold spaces: state, parent, group, session.
-                session = (folder / "stat").read_text().rpartition(")")[2].split()[3]
-                if int(session) == leader:
-                    command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
-                    found[int(folder.name)] = command.decode(errors="replace")
-    return found
-
-
-def kill_session(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to a command and to all that it started, the raylet and workers of Ray included."""
-    if process.poll() is None:
-        process.kill()  # at once: the search for the others takes a moment
-    for _ in range(100):
-        alive = session_processes(process.pid)
-        for pid in alive:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        if process.poll() is not None and not alive:
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"still alive: {session_processes(process.pid)}")
-
-
-def wait_until(claim: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
-    """Polls often, because what is waited for is a moment in which to strike."""
-    while not claim():
-        assert process.poll() is None, f"ended too early:\n{log.read_text()}"
-        time.sleep(0.005)

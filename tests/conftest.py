@@ -1,16 +1,17 @@
 """A data set built once by the real thing, for all tests that only read it."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from builds import config_of, write_inputs
 
-from pipeline.build import build
 from pipeline.config import Config
 from pipeline.records import Generation
+
+# Read when torch is imported, here and in processes begun here: the cores are shared with Ray.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Of Ray about its own defaults, which no caller can avoid.
 _RAY_WARNINGS = ("ignore::DeprecationWarning:ray.data.context",)
@@ -31,23 +32,16 @@ class Built:
     generation: Generation
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    """The machine's cores are shared with Ray."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="session")
-def entries(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return write_inputs(tmp_path_factory.mktemp("inputs"))
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Cats and four sources of negatives, built by Ray with two workers."""
+    # Imported here, because most tests must not wait for torch and Ray.
+    from builds import config_of, write_inputs
 
+    from pipeline.build import build
 
-@pytest.fixture(scope="session")
-def built(
-    entries: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
-) -> Built:
-    """Four sources, built by Ray with two workers."""
     root = tmp_path_factory.mktemp("built") / "data"
+    entries = write_inputs(tmp_path_factory.mktemp("inputs"))
     config = config_of(root, entries)
     generation, is_new = build(config)
     assert is_new

@@ -1,0 +1,84 @@
+"""A second build adds what is new, leaves what is there, and refuses what has changed."""
+
+from pathlib import Path
+
+import pytest
+from builds import config_of, copy_dataset, file_hashes, squares, write_config
+from commands import run_infineg
+from conftest import Built
+
+from pipeline import manifest
+from pipeline.build import build
+from pipeline.errors import ConfigError
+from pipeline.verify import verify_dataset
+
+
+def stamps(root: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of every file: a file written anew has others, were its bytes the same."""
+    found = ((path, path.stat()) for path in root.rglob("*") if path.is_file())
+    return {str(path.relative_to(root)): (stat.st_ino, stat.st_mtime_ns) for path, stat in found}
+
+
+def test_sources_added_one_by_one_by_other_workers_give_the_same_bytes(
+    built: Built, tmp_path: Path
+) -> None:
+    root = tmp_path / "data"
+    first, _ = build(config_of(root, built.entries[:2], build={"workers": 1}))
+    then = stamps(root)
+    config = config_of(root, built.entries, build={"workers": 4})
+    second, is_new = build(config)
+    assert (first.number, second.number, second.parent, is_new) == (1, 2, 1, True)
+    files = ("shards/", "quarantine/", "ledger/")
+    assert file_hashes(root, files) == file_hashes(built.root, files)
+    derived = {"dataset.json", "_info.json"}
+    kept = {name: stamp for name, stamp in stamps(root).items() if name in then}
+    assert {n for n, stamp in kept.items() if stamp != then[n]} == derived
+    assert kept.keys() == then.keys(), "an old file is gone"
+    assert second.shards[: len(first.shards)] == first.shards
+    assert manifest.read_generation(str(root), 1) == first
+    assert second.counts == built.generation.counts
+    assert verify_dataset(str(root)).problems == []
+
+
+def test_second_build_does_nothing(built: Built, tmp_path: Path) -> None:
+    before = stamps(built.root)
+    path = write_config(tmp_path / "config.yaml", built.config)
+    code, output = run_infineg("build", path, log=tmp_path / "log")
+    assert code == 0, output
+    assert "nothing to do" in output
+    assert stamps(built.root) == before
+
+
+def test_second_build_repairs_what_a_crash_after_the_commit_left_behind(
+    built: Built, tmp_path: Path
+) -> None:
+    root = copy_dataset(built.root, tmp_path / "data")
+    info = manifest.require_info(str(root))
+    manifest.write_info(str(root), info.model_copy(update={"latest_generation": 0}))
+    (root / "_info.json").unlink()
+    _, is_new = build(config_of(root, built.entries))
+    assert not is_new
+    assert manifest.require_info(str(root)).latest_generation == 1
+    assert verify_dataset(str(root)).problems == []
+
+
+def test_changed_settings_are_refused_by_name(built: Built) -> None:
+    with pytest.raises(ConfigError, match=r"selection: .*'seed': 0.*'seed': 1") as caught:
+        build(config_of(built.root, built.entries, selection={"seed": 1}))
+    assert "split:" not in str(caught.value), "only what has changed is named"
+    assert "--set output.path=" in str(caught.value)
+
+
+def test_changed_entry_is_refused_by_name(built: Built) -> None:
+    changed = [{**built.entries[0], "weight": 2.0}, *built.entries[1:]]
+    with pytest.raises(ConfigError, match=r"source 'squares' is already in .*old settings"):
+        build(config_of(built.root, changed))
+
+
+def test_other_encoder_weights_are_refused(built: Built, tmp_path: Path) -> None:
+    root = copy_dataset(built.root, tmp_path / "data")
+    info = manifest.require_info(str(root))
+    manifest.write_info(str(root), info.model_copy(update={"encoder": "other:0123:last:64px"}))
+    more = [*built.entries, squares("more", num_pictures=10, seed=3)]
+    with pytest.raises(ConfigError, match=r"embedded by other:0123.*this would be timm/test_eff"):
+        build(config_of(root, more))

@@ -1,0 +1,196 @@
+"""Parts and shards: what is cut where, what a file looks like, what a crash leaves of it."""
+
+import json
+import re
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from builds import build_inline, config_of, file_hashes, squares
+from conftest import Built
+
+from pipeline import manifest, storage
+from pipeline.pack import ShardTask, cut_shards, pack_shard
+from pipeline.records import Counts, PartRecord, row_schema
+from pipeline.shards import write_part, write_shard
+
+GROUP, OTHER = "shards/train/a", "shards/val/a"
+
+
+def part_of(number: int, **packable: int) -> PartRecord:
+    names = {"train": GROUP, "val": OTHER}
+    groups = {names[split]: num_rows for split, num_rows in packable.items()}
+    num_rows = sum(packable.values())
+    return PartRecord(
+        source="a",
+        partition=f"{number:03d}",
+        part=0,
+        is_last=True,
+        path=f"parts/a/{number}.parquet",
+        sha256="",
+        counts=Counts(read=num_rows, selected=num_rows),
+        packable=groups,
+    )
+
+
+def cut(parts: list[PartRecord], *, size: int, **num_before: int) -> list[ShardTask]:
+    before = {{"train": GROUP, "val": OTHER}[split]: n for split, n in num_before.items()}
+    return cut_shards(parts, samples_per_shard=size, round_number=1, num_before=before)
+
+
+def pieces_of(task: ShardTask) -> list[tuple[str, int, int]]:
+    return [(piece.part_path[8:-8], piece.start, piece.stop) for piece in task.pieces]
+
+
+def test_shards_are_cut_at_a_fixed_count_across_parts() -> None:
+    tasks = cut([part_of(0, train=7, val=1), part_of(1), part_of(2, train=15, val=2)], size=10)
+    assert {task.stem: pieces_of(task) for task in tasks} == {
+        f"{GROUP}-000000": [("0", 0, 7), ("2", 0, 3)],
+        f"{GROUP}-000001": [("2", 3, 13)],
+        f"{GROUP}-000002": [("2", 13, 15)],
+        f"{OTHER}-000000": [("0", 0, 1), ("2", 0, 2)],
+    }
+
+
+def test_numbers_go_on_after_earlier_generations() -> None:
+    tasks = cut([part_of(0, train=10, val=3)], size=5, train=4)
+    assert [task.stem for task in tasks] == [
+        f"{GROUP}-000004", f"{GROUP}-000005", f"{OTHER}-000000",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [1, 4, 10, 1000])
+def test_every_row_is_in_exactly_one_shard(size: int) -> None:
+    rng = np.random.default_rng(size)
+    parts = [part_of(n, train=int(rng.integers(0, 30))) for n in range(12)]
+    tasks = cut(parts, size=size)
+    taken = [(p, row) for t in tasks for p, a, b in pieces_of(t) for row in range(a, b)]
+    assert taken == [(str(n), row) for n in range(12) for row in range(parts[n].packable[GROUP])]
+    sizes = [sum(b - a for _, a, b in pieces_of(task)) for task in tasks]
+    assert set(sizes[:-1]) <= {size}
+    assert 0 < sizes[-1] <= size
+
+
+def test_nothing_selected_makes_no_shard() -> None:
+    assert cut([part_of(0), part_of(1)], size=10) == []
+
+
+def rows_of(num_rows: int, **columns: list[object]) -> pa.Table:
+    """Decided rows of one source; all selected where `columns` say nothing else."""
+    defaults: dict[str, list[object]] = {
+        "key": [f"a-{n:016x}-{n:08d}" for n in range(num_rows)],
+        "source": ["a"] * num_rows,
+        "partition": ["p"] * num_rows,
+        "ordinal": list(range(num_rows)),
+        "uri": [f"a#{n}" for n in range(num_rows)],
+        "label": [""] * num_rows,
+        "label_state": ["unknown"] * num_rows,
+        "group": [f"g{n}" for n in range(num_rows)],
+        "split": ["train"] * num_rows,
+        "content_hash": [f"{n:064x}" for n in range(num_rows)],
+        "image": [b"\xff\xd8" + bytes([n]) * (n * 300) for n in range(num_rows)],
+        "inclusion_probability": [0.3] * num_rows,
+        "similarity": [0.1] * num_rows,
+        "selected": [True] * num_rows,
+    }
+    given = {**defaults, **columns}
+    return pa.table(
+        {
+            field.name: pa.array(given.get(field.name, [None] * num_rows), field.type)
+            for field in row_schema(4)
+        }
+    )
+
+
+def test_shard_is_a_plain_tar_without_time_or_owner(tmp_path: Path) -> None:
+    file = write_shard(
+        str(tmp_path),
+        rows_of(3, label=["cat", "", "dog"]),
+        stem="shards/train/a-000000",
+        targets=("dog", "cat"),
+        encoder="net:0123",
+        round_number=2,
+    )
+    path = tmp_path / file.path
+    with tarfile.open(path) as archive:
+        members = archive.getmembers()
+        contents = [archive.extractfile(member).read() for member in members]  # type: ignore[union-attr]
+    keys = rows_of(3)["key"].to_pylist()
+    names = [f"{key}.{extension}" for key in keys for extension in ("cls", "jpg", "json")]
+    assert [member.name for member in members] == names
+    for member in members:
+        assert (member.mtime, member.uid, member.gid, member.mode) == (0, 0, 0, 0o644)
+        assert (member.uname, member.gname, member.pax_headers) == ("", "", {})
+    assert [contents[i] for i in (0, 3, 6)] == [b"2", b"0", b"1"]
+    assert contents[1::3] == rows_of(3)["image"].to_pylist()
+    about = json.loads(contents[2])
+    assert about["inclusion_probability"] == np.float32(0.3)
+    assert (about["encoder"], about["generation"], about["label"]) == ("net:0123", 2, "cat")
+    assert file.size_bytes == path.stat().st_size
+    assert file.size_bytes % 512 == 0
+    assert storage.sha256_of(str(path)) == file.sha256
+
+
+def test_sidecar_says_where_each_image_lies(tmp_path: Path) -> None:
+    file = write_shard(
+        str(tmp_path), rows_of(5), stem="s", targets=("cat",), encoder="", round_number=1
+    )
+    sidecar = manifest.read_table(str(tmp_path), file.sidecar_path)
+    assert "image" not in sidecar.column_names
+    for row, image in zip(sidecar.to_pylist(), rows_of(5)["image"].to_pylist(), strict=True):
+        tar = str(tmp_path / file.path)
+        assert storage.read_range(tar, row["tar_offset"], row["tar_size"]) == image
+
+
+def test_part_keeps_the_images_that_are_packed_and_no_other(tmp_path: Path) -> None:
+    rows = rows_of(
+        4,
+        selected=[True, False, False, False],
+        reject_reason=[None, None, "suspected_positive", "truncated"],
+    )
+    record = write_part(str(tmp_path), rows, source="a", partition="p/1", part=0, is_last=True)
+    images = manifest.read_table(str(tmp_path), record.path)["image"].is_valid().to_pylist()
+    assert images == [True, False, True, False]
+    assert record.packable == {"quarantine/a": 1, "shards/train/a": 1}
+    assert record.counts == Counts(
+        read=4, selected=1, not_selected=1, rejected={"suspected_positive": 1, "truncated": 1}
+    )
+    assert manifest.read_part_record(str(tmp_path), "a", "p/1", 0) == record
+    assert manifest.read_part_record(str(tmp_path), "a", "p", 0) is None
+
+
+def test_shard_takes_the_rows_of_its_group_alone(tmp_path: Path) -> None:
+    rows = rows_of(6, split=["train", "val"] * 3)
+    record = write_part(str(tmp_path), rows, source="a", partition="p", part=0, is_last=True)
+    (train, val) = cut_shards([record], samples_per_shard=10, round_number=1, num_before={})
+    file = pack_shard(str(tmp_path), val, targets=("cat",), encoder="")
+    assert manifest.read_table(str(tmp_path), file.sidecar_path)["ordinal"].to_pylist() == [1, 3, 5]
+    assert (train.stem, val.stem) == (f"{GROUP}-000000", f"{OTHER}-000000")
+
+
+def test_missing_images_never_shift_a_key(built: Built) -> None:
+    for shard in built.generation.shards:
+        for row in manifest.read_sidecar(str(built.root), shard).to_pylist():
+            assert re.fullmatch(r"[a-z0-9_]+-[0-9a-f]{16}-\d{8}", row["key"]), row["key"]
+            assert int(row["key"][-8:]) == row["ordinal"]
+            assert row["key"].startswith(f"{row['source']}-")
+
+
+def test_shards_of_a_plan_given_up_are_swept(tmp_path: Path) -> None:
+    """Left by a run that was interrupted after packing, and then given another budget."""
+    config = config_of(tmp_path / "data", [squares(num_pictures=300)])
+    root = tmp_path / "data"
+    for name in ("shards/train/squares-000009.tar", "ledger/squares-000009.parquet"):
+        storage.write_atomic(str(root / name), b"of another plan")
+    (root / "shards/train/.tmp-1234").write_bytes(b"half a file")
+    foreign = root / "shards/train/notes.txt"
+    foreign.write_bytes(b"not of a source")
+    generation = build_inline(config)
+    listed = {name for s in generation.shards for name in (s.path, s.sidecar_path)}
+    found = set(file_hashes(root, ("shards/",)))
+    assert found == {*listed, "shards/train/notes.txt"}
+    assert set(file_hashes(root, ("ledger/",))) == {
+        "ledger/cats-000001.parquet", "ledger/squares-000001.parquet",
+    }  # fmt: skip

@@ -1,0 +1,213 @@
+"""What a plan takes of a source, and how the pilot fixes the probabilities."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from builds import build_inline, config_of, folder_entry, squares
+
+from pipeline import manifest
+from pipeline.config import Config, SelectionConfig, SourceEntry
+from pipeline.errors import ConfigError, InfinegError
+from pipeline.plan import (
+    choose_partitions,
+    fit_scale,
+    make_plan,
+    pilot_sample,
+    pilot_size,
+    stratum_by_similarity,
+)
+from pipeline.records import Partition, RawSample, ReferenceInfo
+
+REFERENCE = ReferenceInfo(
+    fingerprint="", num_embeddings=30, num_positives=40, median=0.5, ceiling=0.4, near=0.3, mid=0.2
+)
+ENTRY = SourceEntry(name="stream", kind="squares")
+
+
+class Listing:
+    """A source of which only the listing is looked at."""
+
+    def __init__(self, num_partitions: int | None, num_samples: int | None = 100) -> None:
+        self.is_endless = num_partitions is None
+        self._num_partitions, self._num_samples = num_partitions, num_samples
+        self.num_listed = 0
+
+    def partitions(self) -> Iterator[Partition]:
+        for number in itertools.islice(itertools.count(), self._num_partitions):
+            self.num_listed += 1
+            yield Partition(f"{number:06d}", number, self._num_samples)
+
+    def read(self, partition: Partition) -> Iterator[RawSample]:
+        raise AssertionError(f"a plan reads no sample, not even of {partition.id}")
+
+
+def config_with(**selection: Any) -> Config:
+    return config_of("unused", [ENTRY.model_dump()], selection=selection)
+
+
+def locators(partitions: list[Partition]) -> list[int]:
+    return [partition.locator for partition in partitions]
+
+
+def test_endless_source_gives_the_prefix_that_the_budget_asks_for() -> None:
+    source = Listing(None)
+    entry = ENTRY.model_copy(update={"weight": 0.5})
+    config = config_with(budget=1000, candidates_per_selected=4)
+    partitions, stride = choose_partitions(source, entry, config)
+    assert (locators(partitions), stride) == (list(range(20)), 1.0)
+    assert source.num_listed <= 21, "an endless list is not listed further than needed"
+
+
+def test_larger_budget_takes_a_longer_prefix() -> None:
+    small, large = (
+        choose_partitions(Listing(None), ENTRY, config_with(budget=budget))[0]
+        for budget in (100, 1000)
+    )
+    assert large[: len(small)] == small
+    assert len(large) > len(small)
+
+
+def test_finite_source_is_read_whole() -> None:
+    partitions, stride = choose_partitions(Listing(70), ENTRY, config_with(budget=10))
+    assert (locators(partitions), stride) == (list(range(70)), 1.0)
+
+
+def test_finite_source_over_the_limit_is_taken_at_even_steps() -> None:
+    entry = ENTRY.model_copy(update={"max_candidates": 500})
+    partitions, stride = choose_partitions(Listing(20), entry, config_with())
+    assert (locators(partitions), stride) == ([0, 4, 8, 12, 16], 4.0)
+
+
+def test_empty_source_is_a_mistake() -> None:
+    with pytest.raises(ConfigError, match="source 'stream': no partition found"):
+        choose_partitions(Listing(0), ENTRY, config_with())
+
+
+def test_pilot_reads_a_little_of_many_partitions() -> None:
+    partitions = list(Listing(1000).partitions())
+    sample = pilot_sample(partitions, 500)
+    assert len(sample) == 64
+    assert {limit for _, limit in sample} == {8}
+    assert len({partition.id for partition, _ in sample}) == 64
+    assert max(partition.locator for partition, _ in sample) > 950, "to the end of the list"
+    assert pilot_sample(partitions[:1], 500) == [(partitions[0], 500)]
+
+
+def test_pilot_is_a_hundredth_of_the_budget_and_at_least_what_is_asked_for() -> None:
+    assert pilot_size(ENTRY, SelectionConfig(budget=10_000)) == 500
+    assert pilot_size(ENTRY, SelectionConfig(budget=1_000_000)) == 10_000
+
+
+def test_scale_does_not_depend_on_the_order_of_the_pilot() -> None:
+    rng = np.random.default_rng(0)
+    similarity = rng.uniform(-0.2, 0.6, 999).astype(np.float32)
+    scales = {
+        fit_scale(
+            rng.permutation(similarity),
+            beta=8,
+            offset=0.5,
+            min_probability=0.01,
+            mean_probability=0.1,
+        )
+        for _ in range(50)
+    }
+    assert len(scales) == 1, "in the last bit either"
+
+
+@pytest.mark.parametrize(("mean", "expected"), [(0.001, 0.01), (1.0, 1.0), (3.0, 1.0)])
+def test_budget_beyond_what_is_possible_gives_the_floor_or_everything(
+    mean: float, expected: float
+) -> None:
+    similarity = np.linspace(-1, 1, 101, dtype=np.float32)
+    scale = fit_scale(similarity, beta=8, offset=0.5, min_probability=0.01, mean_probability=mean)
+    probability = np.clip(scale * np.exp(8 * (similarity.astype(float) - 0.5)), 0.01, 1)
+    np.testing.assert_allclose(probability, expected, rtol=1e-6)
+
+
+def pilot_of(num_rows: int, **columns: list[object]) -> pa.Table:
+    similarity = np.linspace(0, 0.6, num_rows)
+    given: dict[str, object] = {
+        "label": [""] * num_rows,
+        "stratum": [None] * num_rows,
+        "similarity": similarity,
+        "reject_reason": [None] * num_rows,
+        "size_bytes": [1000] * num_rows,
+        "seconds": [0.001] * num_rows,
+        **columns,
+    }
+    types = {"similarity": pa.float32(), "stratum": pa.string(), "reject_reason": pa.string()}
+    return pa.table({name: pa.array(v, types.get(name)) for name, v in given.items()})
+
+
+def plan_of(pilot: pa.Table, *, num_partitions: int = 100, **selection: Any) -> Any:
+    return make_plan(
+        ENTRY,
+        config=config_with(**selection),
+        partitions=list(Listing(num_partitions).partitions()),
+        stride=1.0,
+        pilot=pilot,
+        reference=REFERENCE,
+    )
+
+
+def test_plan_expects_the_budget_in_each_split() -> None:
+    plan = plan_of(pilot_of(500), budget=800, eval_budget=300)
+    by_split = {
+        split: sum(n for key, n in plan.expected_selected.items() if key.startswith(f"{split}/"))
+        for split in ("train", "val", "test")
+    }
+    assert by_split == pytest.approx({"train": 800, "val": 300, "test": 300}, rel=1e-4)
+    assert plan.num_candidates == 10_000
+    assert plan.eval_probability == pytest.approx(300 / (10_000 * 0.15))
+    assert {key.partition("/")[2] for key in plan.expected_selected} == {"near", "mid", "far"}
+    assert plan.expected_bytes == pytest.approx(1400 * 1000, rel=1e-4)
+
+
+def test_plan_makes_up_for_rejected_candidates() -> None:
+    reasons: list[object] = ["truncated", "too_small", None, None] * 125
+    plan = plan_of(pilot_of(500, reject_reason=reasons), budget=800, eval_budget=300)
+    assert plan.expected_rejected == {"too_small": 2500, "truncated": 2500}
+    assert sum(plan.expected_selected.values()) == pytest.approx(1400, rel=1e-4)
+
+
+def test_plan_takes_every_positive_and_what_is_all_there_is() -> None:
+    plan = plan_of(pilot_of(500, label=["cat"] * 500), budget=10)
+    assert sum(plan.expected_selected.values()) == pytest.approx(10_000)
+    scarce = plan_of(pilot_of(500), budget=100_000)
+    assert scarce.eval_probability == 1.0
+    assert sum(scarce.expected_selected.values()) == pytest.approx(10_000)
+
+
+def test_stratum_follows_from_similarity() -> None:
+    found = [stratum_by_similarity(s, REFERENCE) for s in (0.5, 0.3, 0.25, 0.2, 0.1)]
+    assert found == ["near", "near", "mid", "mid", "far"]
+
+
+def test_plan_is_kept_until_its_entry_is_changed(tmp_path: Path) -> None:
+    """The pilot of a changed plan is run anew; of an unchanged one it is not."""
+    out = str(tmp_path / "data")
+    stopped = [squares("good", num_pictures=300), folder_entry("bad", tmp_path / "bad")]
+    (tmp_path / "bad").mkdir()
+    for number in range(120):
+        (tmp_path / f"bad/{number}.jpg").write_bytes(b"no picture")
+    with pytest.raises(InfinegError, match="120 of 120"):
+        build_inline(config_of(out, stopped))
+    plan = manifest.read_plan(out, "good")
+    with pytest.raises(InfinegError, match="120 of 120"):
+        build_inline(config_of(out, stopped))
+    assert manifest.read_plan(out, "good") == plan, "times are measured: a new pilot would differ"
+    with pytest.raises(InfinegError, match="120 of 120"):
+        build_inline(config_of(out, stopped, selection={"budget": 30}))
+    changed = manifest.read_plan(out, "good")
+    assert plan is not None
+    assert changed is not None
+    assert changed.scale < plan.scale
+    for number in range(120, 600):
+        (tmp_path / f"bad/{number}.jpg").write_bytes(b"no picture")
+    with pytest.raises(InfinegError, match=r"planned with 1 partitions and has 3 now"):
+        build_inline(config_of(out, stopped, selection={"budget": 30}))
