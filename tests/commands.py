@@ -1,6 +1,7 @@
 """`infineg` as a real process, with all that it starts: to run, to watch, to kill."""
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -19,6 +20,8 @@ def start_infineg(*arguments: object, log: Path, **env: str) -> subprocess.Popen
             stderr=file,
             env={**os.environ, **env},
             start_new_session=True,
+            # Children of a shell in the background, as under some CI, ignore SIGINT by default.
+            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
 
 

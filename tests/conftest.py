@@ -22,6 +22,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", warning)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whichever test comes first also waits for the data set."""
+    for item in items:
+        if "built" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(120))
+
+
 @dataclass(frozen=True)
 class Built:
     """A data set, what it was built from, and what the build returned. Not to be changed."""
