@@ -39,7 +39,7 @@ def build(
         manifest.repair_derived(root)
         return manifest.read_generation(root), False
     encoder = prepare_encoder(config.encoder, gpus_per_worker=config.build.gpus_per_worker)
-    begin_dataset(config, encoder)
+    begin_dataset(config, encoder=encoder.fingerprint, embedding_dim=encoder.embedding_dim)
     with open_cluster(config.build, debug=debug) as cluster:
         make_worker = functools.partial(PartitionWorker, config, encoder)
         planned = plan_sources(config, entries, cluster, make_worker)
@@ -58,7 +58,7 @@ def plan(
     if not entries:
         return [], 0
     encoder = prepare_encoder(config.encoder, gpus_per_worker=config.build.gpus_per_worker)
-    begin_dataset(config, encoder)
+    begin_dataset(config, encoder=encoder.fingerprint, embedding_dim=encoder.embedding_dim)
     with open_cluster(config.build, debug=debug) as cluster:
         make_worker = functools.partial(PartitionWorker, config, encoder)
         planned = plan_sources(config, entries, cluster, make_worker)

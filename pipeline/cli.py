@@ -67,14 +67,23 @@ def build(
     address: Address = None,
 ) -> None:
     """Stream sources into shards. Resumes; builds only what no generation has yet."""
-    from pipeline.build import build as run_build
+    from pipeline import manifest
+    from pipeline.dataset import entries_to_build
     from pipeline.tables import counts_table
 
     loaded = _load(config, overrides, address)
-    generation, is_new = run_build(loaded, only=source or ())
+    root = loaded.output.path
+    is_new = bool(entries_to_build(loaded, source or ()))
+    if is_new:
+        from pipeline.build import build as run_build
+
+        generation, _ = run_build(loaded, only=source or ())
+    else:
+        manifest.repair_derived(root)
+        generation = manifest.read_generation(root)
     console.print(counts_table(generation))
     state = "committed" if is_new else "nothing to do: already committed"
-    console.print(f"{state} generation {generation.number} of {loaded.output.path}")
+    console.print(f"{state} generation {generation.number} of {root}")
 
 
 @app.command()

@@ -10,7 +10,6 @@ from pipeline import manifest
 from pipeline.config import Config, SourceEntry, fingerprint
 from pipeline.errors import ConfigError
 from pipeline.records import DatasetInfo, SourceRecord
-from pipeline.runtimes import PreparedEncoder
 
 
 def entries_to_build(config: Config, only: Sequence[str] = ()) -> list[SourceEntry]:
@@ -40,13 +39,13 @@ def entries_to_build(config: Config, only: Sequence[str] = ()) -> list[SourceEnt
     ]
 
 
-def begin_dataset(config: Config, encoder: PreparedEncoder) -> None:
-    """Writes `dataset.json` of a new data set; refuses an old one with another encoder."""
+def begin_dataset(config: Config, *, encoder: str, embedding_dim: int) -> None:
+    """Writes `dataset.json` of a new data set; refuses one that another encoder has embedded."""
     root = config.output.path
     info = manifest.read_info(root)
-    if info is not None and info.encoder != encoder.fingerprint:
+    if info is not None and info.encoder != encoder:
         raise ConfigError(
-            f"{root} was embedded by {info.encoder}, this would be {encoder.fingerprint}: their "
+            f"{root} was embedded by {info.encoder}, this would be {encoder}: their "
             "similarities cannot be compared. Use the encoder, weights and encoder.runtime of "
             "then, or build anew: --set output.path=NEW_PATH"
         )
@@ -56,8 +55,8 @@ def begin_dataset(config: Config, encoder: PreparedEncoder) -> None:
             root,
             DatasetInfo(
                 targets=config.target_names,
-                encoder=encoder.fingerprint,
-                embedding_dim=encoder.embedding_dim,
+                encoder=encoder,
+                embedding_dim=embedding_dim,
                 fingerprint=fingerprint(inputs),
                 fingerprint_inputs=inputs,
                 latest_generation=0,

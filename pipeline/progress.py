@@ -27,7 +27,8 @@ class Progress:
     def __init__(self, what: str, *, total: int, unit: str) -> None:
         self._what, self._total, self._unit = what, total, unit
         self._done = 0
-        self._began = self._last_line = time.monotonic()
+        self._began = self._last_time = time.monotonic()
+        self._last_done = 0
         self._bar: RichProgress | None = None
 
     def __enter__(self) -> Self:
@@ -57,11 +58,13 @@ class Progress:
     def advance(self, number: int = 1) -> None:
         self._done += number
         now = time.monotonic()
-        rate = self._done / max(now - self._began, 1e-9)
         if self._bar is not None:
+            rate = self._done / max(now - self._began, 1e-9)
             self._bar.update(self._task, completed=self._done, rate=rate)
-        elif now - self._last_line >= _SECONDS_BETWEEN_LINES:
-            self._last_line = now
+        elif now - self._last_time >= _SECONDS_BETWEEN_LINES:
+            # Of late, not on the whole: work may consist of fast and slow stretches.
+            rate = (self._done - self._last_done) / (now - self._last_time)
+            self._last_time, self._last_done = now, self._done
             _log.info(
                 "%s: %s of %s %s, %.1f/s, %s left",
                 self._what,

@@ -28,7 +28,8 @@ def planned(built: Built, tmp_path: Path) -> Config:
     for name in ("reference.json", "reference.parquet"):
         content = storage.read_bytes(storage.join(str(built.root), name))
         storage.write_atomic(storage.join(root, name), content)
-    begin_dataset(config, prepare_encoder(config.encoder, gpus_per_worker=0))
+    encoder = prepare_encoder(config.encoder, gpus_per_worker=0)
+    begin_dataset(config, encoder=encoder.fingerprint, embedding_dim=encoder.embedding_dim)
     plan = manifest.read_plan(str(built.root), "squares")
     assert plan is not None
     manifest.write_plan(root, plan)
