@@ -5,7 +5,6 @@ Sections `train:` and `evaluate:` are carried as they are; `train.config` owns t
 
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -14,7 +13,9 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError
-from pipeline.records import ImageSettings, LabelState, Role, Split, Stratum, sha256_hex
+from pipeline.keys import sha256_hex
+from pipeline.overrides import apply_override, fill_variables
+from pipeline.records import ImageSettings, LabelState, Role, Split, Stratum
 
 # YAML 1.1 reads 100_000 as a number but a --set of it or a quoted one arrives as text.
 _Count = Annotated[int, BeforeValidator(lambda v: v.replace("_", "") if isinstance(v, str) else v)]
@@ -225,10 +226,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: a mapping is wanted, got {type(data).__name__}")
     for override in overrides:
-        _apply_override(data, override)
+        apply_override(data, override)
     variables = data.get("variables") or {}
     try:
-        return Config.model_validate(_expand(data, {**os.environ, **variables}, str(path)))
+        return Config.model_validate(fill_variables(data, {**os.environ, **variables}, str(path)))
     except ValidationError as error:
         raise ConfigError(f"{path}: {describe_errors(error)}") from None
 
@@ -242,63 +243,3 @@ def describe_errors(error: ValidationError) -> str:
         seen = "" if isinstance(problem["input"], dict) else f", got {problem['input']!r}"
         lines.append(f"{field}: {message}{seen}")
     return "\n  ".join(lines)
-
-
-def _apply_override(data: dict[str, Any], override: str) -> None:
-    """`selection.beta=0`; a list is entered by position or by the `name` of its member."""
-    path, separator, text = override.partition("=")
-    if not separator:
-        raise ConfigError(f"--set {override}: wanted FIELD=VALUE")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: {error}") from None
-    node: Any = data
-    *parents, last = path.split(".")
-    for step in parents:
-        node = _descend(node, step, override)
-    if isinstance(node, list):
-        node[_position(node, last, override)] = value
-    else:
-        node[last] = value
-
-
-def _descend(node: Any, step: str, override: str) -> Any:
-    if isinstance(node, list):
-        return node[_position(node, step, override)]
-    child = node.setdefault(step, {})
-    if not isinstance(child, dict | list):
-        raise ConfigError(f"--set {override}: {step!r} is {child!r}, which has no fields")
-    return child
-
-
-def _position(node: list[Any], step: str, override: str) -> int:
-    names = [m.get("name") if isinstance(m, dict) else None for m in node]
-    if step in names:
-        return names.index(step)
-    if step.isdecimal() and int(step) < len(node):
-        return int(step)
-    raise ConfigError(f"--set {override}: {step!r} is none of {names}")
-
-
-_VARIABLE = re.compile(r"\$\{(\w+)\}")
-
-
-def _expand(value: Any, variables: Mapping[str, str], where: str) -> Any:
-    """Fills ${NAME} in every string."""
-    if isinstance(value, dict):
-        return {k: _expand(v, variables, f"{where}: {k}") for k, v in value.items()}
-    if isinstance(value, list):
-        return [_expand(v, variables, where) for v in value]
-    if not isinstance(value, str):
-        return value
-
-    def fill(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if name not in variables:
-            raise ConfigError(
-                f"{where}: ${{{name}}} is not set; export {name}=... or --set variables.{name}=..."
-            )
-        return str(variables[name])
-
-    return _VARIABLE.sub(fill, value)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline import storage
 from pipeline.errors import ConfigError, InfinegError
+from pipeline.keys import short_hash
 from pipeline.records import (
     SPLITS,
     DatasetInfo,
@@ -22,7 +23,6 @@ from pipeline.records import (
     ShardRecord,
     SourcePlan,
     Split,
-    short_hash,
 )
 
 RecordT = TypeVar("RecordT", bound=BaseModel)

@@ -3,8 +3,7 @@
 Imports neither Ray nor torch, so that a loader starts without them.
 """
 
-import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
@@ -281,33 +280,3 @@ def embedding_matrix(rows: pa.Table) -> NDArray[np.float32]:
     assert column.null_count == 0
     values = column.flatten().to_numpy(zero_copy_only=False)
     return np.asarray(values.reshape(rows.num_rows, column.type.list_size), np.float32)
-
-
-def sha256_hex(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def unit_hash(*parts: str | int) -> float:
-    """A uniform number in [0, 1) that depends on `parts` alone (53 bits of BLAKE2b)."""
-    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 11) / float(1 << 53)
-
-
-def short_hash(text: str) -> str:
-    """16 hexadecimal digits, for names that must not contain what `text` may contain."""
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def make_key(source: str, partition: str, ordinal: int) -> str:
-    """Unique in the data set; `[a-z0-9_-]+`: WebDataset readers cut a name at its first dot."""
-    return f"{source}-{short_hash(partition)}-{ordinal:08d}"
-
-
-def split_of(group: str, fractions: Mapping[Split, float]) -> Split:
-    """Split by hash of the leakage group, so that adding sources never moves a sample."""
-    u = unit_hash("split", group)
-    for split in ("val", "test"):
-        if u < fractions[split]:
-            return split
-        u -= fractions[split]
-    return "train"

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from pipeline import manifest, storage
 from pipeline.errors import InfinegError
-from pipeline.records import ReferenceInfo, embedding_matrix, sha256_hex, unit_hash
+from pipeline.keys import sha256_hex, unit_hash
+from pipeline.records import ReferenceInfo, embedding_matrix
 
 _PATH = "reference.parquet"
 _COLUMNS = ("content_hash", "split", "embedding")

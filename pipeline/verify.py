@@ -10,16 +10,9 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline import manifest, storage
+from pipeline.keys import split_of, unit_hash
 from pipeline.progress import Progress
-from pipeline.records import (
-    DatasetInfo,
-    Generation,
-    ShardFile,
-    ShardRecord,
-    SourceRecord,
-    split_of,
-    unit_hash,
-)
+from pipeline.records import DatasetInfo, Generation, ShardFile, ShardRecord, SourceRecord
 from pipeline.shards import count_rows, output_group
 
 

@@ -19,7 +19,8 @@ from conftest import Built
 from corpus import odd_but_usable, unusable
 
 from pipeline import manifest, storage
-from pipeline.records import add_counts, unit_hash
+from pipeline.keys import unit_hash
+from pipeline.records import add_counts
 from pipeline.shards import count_rows
 from pipeline.verify import verify_dataset
 

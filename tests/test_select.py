@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
+from pipeline.keys import unit_hash
 from pipeline.plan import fit_scale
-from pipeline.records import unit_hash
 from pipeline.steps.select import ADDS, READS, SelectionRule, select_batch
 
 NUM_ROWS = 20_000

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pipeline import manifest
 from pipeline.config import EncoderConfig
 from pipeline.encoders import encoder_identity, load_encoder
+from pipeline.keys import make_key, sha256_hex
 from pipeline.records import (
     Counts,
     DatasetInfo,
@@ -27,9 +28,7 @@ from pipeline.records import (
     SourceRecord,
     Split,
     Stratum,
-    make_key,
     row_schema,
-    sha256_hex,
 )
 from pipeline.shards import output_group, write_shard
 

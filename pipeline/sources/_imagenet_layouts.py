@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 from pipeline import storage
 from pipeline.errors import ConfigError
-from pipeline.records import short_hash
+from pipeline.keys import short_hash
 from pipeline.sources._imagenet_answers import read_answers
 from pipeline.sources._tar import list_members, read_members
 

@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.records import Partition, short_hash
+from pipeline.keys import short_hash
+from pipeline.records import Partition
 
 
 def spread_partitions(

@@ -10,16 +10,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipeline.errors import ConfigError
-from pipeline.records import (
-    READ_COLUMNS,
-    LabelState,
-    RawSample,
-    Split,
-    Stratum,
-    make_key,
-    row_schema,
-    split_of,
-)
+from pipeline.keys import make_key, split_of
+from pipeline.records import READ_COLUMNS, LabelState, RawSample, Split, Stratum, row_schema
 
 ADDS = READ_COLUMNS
 _SCHEMA = pa.schema([row_schema(1).field(name) for name in READ_COLUMNS])

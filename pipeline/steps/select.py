@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.records import RejectReason, unit_hash
+from pipeline.keys import unit_hash
+from pipeline.records import RejectReason
 
 READS = ("label", "label_state", "split", "content_hash", "similarity", "reject_reason")
 ADDS = ("inclusion_probability", "selected")

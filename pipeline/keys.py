@@ -1,0 +1,36 @@
+"""Hashes, and what is made of them: keys, splits, and the random numbers of selection."""
+
+import hashlib
+from collections.abc import Mapping
+
+from pipeline.records import Split
+
+
+def sha256_hex(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def unit_hash(*parts: str | int) -> float:
+    """A uniform number in [0, 1) that depends on `parts` alone (53 bits of BLAKE2b)."""
+    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) / float(1 << 53)
+
+
+def short_hash(text: str) -> str:
+    """16 hexadecimal digits, for names that must not contain what `text` may contain."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def make_key(source: str, partition: str, ordinal: int) -> str:
+    """Unique in the data set; `[a-z0-9_-]+`: WebDataset readers cut a name at its first dot."""
+    return f"{source}-{short_hash(partition)}-{ordinal:08d}"
+
+
+def split_of(group: str, fractions: Mapping[Split, float]) -> Split:
+    """Split by hash of the leakage group, so that adding sources never moves a sample."""
+    u = unit_hash("split", group)
+    for split in ("val", "test"):
+        if u < fractions[split]:
+            return split
+        u -= fractions[split]
+    return "train"

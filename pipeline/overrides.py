@@ -1,0 +1,69 @@
+"""What a user changes in a config without editing it: `--set FIELD=VALUE` and ${NAME}."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from pipeline.errors import ConfigError
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """`selection.beta=0`; a list is entered by position or by the `name` of its member."""
+    path, separator, text = override.partition("=")
+    if not separator:
+        raise ConfigError(f"--set {override}: wanted FIELD=VALUE")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: {error}") from None
+    node: Any = data
+    *parents, last = path.split(".")
+    for step in parents:
+        node = _descend(node, step, override)
+    if isinstance(node, list):
+        node[_position(node, last, override)] = value
+    else:
+        node[last] = value
+
+
+def _descend(node: Any, step: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_position(node, step, override)]
+    child = node.setdefault(step, {})
+    if not isinstance(child, dict | list):
+        raise ConfigError(f"--set {override}: {step!r} is {child!r}, which has no fields")
+    return child
+
+
+def _position(node: list[Any], step: str, override: str) -> int:
+    names = [m.get("name") if isinstance(m, dict) else None for m in node]
+    if step in names:
+        return names.index(step)
+    if step.isdecimal() and int(step) < len(node):
+        return int(step)
+    raise ConfigError(f"--set {override}: {step!r} is none of {names}")
+
+
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+
+
+def fill_variables(value: Any, variables: Mapping[str, str], where: str) -> Any:
+    """Fills ${NAME} in every string."""
+    if isinstance(value, dict):
+        return {k: fill_variables(v, variables, f"{where}: {k}") for k, v in value.items()}
+    if isinstance(value, list):
+        return [fill_variables(v, variables, where) for v in value]
+    if not isinstance(value, str):
+        return value
+
+    def fill(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in variables:
+            raise ConfigError(
+                f"{where}: ${{{name}}} is not set; export {name}=... or --set variables.{name}=..."
+            )
+        return str(variables[name])
+
+    return _VARIABLE.sub(fill, value)
