@@ -10,12 +10,11 @@ import pytest
 import scipy.io
 from corpus import encode, quadrants, write_tar
 
-from pipeline.config import OutputConfig
 from pipeline.errors import ConfigError
-from pipeline.records import RawSample
+from pipeline.images import Decoded, decode_image
+from pipeline.records import ImageSettings, RawSample
 from pipeline.sources import _tar, open_source
 from pipeline.sources.imagenet import Params, Source
-from pipeline.steps.decode import Decoded, decode_image
 
 TABBY, TIGER, DOG, FLAMINGO, ABACUS = (
     "n02123045",
@@ -233,7 +232,7 @@ def test_png_named_jpeg_and_cmyk_decode(tmp_path: Path) -> None:
     samples = read_all(Params(path=str(tmp_path)))
     assert len(samples) == 3
     for sample in samples:
-        found = decode_image(sample.image, rotation=0, output=OutputConfig(path="unused"))
+        found = decode_image(sample.image, rotation=0, settings=ImageSettings(image_size=256))
         assert isinstance(found, Decoded)
 
 

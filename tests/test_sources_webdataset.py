@@ -8,12 +8,11 @@ import pytest
 import webdataset
 from corpus import encode, quadrants, write_tar
 
-from pipeline.config import OutputConfig
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.records import RawSample
+from pipeline.images import decode_image
+from pipeline.records import ImageSettings, RawSample
 from pipeline.sources import _tar, open_source
 from pipeline.sources.webdataset import Params, Source, expand_braces
-from pipeline.steps.decode import decode_image
 
 JPEG = encode(quadrants())
 
@@ -63,7 +62,8 @@ def test_dotted_names_lose_no_image_and_stay_in_one_group(tmp_path: Path) -> Non
 def test_sample_without_image_is_read_and_then_rejected(tmp_path: Path) -> None:
     [sample] = read(write_tar(tmp_path / "a.tar", [("1.txt", b"a cat"), ("1.json", b"{}")]))
     assert sample.image == b""
-    assert decode_image(sample.image, rotation=0, output=OutputConfig(path="x")) == "unreadable"
+    settings = ImageSettings(image_size=256)
+    assert decode_image(sample.image, rotation=0, settings=settings) == "unreadable"
 
 
 def test_names_with_dots_and_slashes_are_only_text(tmp_path: Path) -> None:
