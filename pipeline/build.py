@@ -29,9 +29,7 @@ _log = logging.getLogger(__name__)
 _MakeWorker = functools.partial[PartitionWorker]
 
 
-def build(
-    config: Config, *, only: Sequence[str] = (), debug: bool = False
-) -> tuple[Generation, bool]:
+def build(config: Config, *, only: Sequence[str] = ()) -> tuple[Generation, bool]:
     """Brings the data set to what the config says; returns its generation and if it is new."""
     entries = entries_to_build(config, only)
     root = config.output.path
@@ -40,7 +38,7 @@ def build(
         return manifest.read_generation(root), False
     encoder = prepare_encoder(config.encoder, gpus_per_worker=config.build.gpus_per_worker)
     begin_dataset(config, encoder=encoder.fingerprint, embedding_dim=encoder.embedding_dim)
-    with open_cluster(config.build, debug=debug) as cluster:
+    with open_cluster(config.build) as cluster:
         make_worker = functools.partial(PartitionWorker, config, encoder)
         planned = plan_sources(config, entries, cluster, make_worker)
         _build_parts(config, planned, cluster, make_worker)
@@ -50,16 +48,14 @@ def build(
     return generation, True
 
 
-def plan(
-    config: Config, *, only: Sequence[str] = (), debug: bool = False
-) -> tuple[list[SourcePlan], int]:
+def plan(config: Config, *, only: Sequence[str] = ()) -> tuple[list[SourcePlan], int]:
     """Pilot and plan alone; returns the plans of all that is to be built, and the workers."""
     entries = entries_to_build(config, only)
     if not entries:
         return [], 0
     encoder = prepare_encoder(config.encoder, gpus_per_worker=config.build.gpus_per_worker)
     begin_dataset(config, encoder=encoder.fingerprint, embedding_dim=encoder.embedding_dim)
-    with open_cluster(config.build, debug=debug) as cluster:
+    with open_cluster(config.build) as cluster:
         make_worker = functools.partial(PartitionWorker, config, encoder)
         planned = plan_sources(config, entries, cluster, make_worker)
         return [source.plan for source in planned], cluster.num_workers

@@ -25,6 +25,8 @@ from pipeline import errors
 from pipeline.config import BuildConfig
 from pipeline.errors import InfinegError
 
+_log = logging.getLogger(__name__)
+
 # What crosses between processes is small; by default Ray would set aside 30 % of the memory.
 _OBJECT_STORE_BYTES = 512 * 2**20
 # More blocks than this only cost their driver time; each then holds several tasks.
@@ -83,8 +85,9 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def open_cluster(config: BuildConfig, *, debug: bool = False) -> Iterator[Cluster]:
+def open_cluster(config: BuildConfig) -> Iterator[Cluster]:
     """Joins the cluster at `config.address`, or starts one on this machine and ends it after."""
+    debug = _log.isEnabledFor(logging.DEBUG)
     options: dict[str, Any] = {
         "logging_level": logging.INFO if debug else logging.ERROR,
         "log_to_driver": debug,

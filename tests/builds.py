@@ -134,7 +134,7 @@ class InlineCluster:
 
 
 @contextlib.contextmanager
-def _open_inline(config: BuildConfig, *, debug: bool = False) -> Iterator[InlineCluster]:  # noqa: ARG001
+def _open_inline(config: BuildConfig) -> Iterator[InlineCluster]:  # noqa: ARG001
     yield InlineCluster()
 
 
