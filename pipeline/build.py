@@ -6,6 +6,7 @@ Each arrow is committed before the next begins and skipped where it is already d
 second run does what the first one did not.
 """
 
+import contextlib
 import functools
 import logging
 import time
@@ -15,8 +16,8 @@ import pyarrow as pa
 
 from pipeline import manifest
 from pipeline.cluster import Cluster, open_cluster
-from pipeline.config import Config
-from pipeline.dataset import begin_dataset, entries_to_build
+from pipeline.config import Config, SourceEntry
+from pipeline.dataset import begin_dataset, entries_to_build, finished_generation
 from pipeline.generations import pack_generation, sweep
 from pipeline.parts import PartitionTask, PartitionWorker
 from pipeline.pilot import plan_sources
@@ -31,16 +32,12 @@ _MakeWorker = functools.partial[PartitionWorker]
 
 def build(config: Config, *, only: Sequence[str] = ()) -> tuple[Generation, bool]:
     """Brings the data set to what the config says; returns its generation and if it is new."""
-    entries = entries_to_build(config, only)
+    finished = finished_generation(config, only)
+    if finished is not None:
+        return finished, False
     root = config.output.path
-    if not entries:
-        manifest.repair_derived(root)
-        return manifest.read_generation(root), False
-    encoder = prepare_encoder(config.encoder, gpus_per_worker=config.build.gpus_per_worker)
-    begin_dataset(config, encoder=encoder.fingerprint, embedding_dim=encoder.embedding_dim)
-    with open_cluster(config.build) as cluster:
-        make_worker = functools.partial(PartitionWorker, config, encoder)
-        planned = plan_sources(config, entries, cluster, make_worker)
+    entries = entries_to_build(config, only)
+    with _plan_on_cluster(config, entries) as (cluster, make_worker, planned):
         _build_parts(config, planned, cluster, make_worker)
         generation = pack_generation(config, planned, cluster)
     manifest.commit_generation(root, generation)
@@ -53,12 +50,20 @@ def plan(config: Config, *, only: Sequence[str] = ()) -> tuple[list[SourcePlan],
     entries = entries_to_build(config, only)
     if not entries:
         return [], 0
+    with _plan_on_cluster(config, entries) as (cluster, _, planned):
+        return [source.plan for source in planned], cluster.num_workers
+
+
+@contextlib.contextmanager
+def _plan_on_cluster(
+    config: Config, entries: Sequence[SourceEntry]
+) -> Iterator[tuple[Cluster, _MakeWorker, list[Planned]]]:
+    """A running cluster, what makes its workers, and the committed plans of `entries`."""
     encoder = prepare_encoder(config.encoder, gpus_per_worker=config.build.gpus_per_worker)
     begin_dataset(config, encoder=encoder.fingerprint, embedding_dim=encoder.embedding_dim)
     with open_cluster(config.build) as cluster:
         make_worker = functools.partial(PartitionWorker, config, encoder)
-        planned = plan_sources(config, entries, cluster, make_worker)
-        return [source.plan for source in planned], cluster.num_workers
+        yield cluster, make_worker, plan_sources(config, entries, cluster, make_worker)
 
 
 def _build_parts(

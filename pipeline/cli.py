@@ -67,23 +67,19 @@ def build(
     address: Address = None,
 ) -> None:
     """Stream sources into shards. Resumes; builds only what no generation has yet."""
-    from pipeline import manifest
-    from pipeline.dataset import entries_to_build
+    from pipeline.dataset import finished_generation
     from pipeline.tables import counts_table
 
     loaded = _load(config, overrides, address)
-    root = loaded.output.path
-    is_new = bool(entries_to_build(loaded, source or ()))
-    if is_new:
+    generation = finished_generation(loaded, source or ())
+    state = "nothing to do: already committed"
+    if generation is None:
         from pipeline.build import build as run_build
 
         generation, _ = run_build(loaded, only=source or ())
-    else:
-        manifest.repair_derived(root)
-        generation = manifest.read_generation(root)
+        state = "committed"
     console.print(counts_table(generation))
-    state = "committed" if is_new else "nothing to do: already committed"
-    console.print(f"{state} generation {generation.number} of {root}")
+    console.print(f"{state} generation {generation.number} of {loaded.output.path}")
 
 
 @app.command()

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline import manifest
 from pipeline.config import Config, SourceEntry, fingerprint
 from pipeline.errors import ConfigError
-from pipeline.records import DatasetInfo, SourceRecord
+from pipeline.records import DatasetInfo, Generation, SourceRecord
 
 
 def entries_to_build(config: Config, only: Sequence[str] = ()) -> list[SourceEntry]:
@@ -37,6 +37,15 @@ def entries_to_build(config: Config, only: Sequence[str] = ()) -> list[SourceEnt
         for entry in config.entries
         if entry.name not in done and (not only or entry.name in only)
     ]
+
+
+def finished_generation(config: Config, only: Sequence[str] = ()) -> Generation | None:
+    """The latest generation where it holds all that is asked for, else None."""
+    if entries_to_build(config, only):
+        return None
+    root = config.output.path
+    manifest.repair_derived(root)
+    return manifest.read_generation(root)
 
 
 def begin_dataset(config: Config, *, encoder: str, embedding_dim: int) -> None:

@@ -22,7 +22,6 @@ from pipeline.records import (
     PartRecord,
     RawSample,
     RejectReason,
-    SourcePlan,
     add_counts,
     row_schema,
 )
@@ -73,6 +72,7 @@ class PartitionWorker:
         self._settings = config.output.image_settings
         self._runtime = encoder.open()
         self._entries = {entry.name: entry for entry in config.entries}
+        self._rules: dict[str, SelectionRule] = {}
 
     def embed(self, task: PartitionTask) -> Iterator[pa.Table]:
         """Rows of the partition with embeddings, from which the reference bank is made."""
@@ -157,10 +157,14 @@ class PartitionWorker:
         return read_bank(self._root, num_neighbors=self._config.selection.num_neighbors)
 
     def _rule(self, source: str) -> SelectionRule:
+        if source not in self._rules:
+            self._rules[source] = self._read_rule(source)
+        return self._rules[source]
+
+    def _read_rule(self, source: str) -> SelectionRule:
         selection = self._config.selection
-        plan = self._plans.get(source) or manifest.read_plan(self._root, source)
+        plan = manifest.read_plan(self._root, source)
         assert plan is not None, f"no plan is committed for {source}"
-        self._plans[source] = plan
         reference = manifest.read_reference_info(self._root)
         assert reference is not None
         return SelectionRule(
@@ -172,10 +176,6 @@ class PartitionWorker:
             seed=selection.seed,
             ceiling=reference.ceiling if selection.quarantine == "auto" else None,
         )
-
-    @functools.cached_property
-    def _plans(self) -> dict[str, SourcePlan]:
-        return {}
 
 
 def origin_of(config: Config, entry: SourceEntry, partition: str) -> Origin:

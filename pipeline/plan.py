@@ -15,8 +15,9 @@ from scipy.optimize import brentq
 
 from pipeline.config import Config, SelectionConfig, SourceEntry, fingerprint
 from pipeline.errors import ConfigError
-from pipeline.records import Partition, ReferenceInfo, SourcePlan
+from pipeline.records import Partition, ReferenceInfo, SourcePlan, strata_by_similarity
 from pipeline.sources import Source
+from pipeline.steps.select import inclusion_probability
 
 # A pilot reads a little of many partitions, because samples of one partition resemble each other.
 _MAX_PILOT_PARTITIONS = 64
@@ -86,18 +87,24 @@ def fit_scale(
     min_probability: float,
     mean_probability: float,
 ) -> float:
-    """Scale c for which the mean of clip(c exp(beta (s - offset)), min, 1) is `mean_probability`.
+    """The scale for which the mean `inclusion_probability` is `mean_probability`.
 
-    The mean grows with c, so that the root is unique. A target below what the floor allows gives
-    the floor; one that is all there is takes everything.
+    The mean grows with the scale, so that the root is unique. A target below what the floor
+    allows gives the floor; one that is all there is takes everything.
     """
     # Sorted, for the mean to have one order: the pilot's rows come in any.
-    weight_N = np.exp(beta * (np.sort(similarity_N).astype(np.float64) - offset))
-    smallest = min_probability / float(weight_N.max())
+    similarity_N = np.sort(similarity_N)
+    smallest = min_probability * math.exp(-beta * (float(similarity_N[-1]) - offset))
     largest = math.exp(beta * (1 + offset))  # takes even a similarity of -1
 
     def excess(log_scale: float) -> float:
-        probability_N = np.clip(math.exp(log_scale) * weight_N, min_probability, 1.0)
+        probability_N = inclusion_probability(
+            similarity_N,
+            scale=math.exp(log_scale),
+            beta=beta,
+            offset=offset,
+            min_probability=min_probability,
+        )
         return float(probability_N.mean()) - mean_probability
 
     low, high = math.log(smallest), math.log(largest)
@@ -133,15 +140,14 @@ def make_plan(
     scale = eval_probability = 1.0
     probability_N = np.ones(len(similarity_N))
     if len(similarity_N):
-        scale = fit_scale(
-            similarity_N,
-            beta=selection.effective_beta,
-            offset=reference.median,
-            min_probability=selection.min_probability,
-            mean_probability=entry.weight * selection.budget / (num_negatives * fractions["train"]),
-        )
-        weight_N = np.exp(selection.effective_beta * (similarity_N - reference.median))
-        probability_N = np.clip(scale * weight_N, selection.min_probability, 1.0)
+        wanted_share = entry.weight * selection.budget / (num_negatives * fractions["train"])
+        curve = {
+            "beta": selection.effective_beta,
+            "offset": reference.median,
+            "min_probability": selection.min_probability,
+        }
+        scale = fit_scale(similarity_N, mean_probability=wanted_share, **curve)
+        probability_N = inclusion_probability(similarity_N, scale=scale, **curve)
         num_eval = num_negatives * (fractions["val"] + fractions["test"]) / 2
         wanted = entry.weight * selection.num_eval
         eval_probability = min(1.0, wanted / num_eval) if num_eval else 1.0
@@ -168,13 +174,6 @@ def make_plan(
     )
 
 
-def stratum_by_similarity(similarity: float, reference: ReferenceInfo) -> str:
-    """near, mid or far, where no label tells."""
-    if similarity >= reference.near:
-        return "near"
-    return "mid" if similarity >= reference.mid else "far"
-
-
 def _expect_selected(
     usable: pa.Table,
     probability_N: NDArray[np.float64],
@@ -185,9 +184,11 @@ def _expect_selected(
     """Expected selected by "split/stratum", of the pilot's samples; positives are a stratum."""
     expected: dict[str, float] = {}
     negatives_probability = iter(probability_N)
-    columns = (usable[name].to_pylist() for name in ("label", "stratum", "similarity"))
-    for label, known, similarity in zip(*columns, strict=True):
-        stratum = "positive" if label else known or stratum_by_similarity(similarity, reference)
+    strata = pc.coalesce(
+        usable["stratum"], strata_by_similarity(usable["similarity"], reference)
+    ).to_pylist()
+    for label, of_negatives in zip(usable["label"].to_pylist(), strata, strict=True):
+        stratum = "positive" if label else of_negatives
         train_probability = 1.0 if label else float(next(negatives_probability))
         for split, fraction in config.split.fractions.items():
             probability = eval_probability if split != "train" and not label else train_probability

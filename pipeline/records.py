@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
@@ -272,6 +273,14 @@ class DatasetInfo(_Record):
     fingerprint: str  # of all settings that every row depends on
     fingerprint_inputs: dict[str, Any]  # what went into it, to explain a refusal
     latest_generation: int
+
+
+def strata_by_similarity(similarity: pa.ChunkedArray, reference: ReferenceInfo) -> pa.ChunkedArray:
+    """near, mid or far, where no label tells; null where there is no similarity."""
+    similarity = pc.cast(similarity, pa.float64())
+    is_mid = pc.greater_equal(similarity, reference.mid)
+    is_near = pc.greater_equal(similarity, reference.near)
+    return pc.if_else(is_near, "near", pc.if_else(is_mid, "mid", "far"))
 
 
 def embedding_matrix(rows: pa.Table) -> NDArray[np.float32]:

@@ -19,9 +19,8 @@ from pipeline.plan import (
     make_plan,
     pilot_sample,
     pilot_size,
-    stratum_by_similarity,
 )
-from pipeline.records import Partition, RawSample, ReferenceInfo
+from pipeline.records import Partition, RawSample, ReferenceInfo, strata_by_similarity
 
 REFERENCE = ReferenceInfo(
     fingerprint="", num_embeddings=30, num_positives=40, median=0.5, ceiling=0.4, near=0.3, mid=0.2
@@ -184,7 +183,8 @@ def test_plan_takes_every_positive_and_what_is_all_there_is() -> None:
 
 
 def test_stratum_follows_from_similarity() -> None:
-    found = [stratum_by_similarity(s, REFERENCE) for s in (0.5, 0.3, 0.25, 0.2, 0.1)]
+    similarity = pa.array([0.5, 0.3, 0.25, 0.2, 0.1])
+    found = strata_by_similarity(similarity, REFERENCE).to_pylist()
     assert found == ["near", "near", "mid", "mid", "far"]
 
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import storage
-from pipeline.records import ReferenceInfo, Split, Stratum
+from pipeline.records import ReferenceInfo, Split, Stratum, strata_by_similarity
 from train.metrics import Bools, Floats
 
 _STRATA: tuple[Stratum, ...] = ("near", "mid", "far", "generated")
@@ -79,10 +79,7 @@ def assign_strata(rows: pa.Table, reference: ReferenceInfo | None) -> pa.Array:
     """The source's own word; else by similarity; null for positives and where neither is known."""
     by_similarity = pa.nulls(rows.num_rows, pa.string())
     if reference is not None:
-        similarity = pc.cast(rows["similarity"], pa.float64())
-        is_mid = pc.greater_equal(similarity, reference.mid)
-        is_near = pc.greater_equal(similarity, reference.near)
-        by_similarity = pc.if_else(is_near, "near", pc.if_else(is_mid, "mid", "far"))
+        by_similarity = strata_by_similarity(rows["similarity"], reference)
     stratum = pc.coalesce(rows["stratum"], by_similarity)
     strata = pc.if_else(pc.equal(rows["label"], ""), stratum, pa.scalar(None, pa.string()))
     return strata.combine_chunks() if isinstance(strata, pa.ChunkedArray) else strata

@@ -20,13 +20,25 @@ READS = ("label", "label_state", "split", "content_hash", "similarity", "reject_
 ADDS = ("inclusion_probability", "selected")
 
 
+def inclusion_probability(
+    similarity_B: NDArray[np.float32],
+    *,
+    scale: float,
+    beta: float,
+    offset: float,
+    min_probability: float,
+) -> NDArray[np.float64]:
+    """clip(scale * exp(beta * (s - offset)), min_probability, 1), in double precision."""
+    weight_B = np.exp(beta * (similarity_B.astype(np.float64) - offset))
+    return np.clip(scale * weight_B, min_probability, 1.0)
+
+
 @dataclass(frozen=True)
 class SelectionRule:
     """How candidates of one source are chosen.
 
-    Training negatives: clip(scale * exp(beta * (s - offset)), min_probability, 1). Negatives of
-    val and test: `eval_probability`, whatever they look like, so that plain binomial intervals
-    hold. Positives: 1.
+    Training negatives: `inclusion_probability`. Negatives of val and test: `eval_probability`,
+    whatever they look like, so that plain binomial intervals hold. Positives: 1.
     """
 
     scale: float
@@ -38,10 +50,14 @@ class SelectionRule:
     ceiling: float | None  # similarity above which an unlabelled candidate is suspected
 
     def train_probability(self, similarity_B: NDArray[np.float32]) -> NDArray[np.float32]:
-        """inclusion_probability_B of training negatives."""
-        weight_B = np.exp(self.beta * (similarity_B.astype(np.float64) - self.offset))
-        clipped_B = np.clip(self.scale * weight_B, self.min_probability, 1.0)
-        return clipped_B.astype(np.float32)
+        """inclusion_probability_B of training negatives, as rows carry it."""
+        return inclusion_probability(
+            similarity_B,
+            scale=self.scale,
+            beta=self.beta,
+            offset=self.offset,
+            min_probability=self.min_probability,
+        ).astype(np.float32)
 
 
 def select_batch(rows: pa.Table, rule: SelectionRule, positive_hashes: Set[str]) -> pa.Table:
