@@ -10,9 +10,9 @@ from pydantic import BaseModel, Field
 
 from pipeline import storage
 from pipeline.errors import ConfigError
+from pipeline.formats.spread import spread_partitions
+from pipeline.formats.toy import toy_jpegs
 from pipeline.records import Partition, RawSample
-from pipeline.sources._spread import spread_partitions
-from pipeline.sources._toy import toy_jpegs
 
 
 class Params(BaseModel, frozen=True, extra="forbid"):

@@ -12,11 +12,11 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from pipeline.errors import ConfigError
+from pipeline.formats.imagenet_layouts import Layout, Split, find_images
+from pipeline.formats.spread import spread_partitions
+from pipeline.formats.toy import toy_jpegs
+from pipeline.formats.wnids import PRESETS, ClassRules
 from pipeline.records import Partition, RawSample
-from pipeline.sources._imagenet_layouts import Layout, Split, find_images
-from pipeline.sources._spread import spread_partitions
-from pipeline.sources._toy import toy_jpegs
-from pipeline.sources._wnids import PRESETS, ClassRules
 
 
 class Params(BaseModel, frozen=True, extra="forbid"):

@@ -18,9 +18,9 @@ from pydantic import BaseModel, Field, field_validator
 
 from pipeline import storage
 from pipeline.errors import ConfigError, InfinegError
+from pipeline.formats.tars import read_members
+from pipeline.formats.toy import toy_jpegs
 from pipeline.records import Partition, RawSample
-from pipeline.sources._tar import read_members
-from pipeline.sources._toy import toy_jpegs
 
 _KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
 _META = re.compile(r"__[^/]*__($|/)")  # top-level names that webdataset skips too

@@ -7,9 +7,9 @@ from typing import Any, Literal, Protocol
 
 from pipeline import storage
 from pipeline.errors import ConfigError
+from pipeline.formats.imagenet_answers import read_answers
+from pipeline.formats.tars import list_members, read_members
 from pipeline.keys import short_hash
-from pipeline.sources._imagenet_answers import read_answers
-from pipeline.sources._tar import list_members, read_members
 
 _log = logging.getLogger(__name__)
 
