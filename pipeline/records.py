@@ -52,6 +52,9 @@ class RawSample:
     license: str | None = None
     author: str | None = None
     rotation: int | None = None  # degrees counter-clockwise to the intended orientation
+    # Why a sample without label is not to be trusted as a negative, where the source knows:
+    # suspected_positive (it goes to quarantine) or conflicting_labels.
+    doubt: RejectReason | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ def row_schema(embedding_dim: int) -> pa.Schema:
             ("license", pa.string()),
             ("author", pa.string()),
             ("rotation", pa.int32()),
+            ("doubt", pa.string()),
             ("content_hash", pa.string()),
             ("perceptual_hash", pa.uint64()),
             ("image", pa.large_binary()),
@@ -111,7 +115,7 @@ def row_schema(embedding_dim: int) -> pa.Schema:
 
 READ_COLUMNS = (
     "key", "source", "partition", "ordinal", "uri", "label", "label_state", "class_name",
-    "stratum", "group", "split", "license", "author", "rotation", "content_hash", "image",
+    "stratum", "group", "split", "license", "author", "rotation", "doubt", "content_hash", "image",
     "reject_reason",
 )  # fmt: skip
 

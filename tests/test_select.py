@@ -40,8 +40,10 @@ def rows_of(
     }
     table = pa.table({name: list(columns.get(name, value)) for name, value in defaults.items()})
     table = table.append_column("similarity", pa.array(similarities, pa.float32()))
-    reasons = columns.get("reject_reason", [None] * num_rows)
-    return table.append_column("reject_reason", pa.array(list(reasons), pa.string()))
+    for name in ("doubt", "reject_reason"):
+        values = list(columns.get(name, [None] * num_rows))
+        table = table.append_column(name, pa.array(values, pa.string()))
+    return table
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +170,23 @@ def test_doubtful_candidates_are_set_aside_whatever_their_probability() -> None:
     assert chosen["selected"].to_pylist() == is_usable
     off = select_batch(rows, dataclasses.replace(rule, ceiling=None), frozenset())
     assert off["reject_reason"].to_pylist() == [None] * 6 + ["truncated"]
+
+
+@pytest.mark.parametrize("ceiling", [None, 0.7])
+def test_doubt_of_a_source_sets_a_sample_aside_unless_it_has_a_label(ceiling: float | None) -> None:
+    rule = dataclasses.replace(RULE, scale=1e9, ceiling=ceiling)
+    rows = rows_of(
+        [0.1] * 5,
+        label=["", "", "cat", "", ""],
+        doubt=["suspected_positive", "conflicting_labels", "suspected_positive",
+               "suspected_positive", None],
+        reject_reason=[None, None, None, "truncated", None],
+    )  # fmt: skip
+    chosen = select_batch(rows, rule, frozenset())
+    assert chosen["reject_reason"].to_pylist() == [
+        "suspected_positive", "conflicting_labels", None, "truncated", None,
+    ]  # fmt: skip
+    assert chosen["selected"].to_pylist() == [False, False, True, False, True]
 
 
 def test_other_columns_and_the_order_of_rows_are_left_alone(

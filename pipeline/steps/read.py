@@ -69,6 +69,7 @@ def _read_sample(sample: RawSample, origin: Origin, ordinal: int) -> dict[str, o
         "license": sample.license,
         "author": sample.author,
         "rotation": sample.rotation,
+        "doubt": sample.doubt,
         "content_hash": content_hash,
         "image": sample.image,
         "reject_reason": None,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.keys import unit_hash
 from pipeline.records import RejectReason
 
-READS = ("label", "label_state", "split", "content_hash", "similarity", "reject_reason")
+READS = ("label", "label_state", "doubt", "split", "content_hash", "similarity", "reject_reason")
 ADDS = ("inclusion_probability", "selected")
 
 
@@ -64,15 +64,18 @@ def select_batch(rows: pa.Table, rule: SelectionRule, positive_hashes: Set[str])
     """Decides each usable row; rejected ones get no probability and are not selected.
 
     Sets `reject_reason` for candidates whose label cannot be trusted: the very bytes of a
-    positive (conflicting_labels), or unlabelled and too similar (suspected_positive).
+    positive (conflicting_labels), doubted by its source, or unlabelled and too similar
+    (suspected_positive).
     """
     reasons = rows["reject_reason"].to_pylist()
     hashes = rows["content_hash"].to_pylist()
     labels = rows["label"].to_pylist()
+    doubts = rows["doubt"].to_pylist()
     similarity_B = rows["similarity"].to_numpy().astype(np.float32)
     for b, state in enumerate(rows["label_state"].to_pylist()):
         if reasons[b] is None and labels[b] == "":
             reasons[b] = _doubt(
+                doubts[b],
                 is_known_positive=hashes[b] in positive_hashes,
                 is_unlabelled=state == "unknown",
                 is_too_similar=rule.ceiling is not None and similarity_B[b] > rule.ceiling,
@@ -95,10 +98,12 @@ def select_batch(rows: pa.Table, rule: SelectionRule, positive_hashes: Set[str])
 
 
 def _doubt(
-    *, is_known_positive: bool, is_unlabelled: bool, is_too_similar: bool
-) -> RejectReason | None:
+    of_source: str | None, *, is_known_positive: bool, is_unlabelled: bool, is_too_similar: bool
+) -> str | None:
     if is_known_positive:
         return RejectReason.CONFLICTING_LABELS
+    if of_source is not None:
+        return of_source
     if is_unlabelled and is_too_similar:
         return RejectReason.SUSPECTED_POSITIVE
     return None
