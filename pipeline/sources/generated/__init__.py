@@ -1,16 +1,27 @@
 """Generators: endless sources that draw picture `i` of a seed, the same anywhere.
 
 Every module offers `draw(rng, params) -> uint8 pixels HWC` beside the names of any source; what
-they share - addresses, partitions, encoding - is here.
+they share - addresses, partitions, encoding - is here, what they draw with is `pipeline.drawing`.
+A generator of several families of pictures is its drawing functions and this:
+
+    class Params(PictureParams, frozen=True, extra="forbid"):
+        families: tuple[Literal["dots", "lines"], ...] = Field(("dots", "lines"), min_length=1)
+
+    def draw(rng, params, family=""):
+        return draw_family({"dots": _draw_dots, "lines": _draw_lines}, rng, params, family)
+
+    Source = partial(PictureSource, "doodles", draw)
 """
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Generic, TypeVar
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field
 
 from pipeline.records import Partition, RawSample, Stratum
 
@@ -80,3 +91,57 @@ def read_pictures(
     for index in range(first, last):
         pixels, class_name = draw(picture_rng(generator, seed, index))
         yield drawn_sample(pixels, uri=f"{generator}://{seed}/{index}", class_name=class_name)
+
+
+class PictureParams(BaseModel, frozen=True, extra="forbid"):
+    """What every generator of families is told. Picture i is of family i modulo their number."""
+
+    families: tuple[str, ...]
+    seed: int = Field(0, description="another seed, other pictures")
+    image_size: int = Field(256, ge=32, le=4096, description="side of a picture in pixels")
+    num_pictures: int | None = Field(None, ge=0, description="null never ends")
+    pictures_per_partition: int = Field(256, gt=0, description="about 0.2 s of work")
+
+
+P = TypeVar("P", bound=PictureParams)
+
+
+class PictureSource(Generic[P]):
+    """Draws of every family in turn; every picture is verified to show no target."""
+
+    def __init__(
+        self, generator: str, draw: Callable[[np.random.Generator, P, str], Pixels], params: P
+    ) -> None:
+        self._generator = generator
+        self._draw = draw
+        self._params = params
+        self.is_endless = params.num_pictures is None
+
+    def partitions(self) -> Iterator[Partition]:
+        return addressed_partitions(self._params.num_pictures, self._params.pictures_per_partition)
+
+    def read(self, partition: Partition) -> Iterator[RawSample]:
+        return self.read_from(partition, 0)
+
+    def read_from(self, partition: Partition, start: int) -> Iterator[RawSample]:
+        """The same without the first `start`, which cost nothing."""
+        first, last = partition.locator
+        families, seed = self._params.families, self._params.seed
+        for index in range(first + start, last):
+            family = families[index % len(families)]
+            # The family is part of the address: two families of one index share nothing.
+            name = f"{self._generator}.{family}"
+            pixels = self._draw(picture_rng(name, seed, index), self._params, family)
+            yield drawn_sample(pixels, uri=f"{name}://{seed}/{index}", class_name=name)
+
+
+def draw_family(
+    families: Mapping[str, Callable[[np.random.Generator, int], Pixels]],
+    rng: np.random.Generator,
+    params: PictureParams,
+    family: str,
+) -> Pixels:
+    """uint8[image_size, image_size, 3] of that family; of one of the params' where "" is named."""
+    if not family:
+        family = params.families[int(rng.integers(len(params.families)))]
+    return families[family](rng, params.image_size)

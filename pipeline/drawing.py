@@ -1,0 +1,153 @@
+"""What generators draw with: scalars of a picture's stream, compiled kernels, palettes, ramps.
+
+Randomness comes from raw words alone - of Philox in Python, of SplitMix64 in kernels: the streams
+of numpy's distributions may change with its releases, these do not.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+T = TypeVar("T")
+Kernel = TypeVar("Kernel", bound=Callable[..., object])
+
+State = NDArray[np.uint64]  # one word
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+_NUM_SCHEMES = 6
+
+
+def compiled(kernel: Kernel) -> Kernel:
+    """Machine code at the first call, in seconds, and from a cache on disk ever after.
+
+    Numba takes the first of NUMBA_CACHE_DIR, `__pycache__` and the user's cache directory that it
+    can write to; where there is none, every process compiles for itself. Strict floating point:
+    no sum is reordered. (Numba sees no change in a kernel that another file's kernel calls:
+    after editing one here, remove the *.nbi files.)
+    """
+    try:
+        return cast(Kernel, njit(cache=True, nogil=True)(kernel))
+    except RuntimeError:  # "no locator available"
+        return cast(Kernel, njit(nogil=True)(kernel))
+
+
+@compiled
+def next_word(state: State) -> np.uint64:
+    """64 random bits; `state` is one word. SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)."""
+    state[0] += _GAMMA
+    z: np.uint64 = state[0]
+    z = (z ^ (z >> np.uint64(30))) * _MIX_1
+    z = (z ^ (z >> np.uint64(27))) * _MIX_2
+    return z ^ (z >> np.uint64(31))
+
+
+@compiled
+def next_unit(state: State) -> float:
+    """Uniform in [0, 1), 53 bits."""
+    return (next_word(state) >> np.uint64(11)) * (1.0 / 9007199254740992.0)
+
+
+@compiled
+def next_below(state: State, limit: int) -> int:
+    """Uniform in 0 .. limit - 1; the bias is under limit / 2^32."""
+    return int(((next_word(state) >> np.uint64(32)) * np.uint64(limit)) >> np.uint64(32))
+
+
+class Dice:
+    """Scalars from the raw words of one picture's stream: 0.2 us each, numpy's own cost 1."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._raw = rng.bit_generator.random_raw
+
+    def state(self) -> State:
+        """Where a kernel's own stream begins."""
+        return np.asarray(self._raw(1))
+
+    def unit(self) -> float:
+        """Uniform in [0, 1)."""
+        return float((self._raw() >> 11) * 2.0**-53)
+
+    def between(self, low: float, high: float) -> float:
+        return low + (high - low) * self.unit()
+
+    def below(self, limit: int) -> int:
+        """Uniform in 0 .. limit - 1."""
+        return int(((self._raw() >> 32) * limit) >> 32)
+
+    def whole(self, low: int, high: int) -> int:
+        """Uniform in low .. high, both included."""
+        return low + self.below(high - low + 1)
+
+    def chance(self, probability: float) -> bool:
+        return self.unit() < probability
+
+    def pick(self, options: Sequence[T]) -> T:
+        return options[self.below(len(options))]
+
+    def bytes(self, count: int) -> NDArray[np.uint8]:
+        words: NDArray[np.uint64] = self._raw(-(-count // 8))
+        return words.astype("<u8").view(np.uint8)[:count]
+
+    def palette(self, num_colours: int) -> NDArray[np.uint8]:
+        """Colours that go together, RGB in rows: any, few hues, pale, dark, natural or greys."""
+        colours = np.empty((num_colours, 3), np.uint8)
+        _fill_palette(self.state(), self.below(_NUM_SCHEMES), colours)
+        return colours
+
+
+def ramp(colours: NDArray[np.uint8], num_steps: int = 256) -> NDArray[np.uint8]:
+    """`num_steps` colours that run evenly through all of `colours`, ends included."""
+    steps = np.empty((num_steps, 3), np.uint8)
+    _fill_ramp(colours, steps)
+    return steps
+
+
+@compiled
+def _fill_ramp(colours: NDArray[np.uint8], steps: NDArray[np.uint8]) -> None:
+    last = len(steps) - 1
+    for i in range(len(steps)):
+        position = i * (len(colours) - 1)
+        k = min(position // last, len(colours) - 2)
+        rest = position - k * last
+        for channel in range(3):
+            low, high = np.int64(colours[k, channel]), np.int64(colours[k + 1, channel])
+            steps[i, channel] = (low * (last - rest) + high * rest + last // 2) // last
+
+
+@compiled
+def _fill_palette(state: State, scheme: int, colours: NDArray[np.uint8]) -> None:
+    hue, spread = next_unit(state), 0.02 + 0.2 * next_unit(state)
+    for i in range(len(colours)):
+        if scheme == 0:  # any
+            for channel in range(3):
+                colours[i, channel] = next_below(state, 256)
+            continue
+        if scheme == 4:  # natural: mostly grey, then blue to yellow (Ruderman et al. 1998)
+            grey = 255 * next_unit(state)
+            warm = 70 * (next_unit(state) - 0.5)
+            green = 24 * (next_unit(state) - 0.5)
+            colours[i, 0] = min(max(grey + warm + green, 0), 255)
+            colours[i, 1] = min(max(grey - 2 * green, 0), 255)
+            colours[i, 2] = min(max(grey - warm + green, 0), 255)
+            continue
+        # One hue and, for a third of the colours, its opposite.
+        h = hue + spread * (next_unit(state) - 0.5) + (0.5 if next_below(state, 3) == 0 else 0.0)
+        saturation, value = next_unit(state), next_unit(state)
+        if scheme == 1:  # few hues
+            saturation, value = 0.3 + 0.7 * saturation, 0.15 + 0.85 * value
+        elif scheme == 2:  # pale
+            saturation, value = 0.45 * saturation, 0.75 + 0.25 * value
+        elif scheme == 3:  # dark
+            saturation, value = 0.9 * saturation, 0.05 + 0.4 * value * value
+        else:  # greys, hardly tinted
+            saturation = 0.08 * saturation
+        for channel in range(3):
+            # HSV: each channel is a trapezoid over the hue, a third of the circle apart.
+            at = (h + channel / 3.0) % 1.0 * 6
+            weight = min(max(abs(at - 3) - 1, 0.0), 1.0)
+            colours[i, channel] = 255 * value * (1 - saturation * (1 - weight))
