@@ -1,0 +1,44 @@
+"""Files and objects through fsspec: list, read, write atomically, hash, retry what is transient.
+
+Every path is a local path or a URL such as s3://, gs://, hf:// or https://. All that the project
+reads or writes goes through here.
+"""
+
+from pipeline.storage.atomic import HashingWriter, create_exclusive, open_atomic, write_atomic
+from pipeline.storage.files import (
+    exists,
+    fetch,
+    list_files,
+    list_prefix,
+    open_read,
+    read_bytes,
+    read_many,
+    read_range,
+    remove_many,
+    remove_tree,
+    sha256_of,
+)
+from pipeline.storage.locations import configure, join, shown
+from pipeline.storage.transient import retry
+
+__all__ = [
+    "HashingWriter",
+    "configure",
+    "create_exclusive",
+    "exists",
+    "fetch",
+    "join",
+    "list_files",
+    "list_prefix",
+    "open_atomic",
+    "open_read",
+    "read_bytes",
+    "read_many",
+    "read_range",
+    "remove_many",
+    "remove_tree",
+    "retry",
+    "sha256_of",
+    "shown",
+    "write_atomic",
+]

@@ -1,0 +1,168 @@
+"""Where a URI leads: the file system behind it, the options it is opened with, how it is shown.
+
+A URI is a local path or a URL of one protocol of `_DRIVERS`. Chained URLs of fsspec (`a::b`) and
+protocols that run or reach more than files are refused: a URI may come from a config of others.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.errors import ConfigError
+
+# Protocol -> the package that fsspec needs for it, "" for none.
+_DRIVERS = {
+    "file": "",
+    "local": "",
+    "memory": "",
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "abfss": "adlfs",
+    "hf": "huggingface_hub",
+    "http": "aiohttp",
+    "https": "aiohttp",
+    "ftp": "",
+    "sftp": "paramiko",
+    "hdfs": "pyarrow",
+}
+_PROTOCOL = re.compile(r"([A-Za-z0-9+.:-]+)://")
+_SECRET_NAME = re.compile(
+    r"(?:^|_)(?:key|secret|token|password|passwd|passphrase|credentials?|authorization|cookie)$"
+    r"|access_key|secret_key|account_key|customerkey|sas_token|connection_string"
+)
+# Words of gcsfs that say where its token comes from: no secrets.
+_TOKEN_WORDS = ("anon", "google_default", "cloud", "cache")
+
+_USERINFO = re.compile(r"(?<=://)[^/\s@?#]+@")
+_SECRET_QUERY = re.compile(
+    r"(?i)([?&][^=&\s]*(?:sig|token|secret|passw|credential|auth|key|policy)[^=&\s]*=)[^&\s'\"<>)]+"
+)
+
+# Small requests of many threads share one client; its own pool holds 10.
+_NUM_CONNECTIONS = 64
+_HTTP_TIMEOUT_S = 60
+
+_options: dict[str, dict[str, Any]] = {}
+
+
+def configure(options: Mapping[str, Mapping[str, Any]]) -> None:
+    """Sets the fsspec options of all URIs of this process: URL prefix -> options.
+
+    `{"s3://public": {"anon": True}, "s3://": {"endpoint_url": "http://127.0.0.1:9000"}}`: the
+    longest prefix that ends at a `/` of the URI gives all its options. Credentials come from the
+    environment or the files of the vendor, never from here: a config is stored and shown.
+    """
+    for prefix, given in options.items():
+        if "://" not in prefix:
+            raise ConfigError(f"storage {prefix!r}: a prefix is a URL such as s3://bucket or s3://")
+        _protocol_of(prefix)
+        _refuse_credentials(f"storage {shown(prefix)!r}", given)
+    _options.clear()
+    _options.update({prefix: dict(given) for prefix, given in options.items()})
+
+
+def shown(text: str) -> str:
+    """A URI, or a message with URIs, without user names, passwords, signatures and tokens."""
+    return _SECRET_QUERY.sub(r"\1***", _USERINFO.sub("***@", text))
+
+
+def join(root: str, *names: str) -> str:
+    return "/".join([root.rstrip("/"), *names])
+
+
+def resolve(uri: str) -> tuple[Any, str]:
+    """File system and path of a URI; its listings are never cached, because others write too."""
+    protocol = _protocol_of(uri)
+    if protocol in ("file", "local"):
+        return LocalFileSystem(), LocalFileSystem._strip_protocol(uri)
+    try:
+        driver = fsspec.get_filesystem_class(protocol)
+    except ImportError:
+        package = _DRIVERS[protocol]
+        raise ConfigError(
+            f"{shown(uri)}: {protocol}:// needs the package {package}: pip install {package}"
+        ) from None
+    options = _defaults(protocol) | driver._get_kwargs_from_urls(uri)
+    for name, value in _options_of(uri).items():
+        both_are_dicts = isinstance(value, Mapping) and isinstance(options.get(name), dict)
+        options[name] = options[name] | value if both_are_dicts else value
+    try:
+        fs = driver(**options)
+    except (TypeError, ValueError, ImportError) as error:
+        raise ConfigError(f"{shown(uri)}: {shown(str(error))}") from None
+    if protocol in ("s3", "s3a"):
+        fs.retries = 1  # `transient.retry` alone decides what is tried again
+    return fs, str(driver._strip_protocol(uri))
+
+
+def is_local(fs: Any) -> bool:
+    return isinstance(fs, LocalFileSystem)
+
+
+def is_protocol(fs: Any, *protocols: str) -> bool:
+    names = fs.protocol if isinstance(fs.protocol, tuple | list) else (fs.protocol,)
+    return not set(protocols).isdisjoint(names)
+
+
+def _protocol_of(uri: str) -> str:
+    """Protocol of a URI, `file` for a path; raises ConfigError where it is not allowed."""
+    if uri.startswith(("pipe:", "|")):
+        raise ConfigError(f"{uri[:60]!r}: `pipe:` URLs run a shell and are refused")
+    match = _PROTOCOL.match(uri)
+    if match is None:
+        return "file"
+    protocol = match[1].lower()
+    if "::" in protocol or (protocol not in _DRIVERS and "::" in uri):
+        raise ConfigError(f"{shown(uri)!r}: chained URLs (`::`) are refused; name the file itself")
+    if protocol not in _DRIVERS:
+        raise ConfigError(
+            f"{shown(uri)!r}: {protocol}:// is not allowed. Allowed are paths and "
+            + ", ".join(f"{name}://" for name in sorted(_DRIVERS))
+        )
+    return protocol
+
+
+def _options_of(uri: str) -> dict[str, Any]:
+    """Options of the longest configured prefix; `s3://cats` is no prefix of `s3://cats-2`."""
+    prefixes = [p for p in _options if f"{uri}/".startswith(p if p.endswith("/") else f"{p}/")]
+    return _options[max(prefixes, key=len)] if prefixes else {}
+
+
+def _defaults(protocol: str) -> dict[str, Any]:
+    if protocol in ("http", "https"):
+        import aiohttp
+
+        # By default, a body that takes longer than five minutes would be cut.
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=_HTTP_TIMEOUT_S, sock_read=_HTTP_TIMEOUT_S
+        )
+        # Environment: the proxies that any other tool uses.
+        return {"client_kwargs": {"timeout": timeout, "trust_env": True, "read_bufsize": 2**20}}
+    if protocol in ("s3", "s3a"):
+        retries = {"mode": os.environ.get("AWS_RETRY_MODE", "standard"), "total_max_attempts": 3}
+        config = {"retries": retries, "max_pool_connections": _NUM_CONNECTIONS}
+        return {"use_listings_cache": False, "config_kwargs": config}
+    # The others keep no listings, and would pass the option on.
+    return {} if protocol in ("memory", "sftp", "hdfs") else {"use_listings_cache": False}
+
+
+def _refuse_credentials(where: str, options: Mapping[str, Any]) -> None:
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            _refuse_credentials(f"{where}, {name}", value)
+        elif name == "token" and value in _TOKEN_WORDS:
+            continue
+        elif _SECRET_NAME.search(name.lower().replace("-", "_")) or shown(str(value)) != str(value):
+            raise ConfigError(
+                f"{where}, {name}: credentials are not read from options, which are stored and "
+                "shown. Use the environment, such as AWS_PROFILE, AWS_ACCESS_KEY_ID with "
+                "AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, HF_TOKEN"
+            )
