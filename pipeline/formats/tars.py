@@ -1,22 +1,20 @@
 """Tars as streams: members in order, one at a time, and an error that says where a tar breaks."""
 
-import contextlib
-import io
 import logging
 import tarfile
-import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Self, cast
 
 from pipeline.errors import InfinegError
+from pipeline.formats.streams import GZIP_ERRORS, GZIP_MAGIC, GzipStream, peek
 
 _log = logging.getLogger(__name__)
 
 # A photograph is a few MB; what is larger would only eat memory before it is rejected.
 MAX_MEMBER_BYTES = 256 << 20
 
-_GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00"
-_PIECE = 1 << 16  # bytes of a gzip file inflated at once
+_BZIP2, _XZ = b"BZh", b"\xfd7zXZ\x00"
+_READ_BYTES = 1 << 16  # at once; of gzip all that is sound before a damage comes, whatever this is
 
 
 class _StrictTarInfo(tarfile.TarInfo):
@@ -46,7 +44,7 @@ def read_members(
     try:
         stream, mode = _open_stream(file)
         with tarfile.open(  # type: ignore[call-overload]  # mode is one of those it knows
-            fileobj=stream, mode=mode, bufsize=_PIECE, tarinfo=_StrictTarInfo
+            fileobj=stream, mode=mode, bufsize=_READ_BYTES, tarinfo=_StrictTarInfo
         ) as archive:
             while (member := archive.next()) is not None:
                 where = f"at {member.name!r}, byte {member.offset}"
@@ -55,9 +53,9 @@ def read_members(
                 where = f"after {member.name!r}, byte {member.offset_data + member.size}"
                 # Else the headers of all members stay in memory.
                 archive.members.clear()
-        if isinstance(stream, _GzipStream):
+        if isinstance(stream, GzipStream):
             stream.drain()  # its checksums follow the tar's end
-    except (tarfile.TarError, zlib.error, EOFError) as error:
+    except (tarfile.TarError, *GZIP_ERRORS) as error:
         raise InfinegError(f"{uri}: broken tar {where}: {error}") from None
 
 
@@ -87,83 +85,9 @@ def list_members(file: IO[bytes], uri: str) -> Iterator[tuple[str, int, int]]:
 
 def _open_stream(file: IO[bytes]) -> tuple[IO[bytes], str]:
     """What tarfile is to read, and in which mode."""
-    head = file.read(len(_XZ))
-    try:
-        # Some streams claim to be seekable and are not.
-        file.seek(-len(head), io.SEEK_CUR)
-        is_seekable, stream = True, file
-    except (OSError, ValueError):
-        is_seekable, stream = False, cast(IO[bytes], _Rejoined(head, file))
-    if head.startswith(_GZIP):
-        return cast(IO[bytes], _GzipStream(stream)), "r|"
+    head, stream, is_seekable = peek(file, len(_XZ))
+    if head.startswith(GZIP_MAGIC):
+        return cast(IO[bytes], GzipStream(stream)), "r|"
     if head.startswith((_BZIP2, _XZ)):
         return stream, "r|*"
     return stream, "r:" if is_seekable else "r|"
-
-
-class _Rejoined:
-    """A stream whose first bytes have been read already."""
-
-    def __init__(self, head: bytes, rest: IO[bytes]) -> None:
-        self._head = head
-        self._rest = rest
-
-    def read(self, size: int) -> bytes:
-        head, self._head = self._head[:size], self._head[size:]
-        return head or self._rest.read(size)
-
-
-class _GzipStream:
-    """What a gzip file holds, up to the very byte where it is damaged.
-
-    tarfile's own reader checks no checksum and stops after the first of several members, and
-    gzip.GzipFile drops up to a whole read of sound bytes before the damage.
-    """
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._inflater = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
-        self._rest = b""  # compressed, not inflated yet
-        self._error: zlib.error | EOFError | None = None
-
-    def read(self, size: int) -> bytes:
-        """Up to `size` bytes, b"" at the end; raises zlib.error or EOFError where it is damaged."""
-        while self._error is None:
-            if self._inflater.eof and not self._next_member():
-                return b""
-            piece = self._rest or self._file.read(_PIECE)
-            if not piece:
-                self._error = EOFError("the gzip stream is cut off")
-            elif content := self._inflate(piece, size):
-                return content
-        raise self._error
-
-    def drain(self) -> None:
-        """Reads to the end, so that the checksum is compared."""
-        while self.read(_PIECE):
-            pass
-
-    def _next_member(self) -> bool:
-        """Whether another gzip member follows; zeros after the last are padding (RFC 1952)."""
-        rest = self._inflater.unused_data.lstrip(b"\0")
-        while not rest and (piece := self._file.read(_PIECE)):
-            rest = piece.lstrip(b"\0")
-        if rest:
-            self._inflater = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
-            self._rest = rest
-        return bool(rest)
-
-    def _inflate(self, piece: bytes, size: int) -> bytes:
-        before = self._inflater.copy()
-        try:
-            content = self._inflater.decompress(piece, size)
-            self._rest = self._inflater.unconsumed_tail
-            return content
-        except zlib.error as error:
-            self._error = error
-        # Once more, byte by byte: what the damaged piece holds before the damage.
-        whole = bytearray()
-        with contextlib.suppress(zlib.error):
-            for position in range(len(piece)):
-                whole += before.decompress(piece[position : position + 1])
-        return bytes(whole)

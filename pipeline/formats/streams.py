@@ -1,0 +1,110 @@
+"""Byte streams as they come: their first bytes looked at, and gzip inflated on the way."""
+
+import contextlib
+import io
+import zlib
+from typing import IO, Protocol, cast
+
+GZIP_MAGIC = b"\x1f\x8b"
+# What reading a damaged GzipStream raises.
+GZIP_ERRORS = (zlib.error, EOFError)
+_PIECE = 1 << 16  # bytes of a gzip file inflated at once
+
+
+class Readable(Protocol):
+    """What is needed of a stream."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+def peek(file: IO[bytes], size: int) -> tuple[bytes, IO[bytes], bool]:
+    """The next bytes, a stream that still begins with them, and whether it can seek."""
+    head = file.read(size)
+    try:
+        # Some streams, fsspec's for plain HTTP among them, claim to be seekable and are not.
+        file.seek(-len(head), io.SEEK_CUR)
+    except (OSError, ValueError):
+        return head, cast(IO[bytes], _Rejoined(head, file)), False
+    return head, file, True
+
+
+class _Rejoined(io.RawIOBase):
+    """A stream whose first bytes have been read already."""
+
+    def __init__(self, head: bytes, rest: Readable) -> None:
+        self._head = head
+        self._rest = rest
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        if not self._head:
+            return self._rest.read(size)
+        end = size if size >= 0 else None
+        head, self._head = self._head[:end], self._head[len(self._head[:end]) :]
+        return head
+
+
+class GzipStream(io.RawIOBase):
+    """What a gzip file holds, up to the very byte where it is damaged.
+
+    tarfile's own reader checks no checksum and stops after the first of several members (RFC
+    1952, 2.2); gzip.GzipFile drops up to a whole read of sound bytes before the damage.
+    """
+
+    def __init__(self, file: Readable) -> None:
+        self._file = file
+        self._inflater = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+        self._rest = b""  # compressed, not inflated yet
+        self._error: zlib.error | EOFError | None = None
+        self._last = b""  # what the damaged piece held before the damage
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = _PIECE, /) -> bytes:
+        """Up to `size` bytes, b"" at the end; raises one of GZIP_ERRORS where the file is damaged."""
+        while self._error is None:
+            if self._inflater.eof and not self._next_member():
+                return b""
+            piece = self._rest or self._file.read(_PIECE)
+            if not piece:
+                self._error = EOFError("the gzip stream is cut off")
+            elif content := self._inflate(piece, size):
+                return content
+        content, self._last = self._last[:size], self._last[size:]
+        if not content:
+            raise self._error
+        return content
+
+    def drain(self) -> None:
+        """Reads to the end, so that the checksum is compared."""
+        while self.read():
+            pass
+
+    def _next_member(self) -> bool:
+        """Whether another gzip member follows; zeros after the last are padding."""
+        rest = self._inflater.unused_data.lstrip(b"\0")
+        while not rest and (piece := self._file.read(_PIECE)):
+            rest = piece.lstrip(b"\0")
+        if rest:
+            self._inflater = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+            self._rest = rest
+        return bool(rest)
+
+    def _inflate(self, piece: bytes, size: int) -> bytes:
+        before = self._inflater.copy()
+        try:
+            content = self._inflater.decompress(piece, size)
+            self._rest = self._inflater.unconsumed_tail
+            return content
+        except zlib.error as error:
+            self._error = error
+        # Once more, byte by byte, up to the damage.
+        sound = bytearray()
+        with contextlib.suppress(zlib.error):
+            for position in range(len(piece)):
+                sound += before.decompress(piece[position : position + 1])
+        self._last = bytes(sound)
+        return b""
