@@ -11,9 +11,10 @@ import scipy.io
 from corpus import encode, quadrants, write_tar
 
 from pipeline.errors import ConfigError
+from pipeline.formats import tars
 from pipeline.images import Decoded, decode_image
 from pipeline.records import ImageSettings, RawSample
-from pipeline.sources import _tar, open_source
+from pipeline.sources import open_source
 from pipeline.sources.imagenet import Params, Source
 
 TABBY, TIGER, DOG, FLAMINGO, ABACUS = (
@@ -132,7 +133,7 @@ def test_listing_a_tar_reads_headers_only() -> None:
             member.size = 100_000
             archive.addfile(member, io.BytesIO(bytes(100_000)))
     file = CountingFile(buffer.getvalue())
-    assert [name for name, _, _ in _tar.list_members(file, "uri")] == [
+    assert [name for name, _, _ in tars.list_members(file, "uri")] == [
         f"{n}.tar" for n in range(10)
     ]
     assert file.num_read < 12 * 600

@@ -9,10 +9,12 @@ import webdataset
 from corpus import encode, quadrants, write_tar
 
 from pipeline.errors import ConfigError, InfinegError
+from pipeline.formats import tars
+from pipeline.formats.patterns import expand_braces
 from pipeline.images import decode_image
 from pipeline.records import ImageSettings, RawSample
-from pipeline.sources import _tar, open_source
-from pipeline.sources.webdataset import Params, Source, expand_braces
+from pipeline.sources import open_source
+from pipeline.sources.webdataset import Params, Source
 
 JPEG = encode(quadrants())
 
@@ -145,7 +147,7 @@ def test_tar_that_ends_without_its_zero_blocks_is_whole(tmp_path: Path) -> None:
 def test_member_too_large_for_memory_is_counted_but_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_tar, "MAX_MEMBER_BYTES", 5000)
+    monkeypatch.setattr(tars, "MAX_MEMBER_BYTES", 5000)
     path = write_tar(tmp_path / "a.tar", [("1.jpg", b"x" * 5001), ("2.jpg", JPEG)])
     assert [sample.image for sample in read(path)] == [b"", JPEG]
 

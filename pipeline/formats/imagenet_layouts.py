@@ -1,39 +1,31 @@
-"""Where the images of an ImageNet copy lie: in folders, in one tar, or in a tar of tars."""
+"""Where the images of an ImageNet copy lie: in folders, in one tar, in a tar of tars, in tables."""
 
+import itertools
 import logging
 import re
-from collections.abc import Iterator
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Literal
 
 from pipeline import storage
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InfinegError
+from pipeline.formats.image_files import read_image
+from pipeline.formats.imagenet_addresses import Address, FoundImage, Images
 from pipeline.formats.imagenet_answers import read_answers
+from pipeline.formats.imagenet_tables import ParquetImages, WdsImages
+from pipeline.formats.synsets import is_wnid
 from pipeline.formats.tars import list_members, read_members
 from pipeline.keys import short_hash
 
 _log = logging.getLogger(__name__)
 
-Layout = Literal["auto", "folder", "kaggle", "train_tar", "val_tar"]
+Layout = Literal["auto", "folder", "kaggle", "train_tar", "val_tar", "parquet", "wds"]
 Split = Literal["train", "val"]
-Address = list[Any]  # JSON
 
-_WNID = re.compile(r"n\d{8}")
 _SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 _KAGGLE = "ILSVRC/Data/CLS-LOC"
-
-
-class Images(Protocol):
-    """Addresses with their classes, and what lies at an address."""
-
-    @property
-    def images_per_address(self) -> int | None:
-        """None where only reading would tell."""
-
-    def addresses(self) -> Iterator[tuple[str, Address]]:
-        """wnid and address, in an order that never changes; opens no image."""
-
-    def read(self, address: Address) -> Iterator[tuple[str, bytes]]:
-        """uri and encoded bytes, one or more."""
+# What others call a split. A set without splits calls all of it train.
+_SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("validation", "val")}
+_SPLIT_IN_TAR = re.compile(r"(?:^|[-_])(train|validation|val|test)[-_.]")
 
 
 class FolderImages:
@@ -45,7 +37,7 @@ class FolderImages:
         self._root = root
         self._answers_dir = answers_dir
 
-    def addresses(self) -> Iterator[tuple[str, Address]]:
+    def addresses(self) -> Iterator[Address]:
         names = storage.list_files(self._root, _SUFFIXES)
         answers = {}
         if names and not any("/" in name for name in names):
@@ -53,17 +45,21 @@ class FolderImages:
         num_unknown = 0
         for name in names:
             folder = name.partition("/")[0]
-            wnid = folder if _WNID.fullmatch(folder) else answers.get(_stem(name))
+            wnid = folder if is_wnid(folder) else answers.get(_stem(name))
             if wnid is None:
                 num_unknown += 1
             else:
-                yield wnid, [name]
+                yield [wnid, name]
         if num_unknown:
             _log.warning("%s: %d files are in no wnid's folder, ignored", self._root, num_unknown)
 
-    def read(self, address: Address) -> Iterator[tuple[str, bytes]]:
-        uri = storage.join(self._root, address[0])
-        yield uri, storage.read_bytes(uri)
+    def read(
+        self, address: Address, *, is_offered: Callable[[str], bool], start: int
+    ) -> Iterator[FoundImage]:
+        del is_offered, start  # one image, and it is wanted
+        wnid, name = address
+        uri = storage.join(self._root, name)
+        yield FoundImage(wnid, uri, read_image(uri))
 
 
 class ValTarImages:
@@ -74,18 +70,21 @@ class ValTarImages:
     def __init__(self, tar: str) -> None:
         self._tar = tar
 
-    def addresses(self) -> Iterator[tuple[str, Address]]:
+    def addresses(self) -> Iterator[Address]:
         answers = read_answers(self._tar.rpartition("/")[0] or ".")
-        with storage.open_read(self._tar) as file:
-            for name, offset, size in list_members(file, self._tar):
-                wnid = answers.get(_stem(name))
-                if wnid is None:
-                    raise ConfigError(f"{self._tar}#{name}: no file beside it tells its class")
-                yield wnid, [name, offset, size]
+        for name, offset, size in _list_tar(self._tar):
+            wnid = answers.get(_stem(name))
+            if wnid is None:
+                raise ConfigError(f"{self._tar}#{name}: no file beside it tells its class")
+            yield [wnid, name, offset, size]
 
-    def read(self, address: Address) -> Iterator[tuple[str, bytes]]:
-        name, offset, size = address
-        yield f"{self._tar}#{name}", storage.read_range(self._tar, offset, size)
+    def read(
+        self, address: Address, *, is_offered: Callable[[str], bool], start: int
+    ) -> Iterator[FoundImage]:
+        del is_offered, start  # one image, and it is wanted
+        wnid, name, offset, size = address
+        image = storage.read_range(self._tar, offset, size)
+        yield FoundImage(wnid, f"{self._tar}#{name}", image)
 
 
 class TrainTarImages:
@@ -96,31 +95,41 @@ class TrainTarImages:
     def __init__(self, tar: str) -> None:
         self._tar = tar
 
-    def addresses(self) -> Iterator[tuple[str, Address]]:
-        with storage.open_read(self._tar) as file:
-            members = list(list_members(file, self._tar))
+    def addresses(self) -> Iterator[Address]:
+        members = [member for member in _list_tar(self._tar) if is_wnid(_stem(member[0]))]
         # In hashed order: by wnid the first hundred classes would all be fish and birds.
         for name, offset, _ in sorted(members, key=lambda member: short_hash(member[0])):
-            yield _stem(name), [name, offset]
+            yield [_stem(name), name, offset]
 
-    def read(self, address: Address) -> Iterator[tuple[str, bytes]]:
-        name, offset = address
+    def read(
+        self, address: Address, *, is_offered: Callable[[str], bool], start: int
+    ) -> Iterator[FoundImage]:
+        del is_offered  # a class whole
+        wnid, name, offset = address
         uri = f"{self._tar}#{name}"
+        number = itertools.count()
         with storage.open_read(self._tar) as file:
-            file.seek(offset)
-            for image, content in read_members(file, uri, lambda _: True):
-                yield f"{uri}#{image}", content or b""
+            _seek(file, offset, self._tar)
+            for image, content in read_members(file, uri, lambda _: next(number) >= start):
+                if content is not None:
+                    yield FoundImage(wnid, f"{uri}#{image}", content)
 
 
-def find_images(path: str, *, layout: Layout, split: Split) -> Images:
-    """The layout named, or the one that `path` shows; raises ConfigError where there is none."""
-    if layout == "auto":
-        layout = _detect(path, split)
+def find_images(
+    path: str, *, layout: Layout, split: Split, synsets: str | None, rows_per_address: int
+) -> Images:
+    """Images in a layout that is not "auto"; raises ConfigError where there are none such."""
     if layout == "kaggle":
         return FolderImages(storage.join(path, _KAGGLE, split), path)
     if layout == "folder":
-        inner = storage.join(path, split)
-        return FolderImages(inner if storage.exists(inner) else path, path)
+        inner = (storage.join(path, name) for name in _SPLIT_NAMES[split])
+        return FolderImages(next(filter(storage.exists, inner), path), path)
+    if layout == "parquet":
+        files = _wanted(_parquet_files(path, split), path, f"{split}-00000-of-00001.parquet")
+        return ParquetImages(files, synsets=synsets, rows_per_address=rows_per_address)
+    if layout == "wds":
+        tars = _wanted(_wds_tars(path, "", split), path, f"imagenet1k-{split}-0000.tar")
+        return WdsImages(tars, synsets=synsets)
     if not layout.startswith(split):
         raise ConfigError(f"`params.layout` {layout} has no split {split}; check `params.split`")
     tar = path if path.endswith(".tar") else storage.join(path, f"ILSVRC2012_img_{split}.tar")
@@ -129,18 +138,66 @@ def find_images(path: str, *, layout: Layout, split: Split) -> Images:
     return TrainTarImages(tar) if split == "train" else ValTarImages(tar)
 
 
-def _detect(path: str, split: Split) -> Layout:
+def detect_layout(path: str, split: Split) -> Layout:
+    """What lies at `path`, from a few names and no listing of the images."""
     tar = f"ILSVRC2012_img_{split}.tar"
     if path.endswith(".tar") or storage.exists(storage.join(path, tar)):
         return "train_tar" if split == "train" else "val_tar"
     if storage.exists(storage.join(path, _KAGGLE)):
         return "kaggle"
+    if _parquet_files(path, split):
+        return "parquet"
+    if _wds_tars(path, "imagenet", split):
+        return "wds"
     if storage.exists(path):
         return "folder"
     raise ConfigError(
-        f"{path}: no such folder; wanted one with {tar}, {_KAGGLE}/, {split}/<wnid>/ or <wnid>/; "
-        "check `params.path`"
+        f"{path}: no such folder; wanted one with {tar}, {_KAGGLE}/, {split}/<wnid>/, <wnid>/, "
+        f"data/{split}-*.parquet or imagenet*-{split}-*.tar; check `params.path`"
     )
+
+
+def _parquet_files(path: str, split: Split) -> list[str]:
+    for folder in (storage.join(path, "data"), path):
+        for name in _SPLIT_NAMES[split]:
+            found = storage.list_prefix(storage.join(folder, f"{name}-"))
+            if files := [uri for uri in found if uri.endswith(".parquet")]:
+                return files
+    return []
+
+
+def _wds_tars(path: str, prefix: str, split: Split) -> list[str]:
+    tars = [uri for uri in storage.list_prefix(storage.join(path, prefix)) if uri.endswith(".tar")]
+    of_split = {}
+    for uri in tars:
+        named = _SPLIT_IN_TAR.search(uri.rpartition("/")[2])
+        of_split[uri] = named[1] if named else "train"
+    return [uri for uri in tars if of_split[uri] in _SPLIT_NAMES[split]]
+
+
+def _wanted(files: Sequence[str], path: str, example: str) -> Sequence[str]:
+    if not files:
+        raise ConfigError(
+            f"{path}: no file such as {example}; check `params.path`, `params.layout` and "
+            "`params.split`"
+        )
+    return files
+
+
+def _list_tar(tar: str) -> list[tuple[str, int, int]]:
+    with storage.open_read(tar) as file:
+        _seek(file, 0, tar)
+        return list(list_members(file, tar))
+
+
+def _seek(file: IO[bytes], offset: int, uri: str) -> None:
+    try:
+        file.seek(offset)
+    except (OSError, ValueError):
+        raise InfinegError(
+            f"{uri}: its server sends whole files only, and this one is read in pieces; copy it to "
+            "a disk or an object store"
+        ) from None
 
 
 def _stem(name: str) -> str:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from pipeline import storage
 from pipeline.errors import ConfigError
+from pipeline.formats.image_files import read_image
 from pipeline.formats.spread import spread_partitions
 from pipeline.formats.toy import toy_jpegs
 from pipeline.records import Partition, RawSample
@@ -49,10 +50,13 @@ class Source:
         yield from spread_partitions(names, size=params.files_per_partition)
 
     def read(self, partition: Partition) -> Iterator[RawSample]:
-        for name in partition.locator:
+        return self.read_from(partition, 0)
+
+    def read_from(self, partition: Partition, start: int) -> Iterator[RawSample]:
+        for name in partition.locator[start:]:
             uri = storage.join(self._params.path, name)
             folder = name.rpartition("/")[0]
-            yield RawSample(uri=uri, image=storage.read_bytes(uri), class_name=folder or None)
+            yield RawSample(uri=uri, image=read_image(uri), class_name=folder or None)
 
 
 def toy(directory: Path) -> Params:

@@ -1,9 +1,11 @@
-"""ImageNet, as its tars, as Kaggle's CLS-LOC or as folders by wnid: 1k, 12k, 21k or a part.
+"""ImageNet, as its tars, as Kaggle's CLS-LOC, as folders by wnid, or as Hugging Face and timm pack
+it: 1k, 12k, 21k or a part.
 
-Which classes are the target, easily taken for it or surely not it is in `_wnids`; where images
-and the answers of the validation set lie is in `_imagenet_layouts` and `_imagenet_answers`.
+Which classes are the target, easily taken for it or surely not it is in `formats.wnids`; where the
+images lie is in `formats.imagenet_layouts`.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,8 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from pipeline.errors import ConfigError
-from pipeline.formats.imagenet_layouts import Layout, Split, find_images
+from pipeline.formats.imagenet_addresses import Images
+from pipeline.formats.imagenet_layouts import Layout, Split, detect_layout, find_images
 from pipeline.formats.spread import spread_partitions
 from pipeline.formats.toy import toy_jpegs
 from pipeline.formats.wnids import PRESETS, ClassRules
@@ -29,8 +32,12 @@ class Params(BaseModel, frozen=True, extra="forbid"):
     target_wnids: tuple[str, ...] = ()  # e.g. [n02084071]; () is the preset's
     ambiguous_wnids: tuple[str, ...] = ()  # never read, e.g. parents of the target; () likewise
     near_wnids: tuple[str, ...] = ()  # verified absent, stratum near; () likewise
-    target_policy: Literal["exclude", "positive"] = "exclude"  # what to do with the target's own
-    files_per_partition: int = Field(256, ge=1)  # images; a train tar's partition is one class
+    # The target's own: left out; among all others, with the target as label; or nothing else.
+    target_policy: Literal["exclude", "positive", "only"] = "exclude"
+    # Wnids in order of class number, for tables that number the classes: a file with one a line,
+    # or imagenet-1k, imagenet-12k, imagenet-22k. None: what the data says, else imagenet-1k
+    synsets: str | None = None
+    files_per_partition: int = Field(256, ge=1)  # images; of a tar, a partition is a class or all
 
 
 class Source:
@@ -41,42 +48,74 @@ class Source:
     def __init__(self, params: Params) -> None:
         self._params = params
         self._rules = _rules(params)
-        self._images = find_images(params.path, layout=params.layout, split=params.split)
 
     def partitions(self) -> Iterator[Partition]:
-        """Reads names and tar headers only; raises ConfigError where nothing is on offer."""
+        """Reads names, headers and footers only; raises ConfigError where nothing is on offer."""
+        params = self._params
+        layout = self._layout
+        images = self._images(layout)
         addresses = [
-            [wnid, *address] for wnid, address in self._images.addresses() if self._is_offered(wnid)
+            address
+            for address in images.addresses()
+            if address[0] is None or self._is_offered(address[0])
         ]
         if not addresses:
             raise ConfigError(
-                f"{self._params.path}: no image of a class on offer; check `params.path`, "
+                f"{params.path}: no image of a class on offer; check `params.path`, "
                 "`params.split` and `params.target_policy`"
             )
-        per_address = self._images.images_per_address
-        yield from spread_partitions(
+        per_address = images.images_per_address
+        for partition in spread_partitions(
             addresses,
-            size=self._params.files_per_partition if per_address == 1 else 1,
+            size=params.files_per_partition if per_address == 1 else 1,
             images_per_address=per_address,
-        )
+        ):
+            # With the layout, so that a worker need not look for it again.
+            yield replace(partition, locator=[layout, *partition.locator])
 
     def read(self, partition: Partition) -> Iterator[RawSample]:
-        for wnid, *address in partition.locator:
-            is_target = wnid in self._rules.targets
-            for uri, image in self._images.read(address):
+        return self.read_from(partition, 0)
+
+    def read_from(self, partition: Partition, start: int) -> Iterator[RawSample]:
+        """Opens nothing of what comes before, or of a tar and a table only what it has to."""
+        layout, *addresses = partition.locator
+        images = self._images(layout)
+        if images.images_per_address == 1:
+            addresses, start = addresses[start:], 0
+        for address in addresses:
+            for found in images.read(address, is_offered=self._is_offered, start=start):
+                is_target = found.wnid in self._rules.targets
+                state = self._rules.label_state(found.wnid)
                 yield RawSample(
-                    uri=uri,
-                    image=image,
+                    uri=found.uri,
+                    image=found.image,
                     label=self._params.target if is_target else "",
-                    label_state="verified_present" if is_target else self._rules.label_state(wnid),
-                    class_name=wnid,
-                    stratum=None if is_target else self._rules.stratum(wnid),
+                    label_state="verified_present" if is_target else state,
+                    class_name=found.wnid,
+                    stratum=None if is_target else self._rules.stratum(found.wnid),
                 )
+
+    @functools.cached_property
+    def _layout(self) -> Layout:
+        params = self._params
+        return (
+            detect_layout(params.path, params.split) if params.layout == "auto" else params.layout
+        )
+
+    def _images(self, layout: Layout) -> Images:
+        params = self._params
+        return find_images(
+            params.path,
+            layout=layout,
+            split=params.split,
+            synsets=params.synsets,
+            rows_per_address=params.files_per_partition,
+        )
 
     def _is_offered(self, wnid: str) -> bool:
         if wnid in self._rules.targets:
-            return self._params.target_policy == "positive"
-        return wnid not in self._rules.ambiguous
+            return self._params.target_policy != "exclude"
+        return self._params.target_policy != "only" and wnid not in self._rules.ambiguous
 
 
 def _rules(params: Params) -> ClassRules:

@@ -1,0 +1,72 @@
+"""Single images by their address, also by addresses that data names and nobody has vouched for."""
+
+import logging
+import re
+
+from pipeline import storage
+from pipeline.errors import ConfigError, InfinegError, TransientStorageError
+from pipeline.formats import tars
+
+_log = logging.getLogger(__name__)
+
+# Where data may lead to; the others log in somewhere.
+_SCHEMES = frozenset({"http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "memory"})
+_SCHEME = re.compile(r"([A-Za-z0-9+.-]+)://")
+
+
+def read_image(uri: str) -> bytes:
+    """The file's bytes; b"" where there are none to read, so that the sample is counted.
+
+    Raises ConfigError where no file could be read that way, and TransientStorageError where
+    running again may help.
+    """
+    limit = tars.MAX_MEMBER_BYTES
+    try:
+        content = storage.read_range(uri, 0, limit + 1)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        _log.info("%s: %s", storage.shown(uri), error)
+        return b""
+    except (ConfigError, TransientStorageError):
+        raise
+    except InfinegError as error:  # not allowed; gone; an empty object has no range to ask for
+        _log.info("%s", error)
+        return b""
+    if len(content) > limit:
+        _log.warning("%s: over %d bytes, not read", storage.shown(uri), limit)
+        return b""
+    return content
+
+
+def read_named_image(path: str, folder: str) -> bytes:
+    """The bytes of the file that a table in `folder` names; b"" where it cannot be had.
+
+    A host that does not answer is a dead link here: one row must not end a run.
+    """
+    uri = locate(path, folder)
+    if uri is None:
+        _log.warning("%s: names %r, which is not followed", folder, path[:200])
+        return b""
+    try:
+        return read_image(uri)
+    except TransientStorageError as error:
+        if not uri.lower().startswith(("http://", "https://")):
+            raise
+        _log.warning("%s", error)
+        return b""
+
+
+def locate(path: str, folder: str) -> str | None:
+    """The address of a file that a table in `folder` names; None where it is not followed.
+
+    A table elsewhere names no file of this machine, and a relative path stays below `folder`.
+    """
+    if not path.isprintable() or "::" in path or ".." in path.split("/"):
+        return None
+    is_local = "://" not in folder
+    if scheme := _SCHEME.match(path):
+        if scheme[1].lower() in ("file", "local"):
+            return path if is_local else None
+        return path if scheme[1].lower() in _SCHEMES else None
+    if path.startswith("/"):
+        return path if is_local else None
+    return storage.join(folder, path)

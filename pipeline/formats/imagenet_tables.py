@@ -1,0 +1,167 @@
+"""ImageNet as others have packed it again: in parquet files, and in tars of the WebDataset layout.
+
+Here the class of an image is known only once its row or its members are read.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+from pipeline.errors import ConfigError
+from pipeline.formats.columns import choose_columns, holds, image_bytes
+from pipeline.formats.imagenet_addresses import Address, FoundImage
+from pipeline.formats.parquet_files import (
+    Table,
+    class_names_of,
+    open_table,
+    read_rows,
+    row_ranges,
+)
+from pipeline.formats.synsets import IMAGENET_1K, is_wnid, read_synsets, wnid_of
+from pipeline.formats.tar_samples import Member, TarReader, described, text_of
+
+_log = logging.getLogger(__name__)
+
+_IN_NAME = re.compile(r"(?:^|/)(n\d{8})_[^/]*$")  # n01440764_10026, as ILSVRC names its images
+_KNOWN_SET = re.compile(r"imagenet-?(1k|12k|22k)(?=[-_.])")
+
+
+class _ColumnNames:
+    """No column is named by the params: those of ILSVRC/imagenet-1k, or of usual names."""
+
+    image_column = label_column = license_column = author_column = group_column = None
+
+
+class ParquetImages:
+    """Hugging Face's `data/train-00000-of-00294.parquet`; an address is a range of row groups.
+
+    Columns `image` (struct of bytes and path) and `label`: a number in the order of the wnids, as
+    in ILSVRC/imagenet-1k, or among the file's own class names where those are wnids.
+    """
+
+    images_per_address = None
+
+    def __init__(self, files: Sequence[str], *, synsets: str | None, rows_per_address: int) -> None:
+        self._files = files
+        self._synsets = synsets
+        self._rows_per_address = rows_per_address
+
+    def addresses(self) -> Iterator[Address]:
+        for uri in self._files:
+            with open_table(uri) as table:
+                self._wnids(table)
+                for first, end, num_rows in row_ranges(table, self._rows_per_address):
+                    yield [None, uri, first, end, num_rows]
+
+    def read(
+        self, address: Address, *, is_offered: Callable[[str], bool], start: int
+    ) -> Iterator[FoundImage]:
+        _, uri, first, end, _ = address
+        with open_table(uri) as table:
+            columns = _columns_of(table)
+            wnids = self._wnids(table)
+
+            def wnid(label: object) -> str | None:
+                if isinstance(label, int):
+                    return wnid_of(label, wnids, uri)
+                return label if isinstance(label, str) and is_wnid(label) else None
+
+            rows = read_rows(
+                table,
+                columns=columns,
+                groups=(first, end),
+                label_column=columns[1],
+                is_offered=lambda label: (found := wnid(label)) is not None and is_offered(found),
+                start=start,
+            )
+            folder = uri.rpartition("/")[0] or "."
+            for number, row in rows:
+                found = wnid(row[columns[1]])
+                assert found is not None, "rows without are not offered"
+                yield FoundImage(found, f"{uri}#{number}", image_bytes(row[columns[0]], folder))
+
+    def _wnids(self, table: Table) -> tuple[str, ...]:
+        """In order of class number."""
+        if self._synsets is not None:
+            return read_synsets(self._synsets)
+        names = class_names_of(table.schema, _columns_of(table)[1])
+        if names and all(map(is_wnid, names)):
+            return tuple(names)
+        if len(names) not in (0, 1000):
+            raise ConfigError(
+                f"{table.uri}: {len(names)} classes whose names are no wnids, such as "
+                f"{names[0]!r}; give `params.synsets`, a file with a wnid a line"
+            )
+        return read_synsets(IMAGENET_1K)
+
+
+class WdsImages:
+    """timm's `imagenet1k-train-{0000..1023}.tar` and the like; an address is a tar.
+
+    The class is a wnid in the json, or in front of the image's name, or the number in `cls`. The
+    numbers of timm's 1k, 12k and 22k follow the sorted wnids of each set.
+    """
+
+    images_per_address = None
+
+    def __init__(self, tars: Sequence[str], *, synsets: str | None) -> None:
+        self._tars = tars
+        self._synsets = synsets
+
+    def addresses(self) -> Iterator[Address]:
+        for tar in self._tars:
+            yield [None, tar]
+
+    def read(
+        self, address: Address, *, is_offered: Callable[[str], bool], start: int
+    ) -> Iterator[FoundImage]:
+        tar = address[1]
+        reader = TarReader(
+            tar,
+            start=start,
+            text_fields=("json", "cls"),
+            is_offered=lambda members: (
+                (found := self._wnid(tar, members)) is not None and is_offered(found)
+            ),
+        )
+        for sample in reader.read():
+            found = self._wnid(tar, sample.members)
+            assert found is not None, "samples without are not offered"
+            yield FoundImage(found, sample.uri, sample.image)
+
+    def _wnid(self, tar: str, members: Sequence[Member]) -> str | None:
+        description = described(members)
+        told = {value for value in description.values() if is_wnid(value)}
+        if len(told) == 1:
+            return str(told.pop())
+        for name in (members[0].key, str(description.get("filename", "")).partition(".")[0]):
+            if named := _IN_NAME.search(name):
+                return named[1]
+        number = text_of(members, "cls") or text_of(members, "json.label")
+        if number is None or not number.removeprefix("-").isdecimal():
+            _log.info("%s#%s: neither json nor cls tell its class, left out", tar, members[0].key)
+            return None
+        return wnid_of(int(number), self._wnids(tar, members[0]), f"{tar}#{members[0].name}")
+
+    def _wnids(self, tar: str, member: Member) -> tuple[str, ...]:
+        if self._synsets is not None:
+            return read_synsets(self._synsets)
+        if known := _KNOWN_SET.search(tar.rpartition("/")[2]):
+            return read_synsets(f"imagenet-{known[1]}")
+        raise ConfigError(
+            f"{tar}#{member.name}: a class number, and neither its json nor the tar's name "
+            "(imagenet1k-..., imagenet12k-..., imagenet22k-...) say of which list; give "
+            "`params.synsets`, a file with a wnid a line"
+        )
+
+
+def _columns_of(table: Table) -> list[str]:
+    """The columns of the image and of its class."""
+    types = {field.name: holds(field.type) for field in table.schema}
+    columns = choose_columns(_ColumnNames, types, table.uri)
+    if columns.label is None:
+        raise ConfigError(
+            f"{table.uri}: no column `label`; there are {', '.join(types)}; a set without classes "
+            "is read by kind parquet"
+        )
+    return [columns.image, columns.label]

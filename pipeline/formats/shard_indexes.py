@@ -1,0 +1,41 @@
+"""Lists of tars that tools write beside them: timm's, wids' and Energon's JSON."""
+
+import json
+from typing import Any
+
+from pipeline import storage
+from pipeline.errors import ConfigError
+from pipeline.formats.image_files import locate
+
+
+def read_shard_index(uri: str) -> list[str]:
+    """Addresses of the tars, in the order of the file; all splits, as the data set makes its own.
+
+    timm: `_info.json`, {"splits": {"train": {"filenames": [...]}}}. wids: `shardindex.json`,
+    {"shardlist": [{"url": ...}]}. Energon: `.nv-meta/.info.json`, {"shard_counts": {"a.tar": 9}}.
+    """
+    try:
+        index = json.loads(storage.read_bytes(uri))
+        names = _names(index)
+    except FileNotFoundError:
+        raise ConfigError(f"{uri}: no such file; check `params.urls`") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        names = []
+    folder = uri.rpartition("/")[0] or "."
+    if folder.endswith("/.nv-meta") or folder == ".nv-meta":
+        folder = folder.removesuffix(".nv-meta").rstrip("/") or "."
+    tars = [locate(name, folder) if isinstance(name, str) else None for name in names]
+    if not tars or None in tars:
+        raise ConfigError(
+            f"{uri}: names no tars, or not as timm (splits), wids (shardlist) or Energon "
+            "(shard_counts) do; give their addresses as `params.urls`"
+        )
+    return [tar for tar in tars if tar is not None]
+
+
+def _names(index: Any) -> list[Any]:
+    if "splits" in index:
+        return [name for split in index["splits"].values() for name in split["filenames"]]
+    if "shardlist" in index:
+        return [shard["url"] for shard in index["shardlist"]]
+    return list(index["shard_counts"])

@@ -1,0 +1,176 @@
+"""Samples of a tar in the WebDataset layout.
+
+Members of one sample follow each other and share a key: the path up to the first dot of the base
+name (`base_plus_ext` in webdataset). Unlike there a second image under a key is a sample of its
+own, and a sample without an image is read too, so that counts add up.
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from pipeline import storage
+from pipeline.errors import ConfigError, InfinegError
+from pipeline.formats.tars import read_members
+
+IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+
+_KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
+_META = re.compile(r"__[^/]*__($|/)")  # top-level names that webdataset skips too
+# Of img2dataset: what it could not fetch or resize is no image, whatever is in the tar.
+_FAILED = "failed_to_"
+
+
+class Member(NamedTuple):
+    """A file of a tar; `content` is None where nobody has a use for it."""
+
+    key: str
+    field: str  # what follows the first dot of the base name, lower case
+    name: str
+    content: bytes | None
+
+
+class TarSample(NamedTuple):
+    """One image, or none, with the address that is its own and the texts of its group."""
+
+    uri: str
+    image: bytes
+    members: Sequence[Member]
+    num_images: int  # of the members
+
+    @property
+    def key(self) -> str:
+        return self.members[0].key
+
+
+class TarReader:
+    """Reads one tar once, from the sample number `start` on.
+
+    The images before are counted by the names of the members and not read. `is_offered` says of
+    the members of a key, images aside, whether they are to be had at all.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        start: int = 0,
+        image_fields: Sequence[str] = IMAGE_FIELDS,
+        text_fields: Sequence[str] = ("json",),
+        is_offered: Callable[[Sequence[Member]], bool] | None = None,
+    ) -> None:
+        self._uri = uri
+        self._start = start
+        self._image_fields = frozenset(image_fields)
+        self._text_fields = frozenset(text_fields)
+        self._is_offered = is_offered
+        self._group: list[Member] = []  # members of the key that is being read
+        self._num_before = 0  # samples of the keys before
+
+    def read(self) -> Iterator[TarSample]:
+        """Raises InfinegError, after all that could be read, where the tar is broken."""
+        ordinal = 0
+        seen: set[str] = set()
+        for members in self._groups():
+            if not self._offers(members):
+                continue
+            images = [member for member in members if self._is_image(member.field)]
+            has_failed = str(described(members).get("status", "")).startswith(_FAILED)
+            for member in images or members[:1]:
+                uri = _unique(f"{self._uri}#{member.name}", seen)
+                if ordinal >= self._start:
+                    content = member.content if images and not has_failed else None
+                    yield TarSample(uri, content or b"", members, len(images))
+                ordinal += 1
+
+    def _groups(self) -> Iterator[list[Member]]:
+        """Runs of one key; where the tar breaks, first what there is of the last one."""
+        try:
+            for member in self._members():
+                if self._group and member.key != self._group[0].key:
+                    complete = self._close_group()
+                    yield complete
+                self._group.append(member)
+        except InfinegError:
+            if self._group:
+                yield self._close_group()
+            raise
+        if self._group:
+            yield self._close_group()
+
+    def _members(self) -> Iterator[Member]:
+        try:
+            file = storage.open_read(self._uri)
+        except FileNotFoundError:
+            raise ConfigError(f"{self._uri}: no such tar; check `params.urls`") from None
+        with file:
+            for name, content in read_members(file, self._uri, self._is_wanted):
+                if (parts := _parse(name)) is not None:
+                    yield Member(*parts, name, content)
+
+    def _is_wanted(self, name: str) -> bool:
+        """Asked once a name, in order, when all members before it have gone into the group."""
+        parts = _parse(name)
+        if parts is None:
+            return False
+        key, field = parts
+        if not self._is_image(field):
+            return field in self._text_fields
+        if self._group and self._group[0].key != key:
+            return self._num_before + self._count(self._group) >= self._start
+        return self._num_before + self._num_images(self._group) >= self._start
+
+    def _close_group(self) -> list[Member]:
+        members, self._group = self._group, []
+        self._num_before += self._count(members)
+        return members
+
+    def _count(self, members: Sequence[Member]) -> int:
+        return max(1, self._num_images(members)) if self._offers(members) else 0
+
+    def _offers(self, members: Sequence[Member]) -> bool:
+        return self._is_offered is None or self._is_offered(members)
+
+    def _num_images(self, members: Sequence[Member]) -> int:
+        return sum(self._is_image(member.field) for member in members)
+
+    def _is_image(self, field: str) -> bool:
+        return field.rpartition(".")[2] in self._image_fields
+
+
+def described(members: Sequence[Member]) -> dict[str, Any]:
+    """The sample's json; one that is broken says nothing, and costs no picture."""
+    content = next((m.content for m in members if m.field == "json" and m.content), b"{}")
+    try:
+        parsed = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
+
+
+def text_of(members: Sequence[Member], field: str) -> str | None:
+    """Text of a member, or with `json.<name>` of a value in the sample's json."""
+    for member in members:
+        if member.field == field and member.content is not None:
+            return member.content.decode(errors="replace").strip()
+    if field.startswith("json."):
+        value = described(members).get(field.removeprefix("json."))
+        return None if value is None or isinstance(value, dict | list) else str(value)
+    return None
+
+
+def _parse(name: str) -> tuple[str, str] | None:
+    """Key and field of a member's name; None where it is of no sample."""
+    match = _KEY.fullmatch(name)
+    return (match[1], match[2].lower()) if match and not _META.match(name) else None
+
+
+def _unique(uri: str, seen: set[str]) -> str:
+    """A tar may hold a name twice; a URI is one sample's."""
+    for candidate in itertools.chain([uri], (f"{uri}@{n}" for n in itertools.count(2))):
+        if candidate not in seen:
+            seen.add(candidate)
+            return candidate
+    raise AssertionError("unreachable")
