@@ -19,7 +19,8 @@ State = NDArray[np.uint64]  # one word
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
-_NUM_SCHEMES = 6
+_ANY, _HUES, _PALE, _DARK, _NATURAL, _GREYS = range(6)
+_SCHEMES = (_ANY, _HUES, _HUES, _PALE, _DARK, _NATURAL, _GREYS)
 
 
 def compiled(kernel: Kernel) -> Kernel:
@@ -55,7 +56,8 @@ def next_unit(state: State) -> float:
 @compiled
 def next_below(state: State, limit: int) -> int:
     """Uniform in 0 .. limit - 1; the bias is under limit / 2^32."""
-    return int(((next_word(state) >> np.uint64(32)) * np.uint64(limit)) >> np.uint64(32))
+    # Signed again at once: Numba makes a float of the sum of a signed and an unsigned number.
+    return int(np.int64(((next_word(state) >> np.uint64(32)) * np.uint64(limit)) >> np.uint64(32)))
 
 
 class Dice:
@@ -96,7 +98,7 @@ class Dice:
     def palette(self, num_colours: int) -> NDArray[np.uint8]:
         """Colours that go together, RGB in rows: any, few hues, pale, dark, natural or greys."""
         colours = np.empty((num_colours, 3), np.uint8)
-        _fill_palette(self.state(), self.below(_NUM_SCHEMES), colours)
+        _fill_palette(self.state(), self.pick(_SCHEMES), colours)
         return colours
 
 
@@ -123,11 +125,11 @@ def _fill_ramp(colours: NDArray[np.uint8], steps: NDArray[np.uint8]) -> None:
 def _fill_palette(state: State, scheme: int, colours: NDArray[np.uint8]) -> None:
     hue, spread = next_unit(state), 0.02 + 0.2 * next_unit(state)
     for i in range(len(colours)):
-        if scheme == 0:  # any
+        if scheme == _ANY:
             for channel in range(3):
                 colours[i, channel] = next_below(state, 256)
             continue
-        if scheme == 4:  # natural: mostly grey, then blue to yellow (Ruderman et al. 1998)
+        if scheme == _NATURAL:  # mostly grey, then blue to yellow (Ruderman et al. 1998)
             grey = 255 * next_unit(state)
             warm = 70 * (next_unit(state) - 0.5)
             green = 24 * (next_unit(state) - 0.5)
@@ -138,12 +140,12 @@ def _fill_palette(state: State, scheme: int, colours: NDArray[np.uint8]) -> None
         # One hue and, for a third of the colours, its opposite.
         h = hue + spread * (next_unit(state) - 0.5) + (0.5 if next_below(state, 3) == 0 else 0.0)
         saturation, value = next_unit(state), next_unit(state)
-        if scheme == 1:  # few hues
+        if scheme == _HUES:
             saturation, value = 0.3 + 0.7 * saturation, 0.15 + 0.85 * value
-        elif scheme == 2:  # pale
+        elif scheme == _PALE:
             saturation, value = 0.45 * saturation, 0.75 + 0.25 * value
-        elif scheme == 3:  # dark
-            saturation, value = 0.9 * saturation, 0.05 + 0.4 * value * value
+        elif scheme == _DARK:
+            saturation, value = 0.9 * saturation, 0.05 + 0.55 * value * value
         else:  # greys, hardly tinted
             saturation = 0.08 * saturation
         for channel in range(3):

@@ -12,7 +12,7 @@ from pipeline.sources.generated import noise, picture_rng
 from pipeline.sources.generated.noise.spectra import amplitudes, spectral_noise
 from pipeline.sources.generated.noise.wavelets import wavelet_noise
 
-GOLDEN_WHITE = ["c59c21c7c9193445", "cef7b4bb831cef02", "7021d38fe734557e"]
+GOLDEN_WHITE = ["729e07b9c2e80483", "9b80346bdd11ddf0", "97382d77ee2e828e"]
 
 
 def measured_alpha(field: NDArray[np.float32]) -> float:
