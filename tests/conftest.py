@@ -1,11 +1,13 @@
 """A data set built once by the real thing, for all tests that only read it."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from s3_server import S3Server, forget_clients, run_s3_server
 
 from pipeline.config import Config
 from pipeline.records import Generation
@@ -53,3 +55,19 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     generation, is_new = build(config)
     assert is_new
     return Built(root, entries, config, generation)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    with run_s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3_root(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty folder on S3; this process and its children find the server by environment."""
+    for name, value in s3_server.env.items():
+        monkeypatch.setenv(name, value)
+    forget_clients()
+    yield s3_server.new_root()
+    forget_clients()

@@ -4,7 +4,8 @@ Every path is a local path or a URL such as s3://, gs://, hf:// or https://. All
 reads or writes goes through here.
 """
 
-from pipeline.storage.atomic import HashingWriter, create_exclusive, open_atomic, write_atomic
+from pipeline.storage.atomic import HashingWriter, open_atomic, write_atomic
+from pipeline.storage.exclusive import create_exclusive, remove_if, replace_if
 from pipeline.storage.files import (
     exists,
     fetch,
@@ -35,8 +36,10 @@ __all__ = [
     "read_bytes",
     "read_many",
     "read_range",
+    "remove_if",
     "remove_many",
     "remove_tree",
+    "replace_if",
     "retry",
     "sha256_of",
     "shown",

@@ -2,29 +2,38 @@
 
 import contextlib
 import hashlib
+import itertools
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from pipeline.storage.locations import is_local, is_protocol, resolve, shown
+from pipeline.errors import ConfigError
+from pipeline.storage.locations import is_http, is_local, is_protocol, resolve, shown
+from pipeline.storage.streams import open_http, open_stream, read_http_range
 from pipeline.storage.transient import retry
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 # Small requests spend their time waiting for an answer.
 _NUM_THREADS = 32
-# Of one request of S3.
+# docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
 _MAX_DELETED = 1000
 
 
 def open_read(uri: str) -> IO[bytes]:
-    """A binary stream, seekable where the storage allows."""
+    """A buffered binary stream that outlives a lost connection.
+
+    Seekable, but for an http server that offers no ranges.
+    """
     fs, path = resolve(uri)
-    file: IO[bytes] = retry(lambda: fs.open(path, "rb"), f"open {shown(uri)}")
-    return file
+    what = f"read {shown(uri)}"
+    if is_local(fs):
+        return retry(lambda: open(path, "rb"), what)
+    return open_http(fs, path, what) if is_http(fs) else open_stream(fs, path, what)
 
 
 def read_bytes(uri: str) -> bytes:
@@ -35,16 +44,17 @@ def read_bytes(uri: str) -> bytes:
 
 
 def read_many(uris: Sequence[str]) -> list[bytes]:
-    """The content of many small files, in their order; all at once on an object store."""
-    return _map_many(read_bytes, uris)
+    """The content of many small files, in their order; many at once over a network."""
+    return _map_many(read_bytes, uris, fs=resolve(uris[0])[0]) if uris else []
 
 
 def read_range(uri: str, offset: int, size: int) -> bytes:
-    """`size` bytes from `offset`, without reading what comes before."""
+    """`size` bytes from `offset`, without reading what comes before; fewer at the end."""
     fs, path = resolve(uri)
-    return bytes(
-        retry(lambda: fs.cat_file(path, start=offset, end=offset + size), f"read {shown(uri)}")
-    )
+    what = f"read {shown(uri)}"
+    if is_http(fs):
+        return read_http_range(fs, path, what, offset=offset, size=size)
+    return bytes(retry(lambda: fs.cat_file(path, start=offset, end=offset + size), what))
 
 
 def exists(uri: str) -> bool:
@@ -59,43 +69,48 @@ def exists(uri: str) -> bool:
 
 
 def list_files(uri: str, suffixes: tuple[str, ...] = ("",)) -> list[str]:
-    """Every file below a folder, sorted, relative to it; [] where there is no such folder."""
-    fs, path = resolve(uri)
-    _forget_listings(fs)
-    try:
-        found = retry(lambda: fs.find(path), f"list {shown(uri)}")
-    except FileNotFoundError:
-        return []
+    """Every file below a folder, sorted, relative to it; [] where there is no such folder.
+
+    Suffixes are given in lower case, and match in any. Links to folders are followed.
+    """
+    fs, path = _resolve_listable(uri)
     root = path.rstrip("/") + "/"
-    names = (name.removeprefix(root) for name in found)
+    found = _find(fs, path, f"list {shown(uri)}")
+    names = (name.removeprefix(root) for name in found if name.startswith(root))
     return sorted(name for name in names if name.lower().endswith(suffixes))
 
 
 def list_prefix(uri_prefix: str) -> list[str]:
     """URIs, sorted, of the files of one folder whose names begin with what follows the last `/`.
 
-    Neither the rest of the folder nor what is below it is listed (on a disk, the folder is).
+    What is below the folder is not listed, nor, on S3, the rest of it.
     """
     folder, _, prefix = uri_prefix.rpartition("/")
-    fs, path = resolve(folder)
-    _forget_listings(fs)
+    fs, path = _resolve_listable(folder)
     try:
         found = retry(lambda: _names_in(fs, path, prefix), f"list {shown(uri_prefix)}*")
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(f"{folder}/{name}" for name in found if name.startswith(prefix))
+    return sorted(f"{folder}/{name}" for name in found if name and name.startswith(prefix))
 
 
 def remove_tree(uri: str) -> None:
     """Removes a folder or a file; nothing happens where there is none."""
-    fs, path = resolve(uri)
-    with contextlib.suppress(FileNotFoundError):
-        retry(lambda: fs.rm(path, recursive=True), f"remove {shown(uri)}")
+    fs, path = _resolve_listable(uri)
+    what = f"remove {shown(uri)}"
+    if is_local(fs):
+        with contextlib.suppress(FileNotFoundError):
+            retry(lambda: fs.rm(path, recursive=True), what)
+    else:
+        # Not fs.rm: it takes `[1]` in a name for a pattern, and would remove a whole bucket.
+        _remove_all(fs, _find(fs, path, what), what)
 
 
 def remove_many(uris: Iterable[str]) -> None:
-    """Removes files; those that are gone already are no error."""
-    _map_many(_remove_file, list(uris))
+    """Removes files of one storage; one that is gone already is no error."""
+    resolved = [resolve(uri) for uri in uris]
+    if resolved:
+        _remove_all(resolved[0][0], [path for _, path in resolved], "remove files")
 
 
 def sha256_of(uri: str) -> str:
@@ -124,30 +139,84 @@ def fetch(uri: str, directory: Path) -> Path:
     return local
 
 
-def _names_in(fs: Any, path: str, prefix: str) -> list[str]:
-    """Names of the files of a folder, at least all of those that begin with `prefix`."""
-    if is_local(fs):
-        with os.scandir(path) as entries:
-            return [e.name for e in entries if e.name.startswith(prefix) and e.is_file()]
-    if is_protocol(fs, "s3"):
-        found = fs.find(path, maxdepth=1, prefix=prefix) if prefix else fs.find(path, maxdepth=1)
-        return [name.rpartition("/")[2] for name in found]
-    entries = fs.ls(path, detail=True)
-    return [e["name"].rpartition("/")[2] for e in entries if e["type"] == "file"]
-
-
-def _remove_file(uri: str) -> None:
+def _resolve_listable(uri: str) -> tuple[Any, str]:
     fs, path = resolve(uri)
+    if is_http(fs):
+        raise ConfigError(f"{shown(uri)}: http and https list nothing; name the files themselves")
+    _forget_listings(fs)
+    return fs, path
+
+
+def _find(fs: Any, path: str, what: str) -> list[str]:
+    """Full paths of all files below a folder, or of the file itself; [] where there is none."""
+    if is_local(fs):
+        return retry(lambda: [f"{path.rstrip('/')}/{name}" for name in _walk(path, "", ())], what)
+    try:
+        found = retry(lambda: fs.find(path), what)
+    except FileNotFoundError:
+        return []
+    # What ends in / is a folder that some tools write as an empty object.
+    return [name for name in found if not name.endswith("/")]
+
+
+def _walk(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+    """Files below a local folder, `prefix` before each; a link into a folder above ends there."""
+    try:
+        status = os.stat(folder)
+        with os.scandir(folder) as listing:
+            entries = list(listing)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    for entry in entries:
+        if entry.is_dir():
+            yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, here))
+        else:
+            yield prefix + entry.name
+
+
+def _names_in(fs: Any, path: str, prefix: str) -> list[str]:
+    """Names of the files of a folder, at least of all that begin with `prefix`."""
+    if is_local(fs):
+        with os.scandir(path) as listing:
+            return [e.name for e in listing if e.name.startswith(prefix) and e.is_file()]
+    if is_protocol(fs, "s3"):
+        return [name.rpartition("/")[2] for name in fs.find(path, maxdepth=1, prefix=prefix)]
+    listed = fs.ls(path, detail=True)
+    return [entry["name"].rpartition("/")[2] for entry in listed if entry["type"] == "file"]
+
+
+def _remove_all(fs: Any, paths: Sequence[str], what: str) -> None:
+    if is_protocol(fs, "s3"):
+        batches = [paths[i : i + _MAX_DELETED] for i in range(0, len(paths), _MAX_DELETED)]
+        refused = _map_many(lambda batch: _delete_objects(fs, batch, what), batches, fs=fs)
+        # One by one, they are tried again, or tell why not.
+        paths = list(itertools.chain.from_iterable(refused))
+    _map_many(lambda path: _remove_file(fs, path, what), paths, fs=fs)
+
+
+def _delete_objects(fs: Any, paths: Sequence[str], what: str) -> list[str]:
+    """Deletes objects of one bucket in one request; returns those that were refused."""
+    keys = {fs.split_path(path)[1]: path for path in paths}
+    bucket = fs.split_path(paths[0])[0]
+    request = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+    answer = retry(lambda: fs.call_s3("delete_objects", Bucket=bucket, Delete=request), what)
+    return [keys[error["Key"]] for error in answer.get("Errors", [])]
+
+
+def _remove_file(fs: Any, path: str, what: str) -> None:
     with contextlib.suppress(FileNotFoundError):
-        retry(lambda: fs.rm_file(path), f"remove {shown(uri)}")
+        retry(lambda: fs.rm_file(path), what)
 
 
-def _map_many(action: Callable[[str], T], uris: Sequence[str]) -> list[T]:
+def _map_many(action: Callable[[A], T], arguments: Sequence[A], *, fs: Any) -> list[T]:
     """`action` of each, in order; in threads where there is a network between."""
-    if not uris or is_local(resolve(uris[0])[0]):
-        return [action(uri) for uri in uris]
-    with ThreadPoolExecutor(min(_NUM_THREADS, len(uris))) as pool:
-        return list(pool.map(action, uris))
+    if is_local(fs) or len(arguments) < 2:
+        return [action(argument) for argument in arguments]
+    with ThreadPoolExecutor(min(_NUM_THREADS, len(arguments))) as pool:
+        return list(pool.map(action, arguments))
 
 
 def _forget_listings(fs: Any) -> None:

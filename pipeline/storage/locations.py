@@ -49,6 +49,8 @@ _SECRET_QUERY = re.compile(
 # Small requests of many threads share one client; its own pool holds 10.
 _NUM_CONNECTIONS = 64
 _HTTP_TIMEOUT_S = 60
+# s3fs reads 50 MiB ahead of whoever asked for a header of a tar.
+_READ_AHEAD_BYTES = 8 * 2**20
 
 _options: dict[str, dict[str, Any]] = {}
 
@@ -107,6 +109,10 @@ def is_local(fs: Any) -> bool:
     return isinstance(fs, LocalFileSystem)
 
 
+def is_http(fs: Any) -> bool:
+    return is_protocol(fs, "http", "https")
+
+
 def is_protocol(fs: Any, *protocols: str) -> bool:
     names = fs.protocol if isinstance(fs.protocol, tuple | list) else (fs.protocol,)
     return not set(protocols).isdisjoint(names)
@@ -149,7 +155,11 @@ def _defaults(protocol: str) -> dict[str, Any]:
     if protocol in ("s3", "s3a"):
         retries = {"mode": os.environ.get("AWS_RETRY_MODE", "standard"), "total_max_attempts": 3}
         config = {"retries": retries, "max_pool_connections": _NUM_CONNECTIONS}
-        return {"use_listings_cache": False, "config_kwargs": config}
+        return {
+            "use_listings_cache": False,
+            "config_kwargs": config,
+            "default_block_size": _READ_AHEAD_BYTES,
+        }
     # The others keep no listings, and would pass the option on.
     return {} if protocol in ("memory", "sftp", "hdfs") else {"use_listings_cache": False}
 

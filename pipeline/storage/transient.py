@@ -68,6 +68,12 @@ _TRANSIENT_ERRNO = frozenset(
     {errno.EAGAIN, errno.ESTALE, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN}
 )
 _TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+# Where errors without a response have theirs.
+_STATUS = {
+    "aiohttp.client_exceptions.ClientResponseError": "status",
+    "azure.core.exceptions.HttpResponseError": "status_code",
+    "gcsfs.retry.HttpError": "code",
+}
 # Of S3, which has them under status 400 and 409, too:
 # docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
 _TRANSIENT_CODE = frozenset(
@@ -151,7 +157,7 @@ def is_transient(error: BaseException) -> bool:
     chain = list(_chain(error))
     statuses = [status for link in chain if (status := _status(link))]
     if statuses:
-        codes = {_code(link) for link in chain}
+        codes = {s3_code(link) for link in chain}
         return statuses[0] in _TRANSIENT_STATUS or not codes.isdisjoint(_TRANSIENT_CODE)
     names = {name for link in chain for name in _names(link)}
     if not names.isdisjoint(_PERMANENT):
@@ -173,7 +179,7 @@ def _told(error: Exception, what: str) -> Exception | None:
         if name in _PERMANENT or name == "s3fs.utils.FileExpired":
             return InfinegError(f"{what}: {shown(str(error))}")
     for link in chain:
-        if (code := _code(link)) in _CODES:
+        if (code := s3_code(link)) in _CODES:
             return ConfigError(f"{what}: {_CODES[code]}")
     return _told_of_status(error, chain, what)
 
@@ -214,14 +220,16 @@ def _status(error: BaseException) -> int | None:
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore
         value = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    else:  # httpx and requests; aiohttp; azure; gcsfs
-        candidates = [getattr(response, "status_code", None)]
-        candidates += [getattr(error, name, None) for name in ("status", "status_code", "code")]
-        value = next((value for value in candidates if value is not None), None)
+    elif response is not None:  # httpx, requests
+        value = getattr(response, "status_code", None)
+    else:
+        value = next(
+            (getattr(error, _STATUS[n], None) for n in _names(error) if n in _STATUS), None
+        )
     return int(value) if str(value).isdigit() else None
 
 
-def _code(error: BaseException) -> str | None:
+def s3_code(error: BaseException | None) -> str | None:
     """The word by which S3 names an error."""
     response = getattr(error, "response", None)
     return response.get("Error", {}).get("Code") if isinstance(response, dict) else None

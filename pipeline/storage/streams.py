@@ -1,0 +1,201 @@
+"""Streams that outlive a lost connection: what was read stays read, the rest is asked for again."""
+
+import io
+import os
+from typing import IO, Any
+
+from fsspec.asyn import sync
+
+from pipeline.errors import InfinegError
+from pipeline.storage.transient import retry
+
+# What a tar reader takes at once is much smaller.
+_BUFFER_BYTES = 2**20
+# Cheaper to read over than to ask anew.
+_MAX_SKIP_BYTES = 2**20
+
+
+def open_stream(fs: Any, path: str, what: str) -> IO[bytes]:
+    """A buffered, seekable stream of a file of fsspec."""
+    return io.BufferedReader(_Resumed(fs, path, what), _BUFFER_BYTES)
+
+
+def open_http(fs: Any, url: str, what: str) -> IO[bytes]:
+    """A buffered stream of an address; seekable where the server offers ranges."""
+    return io.BufferedReader(_HttpBody(fs, url, what), _BUFFER_BYTES)
+
+
+def read_http_range(fs: Any, url: str, what: str, *, offset: int, size: int) -> bytes:
+    """`size` bytes from `offset`, also of a server that sends nothing but the whole."""
+    data = bytearray(size)
+    num_read = 0
+    with (
+        _HttpBody(fs, url, what, start=offset, end=offset + size) as body,
+        memoryview(data) as view,
+    ):
+        while num := body.readinto(view[num_read:]):
+            num_read += num
+    return bytes(data[:num_read])
+
+
+class _Resumed(io.RawIOBase):
+    """A file of fsspec whose reads go through `retry`.
+
+    The driver's file stays open: it knows the version that it began with, where there are some.
+    """
+
+    def __init__(self, fs: Any, path: str, what: str) -> None:
+        super().__init__()
+        self._what = what
+        self._at = 0
+        self._file: IO[bytes] = retry(lambda: fs.open(path, "rb"), what)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if whence == os.SEEK_CUR:
+            offset, whence = self._at + offset, os.SEEK_SET
+        self._at = self._file.seek(offset, whence)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        data = retry(lambda: self._read(len(buffer)), self._what)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def _read(self, size: int) -> bytes:
+        self._file.seek(self._at)
+        return self._file.read(size)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+class _HttpBody(io.RawIOBase):
+    """One GET whose body is read as it comes.
+
+    A lost one goes on with a range (RFC 9110, section 14.2) of the same version, or, of a server
+    without ranges, from the start over what is known. Gives bytes `start` to `end`.
+    """
+
+    def __init__(
+        self, fs: Any, url: str, what: str, *, start: int = 0, end: int | None = None
+    ) -> None:
+        super().__init__()
+        self._fs, self._url, self._what = fs, url, what
+        self._at, self._end = start, end
+        self._response: Any = None
+        self._body_at = 0  # of the response
+        self._size: int | None = None
+        self._version: str | None = None
+        self._has_ranges = True  # until the server shows that it has none
+        retry(self._connect, what)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._has_ranges and self._size is not None
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if not self.seekable():
+            raise io.UnsupportedOperation("the server offers no ranges")
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size or 0}[whence]
+        self._at = max(base + offset, 0)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        size = len(buffer) if self._end is None else min(len(buffer), self._end - self._at)
+        data = retry(lambda: self._read(size), self._what) if size > 0 else b""
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def _read(self, size: int) -> bytes:
+        if self._size is not None and self._at >= self._size:
+            return b""
+        try:
+            if self._response is None or not 0 <= self._at - self._body_at <= _MAX_SKIP_BYTES:
+                self._connect()
+            data: bytes = sync(self._fs.loop, self._skip_and_read, size)
+        except Exception:
+            self._disconnect()
+            raise
+        return data
+
+    async def _skip_and_read(self, size: int) -> bytes:
+        while self._body_at < self._at:
+            skipped = await self._response.content.read(min(self._at - self._body_at, 2**20))
+            if not skipped:
+                return b""
+            self._body_at += len(skipped)
+        data: bytes = await self._response.content.read(size)
+        self._body_at += len(data)
+        return data
+
+    def _connect(self) -> None:
+        self._disconnect()
+        self._response = sync(self._fs.loop, self._request)
+        try:
+            self._take_headers(self._response)
+        except Exception:
+            self._disconnect()
+            raise
+
+    async def _request(self) -> Any:
+        session = await self._fs.set_session()
+        # Compressed on the way, offsets would mean something else.
+        headers = {**self._fs.kwargs.get("headers", {}), "Accept-Encoding": "identity"}
+        if self._has_ranges:
+            headers["Range"] = f"bytes={self._at}-{'' if self._end is None else self._end - 1}"
+        return await session.get(
+            self._fs.encode_url(self._url), **{**self._fs.kwargs, "headers": headers}
+        )
+
+    def _take_headers(self, response: Any) -> None:
+        """Learns from an answer what it holds and what the server can do."""
+        if response.status == 404:
+            raise FileNotFoundError(self._url)
+        if response.status == 416:  # nothing there: an empty file, or its end
+            self._size = self._at
+            return
+        response.raise_for_status()
+        headers = response.headers
+        version = headers.get("ETag") or headers.get("Last-Modified")
+        if self._version not in (None, version):
+            raise InfinegError(f"{self._what}: it was changed while it was read; run again")
+        self._version = version
+        is_plain = headers.get("Content-Encoding", "identity") == "identity"
+        if response.status == 206 and is_plain:
+            given = headers.get("Content-Range", f"bytes {self._at}-/*").removeprefix("bytes ")
+            first, _, total = given.partition("/")
+            self._body_at = int(first.partition("-")[0])
+            self._size = int(total) if total.isdigit() else None
+        else:
+            self._has_ranges = False
+            self._body_at = 0
+            length = headers.get("Content-Length")
+            self._size = int(length) if length and is_plain else None
+
+    def _disconnect(self) -> None:
+        if self._response is not None:
+            self._fs.loop.call_soon_threadsafe(self._response.close)
+            self._response = None
+
+    def close(self) -> None:
+        if not self.closed:
+            self._disconnect()
+        super().close()

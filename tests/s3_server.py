@@ -1,0 +1,94 @@
+"""An S3 server on loopback (moto's), which other processes reach through their environment."""
+
+import contextlib
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+BUCKET = "infineg-test"
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """Where it is, and the environment in which tools find it."""
+
+    endpoint_url: str
+
+    @property
+    def env(self) -> dict[str, str]:
+        return environment(self.endpoint_url)
+
+    def client(self) -> Any:
+        """A client of its own, as another program would have."""
+        import boto3
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint_url,
+            region_name="us-east-1",
+            aws_access_key_id="other",
+            aws_secret_access_key="program",
+        )
+
+    def new_root(self) -> str:
+        """A folder that no test has used."""
+        return f"s3://{BUCKET}/{uuid.uuid4().hex[:8]}"
+
+
+def environment(endpoint_url: str) -> dict[str, str]:
+    """What a user would set; the files are those of nobody, lest a real account be used."""
+    return {
+        "AWS_ENDPOINT_URL": endpoint_url,
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": "/dev/null",
+        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+    }
+
+
+def forget_clients() -> None:
+    """Clients remember the environment in which they were made."""
+    from s3fs import S3FileSystem
+
+    S3FileSystem.clear_instance_cache()
+
+
+@contextlib.contextmanager
+def run_s3_server() -> Iterator[S3Server]:
+    from moto.moto_server.werkzeug_app import (
+        DomainDispatcherApplication,
+        MotoRequestHandler,
+        create_backend_app,
+    )
+    from werkzeug.serving import make_server
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request
+    app = _one_write_at_a_time(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=MotoRequestHandler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        running = S3Server(f"http://127.0.0.1:{server.server_port}")
+        running.client().create_bucket(Bucket=BUCKET)
+        yield running
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def _one_write_at_a_time(app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
+    """S3 decides a condition and writes in one step; moto does so in two."""
+    lock = threading.Lock()
+
+    def serve(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        is_read = environ["REQUEST_METHOD"] in ("GET", "HEAD")
+        with contextlib.nullcontext() if is_read else lock:
+            return app(environ, start_response)
+
+    return serve
