@@ -9,7 +9,7 @@ from pipeline.errors import ConfigError
 from pipeline.parts import origin_of
 from pipeline.sources import open_source
 from pipeline.steps.decode import decode_batch
-from pipeline.steps.read import read_batch
+from pipeline.steps.read import Positioned, read_batch
 
 
 def read_first_samples(config: Config, name: str, number: int) -> pa.Table:
@@ -22,10 +22,9 @@ def read_first_samples(config: Config, name: str, number: int) -> pa.Table:
     tables, missing = [], number
     for partition in source.partitions():
         samples = list(itertools.islice(source.read(partition), missing))
-        origin = origin_of(config, entry, partition.id)
-        tables.append(
-            decode_batch(read_batch(samples, origin, first_ordinal=0), config.output.image_settings)
-        )
+        positioned = [Positioned(partition.id, n, sample) for n, sample in enumerate(samples)]
+        rows = read_batch(positioned, origin_of(config, entry))
+        tables.append(decode_batch(rows, config.output.image_settings))
         missing -= len(samples)
         if missing <= 0:
             break

@@ -5,10 +5,9 @@ its driver a millisecond and some memory before the first one runs, a row costs 
 """
 
 import contextlib
-import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import pyarrow as pa
 import ray
 import ray.data
+from more_itertools import chunked
 from pydantic import BaseModel
 
 from pipeline import errors
@@ -29,8 +29,8 @@ _log = logging.getLogger(__name__)
 
 # What crosses between processes is small; by default Ray would set aside 30 % of the memory.
 _OBJECT_STORE_BYTES = 512 * 2**20
-# More blocks than this only cost their driver time; each then holds several tasks.
-_MAX_BLOCKS = 1000
+# Tasks of a window, a worker: so many that the wait for its last one hardly counts.
+_TASKS_PER_WORKER = 16
 
 # One worker a process and job: a task finds what an earlier task of the process has made.
 _workers: dict[str, Any] = {}
@@ -46,30 +46,35 @@ class Cluster:
     def map(
         self,
         method: Callable[[Any, Any], Iterator[pa.Table]],
-        tasks: Sequence[BaseModel],
+        tasks: Iterable[BaseModel],
         *,
         make_worker: Callable[[], Any],
     ) -> Iterator[pa.Table]:
         """Yields what `method(worker, task)` yields for each task, as it comes, in any order.
 
+        Tasks are taken from their iterator a window at a time, and a window is done before the
+        next one begins: the driver holds no more of them, however many there are.
+
         `make_worker` is called once a process. A task whose process dies is run again, so that
         `method` must yield as many tables then. An InfinegError comes back as it was raised;
         any other error is a bug and stops everything.
         """
-        if not tasks:
-            return
-        shared = ray.put((make_worker, method, type(tasks[0])))
-        num_blocks = min(len(tasks), _MAX_BLOCKS)
-        bounds = [i * len(tasks) // num_blocks for i in range(num_blocks + 1)]
+        shared = ray.put((make_worker, method))
+        for window in chunked(tasks, _TASKS_PER_WORKER * self.num_workers):
+            yield from self._map_window(window, shared)
+
+    def _map_window(
+        self, tasks: Sequence[BaseModel], shared: "ray.ObjectRef[Any]"
+    ) -> Iterator[pa.Table]:
         encoded = pa.table({"task": [task.model_dump_json() for task in tasks]})
-        blocks = [encoded.slice(a, b - a) for a, b in itertools.pairwise(bounds)]
+        blocks = [encoded.slice(i, 1) for i in range(len(tasks))]
         run_tasks: Any = _run_tasks  # Ray's types know no generator with keyword arguments
         results = ray.data.from_arrow(blocks).map_batches(
             run_tasks,
             batch_size=None,
             batch_format="pyarrow",
-            fn_kwargs={"shared": [shared], "job": shared.hex()},
-            concurrency=min(self.num_workers, num_blocks),  # Ray warns of more
+            fn_kwargs={"shared": [shared], "job": shared.hex(), "task_type": type(tasks[0])},
+            concurrency=min(self.num_workers, len(blocks)),  # Ray warns of more
             num_cpus=self.config.cpus_per_worker,
             num_gpus=self.config.gpus_per_worker or None,
             max_calls=0,  # keeps a GPU process, with its encoder, for the next task
@@ -126,10 +131,14 @@ def _configure_ray_data(debug: bool) -> None:
 
 
 def _run_tasks(
-    batch: pa.Table, *, shared: Sequence["ray.ObjectRef[Any]"], job: str
+    batch: pa.Table,
+    *,
+    shared: Sequence["ray.ObjectRef[Any]"],
+    job: str,
+    task_type: type[BaseModel],
 ) -> Iterator[pa.Table]:
     """Runs inside a worker process. An expected failure is a result: Ray would reword it."""
-    make_worker, method, task_type = ray.get(shared[0])
+    make_worker, method = ray.get(shared[0])
     if job not in _workers:
         _workers.clear()
         _workers[job] = make_worker()

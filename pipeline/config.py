@@ -102,6 +102,9 @@ class OutputConfig(BaseModel, frozen=True, extra="forbid"):
     image_size: int = Field(256, ge=32)  # pixels, shorter side; larger images are scaled down
     jpeg_quality: int = Field(90, ge=1, le=100)
     samples_per_shard: _Count = Field(1000, ge=1)  # 1,000 at 256 px is about 25 MB
+    # After so many candidates of a source its shards are packed and committed as a generation: a
+    # bound of what parts/ and memory hold, and the room that a shard has to fill.
+    candidates_per_round: _Count = Field(1_000_000, ge=1)
     min_side: int = Field(32, ge=1)  # pixels; a shorter image is rejected as too_small
     max_pixels: _Count = Field(64_000_000, ge=1)  # a larger header is too_large, never decoded
     max_aspect: float = Field(5.0, ge=1)  # longer side / shorter side

@@ -4,44 +4,79 @@ Reads records alone, so that "nothing to do" costs nothing.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline import manifest
+from pipeline.commits import DatasetInfo, Generation, SourceRecord
 from pipeline.config import Config, SourceEntry, fingerprint
 from pipeline.errors import ConfigError
-from pipeline.records import DatasetInfo, Generation, SourceRecord
 
 
-def entries_to_build(config: Config, only: Sequence[str] = ()) -> list[SourceEntry]:
-    """Entries that no generation has yet; raises ConfigError where a built one was changed."""
+@dataclass(frozen=True)
+class Changes:
+    """What brings a data set to what a config says."""
+
+    build: tuple[SourceEntry, ...] = ()  # new, with other settings, or left unfinished
+    drop: frozenset[str] = frozenset()  # no longer in the config, or with other settings
+
+    def __bool__(self) -> bool:
+        return bool(self.build or self.drop)
+
+
+def find_changes(config: Config, only: Sequence[str] = ()) -> Changes:
+    """Compares the config with the latest generation; `only` some entries.
+
+    Raises ConfigError where settings have been changed that every row depends on.
+    """
     names = [entry.name for entry in config.entries]
     if unknown := sorted(set(only) - set(names)):
         raise ConfigError(f"--source {unknown[0]}: the config has {', '.join(names)}")
     root = config.output.path
     info = manifest.read_info(root)
-    done: dict[str, SourceRecord] = {}
     if info is not None:
         _refuse_changes(root, info, config)
-        if manifest.latest_generation_number(root):
-            generation = manifest.read_generation(root)
-            done = {source.name: source for source in generation.sources}
-    for entry in config.entries:
-        record = done.get(entry.name)
-        if record and record.fingerprint != fingerprint(config.source_inputs(entry)):
-            raise ConfigError(
-                f"source {entry.name!r} is already in {root}, built with other settings. Shards "
-                "never change: give the entry its old settings, or a new name."
-            )
-    return [
+    committed = committed_sources(root)
+    changed = {
+        entry.name
+        for entry in config.entries
+        if entry.name in committed
+        and committed[entry.name].fingerprint != fingerprint(config.source_inputs(entry))
+    }
+    gone = set() if only else set(committed) - set(names)
+    build = [
         entry
         for entry in config.entries
-        if entry.name not in done and (not only or entry.name in only)
+        if (not only or entry.name in only)
+        and (
+            entry.name not in committed
+            or entry.name in changed
+            or _is_unfinished(root, committed[entry.name])
+        )
     ]
+    chosen = {entry.name for entry in build}
+    return Changes(tuple(build), frozenset((changed & chosen) | gone))
+
+
+def committed_sources(root: str) -> dict[str, SourceRecord]:
+    """What the latest generation has of each source; nothing where there is none."""
+    if not manifest.latest_generation_number(root):
+        return {}
+    return {source.name: source for source in manifest.read_generation(root).sources}
+
+
+def _is_unfinished(root: str, record: SourceRecord) -> bool:
+    plan = manifest.read_plan(root, record.name)
+    return (
+        plan is not None
+        and plan.fingerprint == record.fingerprint
+        and plan.num_partitions > record.num_partitions
+    )
 
 
 def finished_generation(config: Config, only: Sequence[str] = ()) -> Generation | None:
     """The latest generation where it holds all that is asked for, else None."""
-    if entries_to_build(config, only):
+    if find_changes(config, only):
         return None
     root = config.output.path
     manifest.repair_derived(root)

@@ -1,96 +1,153 @@
 """Committed parts become the shards of a new generation."""
 
 import functools
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Sequence, Set
 
 import pyarrow as pa
 
 from pipeline import manifest, storage
 from pipeline.cluster import Cluster
-from pipeline.config import Config
-from pipeline.errors import InfinegError
-from pipeline.pack import ShardTask, cut_shards, pack_ledger, pack_shard
-from pipeline.plan import Planned
-from pipeline.progress import Progress
-from pipeline.records import (
+from pipeline.commits import (
     Generation,
-    LedgerRecord,
     PartRecord,
     ShardFile,
     ShardRecord,
     SourceRecord,
     add_counts,
 )
+from pipeline.config import Config
+from pipeline.duplicates import SeenImages
+from pipeline.errors import InfinegError
+from pipeline.pack import (
+    HASH_COLUMNS,
+    RoundTables,
+    ShardTask,
+    cut_shards,
+    pack_shard,
+    write_tables,
+)
+from pipeline.plan import Round
+from pipeline.progress import Progress
 from pipeline.shards import parse_group
 
+_NUMBERED = re.compile(r"(.+)-(\d{6})\.(tar|parquet)")
 
-def pack_generation(config: Config, planned: Sequence[Planned], cluster: Cluster) -> Generation:
-    """Writes the shards and ledgers of the planned sources; returns the generation to commit.
 
-    Until it is committed nothing of it counts: a run that is interrupted here writes the same
-    files again.
+def pack_generation(
+    config: Config, parent: Generation | None, rounds: Sequence[Round], cluster: Cluster
+) -> Generation:
+    """Writes the shards and tables of some rounds; returns the generation to commit.
+
+    parent: what goes on beside them, less what they replace. Until the generation is committed
+    nothing of it counts: a run that is interrupted here writes the same files again.
     """
     root = config.output.path
-    number = manifest.latest_generation_number(root)
-    parent = manifest.read_generation(root, number) if number else None
-    old_shards = parent.shards if parent else ()
-    old_quarantine = parent.quarantine if parent else ()
-    num_before = Counter(file.path.rpartition("-")[0] for file in (*old_shards, *old_quarantine))
+    parent = parent or _EMPTY
+    sources = {source.name: source for source in parent.sources}
+    numbers = dict(parent.next_numbers)
+    seen = _seen_images(root, parent)
     tasks: list[ShardTask] = []
-    records = []
-    for source in planned:
-        parts = _ordered_parts(root, source)
-        tasks += cut_shards(
+    for round_ in rounds:
+        parts = _ordered_parts(root, round_)
+        name = round_.source
+        ledger, hashes = f"ledger/{name}", f"hashes/{name}"
+        number = numbers.get(ledger, 1)
+        numbers[ledger] = numbers[hashes] = number + 1
+        tables = write_tables(
+            root,
             parts,
-            samples_per_shard=config.output.samples_per_shard,
-            round_number=source.plan.round,
-            num_before=num_before,
+            seen,
+            ledger_path=f"{ledger}-{number:06d}.parquet",
+            hashes_path=f"{hashes}-{number:06d}.parquet",
         )
-        ledger = pack_ledger(root, source.entry.name, parts, round_number=source.plan.round)
-        records.append(_source_record(source, parts, ledger))
+        of_round = cut_shards(
+            tables.parts,
+            source=name,
+            samples_per_shard=config.output.samples_per_shard,
+            round_number=round_.number,
+            next_numbers=numbers,
+        )
+        numbers |= {task.group: task.number + 1 for task in of_round}
+        tasks += of_round
+        sources[name] = _source_record(round_, tables, sources.get(name))
     files = _pack_shards(config, tasks, cluster)
     shards = [_shard_record(file) for file in files if file.path.startswith("shards/")]
     quarantine = [file for file in files if file.path.startswith("quarantine/")]
     return Generation(
-        number=number + 1,
-        parent=number or None,
-        sources=(*(parent.sources if parent else ()), *records),
-        shards=(*old_shards, *shards),
-        quarantine=(*old_quarantine, *quarantine),
+        number=parent.number + 1,
+        parent=parent.number or None,
+        sources=tuple(sources.values()),
+        shards=(*parent.shards, *shards),
+        quarantine=(*parent.quarantine, *quarantine),
+        next_numbers=dict(sorted(numbers.items())),
     )
 
 
-def sweep(root: str, sources: Sequence[str]) -> None:
-    """Removes output of `sources` that no generation lists: interrupted runs left it behind."""
-    listed = set()
-    for number in range(1, manifest.latest_generation_number(root) + 1):
-        generation = manifest.read_generation(root, number)
-        for file in (*generation.shards, *generation.quarantine):
-            listed |= {file.path, file.sidecar_path}
-        listed |= {ledger.path for source in generation.sources for ledger in source.ledger}
-    for folder in ("shards", "quarantine", "ledger"):
-        for name in storage.list_files(storage.join(root, folder)):
-            owner = name.rpartition("/")[2].partition("-")[0]
-            if owner in (*sources, ".tmp") and f"{folder}/{name}" not in listed:
-                storage.remove_tree(storage.join(root, folder, name))
-    for source in sources:
-        storage.remove_tree(storage.join(root, "parts", source))
+_EMPTY = Generation(number=0, parent=None, sources=(), shards=(), quarantine=(), next_numbers={})
 
 
-def _ordered_parts(root: str, source: Planned) -> list[PartRecord]:
-    """All parts of a source in the order of its partitions; asserts that none is missing."""
-    name = source.entry.name
-    committed = manifest.read_part_records(root, name)
+def without_sources(generation: Generation, names: Set[str]) -> Generation:
+    """The same without some sources; their files stay, for the generations that list them."""
+    return generation.model_copy(
+        update={
+            "sources": tuple(s for s in generation.sources if s.name not in names),
+            "shards": tuple(s for s in generation.shards if s.source not in names),
+            "quarantine": tuple(s for s in generation.quarantine if s.source not in names),
+        }
+    )
+
+
+def sweep(root: str, generation: Generation, rounds: Sequence[Round]) -> None:
+    """Removes the parts of committed rounds, and what interrupted runs over their sources left.
+
+    No name is given twice, so that what was never listed has a number that this generation or a
+    later one would have given: nothing of other sources is looked at.
+    """
+    listed = {path for file in generation.shards for path in (file.path, file.sidecar_path)}
+    listed |= {path for file in generation.quarantine for path in (file.path, file.sidecar_path)}
+    for source in generation.sources:
+        listed |= {table.path for table in (*source.ledger, *source.hashes)}
+    before = (
+        manifest.read_generation(root, generation.parent).next_numbers
+        if (generation.parent)
+        else {}
+    )
+    folders = ("shards/train", "shards/val", "shards/test", "quarantine", "ledger", "hashes")
+    garbage = []
+    for folder in folders:
+        for prefix in (".tmp-", *dict.fromkeys(f"{round_.source}-" for round_ in rounds)):
+            for uri in storage.list_prefix(storage.join(root, folder, prefix)):
+                path = f"{folder}/{uri.rpartition('/')[2]}"
+                match = _NUMBERED.fullmatch(path)
+                is_old = match is not None and int(match[2]) < before.get(match[1], 0)
+                if path not in listed and not is_old:
+                    garbage.append(uri)
+    storage.remove_many(garbage)
+    for round_ in rounds:
+        storage.remove_tree(storage.join(root, manifest.round_folder(round_.source, round_.number)))
+
+
+def _seen_images(root: str, generation: Generation) -> SeenImages:
+    seen = SeenImages()
+    for source in generation.sources:
+        for table in source.hashes:
+            seen.add(manifest.read_table(root, table.path, HASH_COLUMNS))
+    return seen
+
+
+def _ordered_parts(root: str, round_: Round) -> list[PartRecord]:
+    """All parts of a round in the order of its spans; raises where one is missing."""
+    committed = manifest.read_part_records(root, round_.source, round_.number)
     ordered: list[PartRecord] = []
-    for partition in source.partitions:
+    for span in range(round_.num_spans):
         part = 0
-        while not ordered or ordered[-1].partition != partition.id or not ordered[-1].is_last:
-            record = committed.get((partition.id, part))
+        while not ordered or ordered[-1].span != span or not ordered[-1].is_last:
+            record = committed.get((span, part))
             if record is None:
                 raise InfinegError(
-                    f"source {name!r}: part {part} of partition {partition.id} is not committed "
-                    "though its worker ended; run again"
+                    f"source {round_.source!r}: part {part} of span {span} of round "
+                    f"{round_.number} is not committed though its worker ended; run again"
                 )
             ordered.append(record)
             part += 1
@@ -126,15 +183,15 @@ def _shard_record(file: ShardFile) -> ShardRecord:
     return ShardRecord(**file.model_dump(), split=split, label=label)
 
 
-def _source_record(
-    source: Planned, parts: Sequence[PartRecord], ledger: LedgerRecord
-) -> SourceRecord:
+def _source_record(round_: Round, tables: RoundTables, before: SourceRecord | None) -> SourceRecord:
+    """The source's record with one round more."""
     return SourceRecord(
-        name=source.entry.name,
-        round=source.plan.round,
-        fingerprint=source.plan.fingerprint,
-        role=source.plan.role,
-        num_partitions=len(source.partitions),
-        counts=add_counts(part.counts for part in parts),
-        ledger=(ledger,),
+        name=round_.source,
+        fingerprint=round_.planned.plan.fingerprint,
+        role=round_.planned.plan.role,
+        num_rounds=round_.number,
+        num_partitions=round_.last,
+        counts=add_counts([before.counts, tables.counts] if before else [tables.counts]),
+        ledger=(*(before.ledger if before else ()), tables.ledger),
+        hashes=(*(before.hashes if before else ()), tables.hashes),
     )

@@ -12,18 +12,16 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
 from pipeline import storage
-from pipeline.errors import ConfigError, InfinegError
-from pipeline.keys import short_hash
-from pipeline.records import (
-    SPLITS,
+from pipeline.commits import (
     DatasetInfo,
     Generation,
     PartRecord,
     ReferenceInfo,
     ShardRecord,
     SourcePlan,
-    Split,
 )
+from pipeline.errors import ConfigError, InfinegError
+from pipeline.records import SPLITS, Split
 
 RecordT = TypeVar("RecordT", bound=BaseModel)
 
@@ -101,28 +99,37 @@ def _timm_split(split: Split, shards: Sequence[ShardRecord]) -> dict[str, object
     }
 
 
-def part_stem(source: str, partition: str, part: int) -> str:
-    """Path of a part without its suffix; partition ids may hold any character."""
-    return f"parts/{source}/{short_hash(partition)}-{part:06d}"
+def round_folder(source: str, round_number: int) -> str:
+    return f"parts/{source}/{round_number:06d}"
 
 
-def read_part_records(root: str, source: str) -> dict[tuple[str, int], PartRecord]:
-    """Committed parts of a source by (partition, part)."""
-    folder = storage.join(root, "parts", source)
+def part_stem(source: str, round_number: int, span: int, part: int) -> str:
+    """Path of a part without its suffix."""
+    return f"{round_folder(source, round_number)}/{span:06d}-{part:06d}"
+
+
+def read_part_records(
+    root: str, source: str, round_number: int
+) -> dict[tuple[int, int], PartRecord]:
+    """Committed parts of one round by (span, part)."""
+    folder = storage.join(root, round_folder(source, round_number))
+    paths = [storage.join(folder, name) for name in storage.list_files(folder, (".json",))]
     records = [
-        _read_record(storage.join(folder, name), PartRecord)
-        for name in storage.list_files(folder, (".json",))
+        _parse_record(path, content, PartRecord)
+        for path, content in zip(paths, storage.read_many(paths), strict=True)
     ]
-    return {(record.partition, record.part): record for record in records}
+    return {(record.span, record.part): record for record in records}
 
 
-def read_part_record(root: str, source: str, partition: str, part: int) -> PartRecord | None:
-    path = storage.join(root, part_stem(source, partition, part) + ".json")
+def read_part_record(
+    root: str, source: str, round_number: int, span: int, part: int
+) -> PartRecord | None:
+    path = storage.join(root, part_stem(source, round_number, span, part) + ".json")
     return _read_record(path, PartRecord) if storage.exists(path) else None
 
 
 def commit_part(root: str, record: PartRecord) -> None:
-    stem = part_stem(record.source, record.partition, record.part)
+    stem = part_stem(record.source, record.round, record.span, record.part)
     _write_record(storage.join(root, stem + ".json"), record)
 
 
@@ -161,8 +168,12 @@ def read_sidecar(root: str, shard: ShardRecord, columns: Sequence[str] | None = 
 
 
 def _read_record(path: str, record: type[RecordT]) -> RecordT:
+    return _parse_record(path, storage.read_bytes(path), record)
+
+
+def _parse_record(path: str, content: bytes, record: type[RecordT]) -> RecordT:
     try:
-        return record.model_validate_json(storage.read_bytes(path))
+        return record.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         raise InfinegError(

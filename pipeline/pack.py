@@ -1,26 +1,33 @@
-"""Parts become shards: which rows go into which shard, and the writing of one shard or ledger.
+"""Parts become shards: which rows go into which shard, and the writing of shards and tables.
 
 Shards hold one source, split and label each, in the order of partition and ordinal, cut at a
 fixed count, so that their bytes do not depend on who built them or how often it was interrupted.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from pipeline import manifest, storage
-from pipeline.records import LedgerRecord, PartRecord, ShardFile
-from pipeline.shards import ledger_rows, output_groups, write_shard
+from pipeline.commits import Counts, PartRecord, ShardFile, TableRecord, add_counts
+from pipeline.duplicates import COLUMNS, SeenImages
+from pipeline.records import RejectReason
+from pipeline.shards import LEDGER_COLUMNS, count_rows, output_groups, refuse_rows, write_shard
+
+# The columns of `hashes/`: what is told of each image in a shard to recognise it.
+HASH_COLUMNS = ("key", *COLUMNS)
 
 
 class Piece(BaseModel, frozen=True):
-    """Rows `start` to `stop` of those that a part has for one output group."""
+    """Rows of a part, by position."""
 
     part_path: str
-    start: int
-    stop: int
+    rows: tuple[int, ...]
 
 
 class ShardTask(BaseModel, frozen=True):
@@ -37,24 +44,126 @@ class ShardTask(BaseModel, frozen=True):
         return f"{self.group}-{self.number:06d}"
 
 
+@dataclass(frozen=True)
+class PartRows:
+    """Positions of the rows of a part that are packed, by output group."""
+
+    path: str
+    rows: Mapping[str, Sequence[int]]
+
+
+@dataclass(frozen=True)
+class RoundTables:
+    """What was decided in one round, as committed, and the rows to pack."""
+
+    counts: Counts
+    ledger: TableRecord
+    hashes: TableRecord
+    parts: list[PartRows]
+
+
+def write_tables(
+    root: str, parts: Sequence[PartRecord], seen: SeenImages, *, ledger_path: str, hashes_path: str
+) -> RoundTables:
+    """Refuses duplicates, and writes every row seen of a round and the hashes of those selected.
+
+    Goes part by part, twice: memory holds the hashes of selected rows, not the rows.
+    """
+    refused = _refuse_duplicates(root, parts, seen)
+    counts, packed, num_hashes = [], [], 0
+    with (
+        _parquet_writer(root, ledger_path) as (ledger_file, write_ledger),
+        _parquet_writer(root, hashes_path) as (hashes_file, write_hashes),
+    ):
+        for number, part in enumerate(parts):
+            rows = manifest.read_table(root, part.path, LEDGER_COLUMNS)
+            rows = refuse_rows(rows, refused.get(number, {}))
+            write_ledger(rows)
+            selected = rows.filter(rows["selected"]).select(HASH_COLUMNS)
+            write_hashes(selected)
+            num_hashes += selected.num_rows
+            counts.append(count_rows(rows))
+            packed.append(PartRows(part.path, _positions_by_group(rows)))
+    total = add_counts(counts)
+    return RoundTables(
+        counts=total,
+        ledger=TableRecord(path=ledger_path, sha256=ledger_file.sha256, num_rows=total.read),
+        hashes=TableRecord(path=hashes_path, sha256=hashes_file.sha256, num_rows=num_hashes),
+        parts=packed,
+    )
+
+
+def _refuse_duplicates(
+    root: str, parts: Sequence[PartRecord], seen: SeenImages
+) -> dict[int, dict[int, RejectReason]]:
+    """Rows to refuse, by number of the part and position in it."""
+    tables, positions = [], []
+    for number, part in enumerate(parts):
+        rows = manifest.read_table(root, part.path, [*COLUMNS, "selected"])
+        selected = np.flatnonzero(rows["selected"].to_numpy())
+        tables.append(rows.select(COLUMNS).take(selected))
+        positions.append(np.stack([np.full(len(selected), number), selected], axis=1))
+    if not tables:
+        return {}
+    position_N2 = np.concatenate(positions)
+    refused: dict[int, dict[int, RejectReason]] = {}
+    for row, reason in seen.admit(pa.concat_tables(tables)).items():
+        part_number, position = position_N2[row].tolist()
+        refused.setdefault(part_number, {})[position] = reason
+    return refused
+
+
+def _positions_by_group(rows: pa.Table) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for position, group in enumerate(output_groups(rows)):
+        if group:
+            found.setdefault(group, []).append(position)
+    return found
+
+
+@contextlib.contextmanager
+def _parquet_writer(root: str, path: str) -> Iterator[tuple[storage.HashingWriter, "_WriteRows"]]:
+    with storage.open_atomic(storage.join(root, path)) as file:
+        write = _WriteRows(file)
+        yield file, write
+        write.close()
+
+
+class _WriteRows:
+    """Appends tables to a parquet file, with the schema of the first."""
+
+    def __init__(self, file: storage.HashingWriter) -> None:
+        self._file = file
+        self._writer: pq.ParquetWriter | None = None
+
+    def __call__(self, rows: pa.Table) -> None:
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._file, rows.schema, compression="zstd")
+        self._writer.write_table(rows)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
 def cut_shards(
-    parts: Iterable[PartRecord],
+    parts: Iterable[PartRows],
     *,
+    source: str,
     samples_per_shard: int,
     round_number: int,
-    num_before: Mapping[str, int],
+    next_numbers: Mapping[str, int],
 ) -> list[ShardTask]:
     """Cuts the rows of each output group, in the order of `parts`, every `samples_per_shard`.
 
-    `num_before` counts the shards that earlier generations have in a group. Needs the records
-    alone: no row is read to plan a shard.
+    Shards are numbered from `next_numbers` of their group on.
     """
     tasks: list[ShardTask] = []
     open_pieces: dict[str, list[Piece]] = {}
     sizes: dict[str, int] = {}
-    numbers = dict(num_before)
+    numbers = dict(next_numbers)
 
-    def close(source: str, group: str) -> None:
+    def close(group: str) -> None:
         number = numbers.get(group, 0)
         pieces = tuple(open_pieces.pop(group))
         tasks.append(
@@ -63,30 +172,27 @@ def cut_shards(
         numbers[group], sizes[group] = number + 1, 0
 
     for part in parts:
-        for group, num_rows in part.packable.items():
+        for group, positions in part.rows.items():
             start = 0
-            while start < num_rows:
-                room = samples_per_shard - sizes.get(group, 0)
-                stop = min(num_rows, start + room)
-                open_pieces.setdefault(group, []).append(
-                    Piece(part_path=part.path, start=start, stop=stop)
-                )
+            while start < len(positions):
+                stop = min(len(positions), start + samples_per_shard - sizes.get(group, 0))
+                piece = Piece(part_path=part.path, rows=tuple(positions[start:stop]))
+                open_pieces.setdefault(group, []).append(piece)
                 sizes[group] = sizes.get(group, 0) + stop - start
                 start = stop
                 if sizes[group] == samples_per_shard:
-                    close(part.source, group)
+                    close(group)
     for group in sorted(open_pieces):
-        close(part.source, group)
+        close(group)
     return sorted(tasks, key=lambda task: task.stem)
 
 
 def pack_shard(root: str, task: ShardTask, *, targets: Sequence[str], encoder: str) -> ShardFile:
     """Writes one shard from its pieces."""
-    tables = []
-    for piece in task.pieces:
-        rows = manifest.read_table(root, piece.part_path)
-        of_group = pa.array([group == task.group for group in output_groups(rows)])
-        tables.append(rows.filter(of_group).slice(piece.start, piece.stop - piece.start))
+    tables = [
+        manifest.read_table(root, piece.part_path).take(pa.array(piece.rows, pa.int64()))
+        for piece in task.pieces
+    ]
     return write_shard(
         root,
         pa.concat_tables(tables),
@@ -95,22 +201,3 @@ def pack_shard(root: str, task: ShardTask, *, targets: Sequence[str], encoder: s
         encoder=encoder,
         round_number=task.round,
     )
-
-
-def pack_ledger(
-    root: str, source: str, parts: Iterable[PartRecord], *, round_number: int
-) -> LedgerRecord:
-    """Writes every row seen of a source, part by part: memory does not grow with the source."""
-    path = f"ledger/{source}-{round_number:06d}.parquet"
-    writer: pq.ParquetWriter | None = None
-    num_rows = 0
-    with storage.open_atomic(storage.join(root, path)) as file:
-        for part in parts:
-            rows = ledger_rows(manifest.read_table(root, part.path))
-            if writer is None:
-                writer = pq.ParquetWriter(file, rows.schema)
-            writer.write_table(rows)
-            num_rows += rows.num_rows
-        if writer is not None:
-            writer.close()
-    return LedgerRecord(path=path, sha256=file.sha256, num_rows=num_rows)

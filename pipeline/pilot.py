@@ -6,71 +6,85 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from more_itertools import ilen
 
 from pipeline import manifest, storage
 from pipeline.cluster import Cluster
+from pipeline.commits import ReferenceInfo, SourcePlan
 from pipeline.config import Config, SourceEntry, fingerprint
+from pipeline.dataset import committed_sources
 from pipeline.errors import InfinegError
-from pipeline.parts import PartitionTask, PartitionWorker
-from pipeline.plan import Planned, choose_partitions, make_plan, pilot_sample, pilot_size
+from pipeline.parts import SpanTask, SpanWorker
+from pipeline.plan import (
+    Listing,
+    Planned,
+    make_plan,
+    pilot_sample,
+    pilot_size,
+    refuse_changed_listing,
+    survey,
+    take_partitions,
+)
 from pipeline.progress import Progress
-from pipeline.records import Partition, ReferenceInfo, SourcePlan
 from pipeline.reference import write_reference
-from pipeline.sources import open_source
+from pipeline.sources import Source, open_source
 
 _log = logging.getLogger(__name__)
-_MakeWorker = functools.partial[PartitionWorker]
+_MakeWorker = functools.partial[SpanWorker]
 
 
 def plan_sources(
     config: Config, entries: Sequence[SourceEntry], cluster: Cluster, make_worker: _MakeWorker
 ) -> list[Planned]:
-    """Plans of all entries, fitted where there is none yet."""
+    """Plans of all entries, fitted where there is none yet, and how much of each is committed."""
     root = config.output.path
     reference = manifest.read_reference_info(root) or _make_reference(config, cluster, make_worker)
-    chosen = {}
-    for entry in entries:
-        source = open_source(entry.kind, entry.params)
-        chosen[entry.name] = choose_partitions(source, entry, config)
-    plans = {entry.name: _read_plan(config, entry, chosen[entry.name][0]) for entry in entries}
+    sources = {entry.name: open_source(entry.kind, entry.params) for entry in entries}
+    plans = {entry.name: _read_plan(config, entry, sources[entry.name]) for entry in entries}
+    listings = {
+        entry.name: survey(sources[entry.name], entry, config)
+        for entry in entries
+        if plans[entry.name] is None
+    }
     pilots = _run_pilots(
         config,
-        [(e, chosen[e.name][0]) for e in entries if plans[e.name] is None],
+        [(entry, listings[entry.name]) for entry in entries if entry.name in listings],
         cluster,
         make_worker,
     )
+    committed = committed_sources(root)
     planned = []
     for entry in entries:
-        partitions, stride = chosen[entry.name]
         plan = plans[entry.name]
         if plan is None:
             plan = make_plan(
                 entry,
                 config=config,
-                partitions=partitions,
-                stride=stride,
+                listing=listings[entry.name],
                 pilot=pilots[entry.name],
                 reference=reference,
             )
             storage.remove_tree(storage.join(root, "parts", entry.name))
             manifest.write_plan(root, plan)
-        planned.append(Planned(entry, plan, partitions))
+        record = committed.get(entry.name)
+        if record is None or record.fingerprint != plan.fingerprint:
+            planned.append(Planned(entry, sources[entry.name], plan))
+        else:
+            planned.append(
+                Planned(entry, sources[entry.name], plan, record.num_rounds, record.num_partitions)
+            )
     return planned
 
 
-def _read_plan(
-    config: Config, entry: SourceEntry, partitions: Sequence[Partition]
-) -> SourcePlan | None:
+def _read_plan(config: Config, entry: SourceEntry, source: Source) -> SourcePlan | None:
     """The plan that an earlier run committed, unless the entry has been changed since."""
     plan = manifest.read_plan(config.output.path, entry.name)
     if plan is None or plan.fingerprint != fingerprint(config.source_inputs(entry)):
         return None
-    if plan.num_partitions != len(partitions):
-        raise InfinegError(
-            f"source {entry.name!r} was planned with {plan.num_partitions:,} partitions and has "
-            f"{len(partitions):,} now. Restore it, or remove plans/{entry.name}.json in "
-            f"{config.output.path} to begin this source anew."
-        )
+    if plan.num_listed is not None:
+        num_now = ilen(source.partitions())
+        if num_now != plan.num_listed:
+            raise refuse_changed_listing(plan, num_now)
     return plan
 
 
@@ -78,12 +92,16 @@ def _make_reference(config: Config, cluster: Cluster, make_worker: _MakeWorker) 
     """Embeds the positives and fixes the reference bank."""
     tasks = []
     for entry in config.positives:
-        partitions, _ = choose_partitions(open_source(entry.kind, entry.params), entry, config)
-        tasks += [PartitionTask(source=entry.name, partition=p) for p in partitions]
-    total = sum(task.partition.num_samples or 0 for task in tasks)
+        source = open_source(entry.kind, entry.params)
+        listing = survey(source, entry, config)
+        tasks += [
+            SpanTask(source=entry.name, partitions=(partition,))
+            for partition in take_partitions(source, listing.num_partitions, listing.num_listed)
+        ]
+    total = sum(task.num_samples for task in tasks)
     tables = []
     with Progress("embed positives", total=total, unit="images") as progress:
-        for rows in cluster.map(PartitionWorker.embed, tasks, make_worker=make_worker):
+        for rows in cluster.map(SpanWorker.embed, tasks, make_worker=make_worker):
             tables.append(rows.filter(rows["reject_reason"].is_null()))
             progress.advance(rows.num_rows)
     if not tables:
@@ -106,25 +124,25 @@ def _make_reference(config: Config, cluster: Cluster, make_worker: _MakeWorker) 
 
 def _run_pilots(
     config: Config,
-    partitions: Sequence[tuple[SourceEntry, list[Partition]]],
+    listings: Sequence[tuple[SourceEntry, Listing]],
     cluster: Cluster,
     make_worker: _MakeWorker,
 ) -> dict[str, pa.Table]:
     """Pilot rows by source."""
     tasks = [
-        PartitionTask(source=entry.name, partition=partition, limit=limit)
-        for entry, of_entry in partitions
-        for partition, limit in pilot_sample(of_entry, pilot_size(entry, config.selection))
+        SpanTask(source=entry.name, partitions=(partition,), limit=limit)
+        for entry, listing in listings
+        for partition, limit in pilot_sample(listing.examples, pilot_size(entry, config.selection))
     ]
-    total = sum(min(t.limit or 0, t.partition.num_samples or t.limit or 0) for t in tasks)
+    total = sum(min(t.limit or 0, t.num_samples or t.limit or 0) for t in tasks)
     tables: list[pa.Table] = []
     with Progress("pilot", total=total, unit="candidates") as progress:
-        for rows in cluster.map(PartitionWorker.score, tasks, make_worker=make_worker):
+        for rows in cluster.map(SpanWorker.score, tasks, make_worker=make_worker):
             tables.append(rows)
             progress.advance(rows.num_rows)
     if not tables:
         return {}
     pilots = pa.concat_tables(tables)
     return {
-        entry.name: pilots.filter(pc.equal(pilots["source"], entry.name)) for entry, _ in partitions
+        entry.name: pilots.filter(pc.equal(pilots["source"], entry.name)) for entry, _ in listings
     }

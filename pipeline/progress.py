@@ -55,6 +55,12 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
+    def expect_less(self, number: int) -> None:
+        """Some of the total is done already, and must not count as fast work."""
+        self._total = max(self._total - number, 0)
+        if self._bar is not None:
+            self._bar.update(self._task, total=self._total or None)
+
     def advance(self, number: int = 1) -> None:
         self._done += number
         now = time.monotonic()

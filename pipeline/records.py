@@ -1,20 +1,15 @@
-"""The data that flows: samples, rows, parts, shards, generations, and how keys are made.
+"""The data that flows: samples, partitions, and the rows that they become.
 
 Imports neither Ray nor torch, so that a loader starts without them.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field
-
-FORMAT_VERSION = 1
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -118,173 +113,6 @@ READ_COLUMNS = (
     "stratum", "group", "split", "license", "author", "rotation", "doubt", "content_hash", "image",
     "reject_reason",
 )  # fmt: skip
-
-
-class _Record(BaseModel, frozen=True, extra="forbid"):
-    """A committed JSON file."""
-
-
-class Counts(_Record):
-    """read = selected + not_selected + rejected, always."""
-
-    read: int = 0
-    selected: int = 0
-    not_selected: int = 0
-    rejected: dict[str, int] = Field(default_factory=dict)  # by RejectReason
-
-    @property
-    def num_rejected(self) -> int:
-        return sum(self.rejected.values())
-
-    def adds_up(self) -> bool:
-        return self.read == self.selected + self.not_selected + self.num_rejected
-
-
-def add_counts(counts: Iterable[Counts]) -> Counts:
-    """Sum, reason by reason; reasons come out sorted so that equal sums are equal JSON."""
-    read = selected = not_selected = 0
-    rejected: dict[str, int] = {}
-    for each in counts:
-        read += each.read
-        selected += each.selected
-        not_selected += each.not_selected
-        for reason, number in each.rejected.items():
-            rejected[reason] = rejected.get(reason, 0) + number
-    return Counts(
-        read=read,
-        selected=selected,
-        not_selected=not_selected,
-        rejected=dict(sorted(rejected.items())),
-    )
-
-
-class PartRecord(_Record):
-    """Commits one part: the rows of `samples_per_part` consecutive samples of one partition.
-
-    `packable` counts, per output group (`group_of`), the rows whose image the part carries.
-    """
-
-    source: str
-    partition: str
-    part: int
-    is_last: bool
-    path: str
-    sha256: str
-    counts: Counts
-    packable: dict[str, int]
-
-
-class ShardFile(_Record):
-    """A tar and its sidecar, one source. Paths are relative to the data set."""
-
-    path: str
-    sha256: str
-    size_bytes: int
-    sidecar_path: str
-    sidecar_sha256: str
-    num_samples: int
-    source: str
-
-
-class ShardRecord(ShardFile):
-    """An immutable shard: one source, one split, one label ("" = none of the targets)."""
-
-    split: Split
-    label: str
-
-
-class LedgerRecord(_Record):
-    """A parquet file with every row seen of one source, without image and embedding."""
-
-    path: str
-    sha256: str
-    num_rows: int
-
-
-class SourceRecord(_Record):
-    """What one round over one source did."""
-
-    name: str
-    round: int  # 1 for the source's first generation
-    fingerprint: str  # of the config entry and all that the selection depends on
-    role: Role
-    num_partitions: int
-    counts: Counts
-    ledger: tuple[LedgerRecord, ...]
-
-
-class Generation(_Record):
-    """An immutable list of shards, old and new. Writing it is the commit of a round."""
-
-    number: int
-    parent: int | None
-    sources: tuple[SourceRecord, ...]
-    shards: tuple[ShardRecord, ...]
-    quarantine: tuple[ShardFile, ...]  # suspected positives, in no split
-
-    @property
-    def counts(self) -> Counts:
-        return add_counts(source.counts for source in self.sources)
-
-
-class SourcePlan(_Record):
-    """How one round over one source is sampled. Committed before its first part.
-
-    `num_partitions` are taken, every `stride`-th of the source's list (1 takes a prefix).
-    Expected numbers come from the pilot.
-    """
-
-    source: str
-    round: int
-    role: Role
-    fingerprint: str
-    num_partitions: int
-    stride: float
-    num_candidates: int
-    scale: float  # of the inclusion probability of training negatives
-    eval_probability: float  # inclusion probability of val and test negatives
-    expected_selected: dict[str, float]  # by "split/stratum"
-    expected_rejected: dict[str, float]  # by RejectReason
-    expected_bytes: float
-    num_pilot: int
-    seconds_per_candidate: float  # of one worker; for estimates alone
-
-
-class ReferenceInfo(_Record):
-    """What the reference bank is, and the similarities that follow from it.
-
-    The limits are fitted on the positives' own leave-one-out similarities (METHOD in README):
-    above `ceiling` an unlabelled candidate is a suspected positive; `near` and `mid` are the
-    lower limits of those strata where no label tells.
-    """
-
-    fingerprint: str
-    num_embeddings: int
-    num_positives: int
-    median: float
-    ceiling: float
-    near: float
-    mid: float
-
-
-class DatasetInfo(_Record):
-    """`dataset.json`: what a data set is; `latest_generation` is derived and repaired on open."""
-
-    format_version: int = FORMAT_VERSION
-    targets: tuple[str, ...]
-    encoder: str  # fingerprint of the encoder, runtime included
-    embedding_dim: int
-    fingerprint: str  # of all settings that every row depends on
-    fingerprint_inputs: dict[str, Any]  # what went into it, to explain a refusal
-    latest_generation: int
-
-
-def strata_by_similarity(similarity: pa.ChunkedArray, reference: ReferenceInfo) -> pa.ChunkedArray:
-    """near, mid or far, where no label tells; null where there is no similarity."""
-    similarity = pc.cast(similarity, pa.float64())
-    is_mid = pc.greater_equal(similarity, reference.mid)
-    is_near = pc.greater_equal(similarity, reference.near)
-    return pc.if_else(is_near, "near", pc.if_else(is_mid, "mid", "far"))
 
 
 def embedding_matrix(rows: pa.Table) -> NDArray[np.float32]:

@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import manifest, storage
+from pipeline.commits import ReferenceInfo
 from pipeline.errors import InfinegError
 from pipeline.keys import sha256_hex, unit_hash
-from pipeline.records import ReferenceInfo, embedding_matrix
+from pipeline.records import embedding_matrix
 
 _PATH = "reference.parquet"
 _COLUMNS = ("content_hash", "split", "embedding")
@@ -29,13 +30,13 @@ _MIN_POSITIVES = 10
 
 @dataclass(frozen=True)
 class ReferenceBank:
-    """embedding_KD float32, L2-normalised, with the content hashes of its rows.
+    """embedding_KD float64 of float16 values, L2-normalised, with the content hashes of its rows.
 
     `positive_hashes` also holds the positives of val and test, which are known but not compared
     with: no similarity may depend on them.
     """
 
-    embedding_KD: NDArray[np.float32]
+    embedding_KD: NDArray[np.float64]
     content_hashes: tuple[str, ...]
     positive_hashes: frozenset[str]
     num_neighbors: int
@@ -45,10 +46,13 @@ class ReferenceBank:
     ) -> NDArray[np.float32]:
         """similarity_B: the mean of the `num_neighbors` largest of K cosines.
 
-        A row's own entry is left out, so that a positive is not similar for being itself. One
-        neighbour favours near-duplicates; five is steadier on a noisy bank.
+        embedding_BD: of float16 values too. A row's own entry is left out, so that a positive is
+        not similar for being itself. One neighbour favours near-duplicates; five is steadier on a
+        noisy bank.
         """
-        cosine_BK = embedding_BD @ self.embedding_KD.T
+        # Exact, and so the same on any machine, with any number of threads: a float16 is a multiple
+        # of 2^-24, so that these sums of products, at most about 1, need 48 of a double's 53 bits.
+        cosine_BK = embedding_BD.astype(np.float64) @ self.embedding_KD.T
         position = {content_hash: k for k, content_hash in enumerate(self.content_hashes)}
         for b, content_hash in enumerate(content_hashes):
             if content_hash in position:
@@ -75,7 +79,7 @@ def write_reference(root: str, positives: pa.Table, *, num_neighbors: int) -> Re
             f"positives: {len(bank.content_hashes)} usable distinct images in the train split of "
             f"{positives.num_rows} in all, at least {_MIN_POSITIVES} are needed"
         )
-    own = bank.similarity(bank.embedding_KD, bank.content_hashes)
+    own = bank.similarity(bank.embedding_KD.astype(np.float32), bank.content_hashes)
     median, ceiling = (float(np.quantile(own, q)) for q in (0.5, _CEILING_QUANTILE))
     info = ReferenceInfo(
         fingerprint=sha256_hex("\n".join(sorted(bank.positive_hashes)).encode()),
@@ -111,7 +115,7 @@ def _make_bank(positives: pa.Table, num_neighbors: int) -> ReferenceBank:
     )
     train = train.take(order[:_MAX_ROWS])
     return ReferenceBank(
-        embedding_KD=embedding_matrix(train),
+        embedding_KD=embedding_matrix(train).astype(np.float64),
         content_hashes=tuple(train["content_hash"].to_pylist()),
         positive_hashes=frozenset(positives["content_hash"].to_pylist()),
         num_neighbors=num_neighbors,

@@ -7,21 +7,24 @@ WebDataset's convention: https://github.com/webdataset/webdataset#the-webdataset
 import io
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import manifest, storage
-from pipeline.records import SPLITS, Counts, PartRecord, RejectReason, ShardFile, Split
+from pipeline.commits import Counts, PartRecord, ShardFile
+from pipeline.records import SPLITS, RejectReason, Split, row_schema
 
 # What `<key>.json` tells of a sample, for readers that know the tar alone.
 _JSON_COLUMNS = (
     "key", "source", "uri", "label", "label_state", "class_name", "stratum", "group", "split",
     "content_hash", "similarity", "inclusion_probability", "license", "author", "width", "height",
 )  # fmt: skip
-_LEDGER_DROPS = ("image", "embedding")
+# What a ledger tells of a row: what was seen and decided.
+LEDGER_COLUMNS = tuple(n for n in row_schema(1).names if n not in ("image", "embedding"))
 
 
 def output_group(*, source: str, split: str, label: str, selected: bool, reason: str | None) -> str:
@@ -70,32 +73,59 @@ def count_rows(rows: pa.Table) -> Counts:
 
 
 def write_part(
-    root: str, rows: pa.Table, *, source: str, partition: str, part: int, is_last: bool
+    root: str,
+    rows: pa.Table,
+    *,
+    source: str,
+    round_number: int,
+    span: int,
+    span_id: str,
+    part: int,
+    is_last: bool,
 ) -> PartRecord:
-    """Writes decided rows of one partition as a part: data first, then the record that commits it.
+    """Writes decided rows as a part: data first, then the record that commits it.
 
     Images stay only on rows that go into a shard or into quarantine. No rows are a part too: an
     empty partition is done as any other.
     """
-    groups = output_groups(rows)
-    kept = pa.array([bool(group) for group in groups])
+    kept = pa.array([bool(group) for group in output_groups(rows)], pa.bool_())
     images = pc.if_else(kept, rows["image"], pa.scalar(None, pa.large_binary()))
     rows = rows.set_column(rows.schema.get_field_index("image"), "image", images)
-    path = manifest.part_stem(source, partition, part) + ".parquet"
+    path = manifest.part_stem(source, round_number, span, part) + ".parquet"
     with storage.open_atomic(storage.join(root, path)) as file:
         _write_parquet(rows, file)
     record = PartRecord(
         source=source,
-        partition=partition,
+        round=round_number,
+        span=span,
+        span_id=span_id,
         part=part,
         is_last=is_last,
         path=path,
         sha256=file.sha256,
         counts=count_rows(rows),
-        packable={group: groups.count(group) for group in sorted(set(groups) - {""})},
     )
     manifest.commit_part(root, record)
     return record
+
+
+def refuse_rows(rows: pa.Table, reasons: Mapping[int, RejectReason]) -> pa.Table:
+    """Rows of which some, by position, are rejected after they had been selected."""
+    if not reasons:
+        return rows
+    is_refused = np.zeros(rows.num_rows, bool)
+    is_refused[list(reasons)] = True
+    given = pa.array([reasons.get(position) for position in range(rows.num_rows)], pa.string())
+    changes = {
+        "selected": pc.and_not(rows["selected"], pa.array(is_refused)),
+        "reject_reason": pc.coalesce(given, rows["reject_reason"]),
+        "inclusion_probability": pc.if_else(
+            pa.array(is_refused), pa.scalar(None, pa.float32()), rows["inclusion_probability"]
+        ),
+    }
+    for name, column in changes.items():
+        rows = rows.set_column(rows.schema.get_field_index(name), name, column)
+    return rows
 
 
 def write_shard(
@@ -131,11 +161,6 @@ def write_shard(
         num_samples=rows.num_rows,
         source=rows["source"][0].as_py(),
     )
-
-
-def ledger_rows(rows: pa.Table) -> pa.Table:
-    """The columns of a ledger: what was seen and decided, without image and embedding."""
-    return rows.drop_columns(list(_LEDGER_DROPS))
 
 
 def _write_member(file: storage.HashingWriter, name: str, data: bytes | pa.Buffer) -> int:

@@ -2,8 +2,9 @@
 
 from rich.table import Table
 
+from pipeline.commits import Counts, Generation, SourcePlan
 from pipeline.progress import format_duration
-from pipeline.records import SPLITS, Counts, Generation, SourcePlan
+from pipeline.records import SPLITS
 
 
 def plan_table(plans: list[SourcePlan], num_workers: int) -> Table:
@@ -59,7 +60,11 @@ def status_json(dataset: str, generation: Generation) -> dict[str, object]:
         "generation": generation.number,
         "counts": _counts_json(generation.counts),
         "sources": {
-            source.name: {"role": source.role, "round": source.round, **_counts_json(source.counts)}
+            source.name: {
+                "role": source.role,
+                "rounds": source.num_rounds,
+                **_counts_json(source.counts),
+            }
             for source in generation.sources
         },
         "shards": len(generation.shards),

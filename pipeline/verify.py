@@ -10,10 +10,24 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline import manifest, storage
+from pipeline.commits import (
+    Counts,
+    DatasetInfo,
+    Generation,
+    ShardFile,
+    ShardRecord,
+    SourceRecord,
+    TableRecord,
+    add_counts,
+)
+from pipeline.duplicates import SeenImages
 from pipeline.keys import split_of, unit_hash
+from pipeline.pack import HASH_COLUMNS
 from pipeline.progress import Progress
-from pipeline.records import DatasetInfo, Generation, ShardFile, ShardRecord, SourceRecord
+from pipeline.records import row_schema
 from pipeline.shards import count_rows, output_group
+
+_HASHES = pa.schema([row_schema(1).field(name) for name in HASH_COLUMNS])
 
 
 @dataclass
@@ -41,11 +55,12 @@ def verify_dataset(root: str) -> Verification:
         for file in files:
             _verify_file(root, info, file, result, key_groups)
             progress.advance()
-    splits_by_hash: dict[str, str] = {}
-    for source in generation.sources:
-        _verify_ledger(root, info, source, result, key_groups, splits_by_hash)
+    hashes = [
+        _verify_source(root, info, source, result, key_groups) for source in generation.sources
+    ]
     for key in key_groups:
         result.problems.append(f"{key}: in a shard but in no ledger")
+    _verify_no_leak(pa.concat_tables(hashes), result)
     _verify_timm_info(root, generation, result)
     return result
 
@@ -114,31 +129,48 @@ def _read_tar(uri: str) -> Iterator[tuple[str, dict[str, bytes]]]:
     yield from seen.items()
 
 
-def _verify_ledger(
+def _verify_source(
     root: str,
     info: DatasetInfo,
     source: SourceRecord,
     result: Verification,
     key_groups: dict[str, str],
-    splits_by_hash: dict[str, str],
-) -> None:
-    """Every row seen of a source: numbered without gap, decided by the rule, and packed once."""
+) -> pa.Table:
+    """Every row seen of a source: numbered without gap, decided by the rule, and packed once.
+
+    Returns the rows of its `hashes/`.
+    """
     seen: Counter[str] = Counter()
-    for ledger in source.ledger:
-        uri = storage.join(root, ledger.path)
-        if not storage.exists(uri) or storage.sha256_of(uri) != ledger.sha256:
-            result.problems.append(f"{ledger.path}: missing, or sha256 differs from the record")
+    ordinals: set[tuple[str, int]] = set()
+    counts: list[Counts] = []
+    hashes: list[pa.Table] = [_HASHES.empty_table()]
+    for ledger, images in zip(source.ledger, source.hashes, strict=True):
+        if not (_is_sound(root, ledger, result) and _is_sound(root, images, result)):
             continue
         rows = manifest.read_table(root, ledger.path)
+        counts.append(count_rows(rows))
         result.num_rows += rows.num_rows
-        result.expect(count_rows(rows) == source.counts, f"{source.name}: other counts")
+        result.expect(rows.num_rows == ledger.num_rows, f"{ledger.path}: other number of rows")
         seen.update(rows["partition"].to_pylist())
-        ordinals = set(zip(rows["partition"].to_pylist(), rows["ordinal"].to_pylist(), strict=True))
-        wanted = {(partition, i) for partition, n in seen.items() for i in range(n)}
-        result.expect(ordinals == wanted, f"{source.name}: ordinals missing or doubled")
+        places = zip(rows["partition"].to_pylist(), rows["ordinal"].to_pylist(), strict=True)
+        ordinals.update(places)
         for row in rows.to_pylist():
-            _verify_row(row, info, result, key_groups, splits_by_hash)
+            _verify_row(row, info, result, key_groups)
+        hashes.append(manifest.read_table(root, images.path).cast(_HASHES))
+        selected = rows.filter(rows["selected"]).select(HASH_COLUMNS).cast(_HASHES)
+        result.expect(hashes[-1].equals(selected), f"{images.path}: other images than selected")
+    result.expect(add_counts(counts) == source.counts, f"{source.name}: other counts")
+    wanted = {(partition, i) for partition, n in seen.items() for i in range(n)}
+    result.expect(ordinals == wanted, f"{source.name}: ordinals missing or doubled")
     result.expect(source.counts.adds_up(), f"{source.name}: counts do not add up")
+    return pa.concat_tables(hashes)
+
+
+def _is_sound(root: str, table: TableRecord, result: Verification) -> bool:
+    uri = storage.join(root, table.path)
+    is_sound = storage.exists(uri) and storage.sha256_of(uri) == table.sha256
+    result.expect(is_sound, f"{table.path}: missing, or sha256 differs from the record")
+    return is_sound
 
 
 def _verify_row(
@@ -146,7 +178,6 @@ def _verify_row(
     info: DatasetInfo,
     result: Verification,
     key_groups: dict[str, str],
-    splits_by_hash: dict[str, str],
 ) -> None:
     key, probability = row["key"], row["inclusion_probability"]
     fractions = info.fingerprint_inputs["split"]
@@ -170,11 +201,14 @@ def _verify_row(
         result.expect(not row["selected"], f"{key}: rejected and selected")
     full = {"train": 0.0, **fractions}
     result.expect(row["split"] == split_of(str(row["group"]), full), f"{key}: in the wrong split")
-    if row["selected"]:
-        other = splits_by_hash.setdefault(content_hash, str(row["split"]))
-        result.expect(
-            other == row["split"], f"{key}: the same image is in {other} and {row['split']}"
-        )
+
+
+def _verify_no_leak(images: pa.Table, result: Verification) -> None:
+    """No image is in shards twice, and none looks like one of another split."""
+    for position, reason in SeenImages().admit(images).items():
+        key = images["key"][position].as_py()
+        what = "the same image is in another shard" if reason == "duplicate" else "leaks"
+        result.problems.append(f"{key}: {what}, by its bytes or by its look in another split")
 
 
 def _verify_timm_info(root: str, generation: Generation, result: Verification) -> None:

@@ -6,7 +6,7 @@ what it writes must not depend on the order; the tests of Ray compare with it by
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from pydantic import BaseModel
 
 import pipeline.build
 from pipeline import manifest, storage
+from pipeline.commits import Generation
 from pipeline.config import BuildConfig, Config
-from pipeline.records import Generation, RawSample
+from pipeline.records import RawSample
 from pipeline.sources import open_source
 
 # Small, the same everywhere; its embeddings tell little, which these tests do not need.
@@ -124,12 +125,12 @@ class InlineCluster:
     def map(
         self,
         method: Callable[[Any, Any], Iterator[pa.Table]],
-        tasks: Sequence[BaseModel],
+        tasks: Iterable[BaseModel],
         *,
         make_worker: Callable[[], Any],
     ) -> Iterator[pa.Table]:
         worker = make_worker()
-        for task in reversed(tasks):
+        for task in reversed(list(tasks)):
             yield from method(worker, type(task).model_validate_json(task.model_dump_json()))
 
 
@@ -145,7 +146,7 @@ def build_inline(config: Config, *, only: Sequence[str] = ()) -> Generation:
 
 
 # All that a data set promises to keep: plans hold measured times, dataset.json may lag a crash.
-_KEPT = ("shards/", "quarantine/", "ledger/", "generations/", "reference", "_info.json")
+_KEPT = ("shards/", "quarantine/", "ledger/", "hashes/", "generations/", "reference", "_info.json")
 
 
 def file_hashes(root: Path | str, prefixes: tuple[str, ...] = _KEPT) -> dict[str, str]:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from s3_server import S3Server, forget_clients, run_s3_server
 
+from pipeline.commits import Generation
 from pipeline.config import Config
-from pipeline.records import Generation
 
 # Read when torch is imported, here and in processes begun here: the cores are shared with Ray.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -19,8 +19,8 @@ from conftest import Built
 from corpus import odd_but_usable, unusable
 
 from pipeline import manifest, storage
+from pipeline.commits import add_counts
 from pipeline.keys import unit_hash
-from pipeline.records import add_counts
 from pipeline.shards import count_rows
 from pipeline.verify import verify_dataset
 
@@ -65,11 +65,21 @@ def test_every_damaged_file_is_rejected_for_its_reason_and_every_odd_one_used(bu
     for name, (_, reason) in unusable().items():
         assert by_name[name]["reject_reason"] == reason, name
     for name in odd_but_usable():
-        assert by_name[name]["reject_reason"] is None, name
+        # All show one picture, so that those that fall into training look like one of evaluation.
+        assert by_name[name]["reject_reason"] in (None, "in_eval_set", "duplicate"), name
     expected = Counter(reason for _, reason in unusable().values())
     expected["conflicting_labels"] = 1
     source = next(s for s in built.generation.sources if s.name == "odd")
-    assert source.counts.rejected == dict(expected)
+    bad = {r: n for r, n in source.counts.rejected.items() if r not in ("in_eval_set", "duplicate")}
+    assert bad == dict(expected)
+
+
+def test_one_picture_in_many_encodings_is_on_one_side_of_the_split(built: Built) -> None:
+    rows = [r for r in ledger_of(built, "odd") if Path(r["uri"]).stem in odd_but_usable()]
+    assert len({row["content_hash"] for row in rows}) == len(rows), "no two are the same bytes"
+    assert {row["split"] for row in rows} > {"train"}, "some fall into evaluation"
+    assert len({row["split"] for row in rows if row["selected"]}) == 1
+    assert {row["reject_reason"] for row in rows if row["split"] == "train"} == {"in_eval_set"}
 
 
 def test_each_sample_is_seen_once_and_each_selected_key_is_in_one_shard(built: Built) -> None:
@@ -156,7 +166,7 @@ def test_unlabelled_lookalikes_are_in_quarantine_with_their_image_and_in_no_shar
 def test_nothing_but_the_dataset_is_left(built: Built) -> None:
     tops = {name.partition("/")[0] for name in storage.list_files(str(built.root))}
     assert tops == {
-        "_info.json", "dataset.json", "generations", "ledger", "plans", "quarantine",
+        "_info.json", "dataset.json", "generations", "hashes", "ledger", "plans", "quarantine",
         "reference.json", "reference.parquet", "shards",
     }  # fmt: skip
 

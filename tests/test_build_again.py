@@ -3,12 +3,21 @@
 from pathlib import Path
 
 import pytest
-from builds import config_of, copy_dataset, file_hashes, squares, write_config
+from builds import (
+    build_inline,
+    config_of,
+    copy_dataset,
+    file_hashes,
+    sidecar_rows,
+    squares,
+    write_config,
+)
 from commands import run_infineg
 from conftest import Built
 
 from pipeline import manifest
 from pipeline.build import build
+from pipeline.commits import add_counts
 from pipeline.errors import ConfigError
 from pipeline.verify import verify_dataset
 
@@ -69,10 +78,59 @@ def test_changed_settings_are_refused_by_name(built: Built) -> None:
     assert "--set output.path=" in str(caught.value)
 
 
-def test_changed_entry_is_refused_by_name(built: Built) -> None:
+def test_source_that_left_the_config_leaves_the_next_generation(
+    built: Built, tmp_path: Path
+) -> None:
+    root = copy_dataset(built.root, tmp_path / "data")
+    before = stamps(root)
+    kept = [entry for entry in built.entries if entry["name"] != "squares"]
+    second, is_new = build(config_of(root, kept))
+    assert (second.number, second.parent, is_new) == (2, 1, True)
+    assert [s.name for s in second.sources] == ["cats", "drawn", "odd", "strays"]
+    assert second.shards == tuple(s for s in built.generation.shards if s.source != "squares")
+    assert second.counts == add_counts(s.counts for s in second.sources)
+    changed = {name for name, stamp in before.items() if stamps(root).get(name) != stamp}
+    assert changed == {"dataset.json", "_info.json"}, "no shard is touched"
+    assert manifest.read_generation(str(root), 1) == built.generation
+    assert verify_dataset(str(root)).problems == []
+
+
+def test_source_option_drops_no_other_source(built: Built, tmp_path: Path) -> None:
+    root = copy_dataset(built.root, tmp_path / "data")
+    fewer = config_of(root, [built.entries[0], squares("more", num_pictures=300, seed=5)])
+    generation = build_inline(fewer, only=["more"])
+    assert [s.name for s in generation.sources] == [
+        "cats", "squares", "drawn", "odd", "strays", "more",
+    ]  # fmt: skip
+
+
+def test_reweighted_source_is_drawn_anew_under_new_names(built: Built, tmp_path: Path) -> None:
+    root = copy_dataset(built.root, tmp_path / "data")
+    before = stamps(root)
     changed = [{**built.entries[0], "weight": 2.0}, *built.entries[1:]]
-    with pytest.raises(ConfigError, match=r"source 'squares' is already in .*old settings"):
-        build(config_of(built.root, changed))
+    second = build_inline(config_of(root, changed))
+    after = stamps(root)
+    files = {n: s for n, s in before.items() if n.startswith(("shards/", "ledger/", "hashes/"))}
+    assert files.items() <= after.items(), "old shards never change"
+    of_then, of_now = (
+        {s.path for s in generation.shards if s.source == "squares"}
+        for generation in (built.generation, second)
+    )
+    assert not of_then & of_now
+    others = tuple(s for s in built.generation.shards if s.source != "squares")
+    assert tuple(s for s in second.shards if s.source != "squares") == others
+    rows = {
+        number: {
+            row["content_hash"]
+            for row in sidecar_rows(root, generation).drop_columns(["embedding"]).to_pylist()
+            if row["source"] == "squares" and row["split"] == "train"
+        }
+        for number, generation in enumerate((built.generation, second))
+    }
+    assert rows[0] < rows[1], "a larger budget keeps what a smaller one chose"
+    assert verify_dataset(str(root)).problems == []
+    third = build_inline(config_of(root, changed))
+    assert third == second, "and then there is nothing to do"
 
 
 def test_other_encoder_weights_are_refused(built: Built, tmp_path: Path) -> None:

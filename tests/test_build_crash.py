@@ -14,7 +14,7 @@ from commands import kill_session, run_infineg, session_processes, start_infineg
 from conftest import Built
 
 from pipeline import manifest, storage
-from pipeline.records import PartRecord
+from pipeline.commits import PartRecord
 from pipeline.verify import verify_dataset
 
 NUM_PARTS = 17  # 3 of cats, 8 of squares, 4 of drawn, 1 of odd, 1 of strays

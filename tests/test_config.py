@@ -8,7 +8,7 @@ import yaml
 
 from pipeline.config import Config, SourceEntry, fingerprint, load_config
 from pipeline.errors import ConfigError
-from pipeline.plan import choose_partitions
+from pipeline.plan import survey
 from pipeline.sources import open_source
 
 MINIMAL: dict[str, Any] = {
@@ -136,7 +136,7 @@ def test_endless_positives_are_refused() -> None:
     entry = SourceEntry(name="cats", kind="shapes")
     config = config.model_copy(update={"positives": (entry,)})
     with pytest.raises(ConfigError, match="positives cats: endless; set `max_candidates`"):
-        choose_partitions(open_source("shapes", {}), entry, config)
+        survey(open_source("shapes", {}), entry, config)
 
 
 def test_how_to_run_enters_no_fingerprint_and_what_comes_out_does() -> None:

@@ -13,8 +13,8 @@ from train_dataset import EVAL_PROBABILITY
 from trained_run import write_run
 
 from pipeline import manifest
+from pipeline.commits import ReferenceInfo
 from pipeline.errors import ConfigError
-from pipeline.records import ReferenceInfo
 from train import evaluate
 from train.evaluate import evaluate_run
 from train.metrics import clopper_pearson

@@ -8,49 +8,43 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from builds import build_inline, config_of, file_hashes, squares
+from builds import SAMPLES_PER_SHARD, build_inline, config_of, file_hashes, squares
 from conftest import Built
 
 from pipeline import manifest, storage
-from pipeline.pack import ShardTask, cut_shards, pack_shard
-from pipeline.records import Counts, PartRecord, row_schema
+from pipeline.commits import Counts, PartRecord
+from pipeline.duplicates import SeenImages
+from pipeline.pack import PartRows, RoundTables, ShardTask, cut_shards, pack_shard, write_tables
+from pipeline.records import row_schema
 from pipeline.shards import write_part, write_shard
 
 GROUP, OTHER = "shards/train/a", "shards/val/a"
 
 
-def part_of(number: int, **packable: int) -> PartRecord:
-    names = {"train": GROUP, "val": OTHER}
-    groups = {names[split]: num_rows for split, num_rows in packable.items()}
-    num_rows = sum(packable.values())
-    return PartRecord(
-        source="a",
-        partition=f"{number:03d}",
-        part=0,
-        is_last=True,
-        path=f"parts/a/{number}.parquet",
-        sha256="",
-        counts=Counts(read=num_rows, selected=num_rows),
-        packable=groups,
+def part_of(number: int, **packed: int) -> PartRows:
+    """A part whose first rows go to train, the next to val."""
+    rows = {GROUP: range(packed.get("train", 0)), OTHER: range(packed.get("val", 0))}
+    return PartRows(f"parts/a/{number}.parquet", {g: list(r) for g, r in rows.items() if r})
+
+
+def cut(parts: list[PartRows], *, size: int, **numbers: int) -> list[ShardTask]:
+    before = {{"train": GROUP, "val": OTHER}[split]: n for split, n in numbers.items()}
+    return cut_shards(
+        parts, source="a", samples_per_shard=size, round_number=1, next_numbers=before
     )
 
 
-def cut(parts: list[PartRecord], *, size: int, **num_before: int) -> list[ShardTask]:
-    before = {{"train": GROUP, "val": OTHER}[split]: n for split, n in num_before.items()}
-    return cut_shards(parts, samples_per_shard=size, round_number=1, num_before=before)
-
-
-def pieces_of(task: ShardTask) -> list[tuple[str, int, int]]:
-    return [(piece.part_path[8:-8], piece.start, piece.stop) for piece in task.pieces]
+def pieces_of(task: ShardTask) -> list[tuple[str, tuple[int, ...]]]:
+    return [(piece.part_path[8:-8], piece.rows) for piece in task.pieces]
 
 
 def test_shards_are_cut_at_a_fixed_count_across_parts() -> None:
     tasks = cut([part_of(0, train=7, val=1), part_of(1), part_of(2, train=15, val=2)], size=10)
     assert {task.stem: pieces_of(task) for task in tasks} == {
-        f"{GROUP}-000000": [("0", 0, 7), ("2", 0, 3)],
-        f"{GROUP}-000001": [("2", 3, 13)],
-        f"{GROUP}-000002": [("2", 13, 15)],
-        f"{OTHER}-000000": [("0", 0, 1), ("2", 0, 2)],
+        f"{GROUP}-000000": [("0", tuple(range(7))), ("2", (0, 1, 2))],
+        f"{GROUP}-000001": [("2", tuple(range(3, 13)))],
+        f"{GROUP}-000002": [("2", (13, 14))],
+        f"{OTHER}-000000": [("0", (0,)), ("2", (0, 1))],
     }
 
 
@@ -66,9 +60,9 @@ def test_every_row_is_in_exactly_one_shard(size: int) -> None:
     rng = np.random.default_rng(size)
     parts = [part_of(n, train=int(rng.integers(0, 30))) for n in range(12)]
     tasks = cut(parts, size=size)
-    taken = [(p, row) for t in tasks for p, a, b in pieces_of(t) for row in range(a, b)]
-    assert taken == [(str(n), row) for n in range(12) for row in range(parts[n].packable[GROUP])]
-    sizes = [sum(b - a for _, a, b in pieces_of(task)) for task in tasks]
+    taken = [(p, row) for t in tasks for p, rows in pieces_of(t) for row in rows]
+    assert taken == [(str(n), row) for n in range(12) for row in parts[n].rows.get(GROUP, ())]
+    sizes = [sum(len(rows) for _, rows in pieces_of(task)) for task in tasks]
     assert set(sizes[:-1]) <= {size}
     assert 0 < sizes[-1] <= size
 
@@ -150,24 +144,55 @@ def test_part_keeps_the_images_that_are_packed_and_no_other(tmp_path: Path) -> N
         selected=[True, False, False, False],
         reject_reason=[None, None, "suspected_positive", "truncated"],
     )
-    record = write_part(str(tmp_path), rows, source="a", partition="p/1", part=0, is_last=True)
+    record = write_part_of(tmp_path, rows)
     images = manifest.read_table(str(tmp_path), record.path)["image"].is_valid().to_pylist()
     assert images == [True, False, True, False]
-    assert record.packable == {"quarantine/a": 1, "shards/train/a": 1}
     assert record.counts == Counts(
         read=4, selected=1, not_selected=1, rejected={"suspected_positive": 1, "truncated": 1}
     )
-    assert manifest.read_part_record(str(tmp_path), "a", "p/1", 0) == record
-    assert manifest.read_part_record(str(tmp_path), "a", "p", 0) is None
+    assert manifest.read_part_record(str(tmp_path), "a", 1, 3, 0) == record
+    assert manifest.read_part_record(str(tmp_path), "a", 1, 3, 1) is None
+    tables = tables_of(tmp_path, record)
+    assert tables.parts[0].rows == {"shards/train/a": [0], "quarantine/a": [2]}
+    assert (tables.counts, tables.ledger.num_rows, tables.hashes.num_rows) == (record.counts, 4, 1)
+
+
+def write_part_of(root: Path, rows: pa.Table) -> PartRecord:
+    return write_part(
+        str(root), rows, source="a", round_number=1, span=3, span_id="", part=0, is_last=True
+    )
+
+
+def tables_of(root: Path, *parts: PartRecord) -> RoundTables:
+    return write_tables(
+        str(root), parts, SeenImages(), ledger_path="ledger/a-1", hashes_path="hashes/a-1"
+    )
 
 
 def test_shard_takes_the_rows_of_its_group_alone(tmp_path: Path) -> None:
-    rows = rows_of(6, split=["train", "val"] * 3)
-    record = write_part(str(tmp_path), rows, source="a", partition="p", part=0, is_last=True)
-    (train, val) = cut_shards([record], samples_per_shard=10, round_number=1, num_before={})
+    record = write_part_of(tmp_path, rows_of(6, split=["train", "val"] * 3))
+    (train, val) = cut_shards(
+        tables_of(tmp_path, record).parts,
+        source="a",
+        samples_per_shard=10,
+        round_number=1,
+        next_numbers={},
+    )
     file = pack_shard(str(tmp_path), val, targets=("cat",), encoder="")
     assert manifest.read_table(str(tmp_path), file.sidecar_path)["ordinal"].to_pylist() == [1, 3, 5]
     assert (train.stem, val.stem) == (f"{GROUP}-000000", f"{OTHER}-000000")
+
+
+def test_duplicates_are_refused_in_ledger_and_shard_alike(tmp_path: Path) -> None:
+    same = [f"{1:064x}", f"{2:064x}", f"{1:064x}", f"{3:064x}"]
+    record = write_part_of(tmp_path, rows_of(4, content_hash=same))
+    tables = tables_of(tmp_path, record)
+    assert tables.counts == Counts(read=4, selected=3, rejected={"duplicate": 1})
+    ledger = manifest.read_table(str(tmp_path), tables.ledger.path).to_pylist()
+    assert [row["reject_reason"] for row in ledger] == [None, None, "duplicate", None]
+    assert [row["selected"] for row in ledger] == [True, True, False, True]
+    assert ledger[2]["inclusion_probability"] is None
+    assert tables.parts[0].rows == {GROUP: [0, 1, 3]}
 
 
 def test_missing_images_never_shift_a_key(built: Built) -> None:
@@ -194,3 +219,18 @@ def test_shards_of_a_plan_given_up_are_swept(tmp_path: Path) -> None:
     assert set(file_hashes(root, ("ledger/",))) == {
         "ledger/cats-000001.parquet", "ledger/squares-000001.parquet",
     }  # fmt: skip
+
+
+def test_shards_are_full_even_where_one_candidate_in_a_hundred_is_kept(tmp_path: Path) -> None:
+    stream = squares(num_pictures=12_000, per_partition=256)
+    config = config_of(
+        tmp_path / "data", [stream], selection={"budget": 84, "eval_budget": 10}, split={}
+    )
+    generation = build_inline(config)
+    counts = next(s.counts for s in generation.sources if s.name == "squares")
+    assert counts.selected / counts.read < 0.015
+    sizes = [
+        s.num_samples for s in generation.shards if (s.source, s.split) == ("squares", "train")
+    ]
+    assert set(sizes[:-1]) == {SAMPLES_PER_SHARD}
+    assert len(sizes) >= 4

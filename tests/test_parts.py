@@ -6,16 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from builds import config_of, first_samples, folder_entry, squares
 from conftest import Built
 
 from pipeline import manifest, storage
+from pipeline.commits import Counts, PartRecord
 from pipeline.config import Config
 from pipeline.dataset import begin_dataset
 from pipeline.errors import TooManyRejects
-from pipeline.parts import SAMPLES_PER_PART, PartitionTask, PartitionWorker
-from pipeline.records import Counts, Partition
+from pipeline.parts import SAMPLES_PER_PART, SpanTask, SpanWorker
+from pipeline.records import Partition
 from pipeline.runtimes import prepare_encoder
 from pipeline.sources import open_source
 
@@ -36,43 +38,68 @@ def planned(built: Built, tmp_path: Path) -> Config:
     return config
 
 
-def worker_of(config: Config) -> PartitionWorker:
-    return PartitionWorker(config, prepare_encoder(config.encoder, gpus_per_worker=0))
+def worker_of(config: Config) -> SpanWorker:
+    return SpanWorker(config, prepare_encoder(config.encoder, gpus_per_worker=0))
 
 
-WHOLE = PartitionTask(source="squares", partition=Partition("p", [0, 1300], 1300))
+WHOLE = SpanTask(source="squares", partitions=(Partition("p", [0, 1300], 1300),), span=7)
 
 
-def test_partition_left_in_the_middle_goes_on_with_the_next_part(planned: Config) -> None:
+def records_of(config: Config, task: SpanTask) -> list[PartRecord]:
+    return [record for record, _ in worker_of(config).build(task)]
+
+
+def places_of(root: str, records: list[PartRecord]) -> list[tuple[str, int]]:
+    rows = pa.concat_tables(
+        manifest.read_table(root, r.path, ["partition", "ordinal"]) for r in records
+    )
+    return list(zip(rows["partition"].to_pylist(), rows["ordinal"].to_pylist(), strict=True))
+
+
+def test_span_left_in_the_middle_goes_on_with_the_next_part(planned: Config) -> None:
     root = planned.output.path
-    worker = worker_of(planned)
-    first = next(worker.build(WHOLE))
+    first, is_new = next(worker_of(planned).build(WHOLE))
+    assert is_new
     # What a crash before the commit of the second part leaves: its data, but no record.
-    second_data = Path(root) / f"{manifest.part_stem('squares', 'p', 1)}.parquet"
+    second_data = Path(root) / f"{manifest.part_stem('squares', 1, 7, 1)}.parquet"
     second_data.write_bytes(b"half a file")
     stamp = (Path(root) / first.path).stat().st_mtime_ns
-    records = list(worker_of(planned).build(WHOLE))
-    assert [record.counts.read for record in records] == [512, 512, 276]
-    assert [record.is_last for record in records] == [False, False, True]
+    built = list(worker_of(planned).build(WHOLE))
+    assert [record.counts.read for record, _ in built] == [512, 512, 276]
+    assert [record.is_last for record, _ in built] == [False, False, True]
+    assert [is_new for _, is_new in built] == [False, True, True]
     assert (Path(root) / first.path).stat().st_mtime_ns == stamp, "a committed part was redone"
-    ordinals = itertools.chain.from_iterable(
-        manifest.read_table(root, record.path)["ordinal"].to_pylist() for record in records
+    records = [record for record, _ in built]
+    assert places_of(root, records) == [("p", n) for n in range(1300)]
+    assert records_of(planned, WHOLE) == records, "a task run again yields what it yielded"
+
+
+@pytest.mark.parametrize("tells_sizes", [True, False])
+def test_small_partitions_are_read_as_one_stream(planned: Config, tells_sizes: bool) -> None:
+    sizes = [200, 0, 400, 1, 99]
+    ends = list(itertools.accumulate(sizes, initial=0))
+    partitions = tuple(
+        Partition(f"p{n}", [ends[n], ends[n + 1]], size if tells_sizes else None)
+        for n, size in enumerate(sizes)
     )
-    assert list(ordinals) == list(range(1300))
-    again = list(worker_of(planned).build(WHOLE))
-    assert again == records, "a task run again yields what it yielded"
+    task = SpanTask(source="squares", partitions=partitions)
+    worker = worker_of(planned)
+    next(worker.build(task))  # and the process dies
+    records = records_of(planned, task)
+    assert [record.counts.read for record in records] == [512, 188]
+    wanted = [(f"p{n}", i) for n, size in enumerate(sizes) for i in range(size)]
+    assert places_of(planned.output.path, records) == wanted
 
 
-def test_partition_that_ends_with_a_part_has_no_empty_one(planned: Config) -> None:
+def test_span_that_ends_with_a_part_has_no_empty_one(planned: Config) -> None:
     partition = Partition("even", [0, 2 * SAMPLES_PER_PART])
-    task = PartitionTask(source="squares", partition=partition)
-    records = list(worker_of(planned).build(task))
+    records = records_of(planned, SpanTask(source="squares", partitions=(partition,)))
     assert [(r.counts.read, r.is_last) for r in records] == [(512, False), (512, True)]
 
 
 def test_empty_partition_is_one_empty_part(planned: Config) -> None:
-    task = PartitionTask(source="squares", partition=Partition("none", [0, 0], 0))
-    (record,) = worker_of(planned).build(task)
+    task = SpanTask(source="squares", partitions=(Partition("none", [0, 0], 0),))
+    (record,) = records_of(planned, task)
     assert (record.counts, record.is_last) == (Counts(), True)
 
 
@@ -81,15 +108,15 @@ MEASURE = """
 import re, sys
 from pathlib import Path
 from pipeline.config import load_config
-from pipeline.parts import PartitionTask, PartitionWorker
+from pipeline.parts import SpanTask, SpanWorker
 from pipeline.runtimes import prepare_encoder
 from pipeline.sources import open_source
 
 config = load_config(sys.argv[1])
-worker = PartitionWorker(config, prepare_encoder(config.encoder, gpus_per_worker=0))
+worker = SpanWorker(config, prepare_encoder(config.encoder, gpus_per_worker=0))
 entry = config.sources[0]
-for partition in open_source(entry.kind, entry.params).partitions():
-    for record in worker.build(PartitionTask(source=entry.name, partition=partition)):
+for span, partition in enumerate(open_source(entry.kind, entry.params).partitions()):
+    for record, _ in worker.build(SpanTask(source=entry.name, partitions=(partition,), span=span)):
         assert record.counts.read == 256
     # Of this program alone: ru_maxrss begins with the peak of the process that started it.
     (peak_kib,) = re.findall(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())
@@ -121,12 +148,12 @@ def test_rejects_of_earlier_parts_count_and_are_told_of(planned: Config, tmp_pat
     entry = folder_entry("squares", tmp_path, label_state="verified_absent")
     entry["params"]["files_per_partition"] = 700
     (partition,) = open_source(entry["kind"], entry["params"]).partitions()
-    task = PartitionTask(source="squares", partition=partition)
+    task = SpanTask(source="squares", partitions=(partition,))
     tolerant, strict = (
         config_of(planned.output.path, [{**entry, "max_reject_fraction": limit}])
         for limit in (0.5, 0.1)
     )
-    assert next(worker_of(tolerant).build(task)).counts.rejected == {"unreadable": 200}
+    assert next(worker_of(tolerant).build(task))[0].counts.rejected == {"unreadable": 200}
     with pytest.raises(TooManyRejects, match=r"200 of 700 .*10%\. Example: in an earlier part"):
         list(worker_of(strict).build(task))
-    assert [r.counts.read for r in worker_of(tolerant).build(task)] == [512, 188]
+    assert [r.counts.read for r in records_of(tolerant, task)] == [512, 188]

@@ -1,7 +1,9 @@
 """What a plan takes of a source, and how the pilot fixes the probabilities."""
 
 import itertools
+import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,20 @@ import pytest
 from builds import build_inline, config_of, folder_entry, squares
 
 from pipeline import manifest
+from pipeline.commits import ReferenceInfo, strata_by_similarity
 from pipeline.config import Config, SelectionConfig, SourceEntry
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.plan import (
-    choose_partitions,
+    Planned,
     fit_scale,
+    iterate_spans,
     make_plan,
     pilot_sample,
     pilot_size,
+    survey,
+    take_partitions,
 )
-from pipeline.records import Partition, RawSample, ReferenceInfo, strata_by_similarity
+from pipeline.records import Partition, RawSample
 
 REFERENCE = ReferenceInfo(
     fingerprint="", num_embeddings=30, num_positives=40, median=0.5, ceiling=0.4, near=0.3, mid=0.2
@@ -53,48 +59,100 @@ def locators(partitions: list[Partition]) -> list[int]:
     return [partition.locator for partition in partitions]
 
 
+def taken(source: Listing, entry: SourceEntry, config: Config) -> list[int]:
+    listing = survey(source, entry, config)
+    return locators(list(take_partitions(source, listing.num_partitions, listing.num_listed)))
+
+
 def test_endless_source_gives_the_prefix_that_the_budget_asks_for() -> None:
     source = Listing(None)
     entry = ENTRY.model_copy(update={"weight": 0.5})
     config = config_with(budget=1000, candidates_per_selected=4)
-    partitions, stride = choose_partitions(source, entry, config)
-    assert (locators(partitions), stride) == (list(range(20)), 1.0)
+    assert survey(source, entry, config).num_partitions == 20
     assert source.num_listed <= 21, "an endless list is not listed further than needed"
+    assert taken(source, entry, config) == list(range(20))
 
 
 def test_larger_budget_takes_a_longer_prefix() -> None:
     small, large = (
-        choose_partitions(Listing(None), ENTRY, config_with(budget=budget))[0]
-        for budget in (100, 1000)
+        taken(Listing(None), ENTRY, config_with(budget=budget)) for budget in (100, 1000)
     )
     assert large[: len(small)] == small
     assert len(large) > len(small)
 
 
 def test_finite_source_is_read_whole() -> None:
-    partitions, stride = choose_partitions(Listing(70), ENTRY, config_with(budget=10))
-    assert (locators(partitions), stride) == (list(range(70)), 1.0)
+    assert taken(Listing(70), ENTRY, config_with(budget=10)) == list(range(70))
 
 
 def test_finite_source_over_the_limit_is_taken_at_even_steps() -> None:
     entry = ENTRY.model_copy(update={"max_candidates": 500})
-    partitions, stride = choose_partitions(Listing(20), entry, config_with())
-    assert (locators(partitions), stride) == ([0, 4, 8, 12, 16], 4.0)
+    assert taken(Listing(20), entry, config_with()) == [0, 4, 8, 12, 16]
 
 
 def test_empty_source_is_a_mistake() -> None:
     with pytest.raises(ConfigError, match="source 'stream': no partition found"):
-        choose_partitions(Listing(0), ENTRY, config_with())
+        survey(Listing(0), ENTRY, config_with())
 
 
 def test_pilot_reads_a_little_of_many_partitions() -> None:
-    partitions = list(Listing(1000).partitions())
-    sample = pilot_sample(partitions, 500)
+    sample = pilot_sample(survey(Listing(1000), ENTRY, config_with()).examples, 500)
     assert len(sample) == 64
     assert {limit for _, limit in sample} == {8}
     assert len({partition.id for partition, _ in sample}) == 64
     assert max(partition.locator for partition, _ in sample) > 950, "to the end of the list"
-    assert pilot_sample(partitions[:1], 500) == [(partitions[0], 500)]
+    (only,) = survey(Listing(1), ENTRY, config_with()).examples
+    assert pilot_sample([only], 500) == [(only, 500)]
+
+
+def planned_of(num_listed: int, *, samples: int, **committed: int) -> Planned:
+    source = Listing(num_listed, samples)
+    config = config_of("unused", [ENTRY.model_dump()], output={"candidates_per_round": 10_000})
+    plan = make_plan(
+        ENTRY,
+        config=config,
+        listing=survey(source, ENTRY, config),
+        pilot=pilot_of(500),
+        reference=REFERENCE,
+    )
+    return Planned(ENTRY, source, plan, **committed)
+
+
+def test_small_partitions_are_read_together_and_large_ones_alone() -> None:
+    small, large = planned_of(10_000, samples=10), planned_of(7, samples=3000)
+    assert {len(span) for span in iterate_spans(small)} == {51, 10_000 % 51}
+    assert [len(span) for span in iterate_spans(large)] == [1] * 7
+    assert [p.locator for span in iterate_spans(small) for p in span] == list(range(10_000))
+
+
+def test_rounds_are_whole_spans_and_go_on_where_the_last_one_ended() -> None:
+    planned = planned_of(10_000, samples=10)
+    rounds = list(planned.rounds())
+    assert [(r.first, r.last) for r in rounds[:2]] == [(0, 19 * 51), (19 * 51, 38 * 51)]
+    assert rounds[-1].last == 10_000
+    assert sum(r.num_spans for r in rounds) == sum(1 for _ in iterate_spans(planned))
+    later = planned_of(10_000, samples=10, num_rounds=1, num_partitions=19 * 51)
+    assert [(r.number, r.first, r.last) for r in later.rounds()] == [
+        (r.number, r.first, r.last) for r in rounds[1:]
+    ]
+    assert next(iterate_spans(later))[0].locator == 19 * 51
+
+
+def test_source_that_lists_fewer_partitions_than_planned_is_refused() -> None:
+    planned = planned_of(100, samples=10)
+    fewer = replace(planned, source=Listing(90, 10))
+    with pytest.raises(InfinegError, match="planned with 100 partitions and has 90 now"):
+        list(iterate_spans(fewer))
+
+
+def test_plan_of_a_million_partitions_keeps_a_few() -> None:
+    tracemalloc.start()
+    planned = planned_of(1_000_000, samples=1)
+    assert sum(1 for _ in iterate_spans(planned)) == -(-1_000_000 // 512)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert planned.plan.num_candidates == 1_000_000
+    assert peak_bytes < 2_000_000
 
 
 def test_pilot_is_a_hundredth_of_the_budget_and_at_least_what_is_asked_for() -> None:
@@ -144,11 +202,11 @@ def pilot_of(num_rows: int, **columns: list[object]) -> pa.Table:
 
 
 def plan_of(pilot: pa.Table, *, num_partitions: int = 100, **selection: Any) -> Any:
+    config = config_with(**selection)
     return make_plan(
         ENTRY,
-        config=config_with(**selection),
-        partitions=list(Listing(num_partitions).partitions()),
-        stride=1.0,
+        config=config,
+        listing=survey(Listing(num_partitions), ENTRY, config),
         pilot=pilot,
         reference=REFERENCE,
     )

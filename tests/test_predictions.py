@@ -1,7 +1,7 @@
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.records import ReferenceInfo
+from pipeline.commits import ReferenceInfo
 from train.predictions import assign_strata
 
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from train_dataset import ENCODER, EVAL_PROBABILITY, NEGATIVES, write_dataset
 
+from pipeline.commits import Generation
 from pipeline.encoders import load_encoder
 from pipeline.errors import InfinegError
 from pipeline.manifest import read_sidecar
-from pipeline.records import Generation
 from train.data import (
     AugmentedImages,
     Batches,

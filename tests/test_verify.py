@@ -10,8 +10,8 @@ from builds import copy_dataset
 from conftest import Built
 
 from pipeline import manifest, storage
+from pipeline.commits import Generation, ShardRecord
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.records import Generation, ShardRecord
 from pipeline.verify import verify_dataset
 
 
@@ -80,7 +80,7 @@ def test_missing_file_is_named(root: Path, name: str) -> None:
 
 def test_doubled_shard_is_found_by_its_keys(root: Path) -> None:
     generation = manifest.read_generation(str(root))
-    shard = next(s for s in generation.shards if s.source == "odd" and s.split == "train")
+    shard = next(s for s in generation.shards if s.source == "drawn" and s.split == "train")
     update = {}
     for field in ("path", "sidecar_path"):
         name = getattr(shard, field)

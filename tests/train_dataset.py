@@ -17,19 +17,11 @@ import yaml
 from numpy.typing import NDArray
 
 from pipeline import manifest
+from pipeline.commits import Counts, DatasetInfo, Generation, ShardRecord, SourceRecord
 from pipeline.config import EncoderConfig
 from pipeline.encoders import encoder_identity, load_encoder
 from pipeline.keys import make_key, sha256_hex
-from pipeline.records import (
-    Counts,
-    DatasetInfo,
-    Generation,
-    ShardRecord,
-    SourceRecord,
-    Split,
-    Stratum,
-    row_schema,
-)
+from pipeline.records import Split, Stratum, row_schema
 from pipeline.shards import output_group, write_shard
 
 # Source, stratum, inclusion probability in train, cosine of its direction to the positives'.
@@ -199,17 +191,23 @@ def _commit(
     sources = tuple(
         SourceRecord(
             name=name,
-            round=1,
             fingerprint="toy",
             role="positive" if name.startswith("my_") else "negative",
+            num_rounds=1,
             num_partitions=1,
             counts=Counts(read=num, selected=num),
             ledger=(),
+            hashes=(),
         )
         for name, num in counts.items()
     )
     generation = Generation(
-        number=1, parent=None, sources=sources, shards=tuple(shards), quarantine=()
+        number=1,
+        parent=None,
+        sources=sources,
+        shards=tuple(shards),
+        quarantine=(),
+        next_numbers={},
     )
     manifest.commit_generation(str(root), generation)
     return generation

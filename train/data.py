@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline import manifest
+from pipeline.commits import Generation
 from pipeline.encoders import Preprocessing, crop_pixels, decode_rgb
-from pipeline.records import Generation, Split
+from pipeline.records import Split
 from train.augment import Strength, augment
 from train.images import ShardImages, crop_images
 from train.order import BatchOrder, Rows

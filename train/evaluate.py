@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 import torch
 
 from pipeline import manifest, storage
+from pipeline.commits import Generation
 from pipeline.errors import InfinegError
-from pipeline.records import Generation, Split
+from pipeline.records import Split
 from train.calibrate import calibrate_target
 from train.config import EvaluateConfig, load_train_config
 from train.data import read_eval_batches

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from pipeline import storage
+from pipeline.commits import ShardRecord
 from pipeline.encoders import Preprocessing, crop_pixels
-from pipeline.records import ShardRecord
 
 _MAX_OPEN_SHARDS = 128  # a process; each costs a file descriptor
 

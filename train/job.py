@@ -9,10 +9,10 @@ import torch
 from pydantic import JsonValue
 from torch import nn
 
+from pipeline.commits import DatasetInfo, Generation
 from pipeline.config import Config
 from pipeline.encoders import Encoder, encoder_identity, load_encoder
 from pipeline.errors import ConfigError
-from pipeline.records import DatasetInfo, Generation
 from train.config import Mode, TrainConfig
 from train.data import (
     AugmentedImages,

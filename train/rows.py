@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import manifest
+from pipeline.commits import Generation, ShardRecord
 from pipeline.errors import InfinegError
-from pipeline.records import Generation, ShardRecord
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 from pipeline import manifest, storage
+from pipeline.commits import DatasetInfo, Generation
 from pipeline.config import Config
 from pipeline.errors import ConfigError
-from pipeline.records import DatasetInfo, Generation
 from train.checkpoint import Checkpoint, find_checkpoint
 from train.config import TrainConfig
 from train.model import read_model_info

@@ -11,6 +11,7 @@ A module has three names:
 
 import importlib
 import importlib.util
+import itertools
 import pkgutil
 import re
 from collections.abc import Iterator, Mapping
@@ -42,6 +43,14 @@ class Source(Protocol):
         """Lazy, in a stable order, restartable from the beginning any number of times."""
 
 
+@runtime_checkable
+class ResumableSource(Source, Protocol):
+    """A source that need not read what it is to skip."""
+
+    def read_from(self, partition: Partition, start: int) -> Iterator[RawSample]:
+        """What `read` yields, without the first `start` samples."""
+
+
 class SourceModule(Protocol):
     """What a module under `sources/` offers."""
 
@@ -50,6 +59,13 @@ class SourceModule(Protocol):
     def Source(self, params: Any) -> Source: ...
 
     def toy(self, directory: Path) -> BaseModel: ...
+
+
+def read_from(source: Source, partition: Partition, start: int) -> Iterator[RawSample]:
+    """The samples of a partition from number `start` on."""
+    if start and isinstance(source, ResumableSource):
+        return source.read_from(partition, start)
+    return itertools.islice(source.read(partition), start, None)
 
 
 def source_kinds() -> list[str]:

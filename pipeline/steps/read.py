@@ -6,6 +6,7 @@ The one place where these are made, so that two sources cannot disagree on how.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -22,7 +23,6 @@ class Origin:
     """Where samples come from, and what the config says of all of them."""
 
     source: str
-    partition: str
     targets: tuple[str, ...]
     split_fractions: Mapping[Split, float]
     target: str | None = None  # positives: every sample shows this
@@ -30,16 +30,22 @@ class Origin:
     label_state: LabelState | None = None
 
 
-def read_batch(samples: Sequence[RawSample], origin: Origin, *, first_ordinal: int) -> pa.Table:
+class Positioned(NamedTuple):
+    """A sample and its place in the input."""
+
+    partition: str
+    ordinal: int
+    sample: RawSample
+
+
+def read_batch(samples: Sequence[Positioned], origin: Origin) -> pa.Table:
     """Rows with `READ_COLUMNS`; raises ConfigError for a label that is no target."""
-    rows = [
-        _read_sample(sample, origin, first_ordinal + position)
-        for position, sample in enumerate(samples)
-    ]
+    rows = [_read_sample(positioned, origin) for positioned in samples]
     return pa.Table.from_pylist(rows, schema=_SCHEMA)
 
 
-def _read_sample(sample: RawSample, origin: Origin, ordinal: int) -> dict[str, object]:
+def _read_sample(positioned: Positioned, origin: Origin) -> dict[str, object]:
+    partition, ordinal, sample = positioned
     label = origin.target or sample.label
     if label and label not in origin.targets:
         raise ConfigError(
@@ -55,9 +61,9 @@ def _read_sample(sample: RawSample, origin: Origin, ordinal: int) -> dict[str, o
     # Where nothing else is known, equal bytes are the leakage unit.
     group = sample.group or content_hash
     return {
-        "key": make_key(origin.source, origin.partition, ordinal),
+        "key": make_key(origin.source, partition, ordinal),
         "source": origin.source,
-        "partition": origin.partition,
+        "partition": partition,
         "ordinal": ordinal,
         "uri": sample.uri,
         "label": label,

@@ -1,0 +1,192 @@
+"""What is committed: the JSON records of parts, plans, shards, sources and generations.
+
+What has no record is garbage. Imports neither Ray nor torch, so that a loader starts without them.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, Field
+
+from pipeline.records import Role, Split
+
+FORMAT_VERSION = 2
+
+
+class _Record(BaseModel, frozen=True, extra="forbid"):
+    """A committed JSON file."""
+
+
+class Counts(_Record):
+    """read = selected + not_selected + rejected, always."""
+
+    read: int = 0
+    selected: int = 0
+    not_selected: int = 0
+    rejected: dict[str, int] = Field(default_factory=dict)  # by RejectReason
+
+    @property
+    def num_rejected(self) -> int:
+        return sum(self.rejected.values())
+
+    def adds_up(self) -> bool:
+        return self.read == self.selected + self.not_selected + self.num_rejected
+
+
+def add_counts(counts: Iterable[Counts]) -> Counts:
+    """Sum, reason by reason; reasons come out sorted so that equal sums are equal JSON."""
+    read = selected = not_selected = 0
+    rejected: dict[str, int] = {}
+    for each in counts:
+        read += each.read
+        selected += each.selected
+        not_selected += each.not_selected
+        for reason, number in each.rejected.items():
+            rejected[reason] = rejected.get(reason, 0) + number
+    return Counts(
+        read=read,
+        selected=selected,
+        not_selected=not_selected,
+        rejected=dict(sorted(rejected.items())),
+    )
+
+
+class PartRecord(_Record):
+    """Commits one part: the rows of consecutive samples of one span of partitions."""
+
+    source: str
+    round: int
+    span: int  # number in the round
+    span_id: str  # hash of the ids of its partitions: a listing that has changed shows
+    part: int  # number in the span
+    is_last: bool  # of the span
+    path: str
+    sha256: str
+    counts: Counts
+
+
+class ShardFile(_Record):
+    """A tar and its sidecar, one source. Paths are relative to the data set."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+    sidecar_path: str
+    sidecar_sha256: str
+    num_samples: int
+    source: str
+
+
+class ShardRecord(ShardFile):
+    """An immutable shard: one source, one split, one label ("" = none of the targets)."""
+
+    split: Split
+    label: str
+
+
+class TableRecord(_Record):
+    """A parquet file about one round of one source."""
+
+    path: str
+    sha256: str
+    num_rows: int
+
+
+class SourceRecord(_Record):
+    """What a generation has of one source, all its rounds together."""
+
+    name: str
+    fingerprint: str  # of the config entry and all that the selection depends on
+    role: Role
+    num_rounds: int
+    num_partitions: int  # read so far: the first ones of its plan
+    counts: Counts
+    ledger: tuple[TableRecord, ...]  # every row seen, without image and embedding
+    hashes: tuple[TableRecord, ...]  # of the images in its shards, by bytes and by look
+
+
+class Generation(_Record):
+    """An immutable list of shards, old and new. Writing it is the commit of a round."""
+
+    number: int
+    parent: int | None
+    sources: tuple[SourceRecord, ...]
+    shards: tuple[ShardRecord, ...]
+    quarantine: tuple[ShardFile, ...]  # suspected positives, in no split
+    next_numbers: dict[str, int]  # by path without number: no name is ever given twice
+
+    @property
+    def counts(self) -> Counts:
+        return add_counts(source.counts for source in self.sources)
+
+
+class SourcePlan(_Record):
+    """How one source is sampled. Committed before its first part.
+
+    `num_partitions` of the `num_listed` that the source lists are taken, at even steps; of an
+    endless source, which lists null, the first ones. They are read in spans, a task each, and
+    committed in rounds, a generation each. Expected numbers come from the pilot.
+    """
+
+    source: str
+    role: Role
+    fingerprint: str
+    num_partitions: int
+    num_listed: int | None
+    partitions_per_span: int
+    spans_per_round: int
+    samples_per_partition: float
+    scale: float  # of the inclusion probability of training negatives
+    eval_probability: float  # inclusion probability of val and test negatives
+    expected_selected: dict[str, float]  # by "split/stratum"
+    expected_rejected: dict[str, float]  # by RejectReason
+    expected_bytes: float
+    num_pilot: int
+    seconds_per_candidate: float  # of one worker; for estimates alone
+
+    @property
+    def num_candidates(self) -> int:
+        return round(self.num_partitions * self.samples_per_partition)
+
+    @property
+    def partitions_per_round(self) -> int:
+        return self.partitions_per_span * self.spans_per_round
+
+
+class ReferenceInfo(_Record):
+    """What the reference bank is, and the similarities that follow from it.
+
+    The limits are fitted on the positives' own leave-one-out similarities (METHOD in README):
+    above `ceiling` an unlabelled candidate is a suspected positive; `near` and `mid` are the
+    lower limits of those strata where no label tells.
+    """
+
+    fingerprint: str
+    num_embeddings: int
+    num_positives: int
+    median: float
+    ceiling: float
+    near: float
+    mid: float
+
+
+class DatasetInfo(_Record):
+    """`dataset.json`: what a data set is; `latest_generation` is derived and repaired on open."""
+
+    format_version: int = FORMAT_VERSION
+    targets: tuple[str, ...]
+    encoder: str  # fingerprint of the encoder, runtime included
+    embedding_dim: int
+    fingerprint: str  # of all settings that every row depends on
+    fingerprint_inputs: dict[str, Any]  # what went into it, to explain a refusal
+    latest_generation: int
+
+
+def strata_by_similarity(similarity: pa.ChunkedArray, reference: ReferenceInfo) -> pa.ChunkedArray:
+    """near, mid or far, where no label tells; null where there is no similarity."""
+    similarity = pc.cast(similarity, pa.float64())
+    is_mid = pc.greater_equal(similarity, reference.mid)
+    is_near = pc.greater_equal(similarity, reference.near)
+    return pc.if_else(is_near, "near", pc.if_else(is_mid, "mid", "far"))
