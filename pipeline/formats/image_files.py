@@ -40,7 +40,8 @@ def read_image(uri: str) -> bytes:
 def read_named_image(path: str, folder: str) -> bytes:
     """The bytes of the file that a table in `folder` names; b"" where it cannot be had.
 
-    A host that does not answer is a dead link here: one row must not end a run.
+    A host that does not answer is a dead link here, and so is an address that cannot be one: one
+    row must not end a run.
     """
     uri = locate(path, folder)
     if uri is None:
@@ -48,11 +49,14 @@ def read_named_image(path: str, folder: str) -> bytes:
         return b""
     try:
         return read_image(uri)
-    except TransientStorageError as error:
-        if not uri.lower().startswith(("http://", "https://")):
+    except InfinegError as error:
+        is_own = not uri.lower().startswith(("http://", "https://"))
+        if is_own and isinstance(error, TransientStorageError):
             raise
         _log.warning("%s", error)
-        return b""
+    except ValueError as error:  # of aiohttp: no URL at all
+        _log.warning("%s: %r: %s", folder, path[:200], error)
+    return b""
 
 
 def locate(path: str, folder: str) -> str | None:

@@ -1,0 +1,190 @@
+"""Data sets opened with Hugging Face `datasets`: a split that lies on a disk, or a stream of files.
+
+Images come as they are stored: nothing is decoded here, so that a broken one ends nothing.
+"""
+
+import contextlib
+import itertools
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import datasets
+import pyarrow as pa
+
+from pipeline.errors import InfinegError, TransientStorageError
+from pipeline.formats.columns import Holds, Row, holds
+from pipeline.records import Partition
+from pipeline.storage.transient import is_transient
+
+# What reading raises where the data are broken, besides OSError.
+BROKEN = (
+    pa.ArrowException,
+    datasets.exceptions.DatasetsError,
+    tarfile.TarError,
+    zlib.error,
+    EOFError,
+    ValueError,
+)
+Features = Mapping[str, Any]
+IsOffered = Callable[[object], bool]
+
+
+class OpenDataset(Protocol):
+    """One split of a data set."""
+
+    where: str  # for addresses and messages
+    folder: str  # where relative paths in it start
+    features: Features
+
+    def select(self, columns: Sequence[str]) -> "OpenDataset":
+        """Only these columns, not decoded."""
+
+    def partitions(self, rows_per_partition: int) -> Iterator[Partition]:
+        """Ranges of rows where they can be told apart, else files."""
+
+    def rows(
+        self, locator: list[int], *, label: str | None, is_offered: IsOffered | None, start: int
+    ) -> Iterator[tuple[str, Row]]:
+        """Addresses and rows, without the first `start` of them.
+
+        With `is_offered` there are only the rows whose value in column `label` it accepts.
+        """
+
+
+class SavedDataset:
+    """A folder of `save_to_disk`: what comes before a row need not be read."""
+
+    def __init__(self, data: datasets.Dataset, *, where: str, folder: str) -> None:
+        self._data = data
+        self.where = where
+        self.folder = folder
+        self.features: Features = data.features
+
+    def select(self, columns: Sequence[str]) -> "SavedDataset":
+        data = _undecoded(self._data, self.features, columns)
+        return SavedDataset(data, where=self.where, folder=self.folder)
+
+    def partitions(self, rows_per_partition: int) -> Iterator[Partition]:
+        num_rows = len(self._data)
+        for first in range(0, num_rows, rows_per_partition):
+            end = min(first + rows_per_partition, num_rows)
+            yield Partition(f"rows-{first}-{end}-of-{num_rows}", [first, end], end - first)
+
+    def rows(
+        self, locator: list[int], *, label: str | None, is_offered: IsOffered | None, start: int
+    ) -> Iterator[tuple[str, Row]]:
+        numbers: Sequence[int] = range(*locator)
+        if is_offered is not None:
+            with errors_of(self.where):
+                labels = self._data.select_columns([label]).select(numbers)[:][label]
+            numbers = [n for n, each in zip(numbers, labels, strict=True) if is_offered(each)]
+        for number in numbers[start:]:
+            with errors_of(f"{self.where}, row {number}"):
+                row = self._data[number]
+            yield f"{self.where}#{number}", row
+
+
+class StreamedDataset:
+    """Files read one after the other; those before a row are passed over, rows are not.
+
+    `commit` is the Hub's, "" elsewhere: of another one all ids are others, so that parts of the
+    old one are not taken for its.
+    """
+
+    def __init__(
+        self,
+        data: datasets.IterableDataset,
+        features: Features,
+        *,
+        where: str,
+        folder: str,
+        commit: str,
+    ) -> None:
+        self._data = data
+        self._commit = commit
+        self.where = where
+        self.folder = folder
+        self.features = features
+
+    def select(self, columns: Sequence[str]) -> "StreamedDataset":
+        return StreamedDataset(
+            _undecoded(self._data, self.features, columns),
+            {name: self.features[name] for name in columns},
+            where=self.where,
+            folder=self.folder,
+            commit=self._commit,
+        )
+
+    def partitions(self, rows_per_partition: int) -> Iterator[Partition]:
+        del rows_per_partition  # how many rows a file has, only reading tells
+        num_shards = self._data.num_shards
+        for shard in range(num_shards):
+            name = f"{shard:05d}-of-{num_shards:05d}"
+            yield Partition(f"{self._commit}-{name}".lstrip("-"), [shard, num_shards])
+
+    def rows(
+        self, locator: list[int], *, label: str | None, is_offered: IsOffered | None, start: int
+    ) -> Iterator[tuple[str, Row]]:
+        shard, num_shards = locator
+        if self._data.num_shards != num_shards:
+            raise InfinegError(
+                f"{self.where}: {self._data.num_shards} files, but there were {num_shards} when "
+                "it was listed; set `params.revision` to a commit"
+            )
+        where = f"{self.where}#{shard:05d}-of-{num_shards:05d}"
+        rows = iter(self._data.shard(num_shards=num_shards, index=shard))
+        for number in itertools.count():
+            with errors_of(f"{where}, row {number}"):
+                row = next(rows, None)
+            if row is None:
+                return
+            if is_offered is not None and not is_offered(row[label or ""]):
+                continue
+            if start > 0:
+                start -= 1
+            else:
+                yield f"{where}#{number}", row
+
+
+def column_types(features: Features) -> dict[str, Holds]:
+    return {name: _holds(feature) for name, feature in features.items()}
+
+
+def class_names(feature: object) -> list[str]:
+    """Of a ClassLabel, or of a list of them."""
+    while (inner := getattr(feature, "feature", None)) is not None:
+        feature = inner
+    return list(feature.names or ()) if isinstance(feature, datasets.ClassLabel) else []
+
+
+@contextlib.contextmanager
+def errors_of(where: str) -> Iterator[None]:
+    """What goes wrong while reading, as errors of ours."""
+    try:
+        yield
+    except InfinegError:
+        raise
+    except Exception as error:
+        if is_transient(error):
+            raise TransientStorageError(f"{where}: {error}; run again to resume") from error
+        if not isinstance(error, (*BROKEN, OSError)):
+            raise
+        raise InfinegError(f"{where}: broken: {type(error).__name__}: {error}") from None
+
+
+def _undecoded(data: Any, features: Features, columns: Sequence[str]) -> Any:
+    data = data.select_columns(list(columns))
+    for name in columns:
+        if isinstance(features[name], datasets.Image):
+            data = data.cast_column(name, datasets.Image(decode=False))
+    return data
+
+
+def _holds(feature: object) -> Holds:
+    if isinstance(feature, datasets.Image):
+        return "images"
+    if hasattr(feature, "decode_example"):  # sound, video and the like are bytes and path, too
+        return "other"
+    return holds(datasets.Features({"column": feature}).arrow_schema.field("column").type)

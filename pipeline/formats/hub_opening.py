@@ -1,0 +1,134 @@
+"""Opens data sets of the Hugging Face Hub and of folders, and says what to do where that fails.
+
+Nothing is downloaded but what is read, no code of a data set is run (`datasets` runs none since
+version 4), and nothing calls home.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Read when these are imported.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
+
+import datasets
+import huggingface_hub
+import pyarrow as pa
+
+from pipeline.errors import ConfigError, InfinegError
+from pipeline.formats.hub_datasets import (
+    BROKEN,
+    Features,
+    OpenDataset,
+    SavedDataset,
+    StreamedDataset,
+    errors_of,
+)
+from pipeline.storage.transient import is_transient
+
+# Where something else has imported them before.
+datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
+datasets.disable_progress_bars()
+
+
+def open_dataset(
+    path: str,
+    *,
+    name: str | None,
+    split: str,
+    revision: str | None,
+    data_dir: str | None,
+    data_files: tuple[str, ...],
+) -> OpenDataset:
+    """One split, of what `load_dataset` or `load_from_disk` knows; raises ConfigError else."""
+    where = " ".join(filter(None, (path, name, f"({split})")))
+    if any((Path(path) / each).is_file() for each in ("state.json", "dataset_dict.json")):
+        return _open_saved(path, split, where)
+    with _opening_errors(path, split=split, revision=revision):
+        builder = datasets.load_dataset_builder(
+            path,
+            name,
+            revision=revision,
+            data_dir=data_dir,
+            data_files={split: list(data_files)} if data_files else None,
+        )
+        stream = builder.as_streaming_dataset(split=split)
+        features = stream.features or _peeked_features(stream)
+    if builder.repo_id:  # one of the Hub, which names no file of this machine
+        folder, commit = f"hf://datasets/{builder.repo_id}@{builder.hash}", str(builder.hash)
+    else:
+        folder, commit = path if Path(path).is_dir() else data_dir or ".", ""
+    return StreamedDataset(stream, features, where=where, folder=folder, commit=commit)
+
+
+def _open_saved(path: str, split: str, where: str) -> SavedDataset:
+    """A single data set has no splits: then it is the one that is meant."""
+    with errors_of(where):
+        saved = datasets.load_from_disk(path)
+    if isinstance(saved, datasets.DatasetDict):
+        if split not in saved:
+            raise ConfigError(
+                f"{path}: no split {split!r}; check `params.split`; there are {', '.join(saved)}"
+            )
+        saved = saved[split]
+    return SavedDataset(saved.with_format(None), where=where, folder=path)
+
+
+def _peeked_features(stream: datasets.IterableDataset) -> Features:
+    """Of a format that tells no types: those of the first rows."""
+    schema = pa.Table.from_pylist(list(stream.take(8))).schema
+    features: Features = datasets.Features.from_arrow_schema(schema)
+    return features
+
+
+@contextlib.contextmanager
+def _opening_errors(path: str, *, split: str, revision: str | None) -> Iterator[None]:
+    try:
+        yield
+    except (InfinegError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        told = _told(error, path=path, split=split, revision=revision)
+        if told is None:
+            raise
+        raise told from None
+
+
+def _told(error: Exception, *, path: str, split: str, revision: str | None) -> InfinegError | None:
+    """The error that a user can act on; None where this is a bug."""
+    if isinstance(error, datasets.exceptions.DatasetNotFoundError):
+        return ConfigError(
+            f"{path}: {error} Check `params.path` and `params.revision`; a gated or private set "
+            "needs its terms accepted and a token in HF_TOKEN"
+        )
+    if isinstance(error, FileNotFoundError):
+        return ConfigError(
+            f"{path}: {error}; check `params.path`, `params.data_dir` and `params.data_files`"
+        )
+    if isinstance(error, RuntimeError) and "script" in str(error):
+        return ConfigError(
+            f"{path}: a loading script would run code of others, and is refused ({error}); use "
+            "the set's parquet copy, on the Hub `params.revision: refs/convert/parquet`, or save "
+            "it with `save_to_disk`"
+        )
+    if is_transient(error) or isinstance(error, ConnectionError):
+        return _unreachable(error, path=path, split=split, revision=revision)
+    if isinstance(error, (*BROKEN, OSError)):
+        return ConfigError(
+            f"{path}: {type(error).__name__}: {error}; check `params.name`, `params.split` and "
+            "`params.data_files`"
+        )
+    return None
+
+
+def _unreachable(error: Exception, *, path: str, split: str, revision: str | None) -> InfinegError:
+    offline = "HF_HUB_OFFLINE is set; " if datasets.config.HF_HUB_OFFLINE else ""
+    return InfinegError(
+        f"{path}: no folder of this name here, and the Hub cannot be reached at "
+        f"{datasets.config.HF_ENDPOINT} (split {split}, revision {revision or 'main'}): {error}. "
+        f"{offline}Give a local copy as `params.path` (a folder of parquet files or of "
+        "`save_to_disk`), or set HF_ENDPOINT to a mirror; a token is read from HF_TOKEN"
+    )
