@@ -64,7 +64,7 @@ class GzipStream(io.RawIOBase):
         return True
 
     def read(self, size: int = _PIECE, /) -> bytes:
-        """Up to `size` bytes, b"" at the end; raises one of GZIP_ERRORS where the file is damaged."""
+        """Up to `size` bytes, b"" at the end; raises one of GZIP_ERRORS at a damage."""
         while self._error is None:
             if self._inflater.eof and not self._next_member():
                 return b""

@@ -1,0 +1,79 @@
+"""Columns of a CSV of any size, block by block, plain or gzip."""
+
+import contextlib
+import csv
+from collections.abc import Iterator, Mapping
+from typing import IO, cast
+
+import pyarrow as pa
+import pyarrow.csv
+
+from pipeline import storage
+from pipeline.errors import ConfigError, InfinegError
+from pipeline.formats.streams import GZIP_ERRORS, GZIP_MAGIC, GzipStream, peek
+
+_BLOCK_BYTES = 1 << 20
+_MAX_HEADER_BYTES = 1 << 16
+
+
+def read_columns(
+    uri: str,
+    *,
+    setting: str,
+    required: Mapping[str, pa.DataType],
+    optional: Mapping[str, pa.DataType] | None = None,
+) -> Iterator[pa.Table]:
+    """Blocks of the columns wanted, in order; an optional one only where the file has it.
+
+    Raises ConfigError, naming `setting`, for a file that is missing or lacks a column, and
+    InfinegError, after all blocks that could be read, where it is broken.
+    """
+    with _open(uri, setting) as stream:
+        header = _read_header(stream)
+    if missing := required.keys() - set(header):
+        raise ConfigError(
+            f"{uri}: no column {', '.join(sorted(missing))}, its first line is "
+            f"{','.join(header)[:120]!r}; check `{setting}`"
+        )
+    types = {**required, **(optional or {})}
+    types = {name: kind for name, kind in types.items() if name in header}
+    try:
+        with _open(uri, setting) as stream:
+            yield from map(
+                pa.Table.from_batches,
+                ([batch] for batch in _open_csv(stream, types)),
+            )
+    except (pa.ArrowInvalid, *GZIP_ERRORS) as error:
+        raise InfinegError(f"{uri}: broken CSV: {error}") from None
+
+
+def _open_csv(stream: IO[bytes], types: Mapping[str, pa.DataType]) -> pa.csv.CSVStreamingReader:
+    return pa.csv.open_csv(
+        stream,
+        read_options=pa.csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False),
+        # A title in quotes may go over several lines.
+        parse_options=pa.csv.ParseOptions(newlines_in_values=True),
+        convert_options=pa.csv.ConvertOptions(column_types=types, include_columns=list(types)),
+    )
+
+
+@contextlib.contextmanager
+def _open(uri: str, setting: str) -> Iterator[IO[bytes]]:
+    try:
+        file = storage.open_read(uri)
+    except FileNotFoundError:
+        raise ConfigError(f"{uri}: no such file; check `{setting}`") from None
+    with file:
+        head, stream, _ = peek(file, len(GZIP_MAGIC))
+        yield cast(IO[bytes], GzipStream(stream)) if head == GZIP_MAGIC else stream
+
+
+def _read_header(stream: IO[bytes]) -> list[str]:
+    head = b""
+    while b"\n" not in head and len(head) < _MAX_HEADER_BYTES:
+        piece = stream.read(_MAX_HEADER_BYTES)
+        if not piece:
+            break
+        head += piece
+    line = head.partition(b"\n")[0].decode("utf-8-sig", errors="replace").rstrip("\r")
+    return next(csv.reader([line]), [])

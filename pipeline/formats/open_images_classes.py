@@ -1,0 +1,208 @@
+"""Which Open Images classes are the target, its ancestors, near it or ambiguous.
+
+Classes are named by MID or by display name. What lies below and above a class is told by the
+hierarchy file (`bbox_labels_600_hierarchy.json`) and, beyond it, by `mids`.
+"""
+
+import csv
+import difflib
+import functools
+import gzip
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import storage
+from pipeline.errors import ConfigError
+from pipeline.formats.mids import PRESETS, MidPreset
+from pipeline.formats.streams import GZIP_ERRORS, GZIP_MAGIC
+from pipeline.records import Stratum
+
+_MID = re.compile(r"/[a-z]/[0-9a-z_]+")
+_HEADER = ["LabelName", "DisplayName"]  # V6 and V7; V5 and before have none
+
+
+@dataclass(frozen=True)
+class TargetClasses:
+    """Sets of MIDs, and the ancestors of each, by what they say of one target."""
+
+    roots: frozenset[str]  # the target's classes as named
+    targets: frozenset[str]  # they and all below them
+    ambiguous: frozenset[str]
+    near: frozenset[str]
+    mid: frozenset[str]
+    lineage: Mapping[str, frozenset[str]]  # of each class that matters: it and its ancestors
+
+    @property
+    def relevant(self) -> tuple[str, ...]:
+        """Every class whose label matters, in a fixed order, the target's own first."""
+        return (*sorted(self.targets), *sorted(self.lineage.keys() - self.targets))
+
+    def is_denied(self, mid: str, absent: Set[str]) -> bool:
+        """Whether the absence of this class or of an ancestor of it rules it out."""
+        return not absent.isdisjoint(self.lineage[mid])
+
+    def is_absent(self, absent: Set[str]) -> bool:
+        """Whether the target is ruled out: a missing breed is no missing cat."""
+        return all(self.is_denied(root, absent) for root in self.roots)
+
+    def most_specific(self, mids: Set[str]) -> str | None:
+        """The target's kinds first, then near, mid and other classes; of these the deepest."""
+        groups = (self.targets, self.near, self.mid, self.ambiguous)
+
+        def rank(mid: str) -> tuple[int, int, str]:
+            group = next((n for n, group in enumerate(groups) if mid in group), len(groups))
+            return group, -len(self.lineage.get(mid, ())), mid
+
+        return min(mids, key=rank, default=None)
+
+    def stratum(self, mids: Set[str]) -> Stratum | None:
+        if not self.near.isdisjoint(mids):
+            return "near"
+        return None if self.mid.isdisjoint(mids) else "mid"
+
+
+def find_target_classes(
+    target: str,
+    classes: Sequence[str],
+    *,
+    near: Sequence[str] | None,
+    mid: Sequence[str] | None,
+    descriptions: Sequence[str],
+    hierarchy: Sequence[str],
+) -> TargetClasses:
+    """`classes` () are those of the preset `target`; near and mid None likewise.
+
+    Raises ConfigError for a name that is unknown or means several classes.
+    """
+    names = functools.cache(lambda: list(_read_names(descriptions)))
+
+    def resolved(texts: Sequence[str], setting: str) -> frozenset[str]:
+        return frozenset(
+            text if _MID.fullmatch(text) else _find(text, names(), setting) for text in texts
+        )
+
+    roots = resolved(classes, "params.target_classes") or _preset_root(target)
+    parents = _read_parents(hierarchy)
+    lineage = functools.cache(lambda mid: _closure(mid, parents))
+    targets = roots | {mid for mid in parents if not roots.isdisjoint(lineage(mid))}
+    presets = [preset for preset in PRESETS.values() if preset.root in roots]
+
+    def named(texts: Sequence[str] | None, setting: str, preset: str) -> frozenset[str]:
+        if texts is not None:
+            return resolved(texts, setting) - targets
+        return frozenset().union(*(getattr(each, preset) for each in presets)) - targets
+
+    chosen_near = named(near, "params.near_classes", "near")
+    chosen_mid = named(mid, "params.mid_classes", "mid") - chosen_near
+    ambiguous = named(None, "", "ambiguous")
+    mids = targets | chosen_near | chosen_mid | ambiguous
+    mids |= frozenset().union(*map(lineage, targets))
+    return TargetClasses(
+        roots, targets, ambiguous, chosen_near, chosen_mid, {mid: lineage(mid) for mid in mids}
+    )
+
+
+def _preset_root(target: str) -> frozenset[str]:
+    if target not in PRESETS:
+        raise ConfigError(
+            f"`params.target` {target!r} is none of {', '.join(PRESETS)}; "
+            "give `params.target_classes`"
+        )
+    return frozenset({PRESETS[target].root})
+
+
+def _read_names(uris: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """MID and display name of each row; the same row in two files comes once."""
+    seen = set()
+    for uri in uris:
+        for row in csv.reader(io.StringIO(_read_text(uri, "params.class_descriptions"))):
+            if not row or row == _HEADER:
+                continue
+            if len(row) != 2 or not _MID.fullmatch(row[0]):
+                raise ConfigError(
+                    f"{uri}: a row is {','.join(row)[:80]!r}, wanted a MID and a name; "
+                    "check `params.class_descriptions`"
+                )
+            if tuple(row) not in seen:
+                seen.add((row[0], row[1]))
+                yield row[0], row[1]
+
+
+def _find(text: str, names: Sequence[tuple[str, str]], setting: str) -> str:
+    """The MID of a display name, in any case; "Jaguar" is "Jaguar (Animal)" if no other is."""
+    wanted = text.casefold()
+    found = [each for each in names if each[1].casefold() == wanted]
+    if not found:
+        found = [each for each in names if each[1].casefold().startswith(f"{wanted} (")]
+    mids = {mid for mid, _ in found}
+    if len(mids) == 1:
+        return found[0][0]
+    if found:
+        listed = ", ".join(f"{mid} ({name})" for mid, name in found)
+        raise ConfigError(f"`{setting}` {text!r} may be {listed}; name the MID")
+    if not names:
+        raise ConfigError(
+            f"`{setting}` {text!r} is no MID such as /m/01yrx; give `params.class_descriptions`"
+        )
+    by_name = {name.casefold(): f"{name} ({mid})" for mid, name in names}
+    close = difflib.get_close_matches(wanted, by_name, n=5, cutoff=0.6)
+    hint = f"; close are {', '.join(by_name[name] for name in close)}" if close else ""
+    raise ConfigError(f"`{setting}` {text!r} is none of {len(names):,} class names{hint}")
+
+
+def _read_parents(uris: Sequence[str]) -> dict[str, set[str]]:
+    """Child -> parents, of the hierarchy files and of all presets."""
+    parents: dict[str, set[str]] = {}
+    for preset in PRESETS.values():
+        for child, parent in _preset_edges(preset):
+            parents.setdefault(child, set()).add(parent)
+    for uri in uris:
+        try:
+            edges = list(_edges(json.loads(_read_text(uri, "params.hierarchy"))))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise ConfigError(
+                f'{uri}: wanted nested {{"LabelName": "/m/...", "Subcategory": [...]}}; '
+                "check `params.hierarchy`"
+            ) from None
+        for child, parent in edges:
+            parents.setdefault(child, set()).add(parent)
+    return parents
+
+
+def _preset_edges(preset: MidPreset) -> Iterator[tuple[str, str]]:
+    yield from ((kind, preset.root) for kind in preset.kinds)
+    yield from zip((preset.root, *preset.ancestors), preset.ancestors, strict=False)
+
+
+def _edges(node: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """A subcategory is a kind of its parent; a part, a wheel of a car, is not."""
+    for child in node.get("Subcategory", []):
+        yield child["LabelName"], node["LabelName"]
+    for child in (*node.get("Subcategory", []), *node.get("Part", [])):
+        yield from _edges(child)
+
+
+def _closure(mid: str, parents: Mapping[str, Set[str]]) -> frozenset[str]:
+    """The class and all its ancestors."""
+    found, open_ends = {mid}, [mid]
+    while open_ends:
+        new = parents.get(open_ends.pop(), set()) - found
+        found |= new
+        open_ends.extend(new)
+    return frozenset(found)
+
+
+def _read_text(uri: str, setting: str) -> str:
+    try:
+        data = storage.read_bytes(uri)
+        if data.startswith(GZIP_MAGIC):
+            data = gzip.decompress(data)
+        return data.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"{uri}: no such file; check `{setting}`") from None
+    except (UnicodeDecodeError, gzip.BadGzipFile, *GZIP_ERRORS):
+        raise ConfigError(f"{uri}: not UTF-8 text; check `{setting}`") from None

@@ -1,0 +1,110 @@
+"""Where the images of Open Images lie: in tars, or one by one as `<split>/<ImageID>.jpg`."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from more_itertools import chunked
+
+from pipeline import storage
+from pipeline.errors import ConfigError
+from pipeline.formats.image_files import read_image
+from pipeline.formats.patterns import expand_braces
+from pipeline.formats.tars import read_members
+from pipeline.keys import short_hash
+from pipeline.records import Partition
+
+_TARS = (".tar", ".tar.gz", ".tgz")
+_IMAGES = (".jpg", ".jpeg", ".png")
+_HTTP = ("http://", "https://")
+_DIGITS = "0123456789abcdef"
+_HEX_RANGE = re.compile(r"\{([0-9a-f])\.\.([a-f])\}")
+
+
+class FoundImage(NamedTuple):
+    image_id: str
+    uri: str
+    content: bytes
+
+
+def is_tar(path: str) -> bool:
+    return path.lower().endswith(_TARS)
+
+
+def is_http(path: str) -> bool:
+    return path.lower().startswith(_HTTP)
+
+
+def tar_partitions(patterns: Sequence[str]) -> Iterator[Partition]:
+    """One a tar, which is not opened. Single digits count in hexadecimal: train_{0..f}.tar.gz."""
+    seen = set()
+    for pattern in patterns:
+        for url in expand_braces(_HEX_RANGE.sub(_listed, pattern)):
+            if url in seen:
+                raise ConfigError(f"{url} is named twice; check `params.path`")
+            seen.add(url)
+            yield Partition(url, url)
+
+
+def _listed(braces: re.Match[str]) -> str:
+    first, last = (_DIGITS.index(digit) for digit in braces.groups())
+    return "{" + ",".join(_DIGITS[first : last + 1]) + "}"
+
+
+def file_partitions(
+    folder: str, image_ids: Callable[[], Iterator[str]], *, size: int, are_all_offered: bool
+) -> Iterator[Partition]:
+    """Up to `size` single images each, in the order of their names.
+
+    Names begin with the id, which is a hash: any run of them shows all classes. The locator is
+    their common folder and the names. `image_ids` tells what there is where nothing can be listed,
+    `are_all_offered` whether every image is a sample.
+    """
+    if is_http(folder):
+        names: Iterator[str] = (f"{image_id}.jpg" for image_id in image_ids())
+    else:
+        names = iter(storage.list_files(folder, _IMAGES))
+    number = -1
+    for number, chosen in enumerate(chunked(names, size)):
+        yield Partition(
+            id=f"{number:06d}-{short_hash(' '.join(chosen))}",
+            locator=[folder, *chosen],
+            num_samples=len(chosen) if are_all_offered else None,
+        )
+    if number < 0:
+        raise ConfigError(f"{folder}: no such folder, or no image; check `params.path`")
+
+
+def read_images(
+    locator: str | Sequence[str], is_wanted: Callable[[str], bool]
+) -> Iterator[FoundImage]:
+    """The images wanted; `is_wanted` is asked once for the id of each, in order.
+
+    Raises InfinegError, after all that could be read, where a tar is broken.
+    """
+    if isinstance(locator, str):
+        yield from _read_tar(locator, is_wanted)
+        return
+    folder, *names = locator
+    for name in names:
+        if is_wanted(_image_id(name)):
+            uri = storage.join(folder, name)
+            yield FoundImage(_image_id(name), uri, read_image(uri))
+
+
+def _read_tar(url: str, is_wanted: Callable[[str], bool]) -> Iterator[FoundImage]:
+    def is_wanted_image(name: str) -> bool:
+        return name.lower().endswith(_IMAGES) and is_wanted(_image_id(name))
+
+    try:
+        file = storage.open_read(url)
+    except FileNotFoundError:
+        raise ConfigError(f"{url}: no such tar; check `params.path`") from None
+    with file:
+        for name, content in read_members(file, url, is_wanted_image):
+            if content is not None:
+                yield FoundImage(_image_id(name), f"{url}#{name}", content)
+
+
+def _image_id(name: str) -> str:
+    return name.rpartition("/")[2].partition(".")[0]
