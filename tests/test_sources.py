@@ -123,6 +123,17 @@ def test_number_of_samples_is_true_where_it_is_told(source: Source) -> None:
             assert partition.num_samples == sum(1 for _ in source.read(partition))
 
 
+def test_read_from_continues_where_read_was_left(source: Source) -> None:
+    if not hasattr(source, "read_from"):
+        pytest.skip("offers no read_from")
+    for partition in first_partitions(source):
+        look = NUM_SAMPLES + 3  # a shorter partition is compared to its end
+        samples = list(itertools.islice(source.read(partition), look))
+        for start in range(4):
+            rest = itertools.islice(source.read_from(partition, start), look - start)
+            assert list(rest) == samples[start:]
+
+
 @pytest.mark.parametrize("kind", ["os.path", "../webdataset", "generated", "_tar", "", "no_such"])
 def test_kind_names_no_other_module(kind: str) -> None:
     with pytest.raises(ConfigError, match="none of"):
