@@ -1,13 +1,19 @@
 """Files are there whole or not at all; only what is known to pass is tried again."""
 
 import hashlib
+import os
 import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline import storage
-from pipeline.errors import ConfigError, TransientStorageError
+from pipeline.errors import ConfigError, InfinegError, TransientStorageError
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -21,6 +27,12 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     waited: list[float] = []
     monkeypatch.setattr("pipeline.storage.transient.time.sleep", waited.append)
     return waited
+
+
+@pytest.fixture
+def _unconfigured() -> Iterator[None]:
+    yield
+    storage.configure({})
 
 
 def test_what_is_written_is_read(root: str) -> None:
@@ -138,3 +150,213 @@ def test_fetched_file_is_local(tmp_path: Path) -> None:
     assert storage.fetch("memory://bucket/weights.bin", tmp_path) == fetched
     assert storage.fetch(str(fetched), tmp_path / "other") == fetched, "a local file is not copied"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_fetches_at_once_give_one_whole_file(tmp_path: Path) -> None:
+    content = os.urandom(2**20)
+    storage.write_atomic("memory://bucket/shard.tar", content)
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(
+            pool.map(lambda _: storage.fetch("memory://bucket/shard.tar", tmp_path), range(8))
+        )
+    assert {path.read_bytes() for path in paths} == {content}
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_many_are_read_and_removed_in_their_order(root: str) -> None:
+    uris = [storage.join(root, f"folder/{number}.json") for number in range(20)]
+    for uri in uris:
+        storage.write_atomic(uri, uri.encode())
+    assert storage.read_many(uris[::-1]) == [uri.encode() for uri in uris[::-1]]
+    assert storage.read_many([]) == []
+    storage.remove_many([*uris[1:], storage.join(root, "no_such")])
+    assert storage.list_files(root) == ["folder/0.json"]
+
+
+def test_prefix_lists_files_of_one_folder_only(root: str) -> None:
+    for name in ("f/ab.json", "f/ac.json", "f/b.json", "f/a/c.json", "f/a[1].json", "fab"):
+        storage.write_atomic(storage.join(root, name), b"x")
+    at = storage.join(root, "f")
+    assert storage.list_prefix(f"{at}/a") == [f"{at}/a[1].json", f"{at}/ab.json", f"{at}/ac.json"]
+    assert len(storage.list_prefix(f"{at}/")) == 4
+    assert storage.list_prefix(storage.join(root, "no_such", "a")) == []
+
+
+def test_tree_with_brackets_in_its_name_is_removed_alone(root: str) -> None:
+    for name in ("data[1]/a", "data1/a"):
+        storage.write_atomic(storage.join(root, name), b"x")
+    storage.remove_tree(storage.join(root, "data[1]"))
+    assert storage.list_files(root) == ["data1/a"]
+
+
+def test_linked_folders_are_listed_and_circles_end(tmp_path: Path) -> None:
+    (tmp_path / "root/cats").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "root/cats/a.jpg").touch()
+    (tmp_path / "elsewhere/b.jpg").touch()
+    (tmp_path / "root/dogs").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "root/cats/up").symlink_to(tmp_path / "root")
+    assert storage.list_files(str(tmp_path / "root")) == ["cats/a.jpg", "dogs/b.jpg"]
+
+
+def test_folder_that_may_not_be_read_is_told(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to become somebody else")
+    tmp_path.chmod(0o700)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(InfinegError, match=f"list {tmp_path}: permission denied"):
+            storage.list_files(str(tmp_path))
+    finally:
+        os.seteuid(0)
+
+
+def test_one_of_many_creates(root: str) -> None:
+    uri = storage.join(root, "lock.json")
+    with ThreadPoolExecutor(16) as pool:
+        created = list(pool.map(lambda n: storage.create_exclusive(uri, b"%d" % n), range(16)))
+    assert created.count(True) == 1
+    assert storage.read_bytes(uri) == b"%d" % created.index(True)
+    assert storage.list_files(root) == ["lock.json"], "no temporary file stays"
+
+
+def test_creating_needs_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)  # as FAT and some network file systems do
+    assert storage.create_exclusive(str(tmp_path / "a/lock"), b"x")
+    assert not storage.create_exclusive(str(tmp_path / "a/lock"), b"y")
+    assert storage.read_bytes(str(tmp_path / "a/lock")) == b"x"
+
+
+def test_one_of_many_replaces(root: str) -> None:
+    uri = storage.join(root, "lock.json")
+    assert not storage.replace_if(uri, b"old", b"new"), "there is none"
+    storage.write_atomic(uri, b"old")
+    with ThreadPoolExecutor(16) as pool:
+        done = list(pool.map(lambda n: storage.replace_if(uri, b"old", b"%d" % n), range(16)))
+    assert done.count(True) == 1
+    winner = b"%d" % done.index(True)
+    assert storage.read_bytes(uri) == winner
+    assert not storage.remove_if(uri, b"old")
+    assert storage.remove_if(uri, winner)
+    assert storage.list_files(root) == []
+    assert not storage.remove_if(uri, winner)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "simplecache::s3://b/f",
+        "filecache::s3://b/f",
+        "zip://a.jpg::s3://b/f.zip",
+        "tar://a::/f.tar",
+    ],
+)
+def test_chained_urls_are_refused(uri: str) -> None:
+    with pytest.raises(ConfigError, match="chained URLs"):
+        storage.read_bytes(uri)
+
+
+def test_colons_in_a_name_chain_nothing(root: str) -> None:
+    uri = storage.join(root, "a::b.jpg")
+    storage.write_atomic(uri, b"x")
+    assert storage.read_bytes(uri) == b"x"
+    assert storage.list_files(root) == ["a::b.jpg"]
+
+
+@pytest.mark.parametrize(
+    "uri", ["reference://f", "jupyter://host/f", "github://a:b@/f", "data://x"]
+)
+def test_protocols_beyond_files_are_refused(uri: str) -> None:
+    with pytest.raises(ConfigError, match=r"is not allowed\. Allowed are paths and .*s3://"):
+        storage.read_bytes(uri)
+
+
+def test_missing_driver_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"gs://b/f: gs:// needs the package gcsfs: pip install"):
+        storage.read_bytes("gs://b/f")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "options"),
+    [
+        ("s3://", {"key": "VALUE"}),
+        ("s3://", {"client_kwargs": {"aws_secret_access_key": "VALUE"}}),
+        ("s3://", {"endpoint_url": "https://user:VALUE@host"}),
+        ("gs://", {"token": "VALUE"}),
+        ("az://", {"connection_string": "VALUE"}),
+        ("https://", {"headers": {"Authorization": "VALUE"}}),
+        ("hf://", {"token": "VALUE"}),
+        ("sftp://", {"password": "VALUE"}),
+    ],
+)
+def test_credentials_in_options_are_refused_unseen(prefix: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"credentials are not read from options") as told:
+        storage.configure({prefix: options})
+    assert "VALUE" not in str(told.value)
+
+
+@pytest.mark.usefixtures("_unconfigured")
+def test_options_that_are_no_credentials_are_taken() -> None:
+    storage.configure(
+        {
+            "gs://": {"token": "anon"},
+            "s3://b": {"anon": True, "s3_additional_kwargs": {"SSEKMSKeyId": "arn:aws:kms:1"}},
+        }
+    )
+    with pytest.raises(ConfigError, match="a prefix is a URL such as"):
+        storage.configure({"bucket": {}})
+    with pytest.raises(ConfigError, match="zip:// is not allowed"):
+        storage.configure({"zip://": {}})
+
+
+@pytest.mark.usefixtures("_unconfigured")
+def test_option_that_cannot_be_is_a_mistake_of_the_config() -> None:
+    storage.configure({"s3://": {"max_concurrency": 0}})
+    with pytest.raises(ConfigError, match="s3://b/f: max_concurrency must be"):
+        storage.read_bytes("s3://b/f")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("s3://bucket/a@b.jpg", "s3://bucket/a@b.jpg"),
+        ("https://user:pw@host/f?page=2", "https://***@host/f?page=2"),
+        (
+            "get 'https://h/f?X-Amz-Credential=A&X-Amz-Date=1&X-Amz-Signature=B' failed",
+            "get 'https://h/f?X-Amz-Credential=***&X-Amz-Date=1&X-Amz-Signature=***' failed",
+        ),
+        ("https://h/f?sv=1&sig=abc%3D", "https://h/f?sv=1&sig=***"),
+        ("https://h/f?access_token=abc", "https://h/f?access_token=***"),
+    ],
+)
+def test_secrets_in_uris_are_not_shown(text: str, shown: str) -> None:
+    assert storage.shown(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (28, "no space is left there"),
+        (30, "the file system is read-only"),
+        (13, "permission denied"),
+    ],
+)
+def test_what_a_user_can_mend_is_told(number: int, reason: str, waits: list[float]) -> None:
+    def action() -> None:
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(InfinegError, match=f"^write it: {reason}"):
+        storage.retry(action, "write it")
+    assert waits == []
+
+
+def test_drivers_are_imported_only_when_used() -> None:
+    code = (
+        "import sys; from pipeline import storage; storage.list_files('/nonexistent'); "
+        "print({'botocore', 's3fs', 'aiohttp', 'huggingface_hub', 'ray'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "set()", done.stderr

@@ -45,6 +45,9 @@ _USERINFO = re.compile(r"(?<=://)[^/\s@?#]+@")
 _SECRET_QUERY = re.compile(
     r"(?i)([?&][^=&\s]*(?:sig|token|secret|passw|credential|auth|key|policy)[^=&\s]*=)[^&\s'\"<>)]+"
 )
+_SECRET_SETTING = re.compile(
+    r"(?i)((?<![\w.-])[\w.-]*(?:secret|token|passw|credential)[\w.-]*=)[^&\s'\"<>)]+"
+)
 
 # Small requests of many threads share one client; its own pool holds 10.
 _NUM_CONNECTIONS = 64
@@ -73,7 +76,8 @@ def configure(options: Mapping[str, Mapping[str, Any]]) -> None:
 
 def shown(text: str) -> str:
     """A URI, or a message with URIs, without user names, passwords, signatures and tokens."""
-    return _SECRET_QUERY.sub(r"\1***", _USERINFO.sub("***@", text))
+    text = _SECRET_QUERY.sub(r"\1***", _USERINFO.sub("***@", text))
+    return _SECRET_SETTING.sub(r"\1***", text)
 
 
 def join(root: str, *names: str) -> str:
