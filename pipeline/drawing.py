@@ -95,10 +95,13 @@ class Dice:
         words: NDArray[np.uint64] = self._raw(-(-count // 8))
         return words.astype("<u8").view(np.uint8)[:count]
 
-    def palette(self, num_colours: int) -> NDArray[np.uint8]:
-        """Colours that go together, RGB in rows: any, few hues, pale, dark, natural or greys."""
+    def palette(self, num_colours: int, *, is_vivid: bool = False) -> NDArray[np.uint8]:
+        """Colours that go together, RGB in rows: any or few hues, and, where they need not be
+        vivid, pale, dark, natural ones or greys.
+        """
         colours = np.empty((num_colours, 3), np.uint8)
-        _fill_palette(self.state(), self.pick(_SCHEMES), colours)
+        scheme = self.pick(_SCHEMES[:2] if is_vivid else _SCHEMES)
+        _fill_palette(self.state(), scheme, colours)
         return colours
 
 

@@ -24,15 +24,16 @@ def fallen(shape: int, radii: tuple[float, float], *, index: int = 0, size: int 
 
 
 def test_radii_follow_the_inverse_cube() -> None:
+    """Weighed by 1 / (area in which its centre may lie), as large leaves reach in from afar."""
     state = Dice(picture_rng("test", 0, 0)).state()
-    radii = np.array([next_radius(state, 2.0, 64.0) for _ in range(20_000)])
+    radii = np.array([next_radius(state, 256, 2.0, 64.0) for _ in range(50_000)])
     assert radii.min() >= 2
     assert radii.max() <= 64
-    # P(radius > r) = (r^-2 - 64^-2) / (2^-2 - 64^-2)
-    for limit in (2.5, 4.0, 8.0, 16.0):
+    weights = 1 / (256 + 2 * radii) ** 2
+    for limit in (2.5, 4.0, 8.0, 16.0, 32.0):
         wanted = (limit**-2 - 64**-2) / (2**-2 - 64**-2)
-        sigma = (wanted * (1 - wanted) / len(radii)) ** 0.5
-        assert abs((radii > limit).mean() - wanted) < 4 * sigma
+        measured = weights[radii > limit].sum() / weights.sum()
+        assert measured == pytest.approx(wanted, rel=5 * (wanted * len(radii)) ** -0.5)
 
 
 @pytest.mark.parametrize("shape", [ANY, DISK, SQUARE, TURNED])

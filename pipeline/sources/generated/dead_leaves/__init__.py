@@ -7,7 +7,7 @@ squares, oriented (turned squares), polygons (disks, triangles to octagons) and 
 each with a pattern of its own).
 
 Arithmetic is of integers, and of floats that are added, multiplied, divided or rooted, which IEEE
-754 fixes, but for the logarithm that says when to stop.
+754 fixes; the radii of a few large leaves go through an exponential, whose last bit is not.
 """
 
 from functools import lru_cache, partial

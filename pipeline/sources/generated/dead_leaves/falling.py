@@ -20,10 +20,25 @@ _MAX_CORNERS = 8
 
 
 @compiled
-def next_radius(state: State, smallest: float, largest: float) -> float:
-    """Density proportional to r^-3 between the two; by inversion, as r^-2 is uniform."""
+def next_radius(state: State, size: int, smallest: float, largest: float) -> float:
+    """Radius of a leaf that reaches into the picture, where radii as such follow r^-3.
+
+    Centres of those that do lie in a square of side `size` + 2r; r^-3 times its area is a mixture
+    of r^-3, r^-2 and r^-1, each drawn by inversion. None is drawn in vain, and large ones come as
+    often as they should.
+    """
     low, high = 1 / (largest * largest), 1 / (smallest * smallest)
-    return float(1 / np.sqrt(low + (high - low) * next_unit(state)))
+    cube = size * size * (high - low) / 2
+    square = 4 * size * (1 / smallest - 1 / largest)
+    rest = 4 * np.log(largest / smallest)
+    at, u = (cube + square + rest) * next_unit(state), next_unit(state)
+    if at < cube:
+        radius = 1 / np.sqrt(low + (high - low) * u)
+    elif at < cube + square:
+        radius = 1 / (1 / largest + (1 / smallest - 1 / largest) * u)
+    else:
+        radius = smallest * np.exp(np.log(largest / smallest) * u)
+    return float(radius)
 
 
 @compiled
@@ -37,20 +52,19 @@ def fall(
     """Fills `owners`, all 0 before; returns how many leaves have fallen.
 
     Ends when all is covered, or when a point has been under 5 leaves in the mean: what is open
-    then, a few hundredths at most, stays ground.
+    then, a tenth at most, stays ground.
     """
     size, (smallest, largest) = len(owners), radii
-    side = size + 2 * largest
-    mean_area = 2 * np.pi * np.log(largest / smallest) / (smallest**-2.0 - largest**-2.0)
+    # 5 to the point: the mean area of a leaf to the mean area of where its centre may be, nearly.
+    spread = size * size / (2 * smallest * smallest) + 4 * size / smallest
+    max_leaves = int(5 * spread / (np.pi * np.log(largest / smallest)))
     num_open, num_leaves = size * size, 0
     open_in_row = np.full(size, size)
     corners, spans = np.empty((_MAX_CORNERS, 2)), np.empty((size, 2), np.int32)
-    for _ in range(int(5 * side * side / mean_area)):
-        # The same density of every size, those included that only reach into the picture.
-        radius = next_radius(state, smallest, largest)
-        x, y = next_unit(state) * side - largest, next_unit(state) * side - largest
-        if min(x, y) + radius <= 0 or max(x, y) - radius >= size or num_leaves == 65535:
-            continue
+    while num_open > 0 and num_leaves < min(max_leaves, 65535):
+        radius = next_radius(state, size, smallest, largest)
+        x = next_unit(state) * (size + 2 * radius) - radius
+        y = next_unit(state) * (size + 2 * radius) - radius
         num_leaves += 1
         num_corners = _place_corners(state, shape, x, y, radius, directions, corners)
         top = max(_centres_before(y - radius), 0)
@@ -65,8 +79,6 @@ def fall(
                 num_new = _claim(owners[row, first:last], num_leaves)
                 open_in_row[row] -= num_new
                 num_open -= num_new
-        if num_open == 0:
-            break
     return num_leaves
 
 
