@@ -90,7 +90,7 @@ def test_doubled_shard_is_found_by_its_keys(root: Path) -> None:
     rewrite(root, generation.model_copy(update={"shards": (*generation.shards, doubled)}))
     problems = problems_of(root)
     key = manifest.read_sidecar(str(root), shard)["key"][0].as_py()
-    assert f"{key}: in shards/train/odd and {doubled.path}" in problems
+    assert f"{key}: in shards/train/drawn and {doubled.path}" in problems
 
 
 def change_sidecar(root: Path, column: str, value: object) -> str:
