@@ -1,8 +1,12 @@
+import collections
 import gc
+import io
 import itertools
 import json
 import tarfile
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
 import webdataset
@@ -207,3 +211,181 @@ def test_headers_of_a_long_tar_do_not_pile_up_in_memory(tmp_path: Path) -> None:
     samples = source.read(partition)
     assert len(list(itertools.islice(samples, 499))) == 499
     assert sum(issubclass(type(each), tarfile.TarInfo) for each in gc.get_objects()) < 10
+
+
+@pytest.mark.parametrize("compression", ["", "gz"])
+@pytest.mark.parametrize("params", [{}, {"class_field": "cls", "target_labels": ["1"]}])
+def test_reading_goes_on_where_it_was_left(
+    tmp_path: Path, compression: str, params: dict[str, Any]
+) -> None:
+    members = [("a.cls", b"0"), ("a.jpg", JPEG), ("b.jpg", JPEG), ("b.cls", b"1"), ("c.cls", b"0"),
+               ("c.json", b"{}"), ("d.cls", b"0"), ("d.1.jpg", b"1"), ("d.2.jpg", b"2"),
+               ("d.3.png", b"3"), ("README", b"x"), ("a.jpg", b"again"), ("e.jpg", b"e"),
+               ("e.cls", b"1"), ("f.txt", b"f"), ("g.jpg", b"g")]  # fmt: skip
+    path = write_tar(tmp_path / "a.tar", members, f"w:{compression}")
+    source = Source(Params(urls=(str(path),), **params))
+    [partition] = source.partitions()
+    samples = list(source.read(partition))
+    assert len(samples) == (8 if params else 10)
+    for start in range(len(samples) + 2):
+        assert list(source.read_from(partition, start)) == samples[start:]
+
+
+def test_images_before_the_start_are_not_read(tmp_path: Path) -> None:
+    class CountingFile(io.BytesIO):
+        num_read = 0
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            data = super().read(size)
+            self.num_read += len(data)
+            return data
+
+    path = write_tar(tmp_path / "a.tar", [(f"{n}.jpg", bytes(100_000)) for n in range(20)])
+    file = CountingFile(path.read_bytes())
+    number = itertools.count()
+    list(tars.read_members(file, "uri", lambda _: next(number) >= 18))
+    assert file.num_read < 250_000, "what the reader's own counting relies on"
+    source = Source(Params(urls=(str(path),)))
+    [partition] = source.partitions()
+    assert names(list(source.read_from(partition, 18))) == ["18.jpg", "19.jpg"]
+
+
+def test_layout_of_img2dataset_is_read_and_its_failures_counted(tmp_path: Path) -> None:
+    def description(key: str, status: str) -> bytes:
+        return json.dumps(
+            {"url": "https://example.org/1.jpg", "caption": "a cat", "key": key, "status": status,
+             "error_message": None, "width": 96, "height": 64, "exif": "{}", "license": "CC BY",
+             "author": "Ada", "sha256": "00"}
+        ).encode()  # fmt: skip
+
+    members = []
+    # Key 1 was not downloaded: img2dataset leaves it out, so that keys have gaps.
+    for key, status in (("000000000", "success"), ("000000002", "failed_to_resize")):
+        members += [(f"{key}.jpg", JPEG), (f"{key}.json", description(key, status)),
+                    (f"{key}.txt", b"a cat")]  # fmt: skip
+    members += [("000000003.json", description("000000003", "failed_to_download"))]
+    samples = read(write_tar(tmp_path / "00000.tar", members))
+    assert names(samples) == ["000000000.jpg", "000000002.jpg", "000000003.json"]
+    assert [sample.image for sample in samples] == [JPEG, b"", b""]
+    assert {(s.license, s.author, s.class_name) for s in samples} == {("CC BY", "Ada", None)}
+
+
+def test_status_of_others_costs_no_picture(tmp_path: Path) -> None:
+    members = [("1.jpg", JPEG), ("1.json", b'{"status": "published", "license": ["CC0"]}')]
+    [sample] = read(write_tar(tmp_path / "a.tar", members))
+    assert (sample.image, sample.license) == (JPEG, None)
+
+
+def test_other_members_are_ignored_beside_an_image(tmp_path: Path) -> None:
+    members = [("1.jpg", JPEG), ("1.npz", b"x"), ("1.pyd", b"cos\nsystem\n(S'x'\ntR."),
+               ("1.seg.png", JPEG), ("1.txt", b"a cat")]  # fmt: skip
+    assert names(read(write_tar(tmp_path / "a.tar", members))) == ["1.jpg", "1.seg.png"]
+
+
+@pytest.mark.parametrize("tar_format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_long_names_are_read_whole(tmp_path: Path, tar_format: int) -> None:
+    name = "/".join(["folder-" + "x" * 60] * 4) + "/\N{SNOWMAN}1.jpg"
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tar_format) as archive:
+        member = tarfile.TarInfo(name)
+        member.size = len(JPEG)
+        archive.addfile(member, io.BytesIO(JPEG))
+    [sample] = read(path)
+    assert names([sample]) == [name]
+    assert sample.image == JPEG
+
+
+def test_class_may_be_a_value_of_the_json_and_make_a_target(tmp_path: Path) -> None:
+    members = [
+        member
+        for key, label in (("a", 1), ("b", 0), ("c", None))
+        for member in ((f"{key}.jpg", JPEG), (f"{key}.json", json.dumps({"label": label}).encode()))
+    ]
+    path = write_tar(tmp_path / "a.tar", members)
+    source = Source(
+        Params(
+            urls=(str(path),),
+            class_field="json.label",
+            label_names=("dog", "cat"),
+            target_labels=("cat",),
+            target_policy="positive",
+            labels_are_exhaustive=True,
+        )
+    )
+    [partition] = source.partitions()
+    assert [(s.class_name, s.label, s.label_state) for s in source.read(partition)] == [
+        ("cat", "cat", "verified_present"),
+        ("dog", "", "verified_absent"),
+        (None, "", "unknown"),
+    ]
+
+
+def test_target_without_a_class_field_is_refused(tmp_path: Path) -> None:
+    source = Source(Params(urls=(str(tmp_path / "a.tar"),), target_labels=("cat",)))
+    with pytest.raises(ConfigError, match=r"give `params\.class_field`"):
+        list(source.partitions())
+
+
+SHARD_INDEXES = {
+    "_info.json": {
+        "splits": {
+            "train": {"name": "train", "filenames": ["x-0.tar"], "shard_lengths": [1],
+                      "num_samples": 1, "alt_label": ""},
+            "validation": {"filenames": ["x-1.tar"], "shard_lengths": [1], "num_samples": 1},
+        }
+    },
+    "shardindex.json": {
+        "__kind__": "wids-shard-index-v1", "wids_version": 1, "name": "x",
+        "shardlist": [{"url": f"x-{n}.tar", "md5sum": "0", "nsamples": 1, "filesize": 1}
+                      for n in range(2)],
+    },
+    ".nv-meta/.info.json": {"energon_version": "7", "shard_counts": {"x-0.tar": 1, "x-1.tar": 1}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHARD_INDEXES)
+def test_tars_may_be_named_by_the_index_beside_them(tmp_path: Path, name: str) -> None:
+    (tmp_path / ".nv-meta").mkdir()
+    (tmp_path / name).write_text(json.dumps(SHARD_INDEXES[name]))
+    source = Source(Params(urls=(str(tmp_path / name),)))
+    assert [p.id for p in source.partitions()] == [f"{tmp_path}/x-0.tar", f"{tmp_path}/x-1.tar"]
+
+
+@pytest.mark.parametrize(
+    "index",
+    ['{"shardlist": [{"url": "ssh://host/x.tar"}]}', '{"shardlist": [{"url": "../x.tar"}]}', "[]", "{",
+     '{"splits": {}}'],
+)  # fmt: skip
+def test_index_that_names_no_tars_or_foreign_ones_is_refused(tmp_path: Path, index: str) -> None:
+    (tmp_path / "shardindex.json").write_text(index)
+    source = Source(Params(urls=(str(tmp_path / "shardindex.json"),)))
+    with pytest.raises(ConfigError, match=r"shardindex\.json: names no tars.*params\.urls"):
+        list(source.partitions())
+
+
+@pytest.mark.parametrize(
+    "urls",
+    [("a-{0..3}.tar", "a-{3..4}.tar"), ("a.tar", "a.tar"), ("{b,a}-{00..01}.tar", "a-01.tar"),
+     ("a-01.tar", "a-{00..99}.tar"), ("a-{x,y,x}.tar",)],
+)  # fmt: skip
+def test_names_that_patterns_share_are_refused(urls: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="twice"):
+        list(Source(Params(urls=urls)).partitions())
+
+
+@pytest.mark.parametrize(
+    "urls", [("a-{0..3}.tar", "a-{03..04}.tar"), ("a-{0..3}.tar", "b-{0..3}.tar", "a-4.tar")]
+)
+def test_names_that_only_resemble_each_other_are_not(urls: tuple[str, ...]) -> None:
+    assert len(list(Source(Params(urls=urls)).partitions())) in (6, 9)
+
+
+def test_no_name_of_a_long_pattern_is_kept() -> None:
+    source = Source(Params(urls=("s3://bucket/{00000000..09999999}.tar", "s3://bucket/x.tar")))
+    partitions = source.partitions()
+    next(partitions)
+    tracemalloc.start()
+    collections.deque(itertools.islice(partitions, 20_000), maxlen=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100_000
