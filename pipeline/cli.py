@@ -65,18 +65,21 @@ def build(
     source: Sources = None,
     overrides: Overrides = None,
     address: Address = None,
+    follow: Annotated[
+        bool, typer.Option(help="Then read on in endless sources, until interrupted.")
+    ] = False,
 ) -> None:
     """Stream sources into shards. Resumes; builds only what no generation has yet."""
     from pipeline.dataset import finished_generation
     from pipeline.tables import counts_table
 
     loaded = _load(config, overrides, address)
-    generation = finished_generation(loaded, source or ())
+    generation = None if follow else finished_generation(loaded, source or ())
     state = "nothing to do: already committed"
     if generation is None:
         from pipeline.build import build as run_build
 
-        generation, _ = run_build(loaded, only=source or ())
+        generation, _ = run_build(loaded, only=source or (), follow=follow)
         state = "committed"
     console.print(counts_table(generation))
     console.print(f"{state} generation {generation.number} of {loaded.output.path}")

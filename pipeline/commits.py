@@ -135,6 +135,7 @@ class SourcePlan(_Record):
     fingerprint: str
     num_partitions: int
     num_listed: int | None
+    partitions_per_budget: int  # by so many a followed, endless source is extended
     partitions_per_span: int
     spans_per_round: int
     samples_per_partition: float

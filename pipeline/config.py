@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
+from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.keys import sha256_hex
 from pipeline.overrides import apply_override, fill_variables
@@ -54,24 +55,41 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     runtime: Literal["auto", "onnxruntime", "torch"] = "auto"  # auto: ONNX Runtime on a CPU
 
 
+class Budget(BaseModel, frozen=True, extra="forbid"):
+    """How much of a source of weight 1 is wanted; one of these. A plain number is `selected`."""
+
+    selected: _Count | None = Field(None, ge=1)  # training negatives
+    candidates: _Count | None = Field(None, ge=1)  # read, whatever is selected of them
+    bytes: _Count | None = Field(None, ge=1)  # of the images of training negatives, in shards
+    hours: float | None = Field(None, gt=0)  # of building; ends at the clock
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_number(cls, data: Any) -> Any:
+        return {"selected": data} if isinstance(data, int | float | str) else data
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        given = [name for name, value in self if value is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one of {', '.join(type(self).model_fields)}")
+        return self
+
+
 class SelectionConfig(BaseModel, frozen=True, extra="forbid"):
     """Which candidates become training negatives, and with what probability."""
 
     mode: Literal["similarity", "uniform"] = "similarity"
     beta: float = Field(8.0, ge=0)  # exp(beta * similarity): 0 is uniform, 8 halves every 0.087
-    budget: _Count = Field(100_000, ge=1)  # selected training negatives of a source of weight 1
-    eval_budget: _Count | None = Field(None, ge=0)  # val and test each; default budget // 4
+    budget: Budget = Budget(selected=100_000)  # of a source of weight 1
+    # Negatives wanted in val, and in test; default a quarter of the training negatives.
+    eval_budget: _Count | None = Field(None, ge=0)
     min_probability: float = Field(0.01, gt=0, le=1)  # floor of the inclusion probability
     candidates_per_selected: float = Field(10.0, ge=1)  # how much of an endless source is looked at
     num_neighbors: int = Field(5, ge=1)  # k of the k largest cosines that similarity averages
     pilot: _Count = Field(500, ge=1)  # candidates a source, to fit the scale (or 1% of the budget)
     quarantine: Literal["auto", "off"] = "auto"  # auto: ceiling fitted on the positives
     seed: int = 0
-
-    @property
-    def num_eval(self) -> int:
-        """Negatives wanted in val, and as many in test, of a source of weight 1."""
-        return self.budget // 4 if self.eval_budget is None else self.eval_budget
 
     @property
     def effective_beta(self) -> float:
@@ -141,6 +159,9 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     split: SplitConfig = SplitConfig()
     output: OutputConfig
     build: BuildConfig = BuildConfig()
+    # fsspec's options by URL prefix, e.g. {"s3://": {endpoint_url: "http://minio:9000"}}.
+    # Credentials come from the environment.
+    storage: dict[str, dict[str, Any]] = Field(default_factory=dict)
     train: dict[str, Any] = Field(default_factory=dict)
     evaluate: dict[str, Any] = Field(default_factory=dict)
 
@@ -232,9 +253,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         apply_override(data, override)
     variables = data.get("variables") or {}
     try:
-        return Config.model_validate(fill_variables(data, {**os.environ, **variables}, str(path)))
+        config = Config.model_validate(fill_variables(data, {**os.environ, **variables}, str(path)))
     except ValidationError as error:
         raise ConfigError(f"{path}: {describe_errors(error)}") from None
+    storage.configure(config.storage)
+    return config
 
 
 def describe_errors(error: ValidationError) -> str:

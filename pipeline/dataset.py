@@ -24,10 +24,11 @@ class Changes:
         return bool(self.build or self.drop)
 
 
-def find_changes(config: Config, only: Sequence[str] = ()) -> Changes:
+def find_changes(config: Config, only: Sequence[str] = (), *, follow: bool = False) -> Changes:
     """Compares the config with the latest generation; `only` some entries.
 
-    Raises ConfigError where settings have been changed that every row depends on.
+    With `follow` all sources of negatives are looked at again, for those that never end. Raises
+    ConfigError where settings have been changed that every row depends on.
     """
     names = [entry.name for entry in config.entries]
     if unknown := sorted(set(only) - set(names)):
@@ -52,6 +53,7 @@ def find_changes(config: Config, only: Sequence[str] = ()) -> Changes:
             entry.name not in committed
             or entry.name in changed
             or _is_unfinished(root, committed[entry.name])
+            or (follow and config.role_of(entry) == "negative")
         )
     ]
     chosen = {entry.name for entry in build}

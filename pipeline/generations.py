@@ -19,6 +19,7 @@ from pipeline.commits import (
 from pipeline.config import Config
 from pipeline.duplicates import SeenImages
 from pipeline.errors import InfinegError
+from pipeline.listing import Round
 from pipeline.pack import (
     HASH_COLUMNS,
     RoundTables,
@@ -27,7 +28,6 @@ from pipeline.pack import (
     pack_shard,
     write_tables,
 )
-from pipeline.plan import Round
 from pipeline.progress import Progress
 from pipeline.shards import parse_group
 
@@ -159,16 +159,13 @@ def _pack_shards(config: Config, tasks: Sequence[ShardTask], cluster: Cluster) -
     method = functools.partial(
         _pack_one, root=config.output.path, targets=info.targets, encoder=info.encoder
     )
+    open_storage = functools.partial(storage.configure, config.storage)
     files = []
     with Progress("pack", total=len(tasks), unit="shards") as progress:
-        for table in cluster.map(method, tasks, make_worker=_no_worker):
+        for table in cluster.map(method, tasks, make_worker=open_storage):
             files.append(ShardFile.model_validate_json(table["record"][0].as_py()))
             progress.advance()
     return sorted(files, key=lambda file: file.path)
-
-
-def _no_worker() -> None:
-    """Packing needs nothing that is costly to make."""
 
 
 def _pack_one(

@@ -13,7 +13,7 @@ import pyarrow as pa
 from more_itertools import chunked, peekable
 from pydantic import BaseModel
 
-from pipeline import manifest
+from pipeline import manifest, storage
 from pipeline.commits import Counts, PartRecord, add_counts
 from pipeline.config import Config, SourceEntry
 from pipeline.errors import TooManyRejects
@@ -71,6 +71,7 @@ class SpanWorker:
     """Holds what is costly to make: the encoder and, once there is one, the reference bank."""
 
     def __init__(self, config: Config, encoder: PreparedEncoder) -> None:
+        storage.configure(config.storage)
         self._config = config
         self._encoder = encoder
         self._root = config.output.path

@@ -14,17 +14,16 @@ from pipeline.commits import ReferenceInfo, SourcePlan
 from pipeline.config import Config, SourceEntry, fingerprint
 from pipeline.dataset import committed_sources
 from pipeline.errors import InfinegError
-from pipeline.parts import SpanTask, SpanWorker
-from pipeline.plan import (
+from pipeline.listing import (
     Listing,
     Planned,
-    make_plan,
-    pilot_sample,
     pilot_size,
     refuse_changed_listing,
     survey,
     take_partitions,
 )
+from pipeline.parts import SpanTask, SpanWorker
+from pipeline.plan import make_plan, pilot_sample
 from pipeline.progress import Progress
 from pipeline.reference import write_reference
 from pipeline.sources import Source, open_source

@@ -8,7 +8,7 @@ import yaml
 
 from pipeline.config import Config, SourceEntry, fingerprint, load_config
 from pipeline.errors import ConfigError
-from pipeline.plan import survey
+from pipeline.listing import survey
 from pipeline.sources import open_source
 
 MINIMAL: dict[str, Any] = {
@@ -34,7 +34,7 @@ def path(tmp_path: Path) -> Path:
     [
         ({"selection": {"bta": 1}}, r"selection\.bta: Extra inputs are not permitted, got 1"),
         ({"selection": {"beta": -1}}, r"selection\.beta: .*greater than or equal to 0, got -1"),
-        ({"selection": {"budget": "many"}}, r"selection\.budget: .*valid integer.*got 'many'"),
+        ({"selection": {"budget": "many"}}, r"budget\.selected: .*valid integer.*got 'many'"),
         ({"selection": {"min_probability": 0}}, r"selection\.min_probability: .*greater than 0"),
         ({"encoder": {"layer": "first"}}, r"encoder\.layer: .*'penultimate', got 'first'"),
         ({"output": {}}, r"output\.path: Field required"),
@@ -90,7 +90,7 @@ def test_override_reaches_any_value(path: Path) -> None:
     assert config.sources[0].params == {"seed": 3}
     assert config.positives[0].params == {"path": "other/"}
     assert config.train == {"mode": "head"}
-    assert config.selection.budget == 12_000
+    assert config.selection.budget.selected == 12_000
 
 
 @pytest.mark.parametrize(

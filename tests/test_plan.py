@@ -16,16 +16,8 @@ from pipeline import manifest
 from pipeline.commits import ReferenceInfo, strata_by_similarity
 from pipeline.config import Config, SelectionConfig, SourceEntry
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.plan import (
-    Planned,
-    fit_scale,
-    iterate_spans,
-    make_plan,
-    pilot_sample,
-    pilot_size,
-    survey,
-    take_partitions,
-)
+from pipeline.listing import Planned, iterate_spans, pilot_size, survey, take_partitions
+from pipeline.plan import fit_scale, make_plan, pilot_sample
 from pipeline.records import Partition, RawSample
 
 REFERENCE = ReferenceInfo(
@@ -156,8 +148,8 @@ def test_plan_of_a_million_partitions_keeps_a_few() -> None:
 
 
 def test_pilot_is_a_hundredth_of_the_budget_and_at_least_what_is_asked_for() -> None:
-    assert pilot_size(ENTRY, SelectionConfig(budget=10_000)) == 500
-    assert pilot_size(ENTRY, SelectionConfig(budget=1_000_000)) == 10_000
+    assert pilot_size(ENTRY, SelectionConfig.model_validate({"budget": 10_000})) == 500
+    assert pilot_size(ENTRY, SelectionConfig.model_validate({"budget": 1_000_000})) == 10_000
 
 
 def test_scale_does_not_depend_on_the_order_of_the_pilot() -> None:

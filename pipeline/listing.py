@@ -1,0 +1,196 @@
+"""Which partitions of a source are taken, and how they are cut into spans and rounds.
+
+A listing is passed over, never kept: a source of a million partitions costs no more memory than
+one of ten. Opens no image.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from more_itertools import chunked
+
+from pipeline.commits import SourcePlan
+from pipeline.config import Config, SelectionConfig, SourceEntry
+from pipeline.errors import ConfigError, InfinegError
+from pipeline.records import Partition
+from pipeline.sources import Source
+
+# A pilot reads a little of many partitions, because samples of one partition resemble each other.
+_MAX_PILOT_PARTITIONS = 64
+UNKNOWN_PARTITION_SIZE = 1000  # until the pilot tells; only orders of magnitude matter
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What one pass over the partitions of a source tells, and what is to be taken of them."""
+
+    num_listed: int | None  # None: of an endless source, of which the first ones are taken
+    num_partitions: int
+    samples_per_partition: float | None  # None where the source does not tell
+    examples: tuple[Partition, ...]  # at even steps, for the pilot
+
+
+def survey(source: Source, entry: SourceEntry, config: Config) -> Listing:
+    """Passes over the partitions once.
+
+    An endless source gives a prefix, as long as the budget asks for. Another is read whole, or,
+    over `max_candidates`, at even steps: a prefix of a sorted list would be all of one kind.
+    """
+    is_positive = config.role_of(entry) == "positive"
+    wanted = entry.max_candidates if is_positive else _candidates_wanted(entry, config, source)
+    if source.is_endless and wanted is None:
+        raise ConfigError(
+            f"positives {entry.name}: endless; set `max_candidates` or bound it by its params"
+        )
+    examples = _EvenSteps(_MAX_PILOT_PARTITIONS)
+    num_partitions = num_known = num_samples = 0
+    for partition in source.partitions():
+        examples.add(partition)
+        num_partitions += 1
+        if partition.num_samples is not None:
+            num_known += 1
+            num_samples += partition.num_samples
+        if source.is_endless and wanted is not None:
+            unknown = (num_partitions - num_known) * UNKNOWN_PARTITION_SIZE
+            if num_samples + unknown >= wanted:
+                break
+    if not num_partitions:
+        raise ConfigError(f"source {entry.name!r}: no partition found, nothing to read")
+    mean = num_samples / num_known if num_known else None
+    num_taken = num_partitions
+    if not source.is_endless and wanted is not None:
+        num_candidates = num_partitions * (UNKNOWN_PARTITION_SIZE if mean is None else mean)
+        if num_candidates > wanted:
+            num_taken = max(1, round(num_partitions * wanted / num_candidates))
+    return Listing(
+        num_listed=None if source.is_endless else num_partitions,
+        num_partitions=num_taken,
+        samples_per_partition=mean,
+        examples=tuple(examples.kept()),
+    )
+
+
+class _EvenSteps:
+    """Keeps `number` of a stream of unknown length, at nearly even steps, the first among them."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._step = 1
+        self._seen = 0
+        self._held: list[Partition] = []
+
+    def add(self, partition: Partition) -> None:
+        if self._seen % self._step == 0:
+            self._held.append(partition)
+            if len(self._held) > 4 * self._number:
+                self._held = self._held[::2]
+                self._step *= 2
+        self._seen += 1
+
+    def kept(self) -> list[Partition]:
+        number = min(self._number, len(self._held))
+        return [self._held[i * len(self._held) // number] for i in range(number)]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A source that is to be built, and how much of its plan is committed already."""
+
+    entry: SourceEntry
+    source: Source
+    plan: SourcePlan
+    num_rounds: int = 0
+    num_partitions: int = 0
+
+    def rounds(self) -> "Iterator[Round]":
+        """What is left, cut into rounds."""
+        first, number = self.num_partitions, self.num_rounds + 1
+        while first < self.plan.num_partitions:
+            last = min(first + self.plan.partitions_per_round, self.plan.num_partitions)
+            yield Round(self, number, first, last)
+            first, number = last, number + 1
+
+
+@dataclass(frozen=True)
+class Round:
+    """Partitions `first` to `last` of a source's plan, packed and committed together."""
+
+    planned: Planned
+    number: int  # 1 for the source's first
+    first: int
+    last: int
+
+    @property
+    def source(self) -> str:
+        return self.planned.entry.name
+
+    @property
+    def num_spans(self) -> int:
+        return -(-(self.last - self.first) // self.planned.plan.partitions_per_span)
+
+    @property
+    def num_candidates(self) -> int:
+        return round((self.last - self.first) * self.planned.plan.samples_per_partition)
+
+    def cut(self, num_spans: int) -> "Round":
+        """The first spans alone, of a round that was ended early."""
+        last = min(self.last, self.first + num_spans * self.planned.plan.partitions_per_span)
+        return Round(self.planned, self.number, self.first, last)
+
+
+def iterate_spans(planned: Planned) -> Iterator[tuple[Partition, ...]]:
+    """The partitions that are not committed, one task's work at a time, as the source lists them.
+
+    Raises InfinegError where the source lists fewer than when it was planned.
+    """
+    plan, num_taken = planned.plan, planned.num_partitions
+    taken = take_partitions(planned.source, plan.num_partitions, plan.num_listed)
+    for partitions in chunked(itertools.islice(taken, num_taken, None), plan.partitions_per_span):
+        num_taken += len(partitions)
+        yield tuple(partitions)
+    if num_taken < plan.num_partitions:
+        raise refuse_changed_listing(plan, num_taken)
+
+
+def take_partitions(
+    source: Source, num_partitions: int, num_listed: int | None
+) -> Iterator[Partition]:
+    """`num_partitions` of `num_listed`, at even steps; without a number listed the first ones."""
+    num_taken, num_listed = 0, num_listed or num_partitions
+    for position, partition in enumerate(source.partitions()):
+        if num_taken == num_partitions:
+            return
+        if position == num_taken * num_listed // num_partitions:
+            yield partition
+            num_taken += 1
+
+
+def refuse_changed_listing(plan: SourcePlan, num_seen: int) -> InfinegError:
+    return InfinegError(
+        f"source {plan.source!r} was planned with {plan.num_listed or plan.num_partitions:,} "
+        f"partitions and has {num_seen:,} now. Restore it, or remove plans/{plan.source}.json "
+        "of the data set to begin this source anew."
+    )
+
+
+def _candidates_wanted(entry: SourceEntry, config: Config, source: Source) -> int | None:
+    """Candidates to read of a source of negatives; None for all there are."""
+    selection = config.selection
+    budget = selection.budget
+    if entry.max_candidates is not None:
+        return entry.max_candidates
+    if budget.candidates is not None:
+        return math.ceil(entry.weight * budget.candidates)
+    if not source.is_endless:
+        return None
+    if budget.selected is not None:
+        return math.ceil(entry.weight * budget.selected * selection.candidates_per_selected)
+    # Only the pilot tells how large a picture is and how long it takes: `make_plan` takes more.
+    return 10 * pilot_size(entry, selection)
+
+
+def pilot_size(entry: SourceEntry, selection: SelectionConfig) -> int:
+    """Candidates that a pilot reads."""
+    return max(selection.pilot, math.ceil(0.01 * entry.weight * (selection.budget.selected or 0)))
