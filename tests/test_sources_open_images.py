@@ -124,6 +124,17 @@ def outcome(samples: list[RawSample]) -> str:
     return sample.doubt.value if sample.doubt else sample.label_state
 
 
+@pytest.fixture(params=["in_memory", "in_files"])
+def _joined(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Joins as small files are, then as large ones."""
+    if request.param == "in_files":
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.setattr(lookups, "_MAX_BYTES_IN_MEMORY", 0)
+        monkeypatch.setattr(lookups, "_FLUSH_BYTES", 1)
+
+
 CONFLICT, SUSPECT = "conflicting_labels", "suspected_positive"
 
 
@@ -239,6 +250,7 @@ def test_box_file_of_v6_with_21_columns_and_one_of_v2_without_flags_are_read(
     assert [(s.uri[-20:-4], s.label) for s in samples] == [(OTHER_ID, "cat")]
 
 
+@pytest.mark.usefixtures("_joined")
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_label_rows_in_any_order_and_of_images_that_are_not_there(
     tmp_path: Path, suffix: str
@@ -299,6 +311,7 @@ def test_single_images_are_read_in_runs_and_found_again(tmp_path: Path) -> None:
     assert [sample.image for sample in source.read(partitions[1])] == [JPEG, b"", JPEG]
 
 
+@pytest.mark.usefixtures("_joined")
 def test_https_images_are_those_of_the_ids_file_or_of_the_labels(tmp_path: Path) -> None:
     rows = [(i, s, *[""] * 10) for i, s in ((OTHER_ID, "test"), (ID, "test"), ("f" * 16, "train"))]
     image_ids = write_csv(tmp_path / "ids.csv", rows, IDS_HEADER)
@@ -328,6 +341,7 @@ def test_reading_goes_on_where_it_was_left(tmp_path: Path, suffix: str) -> None:
         assert list(source.read_from(partition, start)) == samples[start:]
 
 
+@pytest.mark.usefixtures("_joined")
 @pytest.mark.parametrize(
     ("rotation", "expected"),
     [("90.0", 90), ("0.0", 0), ("270", 270), ("nan", None), ("NaN", None), ("", None),

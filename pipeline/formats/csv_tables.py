@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 from collections.abc import Iterator, Mapping
 from typing import IO, cast
 
@@ -28,23 +29,30 @@ def read_columns(
     Raises ConfigError, naming `setting`, for a file that is missing or lacks a column, and
     InfinegError, after all blocks that could be read, where it is broken.
     """
-    with _open(uri, setting) as stream:
-        header = _read_header(stream)
+    try:
+        with _open(uri, setting) as stream:
+            header = _read_header(stream)
+        types = _types(uri, header, setting, required, optional or {})
+        with _open(uri, setting) as stream:
+            for batch in _open_csv(stream, types):
+                yield pa.Table.from_batches([batch])
+    except (pa.ArrowInvalid, *GZIP_ERRORS) as error:
+        raise InfinegError(f"{uri}: broken CSV: {error}") from None
+
+
+def _types(
+    uri: str,
+    header: list[str],
+    setting: str,
+    required: Mapping[str, pa.DataType],
+    optional: Mapping[str, pa.DataType],
+) -> dict[str, pa.DataType]:
     if missing := required.keys() - set(header):
         raise ConfigError(
             f"{uri}: no column {', '.join(sorted(missing))}, its first line is "
             f"{','.join(header)[:120]!r}; check `{setting}`"
         )
-    types = {**required, **(optional or {})}
-    types = {name: kind for name, kind in types.items() if name in header}
-    try:
-        with _open(uri, setting) as stream:
-            yield from map(
-                pa.Table.from_batches,
-                ([batch] for batch in _open_csv(stream, types)),
-            )
-    except (pa.ArrowInvalid, *GZIP_ERRORS) as error:
-        raise InfinegError(f"{uri}: broken CSV: {error}") from None
+    return {name: kind for name, kind in {**required, **optional}.items() if name in header}
 
 
 def _open_csv(stream: IO[bytes], types: Mapping[str, pa.DataType]) -> pa.csv.CSVStreamingReader:
@@ -65,7 +73,10 @@ def _open(uri: str, setting: str) -> Iterator[IO[bytes]]:
         raise ConfigError(f"{uri}: no such file; check `{setting}`") from None
     with file:
         head, stream, _ = peek(file, len(GZIP_MAGIC))
-        yield cast(IO[bytes], GzipStream(stream)) if head == GZIP_MAGIC else stream
+        if head == GZIP_MAGIC:
+            stream = cast(IO[bytes], GzipStream(stream))
+        # Arrow takes a short read for a block of its own.
+        yield io.BufferedReader(cast(io.RawIOBase, stream), _BLOCK_BYTES)
 
 
 def _read_header(stream: IO[bytes]) -> list[str]:

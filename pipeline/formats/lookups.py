@@ -33,7 +33,7 @@ KEY = "ImageID"
 _FORMAT = 1  # of the files in the cache folder
 # CSVs that are smaller together are read by each process, which then writes no file.
 _MAX_BYTES_IN_MEMORY = 32 << 20
-_FLUSH_BYTES = 64 << 20  # of rows that are kept, before they are written
+_FLUSH_BYTES = 8 << 20  # of rows that are kept, before they are written
 _MAX_OPEN_BUCKETS = 48
 _MAX_OPEN_LOOKUPS = 8
 

@@ -3,18 +3,12 @@
 import contextlib
 import io
 import zlib
-from typing import IO, Protocol, cast
+from typing import IO, Any, cast
 
 GZIP_MAGIC = b"\x1f\x8b"
 # What reading a damaged GzipStream raises.
 GZIP_ERRORS = (zlib.error, EOFError)
 _PIECE = 1 << 16  # bytes of a gzip file inflated at once
-
-
-class Readable(Protocol):
-    """What is needed of a stream."""
-
-    def read(self, size: int, /) -> bytes: ...
 
 
 def peek(file: IO[bytes], size: int) -> tuple[bytes, IO[bytes], bool]:
@@ -31,19 +25,20 @@ def peek(file: IO[bytes], size: int) -> tuple[bytes, IO[bytes], bool]:
 class _Rejoined(io.RawIOBase):
     """A stream whose first bytes have been read already."""
 
-    def __init__(self, head: bytes, rest: Readable) -> None:
+    def __init__(self, head: bytes, rest: IO[bytes]) -> None:
         self._head = head
         self._rest = rest
 
     def readable(self) -> bool:
         return True
 
-    def read(self, size: int = -1, /) -> bytes:
-        if not self._head:
-            return self._rest.read(size)
-        end = size if size >= 0 else None
-        head, self._head = self._head[:end], self._head[len(self._head[:end]) :]
-        return head
+    def readinto(self, buffer: Any, /) -> int:
+        size = len(buffer)
+        data, self._head = self._head[:size], self._head[size:]
+        if not data:
+            data = self._rest.read(size)
+        buffer[: len(data)] = data
+        return len(data)
 
 
 class GzipStream(io.RawIOBase):
@@ -51,9 +46,10 @@ class GzipStream(io.RawIOBase):
 
     tarfile's own reader checks no checksum and stops after the first of several members (RFC
     1952, 2.2); gzip.GzipFile drops up to a whole read of sound bytes before the damage.
+    Reading raises one of GZIP_ERRORS at a damage.
     """
 
-    def __init__(self, file: Readable) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._inflater = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
         self._rest = b""  # compressed, not inflated yet
@@ -63,8 +59,17 @@ class GzipStream(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def read(self, size: int = _PIECE, /) -> bytes:
-        """Up to `size` bytes, b"" at the end; raises one of GZIP_ERRORS at a damage."""
+    def readinto(self, buffer: Any, /) -> int:
+        data = self._read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def drain(self) -> None:
+        """Reads to the end, so that the checksum is compared."""
+        while self.read(_PIECE):
+            pass
+
+    def _read(self, size: int) -> bytes:
         while self._error is None:
             if self._inflater.eof and not self._next_member():
                 return b""
@@ -77,11 +82,6 @@ class GzipStream(io.RawIOBase):
         if not content:
             raise self._error
         return content
-
-    def drain(self) -> None:
-        """Reads to the end, so that the checksum is compared."""
-        while self.read():
-            pass
 
     def _next_member(self) -> bool:
         """Whether another gzip member follows; zeros after the last are padding."""
