@@ -12,6 +12,7 @@ import functools
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
@@ -122,11 +123,17 @@ def _plan_on_cluster(
     config: Config, entries: Sequence[SourceEntry]
 ) -> Iterator[tuple[Cluster, _MakeWorker, list[Planned]]]:
     """A running cluster, what makes its workers, and the committed plans of `entries`."""
-    encoder = prepare_encoder(config.encoder, gpus_per_worker=config.build.gpus_per_worker)
-    begin_dataset(config, encoder=encoder.fingerprint, embedding_dim=encoder.embedding_dim)
-    with open_cluster(config.build) as cluster:
-        make_worker = functools.partial(SpanWorker, config, encoder)
-        yield cluster, make_worker, plan_sources(config, entries, cluster, make_worker)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        # Both take seconds, and Ray's start is a wait for other processes.
+        preparing = pool.submit(
+            prepare_encoder, config.encoder, gpus_per_worker=config.build.gpus_per_worker
+        )
+        with open_cluster(config.build) as cluster:
+            encoder = preparing.result()
+            begin_dataset(config, encoder=encoder.fingerprint, embedding_dim=encoder.embedding_dim)
+            taken_down = manifest.read_taken_down(config.output.path)
+            make_worker = functools.partial(SpanWorker, config, encoder, taken_down)
+            yield cluster, make_worker, plan_sources(config, entries, cluster, make_worker)
 
 
 def _tell_of_parts(tables: Iterator[pa.Table], progress: Progress) -> None:

@@ -155,6 +155,47 @@ def check(
     console.print(table)
 
 
+@app.command()
+def takedown(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET")],
+    key: Annotated[list[str] | None, typer.Option(help="Of a sample; repeatable.")] = None,
+    uri: Annotated[list[str] | None, typer.Option(help="Where it came from; repeatable.")] = None,
+    author: Annotated[list[str] | None, typer.Option(help="All of theirs; repeatable.")] = None,
+    purge: Annotated[
+        bool, typer.Option(help="Delete the files that held them; earlier generations lack these.")
+    ] = False,
+) -> None:
+    """A new generation without some samples, which no later build takes in again."""
+    from pipeline.commits import TakenDown
+    from pipeline.takedown import take_down
+
+    wanted = TakenDown(
+        keys=frozenset(key or ()), uris=frozenset(uri or ()), authors=frozenset(author or ())
+    )
+    generation, number = take_down(dataset, wanted, purge=purge)
+    console.print(f"committed generation {generation.number} of {dataset}: {number:,} taken down")
+
+
+@app.command()
+def review(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET")],
+    verdicts: Annotated[
+        str, typer.Option(metavar="CSV", help="Columns key, verdict: positive, negative or drop.")
+    ],
+    target: Annotated[str | None, typer.Option(help="What the positives show.")] = None,
+) -> None:
+    """A new generation that heeds verdicts on suspected positives."""
+    from pipeline import manifest
+    from pipeline.tables import counts_table
+    from pipeline.verdicts import apply_verdicts, read_verdicts
+
+    given = read_verdicts(verdicts)
+    chosen = target or manifest.require_info(dataset).targets[0]
+    generation = apply_verdicts(dataset, given, target=chosen)
+    console.print(counts_table(generation))
+    console.print(f"committed generation {generation.number} of {dataset}")
+
+
 def _load(config: str, overrides: list[str] | None, address: str | None) -> "Config":
     from pipeline.config import load_config
 

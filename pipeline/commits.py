@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_serializer
 
 from pipeline.records import Role, Split
 
@@ -107,6 +107,19 @@ class SourceRecord(_Record):
     hashes: tuple[TableRecord, ...]  # of the images in its shards, by bytes and by look
 
 
+class TakenDown(_Record):
+    """What must never be used, in whatever source it comes."""
+
+    keys: frozenset[str] = frozenset()
+    uris: frozenset[str] = frozenset()
+    authors: frozenset[str] = frozenset()
+    content_hashes: frozenset[str] = frozenset()
+
+    @field_serializer("*")
+    def _in_order(self, values: frozenset[str]) -> list[str]:
+        return sorted(values)  # equal sets are equal JSON
+
+
 class Generation(_Record):
     """An immutable list of shards, old and new. Writing it is the commit of a round."""
 
@@ -116,6 +129,7 @@ class Generation(_Record):
     shards: tuple[ShardRecord, ...]
     quarantine: tuple[ShardFile, ...]  # suspected positives, in no split
     next_numbers: dict[str, int]  # by path without number: no name is ever given twice
+    taken_down: TakenDown = TakenDown()
 
     @property
     def counts(self) -> Counts:

@@ -12,24 +12,22 @@ from pipeline.commits import (
     Generation,
     PartRecord,
     ShardFile,
-    ShardRecord,
     SourceRecord,
     add_counts,
 )
 from pipeline.config import Config
-from pipeline.duplicates import SeenImages
 from pipeline.errors import InfinegError
 from pipeline.listing import Round
 from pipeline.pack import (
-    HASH_COLUMNS,
     RoundTables,
     ShardTask,
     cut_shards,
     pack_shard,
+    read_seen_images,
     write_tables,
 )
 from pipeline.progress import Progress
-from pipeline.shards import parse_group
+from pipeline.shards import sort_files
 
 _NUMBERED = re.compile(r"(.+)-(\d{6})\.(tar|parquet)")
 
@@ -46,7 +44,7 @@ def pack_generation(
     parent = parent or _EMPTY
     sources = {source.name: source for source in parent.sources}
     numbers = dict(parent.next_numbers)
-    seen = _seen_images(root, parent)
+    seen = read_seen_images(root, parent)
     tasks: list[ShardTask] = []
     for round_ in rounds:
         parts = _ordered_parts(root, round_)
@@ -72,8 +70,7 @@ def pack_generation(
         tasks += of_round
         sources[name] = _source_record(round_, tables, sources.get(name))
     files = _pack_shards(config, tasks, cluster)
-    shards = [_shard_record(file) for file in files if file.path.startswith("shards/")]
-    quarantine = [file for file in files if file.path.startswith("quarantine/")]
+    shards, quarantine = sort_files(files)
     return Generation(
         number=parent.number + 1,
         parent=parent.number or None,
@@ -81,6 +78,7 @@ def pack_generation(
         shards=(*parent.shards, *shards),
         quarantine=(*parent.quarantine, *quarantine),
         next_numbers=dict(sorted(numbers.items())),
+        taken_down=parent.taken_down,
     )
 
 
@@ -128,14 +126,6 @@ def sweep(root: str, generation: Generation, rounds: Sequence[Round]) -> None:
         storage.remove_tree(storage.join(root, manifest.round_folder(round_.source, round_.number)))
 
 
-def _seen_images(root: str, generation: Generation) -> SeenImages:
-    seen = SeenImages()
-    for source in generation.sources:
-        for table in source.hashes:
-            seen.add(manifest.read_table(root, table.path, HASH_COLUMNS))
-    return seen
-
-
 def _ordered_parts(root: str, round_: Round) -> list[PartRecord]:
     """All parts of a round in the order of its spans; raises where one is missing."""
     committed = manifest.read_part_records(root, round_.source, round_.number)
@@ -173,11 +163,6 @@ def _pack_one(
 ) -> Iterator[pa.Table]:
     file = pack_shard(root, task, targets=targets, encoder=encoder)
     yield pa.table({"record": [file.model_dump_json()]})
-
-
-def _shard_record(file: ShardFile) -> ShardRecord:
-    split, label = parse_group(file.path.rpartition("-")[0])
-    return ShardRecord(**file.model_dump(), split=split, label=label)
 
 
 def _source_record(round_: Round, tables: RoundTables, before: SourceRecord | None) -> SourceRecord:

@@ -19,6 +19,7 @@ from pipeline.commits import (
     ReferenceInfo,
     ShardRecord,
     SourcePlan,
+    TakenDown,
 )
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.records import SPLITS, Split
@@ -62,6 +63,12 @@ def read_generation(root: str, number: int | None = None) -> Generation:
     if not storage.exists(path):
         raise ConfigError(f"{root}: no generation {number}")
     return _read_record(path, Generation)
+
+
+def read_taken_down(root: str) -> TakenDown:
+    """What the latest generation says must never be used."""
+    number = latest_generation_number(root)
+    return read_generation(root, number).taken_down if number else TakenDown()
 
 
 def commit_generation(root: str, generation: Generation) -> None:

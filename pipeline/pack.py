@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from pipeline import manifest, storage
-from pipeline.commits import Counts, PartRecord, ShardFile, TableRecord, add_counts
+from pipeline.commits import Counts, Generation, PartRecord, ShardFile, TableRecord, add_counts
 from pipeline.duplicates import COLUMNS, SeenImages
 from pipeline.records import RejectReason
 from pipeline.shards import LEDGER_COLUMNS, count_rows, output_groups, refuse_rows, write_shard
@@ -93,6 +93,15 @@ def write_tables(
     )
 
 
+def read_seen_images(root: str, generation: Generation) -> SeenImages:
+    """The images of all shards that a generation lists."""
+    seen = SeenImages()
+    for source in generation.sources:
+        for table in source.hashes:
+            seen.add(manifest.read_table(root, table.path, HASH_COLUMNS))
+    return seen
+
+
 def _refuse_duplicates(
     root: str, parts: Sequence[PartRecord], seen: SeenImages
 ) -> dict[int, dict[int, RejectReason]]:
@@ -119,6 +128,12 @@ def _positions_by_group(rows: pa.Table) -> dict[str, list[int]]:
         if group:
             found.setdefault(group, []).append(position)
     return found
+
+
+def write_table(root: str, path: str, rows: pa.Table) -> TableRecord:
+    with _parquet_writer(root, path) as (file, write):
+        write(rows)
+    return TableRecord(path=path, sha256=file.sha256, num_rows=rows.num_rows)
 
 
 @contextlib.contextmanager

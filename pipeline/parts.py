@@ -14,18 +14,20 @@ from more_itertools import chunked, peekable
 from pydantic import BaseModel
 
 from pipeline import manifest, storage
-from pipeline.commits import Counts, PartRecord, add_counts
+from pipeline.commits import Counts, PartRecord, TakenDown, add_counts
 from pipeline.config import Config, SourceEntry
 from pipeline.errors import TooManyRejects
 from pipeline.keys import short_hash
 from pipeline.records import Partition, RejectReason, row_schema
 from pipeline.reference import ReferenceBank, read_bank
+from pipeline.rules import read_rule
 from pipeline.runtimes import PreparedEncoder
 from pipeline.shards import count_rows, write_part
 from pipeline.sources import Source, open_source, read_from
 from pipeline.steps.decode import decode_batch
 from pipeline.steps.embed import embed_batch
 from pipeline.steps.read import Origin, Positioned, read_batch
+from pipeline.steps.refuse import refuse_batch
 from pipeline.steps.score import score_batch
 from pipeline.steps.select import SelectionRule, select_batch
 
@@ -70,10 +72,11 @@ class SpanTask(BaseModel, frozen=True):
 class SpanWorker:
     """Holds what is costly to make: the encoder and, once there is one, the reference bank."""
 
-    def __init__(self, config: Config, encoder: PreparedEncoder) -> None:
+    def __init__(self, config: Config, encoder: PreparedEncoder, taken_down: TakenDown) -> None:
         storage.configure(config.storage)
         self._config = config
         self._encoder = encoder
+        self._taken_down = taken_down
         self._root = config.output.path
         self._settings = config.output.image_settings
         self._runtime = encoder.open()
@@ -138,12 +141,12 @@ class SpanWorker:
     def _embedded(self, samples: Iterator[Positioned], task: SpanTask) -> pa.Table:
         """Rows of one part, decoded and embedded."""
         origin = origin_of(self._config, self._entries[task.source])
-        decoded = [
-            decode_batch(read_batch(batch, origin), self._settings)
-            for batch in chunked(samples, _SAMPLES_PER_READ)
-        ]
+        decoded = []
+        for batch in itertools.chain(chunked(samples, _SAMPLES_PER_READ), [[]]):
+            rows = refuse_batch(read_batch(batch, origin), self._taken_down)
+            decoded.append(decode_batch(rows, self._settings))
         return embed_batch(
-            pa.concat_tables(decoded or [decode_batch(read_batch([], origin), self._settings)]),
+            pa.concat_tables(decoded),
             runtime=self._runtime,
             preprocessing=self._encoder.preprocessing,
             embedding_dim=self._encoder.embedding_dim,
@@ -164,24 +167,8 @@ class SpanWorker:
 
     def _rule(self, source: str) -> SelectionRule:
         if source not in self._rules:
-            self._rules[source] = self._read_rule(source)
+            self._rules[source] = read_rule(self._root, source, self._config.selection)
         return self._rules[source]
-
-    def _read_rule(self, source: str) -> SelectionRule:
-        selection = self._config.selection
-        plan = manifest.read_plan(self._root, source)
-        assert plan is not None, f"no plan is committed for {source}"
-        reference = manifest.read_reference_info(self._root)
-        assert reference is not None
-        return SelectionRule(
-            scale=plan.scale,
-            beta=selection.effective_beta,
-            offset=reference.median,
-            min_probability=selection.min_probability,
-            eval_probability=plan.eval_probability,
-            seed=selection.seed,
-            ceiling=reference.ceiling if selection.quarantine == "auto" else None,
-        )
 
 
 def _read_partitions(

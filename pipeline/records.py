@@ -31,6 +31,7 @@ class RejectReason(StrEnum):
     IN_EVAL_SET = "in_eval_set"
     SUSPECTED_POSITIVE = "suspected_positive"
     CONFLICTING_LABELS = "conflicting_labels"
+    TAKEN_DOWN = "taken_down"
 
 
 @dataclass(frozen=True, kw_only=True)

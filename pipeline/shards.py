@@ -7,7 +7,7 @@ WebDataset's convention: https://github.com/webdataset/webdataset#the-webdataset
 import io
 import json
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import manifest, storage
-from pipeline.commits import Counts, PartRecord, ShardFile
+from pipeline.commits import Counts, PartRecord, ShardFile, ShardRecord
 from pipeline.records import SPLITS, RejectReason, Split, row_schema
 
 # What `<key>.json` tells of a sample, for readers that know the tar alone.
@@ -41,6 +41,23 @@ def parse_group(group: str) -> tuple[Split, str]:
     _, split, name = group.split("/")
     assert split in SPLITS
     return split, name.partition("-")[2]
+
+
+def sort_files(files: Iterable[ShardFile]) -> tuple[list[ShardRecord], list[ShardFile]]:
+    """Shards, and the files of the quarantine."""
+    shards, quarantine = [], []
+    for file in files:
+        if file.path.startswith("quarantine/"):
+            quarantine.append(file)
+        else:
+            split, label = parse_group(group_of(file.path))
+            shards.append(ShardRecord(**ShardFile.model_dump(file), split=split, label=label))
+    return shards, quarantine
+
+
+def group_of(path: str) -> str:
+    """A path without its number and suffix."""
+    return path.rpartition("-")[0]
 
 
 def output_groups(rows: pa.Table) -> list[str]:

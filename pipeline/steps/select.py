@@ -6,7 +6,7 @@ order, on any machine, and after any crash, and a larger scale keeps all that a 
 Knows nothing of Ray, of files, or of how the scale was fitted.
 """
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,20 +81,37 @@ def select_batch(rows: pa.Table, rule: SelectionRule, positive_hashes: Set[str])
                 is_too_similar=rule.ceiling is not None and similarity_B[b] > rule.ceiling,
             )
     is_usable_B = np.array([reason is None for reason in reasons], bool)
-    is_positive_B = np.array([label != "" for label in labels], bool)
-    is_train_B = np.array([split == "train" for split in rows["split"].to_pylist()], bool)
-    probability_B = np.where(
-        is_train_B, rule.train_probability(similarity_B), np.float32(rule.eval_probability)
+    probability_B, is_drawn_B = draw(
+        rule,
+        similarity_B=similarity_B,
+        content_hashes=hashes,
+        is_positive_B=np.array([label != "" for label in labels], bool),
+        is_train_B=np.array([split == "train" for split in rows["split"].to_pylist()], bool),
     )
-    probability_B[is_positive_B] = 1.0
-    chance_B = np.array([unit_hash(rule.seed, content_hash) for content_hash in hashes])
-    selected_B = is_usable_B & (chance_B < probability_B)
+    selected_B = is_usable_B & is_drawn_B
     column = rows.schema.get_field_index("reject_reason")
     rows = rows.set_column(column, "reject_reason", pa.array(reasons, pa.string()))
     rows = rows.append_column(
         "inclusion_probability", pa.array(probability_B, pa.float32(), mask=~is_usable_B)
     )
     return rows.append_column("selected", pa.array(selected_B, pa.bool_()))
+
+
+def draw(
+    rule: SelectionRule,
+    *,
+    similarity_B: NDArray[np.float32],
+    content_hashes: Sequence[str],
+    is_positive_B: NDArray[np.bool_],
+    is_train_B: NDArray[np.bool_],
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """inclusion_probability_B, and whether the permanent random number of each row is below it."""
+    probability_B = np.where(
+        is_train_B, rule.train_probability(similarity_B), np.float32(rule.eval_probability)
+    )
+    probability_B[is_positive_B] = 1.0
+    chance_B = np.array([unit_hash(rule.seed, content_hash) for content_hash in content_hashes])
+    return probability_B, chance_B < probability_B
 
 
 def _doubt(

@@ -1,0 +1,230 @@
+"""What is decided anew of samples that a data set holds: takedowns, and verdicts of a review.
+
+A revision is a generation as any other. Files that hold one of its samples are replaced by new
+ones without it, and what it selects is in shards more; no file is changed.
+"""
+
+import io
+import itertools
+import json
+import logging
+import tarfile
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import manifest, storage
+from pipeline.commits import (
+    Counts,
+    DatasetInfo,
+    Generation,
+    ShardFile,
+    SourceRecord,
+    TableRecord,
+    add_counts,
+)
+from pipeline.pack import HASH_COLUMNS, read_seen_images, write_table
+from pipeline.records import RejectReason
+from pipeline.shards import (
+    LEDGER_COLUMNS,
+    count_rows,
+    group_of,
+    output_groups,
+    refuse_rows,
+    sort_files,
+    write_shard,
+)
+
+_log = logging.getLogger(__name__)
+
+# Rows of `LEDGER_COLUMNS` and others, in; the same rows with other decisions, out.
+Decide = Callable[[pa.Table], pa.Table]
+
+
+def revise(root: str, parent: Generation, keys: Iterable[str], decide: Decide) -> Generation:
+    """Decides some samples anew; returns the generation to commit.
+
+    `decide` is asked for rows of these keys alone, once with what the ledger tells and once with
+    what a shard holds, and must say the same both times. Of what it selects, duplicates are
+    refused.
+    """
+    revision = _Revision(root, parent, pa.array(sorted(set(keys)), pa.string()), decide)
+    ledgers = {source.name: revision.ledger_rows(source) for source in parent.sources}
+    touched = {name for name, rows in ledgers.items() if rows.num_rows}
+    files = [
+        new
+        for file in (*parent.shards, *parent.quarantine)
+        for new in (revision.replace_file(file) if file.source in touched else [file])
+    ]
+    files += revision.write_moved()
+    shards, quarantine = sort_files(files)
+    sources = [
+        revision.replace_tables(source) if source.name in touched else source
+        for source in parent.sources
+    ]
+    return parent.model_copy(
+        update={
+            "number": parent.number + 1,
+            "parent": parent.number,
+            "sources": tuple(sources),
+            "shards": tuple(shards),
+            "quarantine": tuple(quarantine),
+            "next_numbers": dict(sorted(revision.numbers.items())),
+        }
+    )
+
+
+class _Revision:
+    """Names to give, and the rows on their way from one file to another."""
+
+    def __init__(self, root: str, parent: Generation, keys: pa.Array, decide: Decide) -> None:
+        self._root = root
+        self._parent = parent
+        self._info: DatasetInfo = manifest.require_info(root)
+        self._keys = keys
+        self._decide = decide
+        self._moved: list[tuple[int, pa.Table]] = []  # round of the source, rows with images
+        self._refused: dict[str, RejectReason] = {}  # by key
+        self.numbers = dict(parent.next_numbers)
+
+    def ledger_rows(self, source: SourceRecord) -> pa.Table:
+        """The rows of a source that are decided anew."""
+        tables = [
+            self._named(manifest.read_table(self._root, table.path, LEDGER_COLUMNS))
+            for table in source.ledger
+        ]
+        return pa.concat_tables(tables)
+
+    def replace_file(self, file: ShardFile) -> list[ShardFile]:
+        """The file itself, or one without the samples in question; these move."""
+        is_named = self._is_named(manifest.read_table(self._root, file.sidecar_path, ["key"]))
+        if not pc.any(is_named).as_py():
+            return [file]
+        rows, round_number = _read_shard(self._root, file)
+        self._moved.append((round_number, self._decide(rows.filter(is_named))))
+        kept = rows.filter(pc.invert(is_named))
+        if not kept.num_rows:
+            return []
+        return [self._write(kept, group_of(file.path), round_number)]
+
+    def write_moved(self) -> list[ShardFile]:
+        """Shards of what is selected now, or is in quarantine now; the rest is in none."""
+        seen = read_seen_images(self._root, self._parent)
+        by_place: dict[tuple[str, int], list[pa.Table]] = {}
+        for round_number, rows in self._moved:
+            selected = np.flatnonzero(rows["selected"].to_numpy())
+            refused = seen.admit(rows.take(selected))
+            reasons = {int(selected[n]): reason for n, reason in refused.items()}
+            self._refused |= {rows["key"][n].as_py(): r for n, r in reasons.items()}
+            rows = refuse_rows(rows, reasons)
+            groups = np.array(output_groups(rows), object)
+            for group in sorted(set(groups) - {""}):
+                chosen = rows.filter(pa.array(groups == group))
+                by_place.setdefault((group, round_number), []).append(chosen)
+        size = self._info.fingerprint_inputs["output"]["samples_per_shard"]
+        return [
+            self._write(rows.slice(start, size), group, round_number)
+            for (group, round_number), tables in sorted(by_place.items(), key=lambda item: item[0])
+            for rows in [pa.concat_tables(tables)]
+            for start in range(0, rows.num_rows, size)
+        ]
+
+    def replace_tables(self, source: SourceRecord) -> SourceRecord:
+        """The record of a source with new ledgers and hashes where a row has changed."""
+        ledgers, hashes, counts = [], [], []
+        for ledger, images in zip(source.ledger, source.hashes, strict=True):
+            rows = manifest.read_table(self._root, ledger.path, LEDGER_COLUMNS)
+            is_named = self._is_named(rows)
+            if pc.any(is_named).as_py():
+                ledger, images, rows = self._replace_ledger(source.name, rows, is_named)
+            ledgers.append(ledger)
+            hashes.append(images)
+            counts.append(count_rows(rows))
+        return source.model_copy(
+            update={
+                "ledger": tuple(ledgers),
+                "hashes": tuple(hashes),
+                "counts": add_counts(counts) if counts else Counts(),
+            }
+        )
+
+    def _replace_ledger(
+        self, source: str, rows: pa.Table, is_named: pa.ChunkedArray
+    ) -> tuple[TableRecord, TableRecord, pa.Table]:
+        decided = self._decide(rows.filter(is_named)).select(rows.column_names).cast(rows.schema)
+        keys = decided["key"].to_pylist()
+        decided = refuse_rows(
+            decided, {n: self._refused[key] for n, key in enumerate(keys) if key in self._refused}
+        )
+        # Back to their places: the order of a ledger is that of the source.
+        position_N = np.arange(rows.num_rows)
+        named_N = is_named.to_numpy()
+        position_N[named_N] = rows.num_rows + np.arange(decided.num_rows)
+        rows = pa.concat_tables([rows, decided]).take(pa.array(position_N))
+        number = self._next_number(f"ledger/{source}", first=1)
+        self.numbers[f"hashes/{source}"] = number + 1
+        selected = rows.filter(rows["selected"]).select(HASH_COLUMNS)
+        return (
+            write_table(self._root, f"ledger/{source}-{number:06d}.parquet", rows),
+            write_table(self._root, f"hashes/{source}-{number:06d}.parquet", selected),
+            rows,
+        )
+
+    def _write(self, rows: pa.Table, group: str, round_number: int) -> ShardFile:
+        return write_shard(
+            self._root,
+            rows,
+            stem=f"{group}-{self._next_number(group):06d}",
+            targets=self._info.targets,
+            encoder=self._info.encoder,
+            round_number=round_number,
+        )
+
+    def _next_number(self, group: str, *, first: int = 0) -> int:
+        number = self.numbers.get(group, first)
+        self.numbers[group] = number + 1
+        return number
+
+    def _is_named(self, rows: pa.Table) -> pa.ChunkedArray:
+        return pc.is_in(rows["key"], value_set=self._keys)
+
+    def _named(self, rows: pa.Table) -> pa.Table:
+        return rows.filter(self._is_named(rows))
+
+
+def _read_shard(root: str, file: ShardFile) -> tuple[pa.Table, int]:
+    """Rows of a shard with their images, and the round of its source that it is of."""
+    rows = manifest.read_table(root, file.sidecar_path)
+    tar = storage.read_bytes(storage.join(root, file.path))
+    places = zip(rows["tar_offset"].to_pylist(), rows["tar_size"].to_pylist(), strict=True)
+    images = pa.array([tar[offset : offset + size] for offset, size in places], pa.large_binary())
+    rows = rows.drop_columns(["tar_offset", "tar_size"]).append_column("image", images)
+    return rows, _round_of(tar)
+
+
+def _round_of(tar: bytes) -> int:
+    with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
+        for member in archive:
+            if member.name.endswith(".json"):
+                content = archive.extractfile(member)
+                assert content is not None
+                return int(json.loads(content.read())["generation"])
+    raise AssertionError("a shard holds a sample")
+
+
+def remove_replaced(root: str, before: Generation, after: Generation) -> int:
+    """Deletes what a revision has replaced: earlier generations lack it from then on."""
+    gone = _files_of(before) - _files_of(after)
+    storage.remove_many([storage.join(root, path) for path in sorted(gone)])
+    return len(gone)
+
+
+def _files_of(generation: Generation) -> set[str]:
+    return set(
+        itertools.chain(
+            *((f.path, f.sidecar_path) for f in (*generation.shards, *generation.quarantine)),
+            *((t.path for t in (*s.ledger, *s.hashes)) for s in generation.sources),
+        )
+    )

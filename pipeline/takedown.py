@@ -1,0 +1,71 @@
+"""A generation without some samples, for good: no later build takes them in, from any source."""
+
+import pyarrow as pa
+
+from pipeline import manifest
+from pipeline.commits import Generation, TakenDown
+from pipeline.errors import ConfigError
+from pipeline.lease import hold_lease
+from pipeline.records import RejectReason
+from pipeline.revise import remove_replaced, revise
+from pipeline.shards import LEDGER_COLUMNS
+from pipeline.steps.refuse import is_taken_down
+
+
+def take_down(root: str, wanted: TakenDown, *, purge: bool = False) -> tuple[Generation, int]:
+    """Commits a generation without what is named; returns it, and the number of rows found.
+
+    The same bytes are refused as well, whatever their name. With `purge` the files that held them
+    are deleted, so that earlier generations lack these. Raises ConfigError where nothing is found.
+    """
+    manifest.require_info(root)
+    with hold_lease(root) as lease:
+        parent = manifest.read_generation(root)
+        named = _find(root, parent, wanted)
+        if not named.num_rows:
+            raise ConfigError(f"{root}: generation {parent.number} has none of what is named")
+        hashes = frozenset(named["content_hash"].to_pylist())
+        everything = TakenDown(content_hashes=hashes)
+        rows = _find(root, parent, everything)
+        generation = revise(root, parent, rows["key"].to_pylist(), _reject)
+        generation = generation.model_copy(
+            update={"taken_down": _union(parent.taken_down, wanted, everything)}
+        )
+        lease.check()
+        manifest.commit_generation(root, generation)
+        if purge:
+            remove_replaced(root, parent, generation)
+    return generation, rows.num_rows
+
+
+def _find(root: str, generation: Generation, wanted: TakenDown) -> pa.Table:
+    columns = ["key", "uri", "author", "content_hash"]
+    tables = [
+        rows.filter(is_taken_down(rows, wanted))
+        for source in generation.sources
+        for ledger in source.ledger
+        for rows in [manifest.read_table(root, ledger.path, columns)]
+    ]
+    return pa.concat_tables(tables)
+
+
+def _reject(rows: pa.Table) -> pa.Table:
+    """Rejects rows, whatever they were; their doubt and label stay told."""
+    assert set(LEDGER_COLUMNS) <= set(rows.column_names)
+    decided = {
+        "selected": pa.repeat(False, rows.num_rows),
+        "inclusion_probability": pa.nulls(rows.num_rows, pa.float32()),
+        "reject_reason": pa.repeat(pa.scalar(RejectReason.TAKEN_DOWN.value), rows.num_rows),
+    }
+    for name, column in decided.items():
+        rows = rows.set_column(rows.schema.get_field_index(name), name, column)
+    return rows
+
+
+def _union(*parts: TakenDown) -> TakenDown:
+    return TakenDown(
+        **{
+            name: frozenset().union(*(getattr(part, name) for part in parts))
+            for name in TakenDown.model_fields
+        }
+    )
