@@ -60,6 +60,12 @@ def next_below(state: State, limit: int) -> int:
     return int(np.int64(((next_word(state) >> np.uint64(32)) * np.uint64(limit)) >> np.uint64(32)))
 
 
+@compiled
+def to_byte(level: int | np.int32) -> int:
+    """Cut off at 0 and 255."""
+    return int(min(max(level, 0), 255))
+
+
 class Dice:
     """Scalars from the raw words of one picture's stream: 0.2 us each, numpy's own cost 1."""
 
