@@ -72,8 +72,13 @@ def read_taken_down(root: str) -> TakenDown:
 
 
 def commit_generation(root: str, generation: Generation) -> None:
-    """Writes the generation (the commit), then what is derived from it."""
-    _write_record(storage.join(root, generation_path(generation.number)), generation)
+    """Writes the generation (the commit), then what is derived from it.
+
+    Raises InfinegError where another process has committed one of this number.
+    """
+    uri = storage.join(root, generation_path(generation.number))
+    if not storage.create_exclusive(uri, _encode(generation)):
+        raise InfinegError(f"{uri}: another process committed this generation meanwhile; run again")
     repair_derived(root)
 
 
@@ -190,4 +195,8 @@ def _parse_record(path: str, content: bytes, record: type[RecordT]) -> RecordT:
 
 
 def _write_record(path: str, record: BaseModel) -> None:
-    storage.write_atomic(path, (record.model_dump_json(indent=1) + "\n").encode())
+    storage.write_atomic(path, _encode(record))
+
+
+def _encode(record: BaseModel) -> bytes:
+    return (record.model_dump_json(indent=1) + "\n").encode()

@@ -51,7 +51,8 @@ def sort_files(files: Iterable[ShardFile]) -> tuple[list[ShardRecord], list[Shar
             quarantine.append(file)
         else:
             split, label = parse_group(group_of(file.path))
-            shards.append(ShardRecord(**ShardFile.model_dump(file), split=split, label=label))
+            given = file.model_dump(include=set(ShardFile.model_fields))
+            shards.append(ShardRecord(**given, split=split, label=label))
     return shards, quarantine
 
 

@@ -8,7 +8,7 @@ drop       neither: it is out, and out of the quarantine
 import csv
 import io
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,7 @@ from pipeline.rules import read_rule
 from pipeline.steps.select import draw
 
 Verdict = Literal["positive", "negative", "drop"]
+_VERDICTS: dict[str, Verdict] = {"positive": "positive", "negative": "negative", "drop": "drop"}
 
 
 def read_verdicts(uri: str) -> dict[str, Verdict]:
@@ -33,11 +34,11 @@ def read_verdicts(uri: str) -> dict[str, Verdict]:
     rows = csv.DictReader(io.StringIO(text))
     verdicts: dict[str, Verdict] = {}
     for row in rows:
-        key, verdict = row.get("key"), row.get("verdict")
-        if not key or verdict not in get_args(Verdict):
+        key, verdict = row.get("key"), _VERDICTS.get(row.get("verdict") or "")
+        if not key or verdict is None:
             raise ConfigError(
                 f"{storage.shown(uri)}, line {rows.line_num}: wanted columns key and verdict, the "
-                f"latter one of {', '.join(get_args(Verdict))}, got {row}"
+                f"latter one of {', '.join(_VERDICTS)}, got {row}"
             )
         verdicts[key] = verdict
     return verdicts

@@ -12,7 +12,7 @@ from pipeline import manifest, storage
 from pipeline.commits import Generation, TakenDown
 from pipeline.errors import ConfigError
 from pipeline.takedown import take_down
-from pipeline.verdicts import apply_verdicts, read_verdicts
+from pipeline.verdicts import Verdict, apply_verdicts, read_verdicts
 from pipeline.verify import verify_dataset
 
 FILES = ("shards/", "quarantine/", "ledger/", "hashes/", "generations/")
@@ -100,8 +100,9 @@ def test_nothing_found_is_a_mistake_and_changes_nothing(root: Path) -> None:
 def test_verdicts_move_suspects_where_they_belong(built: Built, root: Path) -> None:
     before = file_hashes(root, FILES)
     suspects = suspects_of(root, built.generation)
-    verdicts = dict(zip(suspects, ["positive"] * 5 + ["negative"] * 5 + ["drop"], strict=False))
-    generation = apply_verdicts(str(root), verdicts, target="cat")  # type: ignore[arg-type]
+    wanted: list[Verdict] = [*["positive"] * 5, *["negative"] * 5, "drop"]
+    verdicts = dict(zip(suspects, wanted, strict=False))
+    generation = apply_verdicts(str(root), verdicts, target="cat")
     assert before.items() <= file_hashes(root, FILES).items()
     assert verify_dataset(str(root)).problems == []
     assert set(suspects_of(root, generation)) == set(suspects) - set(verdicts)
