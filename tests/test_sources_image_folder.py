@@ -4,6 +4,7 @@ import pytest
 from corpus import encode, quadrants
 
 from pipeline.errors import ConfigError
+from pipeline.formats import tars
 from pipeline.records import RawSample
 from pipeline.sources.image_folder import Params, Source
 
@@ -78,3 +79,26 @@ def test_object_store_is_read_like_a_disk() -> None:
         memory.rm("/photos", recursive=True)
     assert (sample.uri, sample.class_name) == ("memory://photos/cat/1.jpg", "cat")
     assert sample.image == b"bytes"
+
+
+def test_reading_goes_on_where_it_was_left(tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / f"{number}.jpg").write_bytes(bytes([number]))
+    source = Source(Params(path=str(tmp_path)))
+    [partition] = source.partitions()
+    (tmp_path / "1.jpg").unlink()
+    assert [s.image for s in source.read_from(partition, 2)] == [b"\x02", b"\x03", b"\x04"]
+    assert [s.image for s in source.read(partition)][:2] == [b"\x00", b""], "gone, but counted"
+
+
+def test_file_too_large_for_memory_is_counted_but_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tars, "MAX_MEMBER_BYTES", 3)
+    (tmp_path / "1.jpg").write_bytes(b"1234")
+    (tmp_path / "2.jpg").write_bytes(b"123")
+    samples = read_all(Params(path=str(tmp_path)))
+    assert {name: sample.image for name, sample in samples.items()} == {
+        "1.jpg": b"",
+        "2.jpg": b"123",
+    }

@@ -353,8 +353,8 @@ def test_tars_may_be_named_by_the_index_beside_them(tmp_path: Path, name: str) -
 
 @pytest.mark.parametrize(
     "index",
-    ['{"shardlist": [{"url": "ssh://host/x.tar"}]}', '{"shardlist": [{"url": "../x.tar"}]}', "[]", "{",
-     '{"splits": {}}'],
+    ['{"shardlist": [{"url": "ssh://host/x.tar"}]}', '{"shardlist": [{"url": "../x.tar"}]}',
+     "[]", "{", '{"splits": {}}'],
 )  # fmt: skip
 def test_index_that_names_no_tars_or_foreign_ones_is_refused(tmp_path: Path, index: str) -> None:
     (tmp_path / "shardindex.json").write_text(index)
