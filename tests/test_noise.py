@@ -12,7 +12,7 @@ from pipeline.sources.generated import noise, picture_rng
 from pipeline.sources.generated.noise.spectra import amplitudes, spectral_noise
 from pipeline.sources.generated.noise.wavelets import wavelet_noise
 
-GOLDEN_WHITE = ["729e07b9c2e80483", "9b80346bdd11ddf0", "97382d77ee2e828e"]
+GOLDEN_WHITE = ["43bd461ab422b1e9", "31e920efcdb55b95", "96925285d7061c35"]
 
 
 def measured_alpha(field: NDArray[np.float32]) -> float:
