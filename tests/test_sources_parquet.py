@@ -195,6 +195,7 @@ def test_names_of_numbers_may_be_given(tmp_path: Path, names: str) -> None:
             r"missing\.txt: no such text; check `params\.label_names`",
         ),
         ({"target_labels": ["cat"], "label_column": "no"}, r"no column 'no'"),
+        ({"labels_are_exhaustive": True}, r"needs `params\.target_labels`.*`label_state:"),
         ({"target_policy": "positive"}, r"positive needs `params\.target_labels`"),
         ({"license_column": "terms"}, r"no column 'terms'; check `params\.license_column`"),
     ],

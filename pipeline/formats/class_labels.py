@@ -145,6 +145,11 @@ def label_rule(
     targets = settings.target_labels
     if targets and not is_labelled:
         raise ConfigError(f"`params.target_labels` needs to know the classes: {hint}")
+    if settings.labels_are_exhaustive and not targets:
+        raise ConfigError(
+            "`params.labels_are_exhaustive` needs `params.target_labels`; where no class of the "
+            "set is the target, give the source `label_state: verified_absent`"
+        )
     if settings.target_policy != "exclude" and not targets:
         raise ConfigError(
             f"`params.target_policy` {settings.target_policy} needs `params.target_labels`"

@@ -19,6 +19,8 @@ IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 
 _KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
 _META = re.compile(r"__[^/]*__($|/)")  # top-level names that webdataset skips too
+# Members of one key in memory at once. Names may all begin alike: v1.0_1.jpg, v1.0_2.jpg, ...
+_MAX_MEMBERS = 64
 # Of img2dataset: what it could not fetch or resize is no image, whatever is in the tar.
 _FAILED = "failed_to_"
 
@@ -37,8 +39,8 @@ class TarSample(NamedTuple):
 
     uri: str
     image: bytes
-    members: Sequence[Member]
-    num_images: int  # of the members
+    members: Sequence[Member]  # of its key; of a key with very many, those around it
+    has_siblings: bool  # whether there are other images of its key
 
     @property
     def key(self) -> str:
@@ -67,38 +69,44 @@ class TarReader:
         self._text_fields = frozenset(text_fields)
         self._is_offered = is_offered
         self._group: list[Member] = []  # members of the key that is being read
-        self._num_before = 0  # samples of the keys before
+        self._num_images = 0  # in the group
+        self._is_continued = False  # whether members of its key came before the group
+        self._num_before = 0  # samples of the groups before
 
     def read(self) -> Iterator[TarSample]:
         """Raises InfinegError, after all that could be read, where the tar is broken."""
         ordinal = 0
         seen: set[str] = set()
-        for members in self._groups():
-            if not self._offers(members):
-                continue
+        for members, is_partial, num_samples in self._groups():
             images = [member for member in members if self._is_image(member.field)]
             has_failed = str(described(members).get("status", "")).startswith(_FAILED)
-            for member in images or members[:1]:
+            for member in (images or members)[:num_samples]:
                 uri = _unique(f"{self._uri}#{member.name}", seen)
                 if ordinal >= self._start:
                     content = member.content if images and not has_failed else None
-                    yield TarSample(uri, content or b"", members, len(images))
+                    has_siblings = is_partial or len(images) > 1
+                    yield TarSample(uri, content or b"", members, has_siblings)
                 ordinal += 1
 
-    def _groups(self) -> Iterator[list[Member]]:
-        """Runs of one key; where the tar breaks, first what there is of the last one."""
+    def _groups(self) -> Iterator[tuple[list[Member], bool, int]]:
+        """Runs of one key, whether each is a part of one, and how many samples it has.
+
+        Where the tar breaks, first what there is of the last one.
+        """
         try:
             for member in self._members():
                 if self._group and member.key != self._group[0].key:
-                    complete = self._close_group()
-                    yield complete
+                    yield self._close_group(is_last=True)
+                elif len(self._group) == _MAX_MEMBERS:
+                    yield self._close_group(is_last=False)
                 self._group.append(member)
+                self._num_images += self._is_image(member.field)
         except InfinegError:
             if self._group:
-                yield self._close_group()
+                yield self._close_group(is_last=True)
             raise
         if self._group:
-            yield self._close_group()
+            yield self._close_group(is_last=True)
 
     def _members(self) -> Iterator[Member]:
         try:
@@ -118,23 +126,22 @@ class TarReader:
         key, field = parts
         if not self._is_image(field):
             return field in self._text_fields
-        if self._group and self._group[0].key != key:
-            return self._num_before + self._count(self._group) >= self._start
-        return self._num_before + self._num_images(self._group) >= self._start
+        if not self._group or self._group[0].key == key:
+            return self._num_before + self._num_images >= self._start
+        return self._num_before + self._count() >= self._start
 
-    def _close_group(self) -> list[Member]:
-        members, self._group = self._group, []
-        self._num_before += self._count(members)
-        return members
+    def _close_group(self, *, is_last: bool) -> tuple[list[Member], bool, int]:
+        members, num_samples = self._group, self._count()
+        is_partial = self._is_continued or not is_last
+        self._num_before += num_samples
+        self._group, self._num_images, self._is_continued = [], 0, not is_last
+        return members, is_partial, num_samples
 
-    def _count(self, members: Sequence[Member]) -> int:
-        return max(1, self._num_images(members)) if self._offers(members) else 0
-
-    def _offers(self, members: Sequence[Member]) -> bool:
-        return self._is_offered is None or self._is_offered(members)
-
-    def _num_images(self, members: Sequence[Member]) -> int:
-        return sum(self._is_image(member.field) for member in members)
+    def _count(self) -> int:
+        """Samples of the group: its images; or one to count, where its key has none at all."""
+        if self._is_offered is not None and not self._is_offered(self._group):
+            return 0
+        return self._num_images or int(not self._is_continued)
 
     def _is_image(self, field: str) -> bool:
         return field.rpartition(".")[2] in self._image_fields

@@ -103,7 +103,7 @@ class Source:
             label_state=facts.label_state,
             class_name=facts.class_name,
             # Several pictures of one sample must not end on both sides of a split.
-            group=f"{url}#{sample.key}" if sample.num_images > 1 else None,
+            group=f"{url}#{sample.key}" if sample.has_siblings else None,
             license=terms if isinstance(terms, str) else None,
             author=author if isinstance(author, str) else None,
         )
