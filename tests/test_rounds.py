@@ -50,9 +50,7 @@ def test_long_source_ends_a_generation_every_so_many_candidates(tmp_path: Path) 
         for n in range(1, generation.number + 1)
     ]
     assert reads[0] == 1000
-    assert all(
-        0 < later - earlier <= 1000 for earlier, later in zip(reads, reads[1:], strict=False)
-    )
+    assert all(0 < later - earlier <= 1000 for earlier, later in itertools.pairwise(reads))
     assert reads[-1] == 5000
     assert verify_dataset(root).problems == []
     assert not any("/parts/" in name for name in file_hashes(root, ("parts/",)))
