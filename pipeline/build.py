@@ -21,6 +21,7 @@ from pipeline.cluster import Cluster, open_cluster
 from pipeline.commits import Generation, PartRecord, SourcePlan
 from pipeline.config import Config, SourceEntry
 from pipeline.dataset import begin_dataset, find_changes, finished_generation
+from pipeline.embedding_cache import EmbeddingsInfo, require_info, write_info
 from pipeline.generations import pack_generation, sweep, without_sources
 from pipeline.lease import Lease, hold_lease
 from pipeline.listing import Planned
@@ -131,9 +132,18 @@ def _plan_on_cluster(
         with open_cluster(config.build) as cluster:
             encoder = preparing.result()
             begin_dataset(config, encoder=encoder.fingerprint, embedding_dim=encoder.embedding_dim)
+            _begin_embeddings(config, encoder.fingerprint)
             taken_down = manifest.read_taken_down(config.output.path)
             make_worker = functools.partial(SpanWorker, config, encoder, taken_down)
             yield cluster, make_worker, plan_sources(config, entries, cluster, make_worker)
+
+
+def _begin_embeddings(config: Config, encoder: str) -> None:
+    info = EmbeddingsInfo(encoder=encoder, images=config.output.image_settings)
+    if config.build.embeddings_from is not None:
+        require_info(config.build.embeddings_from, info)
+    if config.build.keep_embeddings:
+        write_info(config.output.path, info)
 
 
 def _tell_of_parts(tables: Iterator[pa.Table], progress: Progress) -> None:

@@ -7,9 +7,10 @@ import pyarrow as pa
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.parts import origin_of
+from pipeline.records import Positioned
 from pipeline.sources import open_source
 from pipeline.steps.decode import decode_batch
-from pipeline.steps.read import Positioned, read_batch
+from pipeline.steps.read import read_batch
 
 
 def read_first_samples(config: Config, name: str, number: int) -> pa.Table:

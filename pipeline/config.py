@@ -145,6 +145,8 @@ class BuildConfig(BaseModel, frozen=True, extra="forbid"):
     cpus_per_worker: float = Field(1.0, gt=0)
     gpus_per_worker: float = Field(0.0, ge=0)  # 0.25 puts four workers on a GPU
     address: str | None = None  # of a Ray cluster; default a local one
+    keep_embeddings: bool = True  # 2.5 kB a candidate, beside the data set, to score them anew
+    embeddings_from: str | None = None  # a data set of the same encoder, for what it has embedded
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import manifest
+from pipeline import manifest, storage
 from pipeline.commits import DatasetInfo, Generation, SourceRecord
 from pipeline.config import Config, SourceEntry, fingerprint
 from pipeline.errors import ConfigError
@@ -116,15 +116,32 @@ def _refuse_changes(root: str, info: DatasetInfo, config: Config) -> None:
     if info.fingerprint == fingerprint(now):
         return
     now_flat, then_flat = _flatten(now), _flatten(then)
-    changed = [
-        f"{field}: {then_flat.get(field)!r} in the data set, {now_flat.get(field)!r} in the config"
+    fields = [
+        field
         for field in sorted({*now_flat, *then_flat})
         if now_flat.get(field) != then_flat.get(field)
+    ]
+    changed = [
+        f"{field}: {then_flat.get(field)!r} in the data set, {now_flat.get(field)!r} in the config"
+        for field in fields
     ]
     raise ConfigError(
         f"{root} was begun with other settings, and its rows depend on them:\n  "
         + "\n  ".join(changed)
         + "\nUse the old settings, or build anew: --set output.path=NEW_PATH"
+        + _offer_embeddings(root, {field.partition(".")[0] for field in fields})
+    )
+
+
+def _offer_embeddings(root: str, sections: set[str]) -> str:
+    """How to score anew what is embedded, where nothing has changed that embeddings depend on."""
+    if sections & {"encoder", "output"} or not storage.exists(
+        storage.join(root, "embeddings/info.json")
+    ):
+        return ""
+    return (
+        "\nEmbeddings do not depend on these settings. To score them anew, without the encoder, "
+        f"add: --set build.embeddings_from={storage.shown(root)}"
     )
 
 

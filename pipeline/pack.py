@@ -154,7 +154,7 @@ class _WriteRows:
     def __call__(self, rows: pa.Table) -> None:
         if self._writer is None:
             self._writer = pq.ParquetWriter(self._file, rows.schema, compression="zstd")
-        self._writer.write_table(rows)
+        self._writer.write_table(rows.combine_chunks())
 
     def close(self) -> None:
         if self._writer is not None:

@@ -7,26 +7,28 @@ decoded pixels never travel; what leaves is a small record.
 import functools
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
+import numpy as np
 import pyarrow as pa
 from more_itertools import chunked, peekable
 from pydantic import BaseModel
 
 from pipeline import manifest, storage
-from pipeline.commits import Counts, PartRecord, TakenDown, add_counts
+from pipeline.commits import Counts, PartRecord, TakenDown
 from pipeline.config import Config, SourceEntry
-from pipeline.errors import TooManyRejects
+from pipeline.embedding_cache import attach_embeddings, read_embeddings, write_embeddings
 from pipeline.keys import short_hash
-from pipeline.records import Partition, RejectReason, row_schema
+from pipeline.records import Partition, Positioned, row_schema
 from pipeline.reference import ReferenceBank, read_bank
+from pipeline.rejects import check_rejects
 from pipeline.rules import read_rule
 from pipeline.runtimes import PreparedEncoder
-from pipeline.shards import count_rows, write_part
-from pipeline.sources import Source, open_source, read_from
+from pipeline.shards import count_rows, output_groups, write_part
+from pipeline.sources import open_source, read_partitions
 from pipeline.steps.decode import decode_batch
 from pipeline.steps.embed import embed_batch
-from pipeline.steps.read import Origin, Positioned, read_batch
+from pipeline.steps.read import Origin, read_batch
 from pipeline.steps.refuse import refuse_batch
 from pipeline.steps.score import score_batch
 from pipeline.steps.select import SelectionRule, select_batch
@@ -36,18 +38,9 @@ from pipeline.steps.select import SelectionRule, select_batch
 SAMPLES_PER_PART = 512
 # Originals of this many samples are in memory at once.
 _SAMPLES_PER_READ = 64
-_MIN_READ_TO_STOP = 100
-# Rejects that tell of bad data. The others tell of labels, and do not stop a run.
-_BAD_DATA = frozenset(
-    {
-        RejectReason.UNREADABLE,
-        RejectReason.TRUNCATED,
-        RejectReason.TOO_SMALL,
-        RejectReason.TOO_LARGE,
-        RejectReason.BAD_ASPECT,
-        RejectReason.UNSUPPORTED_MODE,
-    }
-)
+_PILOT_COLUMNS = (
+    "source", "label", "stratum", "similarity", "doubt", "reject_reason", "size_bytes",
+)  # fmt: skip
 
 
 class SpanTask(BaseModel, frozen=True):
@@ -77,6 +70,7 @@ class SpanWorker:
         self._config = config
         self._encoder = encoder
         self._taken_down = taken_down
+        self._embeddings_from = config.build.embeddings_from
         self._root = config.output.path
         self._settings = config.output.image_settings
         self._runtime = encoder.open()
@@ -90,11 +84,10 @@ class SpanWorker:
 
     def score(self, task: SpanTask) -> Iterator[pa.Table]:
         """What a pilot needs: a row a sample, and the seconds that each took."""
-        columns = ["source", "label", "stratum", "similarity", "reject_reason", "size_bytes"]
         began = time.monotonic()
         rows = score_batch(self._embedded(self._read(task), task), self._bank)
         sizes = [len(image.as_buffer()) if image.is_valid else 0 for image in rows["image"]]
-        rows = rows.append_column("size_bytes", pa.array(sizes, pa.int64())).select(columns)
+        rows = rows.append_column("size_bytes", pa.array(sizes, pa.int64())).select(_PILOT_COLUMNS)
         seconds = (time.monotonic() - began) / max(rows.num_rows, 1)
         yield rows.append_column("seconds", pa.array([seconds] * rows.num_rows, pa.float64()))
 
@@ -115,11 +108,11 @@ class SpanWorker:
         samples = peekable(self._read(task, start=sum(each.read for each in counts)))
         is_last = False
         while not is_last:
-            rows = self._decide(itertools.islice(samples, SAMPLES_PER_PART), task)
-            is_last = not samples
             part = len(counts)
+            rows = self._decide(itertools.islice(samples, SAMPLES_PER_PART), task, part)
+            is_last = not samples
             counts.append(count_rows(rows))
-            _check_rejects(self._entries[task.source], task, counts, rows)
+            check_rejects(self._entries[task.source], task.partitions, counts, rows)
             record = write_part(
                 self._root,
                 rows,
@@ -135,7 +128,7 @@ class SpanWorker:
     def _read(self, task: SpanTask, *, start: int = 0) -> Iterator[Positioned]:
         """The samples of all partitions, without the first `start`."""
         entry = self._entries[task.source]
-        samples = _read_partitions(open_source(entry.kind, entry.params), task.partitions, start)
+        samples = read_partitions(open_source(entry.kind, entry.params), task.partitions, start)
         return itertools.islice(samples, task.limit)
 
     def _embedded(self, samples: Iterator[Positioned], task: SpanTask) -> pa.Table:
@@ -153,13 +146,47 @@ class SpanWorker:
             batch_size=self._config.encoder.batch_size,
         )
 
-    def _decide(self, samples: Iterator[Positioned], task: SpanTask) -> pa.Table:
+    def _decide(self, samples: Iterator[Positioned], task: SpanTask, part: int) -> pa.Table:
         """Rows of one part with everything decided, as `row_schema`."""
-        rows = self._embedded(samples, task)
-        rows = score_batch(rows, self._bank)
-        rows = select_batch(rows, self._rule(task.source), self._bank.positive_hashes)
+        stem = manifest.part_stem(task.source, task.round, task.span, part)
+        cached = self._embeddings_from and read_embeddings(self._embeddings_from, stem)
+        if cached is None:
+            cached = self._embedded(samples, task)
+            rows = self._selected(cached, task)
+        else:
+            rows = self._decide_again(samples, task, cached)
+        if self._config.build.keep_embeddings:
+            write_embeddings(self._root, stem, cached)
         schema = row_schema(self._encoder.embedding_dim)
         return rows.select(schema.names).cast(schema)
+
+    def _selected(self, rows: pa.Table, task: SpanTask) -> pa.Table:
+        rows = score_batch(rows, self._bank)
+        return select_batch(rows, self._rule(task.source), self._bank.positive_hashes)
+
+    def _decide_again(
+        self, samples: Iterator[Positioned], task: SpanTask, cached: pa.Table
+    ) -> pa.Table:
+        """Rows of one part, of which only those with a place in a file are decoded."""
+        origin = origin_of(self._config, self._entries[task.source])
+        decided, start = [], 0
+        for batch in itertools.chain(chunked(samples, _SAMPLES_PER_READ), [[]]):
+            rows = refuse_batch(read_batch(batch, origin), self._taken_down)
+            of_batch = cached.slice(start, len(batch)) if batch else cached.slice(start)
+            rows = self._selected(attach_embeddings(rows, of_batch), task)
+            decided.append(self._with_images(rows))
+            start += len(batch)
+        return pa.concat_tables(decided)
+
+    def _with_images(self, rows: pa.Table) -> pa.Table:
+        """Decodes what goes into a shard or into quarantine; other images go."""
+        kept = np.array([bool(group) for group in output_groups(rows)], bool)
+        read = rows.filter(pa.array(kept)).select(["image", "rotation"])
+        read = read.append_column("reject_reason", pa.nulls(read.num_rows, pa.string()))
+        decoded = iter(decode_batch(read, self._settings)["image"])
+        images = [next(decoded).as_py() if is_kept else None for is_kept in kept]
+        column = rows.schema.get_field_index("image")
+        return rows.set_column(column, "image", pa.array(images, pa.large_binary()))
 
     @functools.cached_property
     def _bank(self) -> ReferenceBank:
@@ -169,24 +196,6 @@ class SpanWorker:
         if source not in self._rules:
             self._rules[source] = read_rule(self._root, source, self._config.selection)
         return self._rules[source]
-
-
-def _read_partitions(
-    source: Source, partitions: Sequence[Partition], start: int
-) -> Iterator[Positioned]:
-    for partition in partitions:
-        if partition.num_samples is not None and start >= partition.num_samples:
-            start -= partition.num_samples
-            continue
-        if partition.num_samples is not None or len(partitions) == 1:
-            samples, first, start = read_from(source, partition, start), start, 0
-        else:  # only reading tells in which partition sample `start` lies
-            samples, first = source.read(partition), 0
-        for ordinal, sample in enumerate(samples, start=first):
-            if start:
-                start -= 1
-            else:
-                yield Positioned(partition.id, ordinal, sample)
 
 
 def origin_of(config: Config, entry: SourceEntry) -> Origin:
@@ -199,31 +208,4 @@ def origin_of(config: Config, entry: SourceEntry) -> Origin:
         target=(entry.target or config.target_names[0]) if is_positive else None,
         stratum=entry.stratum,
         label_state=entry.label_state,
-    )
-
-
-def _check_rejects(
-    entry: SourceEntry, task: SpanTask, counts: Sequence[Counts], rows: pa.Table
-) -> None:
-    """Stops a run whose input is not what the config takes it for."""
-    total = add_counts(counts)
-    bad = {reason: n for reason, n in total.rejected.items() if reason in _BAD_DATA}
-    num_bad = sum(bad.values())
-    if total.read < _MIN_READ_TO_STOP or num_bad <= entry.max_reject_fraction * total.read:
-        return
-    commonest = sorted(bad.items(), key=lambda item: -item[1])
-    reasons = rows["reject_reason"].to_pylist()
-    examples = (
-        uri
-        for uri, reason in zip(rows["uri"].to_pylist(), reasons, strict=True)
-        if reason in _BAD_DATA
-    )
-    # All may lie in parts that are committed already, where the limit has been lowered since.
-    example = next(examples, "in an earlier part")
-    where = " to ".join(dict.fromkeys((task.partitions[0].id, task.partitions[-1].id)))
-    raise TooManyRejects(
-        f"source {entry.name!r}, partition {where}: {num_bad:,} of {total.read:,} samples "
-        f"rejected ({', '.join(f'{reason} {n:,}' for reason, n in commonest)}), limit "
-        f"{entry.max_reject_fraction:.0%}. Example: {example}. Raise `max_reject_fraction` of "
-        "this entry only if the source is known to be like this, then run again: it resumes."
     )

@@ -75,7 +75,8 @@ def make_plan(
 ) -> SourcePlan:
     """Fits the inclusion probabilities so that the expected numbers meet the budget.
 
-    pilot: a row a sample with label, stratum, similarity, reject_reason, size_bytes, seconds.
+    pilot: a row a sample with label, stratum, similarity, doubt, reject_reason, size_bytes,
+    seconds.
     """
     findings = _read_pilot(entry, config, listing, pilot)
     num_partitions = _extend_prefix(entry, config, listing, findings, num_workers)
@@ -125,7 +126,8 @@ class _Findings:
 
 
 def _read_pilot(entry: SourceEntry, config: Config, listing: Listing, pilot: pa.Table) -> _Findings:
-    usable = pilot.filter(pilot["reject_reason"].is_null())
+    is_usable = pc.and_(pilot["reject_reason"].is_null(), pilot["doubt"].is_null())
+    usable = pilot.filter(is_usable)
     samples_per_partition = listing.samples_per_partition
     if samples_per_partition is None:
         num_wanted = pilot_size(entry, config.selection)

@@ -5,7 +5,7 @@ Imports neither Ray nor torch, so that a loader starts without them.
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -63,6 +63,14 @@ class Partition:
     id: str
     locator: Any
     num_samples: int | None = None
+
+
+class Positioned(NamedTuple):
+    """A sample and its place in the input."""
+
+    partition: str
+    ordinal: int
+    sample: RawSample
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -195,5 +195,6 @@ def _write_member(file: storage.HashingWriter, name: str, data: bytes | pa.Buffe
 
 def _write_parquet(rows: pa.Table, file: storage.HashingWriter) -> None:
     buffer = io.BytesIO()
-    pq.write_table(rows, buffer, compression="zstd", compression_level=1)
+    # How rows came together shows in the pages of a file, and must not.
+    pq.write_table(rows.combine_chunks(), buffer, compression="zstd", compression_level=1)
     file.write(buffer.getvalue())

@@ -139,10 +139,10 @@ def _open_inline(config: BuildConfig) -> Iterator[InlineCluster]:  # noqa: ARG00
     yield InlineCluster()
 
 
-def build_inline(config: Config, *, only: Sequence[str] = ()) -> Generation:
+def build_inline(config: Config, *, only: Sequence[str] = (), follow: bool = False) -> Generation:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline.build, "open_cluster", _open_inline)
-        return pipeline.build.build(config, only=only)[0]
+        return pipeline.build.build(config, only=only, follow=follow)[0]
 
 
 # All that a data set promises to keep: plans hold measured times, dataset.json may lag a crash.

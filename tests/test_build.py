@@ -166,8 +166,8 @@ def test_unlabelled_lookalikes_are_in_quarantine_with_their_image_and_in_no_shar
 def test_nothing_but_the_dataset_is_left(built: Built) -> None:
     tops = {name.partition("/")[0] for name in storage.list_files(str(built.root))}
     assert tops == {
-        "_info.json", "dataset.json", "generations", "hashes", "ledger", "plans", "quarantine",
-        "reference.json", "reference.parquet", "shards",
+        "_info.json", "dataset.json", "embeddings", "generations", "hashes", "ledger", "plans",
+        "quarantine", "reference.json", "reference.parquet", "shards",
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from builds import config_of, first_samples, folder_entry, squares
 from conftest import Built
 
 from pipeline import manifest, storage
-from pipeline.commits import Counts, PartRecord
+from pipeline.commits import Counts, PartRecord, TakenDown
 from pipeline.config import Config
 from pipeline.dataset import begin_dataset
 from pipeline.errors import TooManyRejects
@@ -39,7 +39,7 @@ def planned(built: Built, tmp_path: Path) -> Config:
 
 
 def worker_of(config: Config) -> SpanWorker:
-    return SpanWorker(config, prepare_encoder(config.encoder, gpus_per_worker=0))
+    return SpanWorker(config, prepare_encoder(config.encoder, gpus_per_worker=0), TakenDown())
 
 
 WHOLE = SpanTask(source="squares", partitions=(Partition("p", [0, 1300], 1300),), span=7)
@@ -107,13 +107,14 @@ def test_empty_partition_is_one_empty_part(planned: Config) -> None:
 MEASURE = """
 import re, sys
 from pathlib import Path
+from pipeline.commits import TakenDown
 from pipeline.config import load_config
 from pipeline.parts import SpanTask, SpanWorker
 from pipeline.runtimes import prepare_encoder
 from pipeline.sources import open_source
 
 config = load_config(sys.argv[1])
-worker = SpanWorker(config, prepare_encoder(config.encoder, gpus_per_worker=0))
+worker = SpanWorker(config, prepare_encoder(config.encoder, gpus_per_worker=0), TakenDown())
 entry = config.sources[0]
 for span, partition in enumerate(open_source(entry.kind, entry.params).partitions()):
     for record, _ in worker.build(SpanTask(source=entry.name, partitions=(partition,), span=span)):

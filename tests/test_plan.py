@@ -184,12 +184,14 @@ def pilot_of(num_rows: int, **columns: list[object]) -> pa.Table:
         "label": [""] * num_rows,
         "stratum": [None] * num_rows,
         "similarity": similarity,
+        "doubt": [None] * num_rows,
         "reject_reason": [None] * num_rows,
         "size_bytes": [1000] * num_rows,
         "seconds": [0.001] * num_rows,
         **columns,
     }
-    types = {"similarity": pa.float32(), "stratum": pa.string(), "reject_reason": pa.string()}
+    types = {"similarity": pa.float32(), "stratum": pa.string(), "doubt": pa.string()}
+    types |= {"reject_reason": pa.string()}
     return pa.table({name: pa.array(v, types.get(name)) for name, v in given.items()})
 
 

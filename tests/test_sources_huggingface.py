@@ -85,6 +85,7 @@ def test_what_datasets_writes_is_read_with_class_names(tmp_path: Path, write: An
     assert {sample.image for sample in samples if sample != samples[4]} == {JPEG}
     assert {(s.label, s.label_state) for s in samples} == {("", "unknown")}
     assert len({sample.uri for sample in samples}) == 10
+    assert samples[0].uri.startswith(f"{tmp_path}/set/train#")
 
 
 def test_each_file_of_a_stream_is_a_partition(tmp_path: Path) -> None:
@@ -189,13 +190,13 @@ def test_image_without_bytes_is_read_from_its_path(tmp_path: Path, where: str) -
     paths = {
         "relative": "photos/1.jpg",
         "absolute": str(root / "photos" / "1.jpg"),
-        "url": "memory://photos/1.jpg",
+        "url": "memory://hub-photos/1.jpg",
         "missing": "2.jpg",
         "outside": "../secret.jpg",
     }
     images = [{"bytes": None, "path": paths[where]}]
     write_table(root, {"image": images}, Features({"image": Image()}))
-    filesystem("memory").pipe("/photos/1.jpg", JPEG)
+    filesystem("memory").pipe("/hub-photos/1.jpg", JPEG)
     for file in (root / "photos" / "1.jpg", tmp_path / "secret.jpg"):
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(JPEG)
@@ -268,7 +269,7 @@ def test_broken_file_gives_an_error_that_names_the_set_and_the_row(tmp_path: Pat
     [partition] = source.partitions()
     samples = []
     # `datasets` reads ahead, so that it may lose a row group before the broken one.
-    where = rf"{root} \(train\)#00000-of-00001, row [46]: broken"
+    where = rf"{root}/train#00000-of-00001, row [46]: broken"
     with pytest.raises(InfinegError, match=where):  # noqa: PT012
         for sample in source.read(partition):
             samples.append(sample)

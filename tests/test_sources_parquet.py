@@ -83,10 +83,10 @@ def test_image_may_be_bytes_or_an_address_or_both(tmp_path: Path, column: pa.Arr
 
 
 def test_null_bytes_are_read_from_the_path_on_any_storage(tmp_path: Path) -> None:
-    filesystem("memory").pipe("/photos/1.jpg", JPEG)
+    filesystem("memory").pipe("/table-photos/1.jpg", JPEG)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "2.jpg").write_bytes(JPEG)
-    paths = ["memory://photos/1.jpg", "photos/2.jpg", str(tmp_path / "photos" / "2.jpg")]
+    paths = ["memory://table-photos/1.jpg", "photos/2.jpg", str(tmp_path / "photos" / "2.jpg")]
     images = pa.array([{"bytes": None, "path": path} for path in paths], STRUCT)
     samples = read_all(write(tmp_path / "a.parquet", {"image": images}))
     assert [s.image for s in samples] == [JPEG] * 3

@@ -44,7 +44,7 @@ def open_dataset(
     data_files: tuple[str, ...],
 ) -> OpenDataset:
     """One split, of what `load_dataset` or `load_from_disk` knows; raises ConfigError else."""
-    where = " ".join(filter(None, (path, name, f"({split})")))
+    where = "/".join(filter(None, (path.rstrip("/"), name, split)))
     if any((Path(path) / each).is_file() for each in ("state.json", "dataset_dict.json")):
         return _open_saved(path, split, where)
     with _opening_errors(path, split=split, revision=revision):

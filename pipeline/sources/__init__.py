@@ -14,7 +14,7 @@ import importlib.util
 import itertools
 import pkgutil
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
@@ -22,7 +22,7 @@ from typing import Any, Protocol, runtime_checkable
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import ConfigError
-from pipeline.records import Partition, RawSample
+from pipeline.records import Partition, Positioned, RawSample
 
 _KIND = re.compile(r"[a-z][a-z_]*")
 _PACKAGES = ("pipeline.sources", "pipeline.sources.generated")
@@ -66,6 +66,25 @@ def read_from(source: Source, partition: Partition, start: int) -> Iterator[RawS
     if start and isinstance(source, ResumableSource):
         return source.read_from(partition, start)
     return itertools.islice(source.read(partition), start, None)
+
+
+def read_partitions(
+    source: Source, partitions: Sequence[Partition], start: int
+) -> Iterator[Positioned]:
+    """The samples of partitions in a row, without the first `start`."""
+    for partition in partitions:
+        if partition.num_samples is not None and start >= partition.num_samples:
+            start -= partition.num_samples
+            continue
+        if partition.num_samples is not None or len(partitions) == 1:
+            samples, first, start = read_from(source, partition, start), start, 0
+        else:  # only reading tells in which partition sample `start` lies
+            samples, first = source.read(partition), 0
+        for ordinal, sample in enumerate(samples, start=first):
+            if start:
+                start -= 1
+            else:
+                yield Positioned(partition.id, ordinal, sample)
 
 
 def source_kinds() -> list[str]:

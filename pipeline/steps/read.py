@@ -6,13 +6,12 @@ The one place where these are made, so that two sources cannot disagree on how.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import pyarrow as pa
 
 from pipeline.errors import ConfigError
 from pipeline.keys import make_key, split_of
-from pipeline.records import READ_COLUMNS, LabelState, RawSample, Split, Stratum, row_schema
+from pipeline.records import READ_COLUMNS, LabelState, Positioned, Split, Stratum, row_schema
 
 ADDS = READ_COLUMNS
 _SCHEMA = pa.schema([row_schema(1).field(name) for name in READ_COLUMNS])
@@ -28,14 +27,6 @@ class Origin:
     target: str | None = None  # positives: every sample shows this
     stratum: Stratum | None = None
     label_state: LabelState | None = None
-
-
-class Positioned(NamedTuple):
-    """A sample and its place in the input."""
-
-    partition: str
-    ordinal: int
-    sample: RawSample
 
 
 def read_batch(samples: Sequence[Positioned], origin: Origin) -> pa.Table:

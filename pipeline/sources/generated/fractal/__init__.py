@@ -38,6 +38,7 @@ from pipeline.sources.generated.fractal.systems import (
     Maps,
     find_system,
     move,
+    visit,
 )  # fmt: skip
 
 Plane = NDArray[np.uint8]
@@ -65,7 +66,8 @@ def draw(rng: np.random.Generator, params: Params, family: str = "") -> Pixels:
     maps, choice, follow, box, _ = find_system(state, _FAMILIES[family])
     hits, shades = np.zeros((size, size), np.uint8), np.zeros((size, size), np.uint8)
     num_steps = int(_POINTS_PER_PIXEL * size * size) // _NUM_CHAINS
-    _play(state, maps, choice, follow, _view(dice, box), num_steps, hits, shades)
+    view = _view(dice, box, visit(state, maps, choice, follow))
+    _play(state, maps, choice, follow, view, num_steps, hits, shades)
     if dice.chance(0.3):  # FractalDB's patches, instead of points
         patch = np.ones((3, 3), np.uint8)
         hits, shades = (np.asarray(cv2.dilate(p, patch), np.uint8) for p in (hits, shades))
@@ -83,14 +85,13 @@ def draw(rng: np.random.Generator, params: Params, family: str = "") -> Pixels:
 Source = partial(PictureSource, "fractal", draw)
 
 
-def _view(dice: Dice, box: Box) -> Box:
-    """The attractor with a margin, or a part of it."""
+def _view(dice: Dice, box: Box, point: tuple[float, float]) -> Box:
+    """The attractor with a margin, or the part of it around a point that it has."""
     left, top, width, height = box
-    zoom = dice.between(1.2, 2.5) if dice.chance(0.4) else dice.between(0.8, 0.95)
-    at_x, at_y = (dice.between(0.3, 0.7) if zoom > 1 else 0.5 for _ in "xy")
-    left += width * (at_x - 0.5 / zoom)
-    top += height * (at_y - 0.5 / zoom)
-    return left, top, width / zoom, height / zoom
+    x, y, zoom = left + width / 2, top + height / 2, dice.between(0.8, 0.95)
+    if dice.chance(0.4):
+        (x, y), zoom = point, dice.between(1.2, 3.0)
+    return x - width / zoom / 2, y - height / zoom / 2, width / zoom, height / zoom
 
 
 @compiled

@@ -59,6 +59,15 @@ def move(maps: Maps, k: int, follow: int, x: float, y: float) -> tuple[float, fl
 
 
 @compiled
+def visit(state: State, maps: Maps, choice: Choice, follow: int) -> tuple[float, float]:
+    """A point of the attractor, or next to it: where an orbit is after 64 steps."""
+    x, y = next_unit(state), next_unit(state)
+    for _ in range(64):
+        x, y = move(maps, choice[next_word(state) >> np.uint64(56)], follow, x, y)
+    return x, y
+
+
+@compiled
 def measure_filling(state: State, maps: Maps, choice: Choice, follow: int) -> tuple[Box, float]:
     """Where a short orbit lies, and how much of that it fills; -1 where it is no picture."""
     points = np.empty((_NUM_TRIAL_POINTS, 2))

@@ -1,0 +1,81 @@
+"""Embeddings of all candidates, kept so that changed positives or probabilities cost no encoder.
+
+One file a part beside the data set, `embeddings/<source>/<round>/<span>-<part>.parquet`. It is a
+cache: deleted, it costs time and nothing else.
+"""
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import BaseModel
+
+from pipeline import manifest, storage
+from pipeline.errors import ConfigError, InfinegError
+from pipeline.records import ImageSettings
+
+_ADDED = ("perceptual_hash", "width", "height", "embedding")
+_INFO = "embeddings/info.json"
+
+
+class EmbeddingsInfo(BaseModel, frozen=True, extra="forbid"):
+    """What embeddings depend on."""
+
+    encoder: str
+    images: ImageSettings
+
+
+def write_info(root: str, info: EmbeddingsInfo) -> None:
+    storage.write_atomic(storage.join(root, _INFO), info.model_dump_json(indent=1).encode())
+
+
+def require_info(root: str, wanted: EmbeddingsInfo) -> None:
+    """Raises ConfigError where the data set at `root` keeps none, or those of other images."""
+    uri = storage.join(root, _INFO)
+    if not storage.exists(uri):
+        raise ConfigError(
+            f"build.embeddings_from: {storage.shown(uri)} is not there: no data set, or one built "
+            "with build.keep_embeddings=false"
+        )
+    found = EmbeddingsInfo.model_validate_json(storage.read_bytes(uri))
+    if found != wanted:
+        raise ConfigError(
+            f"build.embeddings_from: {storage.shown(root)} has {found}, this data set wants "
+            f"{wanted}. Leave the setting out to embed anew"
+        )
+
+
+def write_embeddings(root: str, stem: str, rows: pa.Table) -> None:
+    """rows: of one part, decoded and embedded, with no reject_reason but those of decoding."""
+    with storage.open_atomic(storage.join(root, _path(stem))) as file:
+        kept = rows.select(["content_hash", *_ADDED, "reject_reason"]).combine_chunks()
+        pq.write_table(kept, file, compression="none")
+
+
+def read_embeddings(root: str, stem: str) -> pa.Table | None:
+    """What `write_embeddings` wrote of a part; None where it did not."""
+    path = _path(stem)
+    if not storage.exists(storage.join(root, path)):
+        return None
+    return manifest.read_table(root, path)
+
+
+def attach_embeddings(rows: pa.Table, cached: pa.Table) -> pa.Table:
+    """rows, read but not decoded, with what decoding and embedding added then.
+
+    Raises InfinegError where the source holds other images now.
+    """
+    if not cached["content_hash"].equals(rows["content_hash"]):
+        raise InfinegError(
+            f"build.embeddings_from: around {rows['uri'][0] if len(rows) else 'the end'} the "
+            "source is not what it was when it was embedded. Leave the setting out to embed anew"
+        )
+    column = rows.schema.get_field_index("reject_reason")
+    reasons = pc.coalesce(rows["reject_reason"], cached["reject_reason"])
+    rows = rows.set_column(column, "reject_reason", reasons)
+    for name in _ADDED:
+        rows = rows.append_column(name, cached[name])
+    return rows
+
+
+def _path(stem: str) -> str:
+    return f"embeddings/{stem.removeprefix('parts/')}.parquet"

@@ -1,0 +1,56 @@
+"""When so much of the input is bad that the run must stop."""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from pipeline.commits import Counts, add_counts
+from pipeline.config import SourceEntry
+from pipeline.errors import TooManyRejects
+from pipeline.records import Partition, RejectReason
+
+_MIN_READ_TO_STOP = 100
+# Rejects that tell of bad data. The others tell of labels, and do not stop a run.
+_BAD_DATA = frozenset(
+    {
+        RejectReason.UNREADABLE,
+        RejectReason.TRUNCATED,
+        RejectReason.TOO_SMALL,
+        RejectReason.TOO_LARGE,
+        RejectReason.BAD_ASPECT,
+        RejectReason.UNSUPPORTED_MODE,
+    }
+)
+
+
+def check_rejects(
+    entry: SourceEntry,
+    partitions: Sequence[Partition],
+    counts: Sequence[Counts],
+    rows: pa.Table,
+) -> None:
+    """Stops a run whose input is not what the config takes it for.
+
+    counts: of the parts of a span so far; rows: of its last part. Raises TooManyRejects.
+    """
+    total = add_counts(counts)
+    bad = {reason: n for reason, n in total.rejected.items() if reason in _BAD_DATA}
+    num_bad = sum(bad.values())
+    if total.read < _MIN_READ_TO_STOP or num_bad <= entry.max_reject_fraction * total.read:
+        return
+    commonest = sorted(bad.items(), key=lambda item: -item[1])
+    reasons = rows["reject_reason"].to_pylist()
+    examples = (
+        uri
+        for uri, reason in zip(rows["uri"].to_pylist(), reasons, strict=True)
+        if reason in _BAD_DATA
+    )
+    # All may lie in parts that are committed already, where the limit has been lowered since.
+    example = next(examples, "in an earlier part")
+    where = " to ".join(dict.fromkeys((partitions[0].id, partitions[-1].id)))
+    raise TooManyRejects(
+        f"source {entry.name!r}, partition {where}: {num_bad:,} of {total.read:,} samples "
+        f"rejected ({', '.join(f'{reason} {n:,}' for reason, n in commonest)}), limit "
+        f"{entry.max_reject_fraction:.0%}. Example: {example}. Raise `max_reject_fraction` of "
+        "this entry only if the source is known to be like this, then run again: it resumes."
+    )

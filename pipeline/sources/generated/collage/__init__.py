@@ -1,0 +1,128 @@
+"""Collages: patches of other sources' pictures, laid side by side, over and into each other.
+
+What is cut apart keeps its texture and colour and loses its form, so that a network must look at
+form: jigsaws after Noroozi and Favaro, ECCV 2016 (https://arxiv.org/abs/1603.09246), blends after
+Zhang et al., "mixup", ICLR 2018 (https://arxiv.org/abs/1710.09412), patches over pictures after Yun
+et al., "CutMix", ICCV 2019 (https://arxiv.org/abs/1905.04899).
+
+    grid      cells, each with a patch
+    overlap   patches of all sizes, some turned, over a picture
+    blend     two or three pictures, mixed everywhere or more and more to one side
+    strips    stripes of two to four pictures in turn
+    jigsaw    one picture, its pieces shuffled
+
+A collage must show no target, so only samples are cut of which that is known: without a label and
+verified absent, or unknown ones of a source that is vouched for. Picture i is a function of the
+seed, of i and of what the sources hold. Reading is bounded: some pictures share a pool, the first
+images of a few partitions. Decoding is libjpeg's and scaling OpenCV's: with the same releases of
+both, bytes are the same on any machine.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from pipeline.drawing import Dice
+from pipeline.records import Partition, RawSample
+from pipeline.sources.generated import (
+    PictureParams,
+    Pixels,
+    addressed_partitions,
+    drawn_sample,
+    picture_rng,
+)  # fmt: skip
+from pipeline.sources.generated.collage.layouts import LAYOUTS, Hand
+from pipeline.sources.generated.collage.pool import Cut, Origin, PoolReader
+
+Family = Literal["grid", "overlap", "blend", "strips", "jigsaw"]
+
+
+class Params(PictureParams, frozen=True, extra="forbid"):
+    """What is cut, and which collages are made of it."""
+
+    sources: tuple[Origin, ...] = Field(
+        min_length=1, description="e.g. [{kind: squares}]; each gives as many images to a pool"
+    )
+    families: tuple[Family, ...] = Field(
+        ("grid", "overlap", "blend", "strips", "jigsaw"),
+        min_length=1,
+        description="picture i is of family i modulo their number",
+    )
+    max_partitions: int = Field(
+        64, ge=1, description="of each source, the first ones; what lies behind is never cut"
+    )
+    pool_size: int = Field(24, ge=1, le=1024, description="images that are held to be cut")
+    pictures_per_pool: int = Field(256, ge=1, description="collages of one pool")
+
+
+class Source:
+    """Endless unless `num_pictures` says otherwise, even where its sources end."""
+
+    def __init__(self, params: Params) -> None:
+        self._params = params
+        self._reader = _open_reader(params)
+        self.is_endless = params.num_pictures is None
+
+    def partitions(self) -> Iterator[Partition]:
+        return addressed_partitions(self._params.num_pictures, self._params.pictures_per_partition)
+
+    def read(self, partition: Partition) -> Iterator[RawSample]:
+        return self.read_from(partition, 0)
+
+    def read_from(self, partition: Partition, start: int) -> Iterator[RawSample]:
+        """The same without the first `start`, which cost nothing."""
+        params, pool, number = self._params, None, -1
+        first, last = partition.locator
+        for index in range(first + start, last):
+            if pool is None or number != index // params.pictures_per_pool:
+                number = index // params.pictures_per_pool
+                pool = self._reader.read(number, seed=params.seed, pool_size=params.pool_size)
+            family = params.families[index % len(params.families)]
+            name = f"collage.{family}"
+            hand = _hand(picture_rng(name, params.seed, index), params, pool)
+            pixels = LAYOUTS[family](hand)
+            sample = drawn_sample(pixels, uri=f"{name}://{params.seed}/{index}", class_name=name)
+            yield replace(
+                sample,
+                license=_joined(cut.license for cut in hand.taken),
+                author=_joined(cut.author for cut in hand.taken),
+            )
+
+
+def draw(
+    rng: np.random.Generator,
+    params: Params,
+    family: str = "",
+    *,
+    pool: Sequence[Cut] | None = None,
+) -> Pixels:
+    """uint8[image_size, image_size, 3]; of the first pool where none is given."""
+    if pool is None:
+        pool = _open_reader(params).read(0, seed=params.seed, pool_size=params.pool_size)
+    hand = _hand(rng, params, pool)
+    return LAYOUTS[family or hand.dice.pick(params.families)](hand)
+
+
+def _open_reader(params: Params) -> PoolReader:
+    return PoolReader(
+        params.sources, max_partitions=params.max_partitions, image_size=params.image_size
+    )
+
+
+def _hand(rng: np.random.Generator, params: Params, pool: Sequence[Cut]) -> Hand:
+    return Hand(Dice(rng), pool, params.image_size)
+
+
+def _joined(names: Iterator[str | None]) -> str | None:
+    """Each once, in order: a collage owes to all whose pictures it was cut from."""
+    return "; ".join(sorted({name for name in names if name})) or None
+
+
+def toy(directory: Path) -> Params:  # noqa: ARG001 - its source needs no files
+    """Three collages of squares."""
+    squares = Origin(kind="squares", params={"image_size": 64, "num_pictures": 8})
+    return Params(sources=(squares,), image_size=64, num_pictures=3)

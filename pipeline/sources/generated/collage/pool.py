@@ -1,0 +1,97 @@
+"""What is cut: a bounded number of images of other sources, all known to show no target."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import simplejpeg
+from pydantic import BaseModel, Field, JsonValue
+
+from pipeline.drawing import Dice
+from pipeline.errors import ConfigError
+from pipeline.images import Decoded, decode_image
+from pipeline.records import ImageSettings, Partition, RawSample
+from pipeline.sources import Source, open_source
+from pipeline.sources.generated import Pixels, picture_rng
+
+# Of a source and for one pool, before it is given up: partitions, and samples of each.
+_MAX_PARTITIONS_READ = 4
+_MAX_READ_PER_IMAGE = 4
+
+
+class Origin(BaseModel, frozen=True, extra="forbid"):
+    """A source to cut from."""
+
+    kind: str = Field(description="as in a config's `sources:`, e.g. image_folder")
+    params: dict[str, JsonValue] = Field(default_factory=dict, description="of that kind")
+    allow_unknown: bool = Field(
+        False, description="also cut samples of unknown label; only where none shows a target"
+    )
+
+
+@dataclass(frozen=True)
+class Cut:
+    """An image to cut from, and whom to name for it."""
+
+    pixels: Pixels
+    license: str | None
+    author: str | None
+
+
+class PoolReader:
+    """Reads pools; the same number gives the same pool as long as the sources hold the same."""
+
+    def __init__(self, origins: Sequence[Origin], *, max_partitions: int, image_size: int) -> None:
+        self._origins = origins
+        self._sources = [open_source(origin.kind, origin.params) for origin in origins]
+        self._max_partitions = max_partitions
+        self._settings = ImageSettings(image_size=image_size)
+        self._listed: dict[int, list[Partition]] = {}
+
+    def read(self, number: int, *, seed: int, pool_size: int) -> list[Cut]:
+        """At least one image; raises ConfigError where no source has one that may be cut."""
+        share = -(-pool_size // len(self._sources))
+        pool = [
+            cut
+            for position in range(len(self._sources))
+            for cut in itertools.islice(self._usable(position, number, seed, share), share)
+        ]
+        if not pool:
+            raise ConfigError(
+                f"collage: params.sources: {', '.join(o.kind for o in self._origins)}: none of the "
+                'samples read may be cut (label "" and label_state verified_absent); '
+                "set allow_unknown: true for a source that surely shows no target"
+            )
+        return pool[:pool_size]
+
+    def _usable(self, position: int, number: int, seed: int, share: int) -> Iterator[Cut]:
+        """First samples of a few partitions, chosen by hash; the broken and the barred left out."""
+        dice = Dice(picture_rng(f"collage.pool.{position}", seed, number))
+        source, partitions = self._sources[position], self._partitions(position)
+        first = dice.below(max(len(partitions), 1))
+        in_order = partitions[first:] + partitions[:first]
+        for partition in in_order[:_MAX_PARTITIONS_READ]:
+            samples = itertools.islice(source.read(partition), share * _MAX_READ_PER_IMAGE)
+            for sample in samples:
+                if _may_be_cut(sample, allow_unknown=self._origins[position].allow_unknown):
+                    yield from self._decoded(sample)
+
+    def _decoded(self, sample: RawSample) -> Iterator[Cut]:
+        decoded = decode_image(sample.image, rotation=sample.rotation or 0, settings=self._settings)
+        if isinstance(decoded, Decoded):
+            pixels = simplejpeg.decode_jpeg(decoded.image, colorspace="RGB")
+            yield Cut(pixels, sample.license, sample.author)
+
+    def _partitions(self, position: int) -> list[Partition]:
+        """The first few, listed once."""
+        if position not in self._listed:
+            source: Source = self._sources[position]
+            listed = itertools.islice(source.partitions(), self._max_partitions)
+            self._listed[position] = list(listed)
+        return self._listed[position]
+
+
+def _may_be_cut(sample: RawSample, *, allow_unknown: bool) -> bool:
+    """A label is a target's; `verified_present` without one would be a contradiction."""
+    states = ("verified_absent", "unknown") if allow_unknown else ("verified_absent",)
+    return not sample.label and sample.label_state in states
