@@ -6,14 +6,8 @@ import pytest
 from pipeline.drawing import Dice
 from pipeline.sources.generated import Pixels, picture_rng, text_and_ui
 from pipeline.sources.generated.text_and_ui.fonts import NUM_SCRIPTS, Font, latin, script
-from pipeline.sources.generated.text_and_ui.screen import (
-    NUMBERS,
-    PROSE,
-    SYMBOLS,
-    TITLE,
-    Screen,
-    choose_theme,
-)
+from pipeline.sources.generated.text_and_ui.screen import Screen, choose_theme
+from pipeline.sources.generated.text_and_ui.writing import NUMBERS, PROSE, SYMBOLS, TITLE
 
 FONTS = [latin(12), latin(24, is_bold=True), script(12, 0), script(12, 1), script(12, 2)]
 

@@ -1,14 +1,8 @@
 """What is written or plotted: pages, code, signs, tables, charts."""
 
 from pipeline.sources.generated.text_and_ui.fonts import Font
-from pipeline.sources.generated.text_and_ui.screen import (
-    NUMBERS,
-    PROSE,
-    SYMBOLS,
-    TITLE,
-    Colour,
-    Screen,
-)  # fmt: skip
+from pipeline.sources.generated.text_and_ui.screen import Screen
+from pipeline.sources.generated.text_and_ui.writing import NUMBERS, PROSE, SYMBOLS, TITLE, Colour
 
 
 def draw_page(screen: Screen) -> None:

@@ -1,6 +1,7 @@
 """What is pressed, ticked and scrolled: dialogs, applications, forms, icons."""
 
-from pipeline.sources.generated.text_and_ui.screen import NUMBERS, TITLE, Colour, Screen
+from pipeline.sources.generated.text_and_ui.screen import Screen
+from pipeline.sources.generated.text_and_ui.writing import NUMBERS, TITLE, Colour
 
 
 def draw_dialog(screen: Screen) -> None:
