@@ -17,6 +17,7 @@ from pipeline.errors import InfinegError
 from pipeline.listing import (
     Listing,
     Planned,
+    estimate_sizes,
     pilot_size,
     refuse_changed_listing,
     survey,
@@ -59,7 +60,9 @@ def plan_sources(
             plan = make_plan(
                 entry,
                 config=config,
-                listing=listings[entry.name],
+                listing=estimate_sizes(
+                    listings[entry.name], sources[entry.name], pilots[entry.name]
+                ),
                 pilot=pilots[entry.name],
                 reference=reference,
             )

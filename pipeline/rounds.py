@@ -63,6 +63,8 @@ class Reading:
                 self._progress.expect_less(sum(record.counts.read for record in committed))
             ids = {record.span: record.span_id for record in committed}
             finished = {record.span for record in committed if record.is_last}
+            # Not before: what is read together is read one after the other.
+            self._began.setdefault(name, time.monotonic())
             for span in range(round_.num_spans):
                 if self._is_over(name):
                     break
@@ -93,8 +95,8 @@ class Reading:
         return read
 
     def _is_over(self, source: str) -> bool:
-        began = self._began.setdefault(source, time.monotonic())
-        return time.monotonic() - began > self._seconds.get(source, float("inf"))
+        seconds = time.monotonic() - self._began.get(source, time.monotonic())
+        return seconds > self._seconds.get(source, float("inf"))
 
 
 def extend_plans(root: str, planned: Sequence[Planned]) -> list[Planned]:

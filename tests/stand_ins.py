@@ -25,6 +25,32 @@ _IDS_HEADER = (
     "Author", "Title", "OriginalSize", "OriginalMD5", "Thumbnail300KURL", "Rotation",
 )  # fmt: skip
 
+# As the Hub has it: how many rows there are is told here alone.
+_CARD = """---
+dataset_info:
+  features:
+  - name: image
+    dtype: image
+  - name: labels
+    dtype:
+      class_label:
+        names:
+          '0': cat
+          '1': dog
+  splits:
+  - name: train
+    num_bytes: 100000
+    num_examples: 80
+  download_size: 100000
+  dataset_size: 100000
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/train-*
+---
+"""
+
 
 def drawings(content: str, number: int, *, seed: int = 0) -> list[bytes]:
     """JPEGs of the generator `shapes`: no two calls with other arguments share one."""
@@ -116,6 +142,7 @@ def write_cats_and_dogs(folder: Path) -> None:
         mixed = [each for pair in zip(cats, dogs, strict=True) for each in pair][number::2]
         labels = [number] * len(mixed)
         write_hub_file(folder, mixed, labels, names=["cat", "dog"], column="labels", part=number)
+    (folder / "README.md").write_text(_CARD)
 
 
 def write_hub_file(

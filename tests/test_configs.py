@@ -114,9 +114,7 @@ def buckets(tmp_path: Path, s3_server: S3Server, s3_root: str) -> str:
     return s3_root
 
 
-def test_object_storage(
-    buckets: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_object_storage(buckets: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # the config alone says where
     endpoints = [
         f"storage.{prefix}.endpoint_url={s3_server.endpoint_url}"

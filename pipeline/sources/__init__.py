@@ -51,6 +51,17 @@ class ResumableSource(Source, Protocol):
         """What `read` yields, without the first `start` samples."""
 
 
+@runtime_checkable
+class EstimatingSource(Source, Protocol):
+    """A source that does not count its samples, but knows about how many there are."""
+
+    def estimate_samples(self, partition: Partition, mean_bytes: float) -> float | None:
+        """By names, sizes and footers; None where these do not tell.
+
+        `mean_bytes` is how large an encoded image of this source is.
+        """
+
+
 class SourceModule(Protocol):
     """What a module under `sources/` offers."""
 
@@ -85,6 +96,13 @@ def read_partitions(
                 start -= 1
             else:
                 yield Positioned(partition.id, ordinal, sample)
+
+
+def estimate_samples(source: Source, partition: Partition, mean_bytes: float) -> float | None:
+    """About how many samples a partition has that does not say; None where nobody knows."""
+    if not isinstance(source, EstimatingSource):
+        return None
+    return source.estimate_samples(partition, mean_bytes)
 
 
 def source_kinds() -> list[str]:

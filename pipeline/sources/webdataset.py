@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field, field_validator
 
+from pipeline import storage
 from pipeline.formats.class_labels import (
     LabelNames,
     LabelRule,
@@ -30,6 +31,7 @@ from pipeline.formats.tar_samples import (
     described,
     text_of,
 )
+from pipeline.formats.tars import estimate_members
 from pipeline.formats.toy import toy_jpegs
 from pipeline.records import Partition, RawSample
 
@@ -91,6 +93,11 @@ class Source:
             is_offered=self._is_offered if self._rule.leaves_some_out else None,
         )
         return (self._sample(partition.locator, sample) for sample in reader.read())
+
+    def estimate_samples(self, partition: Partition, mean_bytes: float) -> float | None:
+        if self._params.target_policy == "only":
+            return None
+        return estimate_members(storage.size_of(partition.locator), mean_bytes)
 
     def _sample(self, url: str, sample: TarSample) -> RawSample:
         facts = self._rule.facts(self._label(sample.members))
