@@ -25,7 +25,7 @@ from pipeline.rejects import check_rejects
 from pipeline.rules import read_rule
 from pipeline.runtimes import PreparedEncoder
 from pipeline.shards import count_rows, output_groups, write_part
-from pipeline.sources import open_source, read_partitions
+from pipeline.sources import open_entry, read_partitions
 from pipeline.steps.decode import decode_batch
 from pipeline.steps.embed import embed_batch
 from pipeline.steps.read import Origin, read_batch
@@ -132,7 +132,8 @@ class SpanWorker:
     def _read(self, task: SpanTask, *, start: int = 0) -> Iterator[Positioned]:
         """The samples of all partitions, without the first `start`."""
         entry = self._entries[task.source]
-        samples = read_partitions(open_source(entry.kind, entry.params), task.partitions, start)
+        source = open_entry(entry, self._config.role_of(entry))
+        samples = read_partitions(source, task.partitions, start)
         return itertools.islice(samples, task.limit)
 
     def _embedded(self, samples: Iterator[Positioned], task: SpanTask) -> pa.Table:

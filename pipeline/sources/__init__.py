@@ -21,8 +21,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ValidationError
 
+from pipeline.config import SourceEntry
 from pipeline.errors import ConfigError
-from pipeline.records import Partition, Positioned, RawSample
+from pipeline.records import Partition, Positioned, RawSample, Role
 
 _KIND = re.compile(r"[a-z][a-z_]*")
 _PACKAGES = ("pipeline.sources", "pipeline.sources.generated")
@@ -136,4 +137,26 @@ def open_source(kind: str, params: Mapping[str, Any]) -> Source:
             for p in error.errors()
         )
         raise ConfigError(f"kind {kind}: {problems}") from None
+    return source
+
+
+def open_entry(entry: SourceEntry, role: Role) -> Source:
+    """The source of a config entry; raises ConfigError that names the entry.
+
+    Under `positives` all that a source yields is taken for the target, so that one with other
+    classes must leave them out.
+    """
+    try:
+        source = open_source(entry.kind, entry.params)
+    except ConfigError as error:
+        raise ConfigError(f"{entry.name}: {error}") from None
+    params = load_source_module(entry.kind).Params.model_validate(entry.params)
+    policy = getattr(params, "target_policy", "only")
+    # Where these can be given and are not, nothing tells the classes apart.
+    tells_classes = getattr(params, "target_labels", True)
+    if role == "positive" and policy != "only" and tells_classes:
+        raise ConfigError(
+            f"positives {entry.name}: with `params.target_policy` {policy} it has other classes, "
+            "and under `positives` all is taken for the target; set it to only"
+        )
     return source
