@@ -133,6 +133,7 @@ def test_table_of_diversity(capsys: pytest.CaptureFixture[str]) -> None:
         params = load_source_module(kind).Params(**OF_KIND.get(kind, {}))
         for family in getattr(params, "families", ()):
             rows.append(row(f"  {family}", samples_of(kind, 256, families=[family])))
+    rows.append(row("all of them", [s for kind in FLOORS for s in samples_of(kind, 32)]))
     for folder in ("random", "near", "imagenet_sample"):
         path = os.path.join(os.environ.get("PHOTOS", ""), folder)
         if os.path.isdir(path):

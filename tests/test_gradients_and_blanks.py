@@ -17,15 +17,15 @@ from pipeline.sources.generated.gradients_and_blanks.fills import (
 )
 
 GOLDEN = {
-    "flat": "fc21da9aa6f71d43",
-    "near_black": "2dff17261cd0bd6e",
-    "near_white": "d53620078629656d",
-    "linear": "6ce132fa38a123c9",
-    "radial": "6ea088e1d03ea3f7",
-    "angular": "67562084b20d3964",
-    "mesh": "929891efdf2ac440",
-    "vignette": "b761fcd9a9f552d3",
-    "banding": "968629101b50d5d2",
+    "flat": "b5e58e5f48b34024",
+    "near_black": "4edb042f51f2498d",
+    "near_white": "55069fdc759abeae",
+    "linear": "09bcb85f1625c449",
+    "radial": "454e5311046844fa",
+    "angular": "5fda1f30025de8ea",
+    "mesh": "4389962649532fd0",
+    "vignette": "12f80fc7e1b60a42",
+    "banding": "84f84367d7e0b329",
     "bars": "0c3a4a4655eef773",
 }
 GREY = ramp(np.array([[0, 0, 0], [255, 255, 255]], np.uint8), NUM_STEPS)

@@ -14,15 +14,20 @@ LINEAR, RADIAL, ANGULAR = range(3)
 
 @compiled
 def add_grain(state: State, depth: int, is_grey: bool, pixels: Pixels) -> None:
+    """Uniform noise of `depth` levels in all, of each pixel or of each of its channels."""
+    num_levels, width = 3 * len(pixels), 3 if is_grey else 1
+    noise = np.empty(num_levels + 8 * width, np.int16)
     for y in range(len(pixels)):
-        for x in range(len(pixels)):
+        for start in range(0, num_levels, 8 * width):
             word = next_word(state)
-            for channel in range(3):
-                noise = np.int32(word & np.uint64(0xFF)) * depth >> 8
-                level = np.int32(pixels[y, x, channel]) + noise - depth // 2
-                pixels[y, x, channel] = to_byte(level)
-                if not is_grey:
-                    word >>= np.uint64(8)
+            for at in range(start, start + 8 * width, width):
+                level = np.int16((np.int32(word & np.uint64(0xFF)) * depth >> 8) - depth // 2)
+                word >>= np.uint64(8)
+                for i in range(at, at + width):
+                    noise[i] = level
+        row = pixels[y].reshape(-1)
+        for i in range(num_levels):  # on its own, because the machine does this many at once
+            row[i] = min(max(np.int16(row[i]) + noise[i], np.int16(0)), np.int16(255))
 
 
 @compiled
