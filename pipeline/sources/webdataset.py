@@ -21,7 +21,7 @@ from pipeline.formats.class_labels import (
     TargetPolicy,
     label_rule,
 )
-from pipeline.formats.patterns import refuse_repeats
+from pipeline.formats.patterns import address_id, refuse_repeats
 from pipeline.formats.shard_indexes import read_shard_index
 from pipeline.formats.tar_samples import (
     IMAGE_FIELDS,
@@ -76,7 +76,7 @@ class Source:
         """Opens no tar: one that is missing shows when it is read."""
         _ = self._rule
         for url in refuse_repeats(self._patterns()):
-            yield Partition(url, url)
+            yield Partition(address_id(url), url)
 
     def read(self, partition: Partition) -> Iterator[RawSample]:
         """Raises InfinegError, after all that could be read, where the tar is broken."""
