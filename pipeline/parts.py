@@ -25,7 +25,7 @@ from pipeline.rejects import check_rejects
 from pipeline.rules import read_rule
 from pipeline.runtimes import PreparedEncoder
 from pipeline.shards import count_rows, output_groups, write_part
-from pipeline.sources import open_source, read_partitions
+from pipeline.sources import open_entry, read_partitions
 from pipeline.steps.decode import decode_batch
 from pipeline.steps.embed import embed_batch
 from pipeline.steps.read import Origin, read_batch
@@ -39,7 +39,8 @@ SAMPLES_PER_PART = 512
 # Originals of this many samples are in memory at once.
 _SAMPLES_PER_READ = 64
 _PILOT_COLUMNS = (
-    "source", "label", "stratum", "similarity", "doubt", "reject_reason", "size_bytes",
+    "source", "partition", "label", "stratum", "similarity", "doubt", "reject_reason", "read_bytes",
+    "size_bytes",
 )  # fmt: skip
 
 
@@ -85,7 +86,10 @@ class SpanWorker:
     def score(self, task: SpanTask) -> Iterator[pa.Table]:
         """What a pilot needs: a row a sample, and the seconds that each took."""
         began = time.monotonic()
-        rows = score_batch(self._embedded(self._read(task), task), self._bank)
+        read_bytes: list[int] = []
+        samples = _measured(self._read(task), read_bytes)
+        rows = score_batch(self._embedded(samples, task), self._bank)
+        rows = rows.append_column("read_bytes", pa.array(read_bytes, pa.int64()))
         sizes = [len(image.as_buffer()) if image.is_valid else 0 for image in rows["image"]]
         rows = rows.append_column("size_bytes", pa.array(sizes, pa.int64())).select(_PILOT_COLUMNS)
         seconds = (time.monotonic() - began) / max(rows.num_rows, 1)
@@ -128,7 +132,8 @@ class SpanWorker:
     def _read(self, task: SpanTask, *, start: int = 0) -> Iterator[Positioned]:
         """The samples of all partitions, without the first `start`."""
         entry = self._entries[task.source]
-        samples = read_partitions(open_source(entry.kind, entry.params), task.partitions, start)
+        source = open_entry(entry, self._config.role_of(entry))
+        samples = read_partitions(source, task.partitions, start)
         return itertools.islice(samples, task.limit)
 
     def _embedded(self, samples: Iterator[Positioned], task: SpanTask) -> pa.Table:
@@ -196,6 +201,13 @@ class SpanWorker:
         if source not in self._rules:
             self._rules[source] = read_rule(self._root, source, self._config.selection)
         return self._rules[source]
+
+
+def _measured(samples: Iterator[Positioned], sizes: list[int]) -> Iterator[Positioned]:
+    """The same samples; puts down the size of each as it was read, in bytes."""
+    for positioned in samples:
+        sizes.append(len(positioned.sample.image))
+        yield positioned
 
 
 def origin_of(config: Config, entry: SourceEntry) -> Origin:

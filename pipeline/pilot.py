@@ -17,6 +17,7 @@ from pipeline.errors import InfinegError
 from pipeline.listing import (
     Listing,
     Planned,
+    estimate_sizes,
     pilot_size,
     refuse_changed_listing,
     survey,
@@ -26,7 +27,7 @@ from pipeline.parts import SpanTask, SpanWorker
 from pipeline.plan import make_plan, pilot_sample
 from pipeline.progress import Progress
 from pipeline.reference import write_reference
-from pipeline.sources import Source, open_source
+from pipeline.sources import Source, open_entry
 
 _log = logging.getLogger(__name__)
 _MakeWorker = functools.partial[SpanWorker]
@@ -38,7 +39,7 @@ def plan_sources(
     """Plans of all entries, fitted where there is none yet, and how much of each is committed."""
     root = config.output.path
     reference = manifest.read_reference_info(root) or _make_reference(config, cluster, make_worker)
-    sources = {entry.name: open_source(entry.kind, entry.params) for entry in entries}
+    sources = {entry.name: open_entry(entry, config.role_of(entry)) for entry in entries}
     plans = {entry.name: _read_plan(config, entry, sources[entry.name]) for entry in entries}
     listings = {
         entry.name: survey(sources[entry.name], entry, config)
@@ -59,7 +60,9 @@ def plan_sources(
             plan = make_plan(
                 entry,
                 config=config,
-                listing=listings[entry.name],
+                listing=estimate_sizes(
+                    listings[entry.name], sources[entry.name], pilots[entry.name]
+                ),
                 pilot=pilots[entry.name],
                 reference=reference,
             )
@@ -91,7 +94,7 @@ def _make_reference(config: Config, cluster: Cluster, make_worker: _MakeWorker) 
     """Embeds the positives and fixes the reference bank."""
     tasks = []
     for entry in config.positives:
-        source = open_source(entry.kind, entry.params)
+        source = open_entry(entry, "positive")
         listing = survey(source, entry, config)
         tasks += [
             SpanTask(source=entry.name, partitions=(partition,))
