@@ -28,6 +28,7 @@ from s3_server import S3Server
 
 from pipeline import manifest, storage
 from pipeline.commits import PartRecord
+from pipeline.lease import lease_uri
 from pipeline.verify import verify_dataset
 
 SECTIONS = {"output": {"candidates_per_round": 600}}
@@ -129,10 +130,12 @@ def test_build_killed_on_a_disk_resumes_to_the_same_bytes(
         build.finish()
     assert [struck.kill for struck in build.struck] == kills
     first, second, third = (log.read_text() for log in build.logs)
+    assert [struck.phase for struck in build.struck[1:]] == [Phase.PACKING, Phase.SWEEPING]
     assert "Run the same command again: it resumes" in first
     num_resumed = sum(map(int, re.findall(r"resuming: (\d+) parts are committed", second)))
     assert num_resumed == 3, "cats have one part, 600 squares have two"
     assert "took over the lease" in third
+    assert not storage.exists(lease_uri(events.root))
     assert_as_undisturbed(build, events, short)
 
 
@@ -178,7 +181,10 @@ def test_fifty_kills_leave_no_trace(
         num_sets += 1
         with capfd.disabled():
             for each in build.struck:
-                print(f"data set {num_sets}:", each)
+                print(
+                    f"data set {num_sets}: {each.victim} killed when {each.phase}, "
+                    f"{each.kill.delay_s:.3f} s after {each.kill.moment} {each.kill.count}"
+                )
     table = Counter((each.kill.target.value, each.phase.value) for each in struck)
     with capfd.disabled():
         print(f"{len(struck)} kills of {num_sets} data sets:", dict(sorted(table.items())))
