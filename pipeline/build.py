@@ -22,7 +22,7 @@ from pipeline.commits import Generation, PartRecord, SourcePlan
 from pipeline.config import Config, SourceEntry
 from pipeline.dataset import begin_dataset, find_changes, finished_generation
 from pipeline.embedding_cache import EmbeddingsInfo, require_info, write_info
-from pipeline.generations import pack_generation, sweep, without_sources
+from pipeline.generations import commit, complete, pack_generation, without_sources
 from pipeline.lease import Lease, hold_lease
 from pipeline.listing import Planned
 from pipeline.parts import SpanTask, SpanWorker
@@ -49,6 +49,7 @@ def build(
     if finished is not None:
         return finished, False
     with hold_lease(root) as lease:
+        _clean_up(root)
         changes = find_changes(config, only, follow=follow)
         number = manifest.latest_generation_number(root)
         parent = manifest.read_generation(root, number) if number else None
@@ -57,6 +58,8 @@ def build(
             parent = without_sources(parent, changes.drop)
         if not changes.build:
             assert parent is not None, "nothing can be dropped where no generation is"
+            if not changes.drop:
+                return parent, False  # all that was left to do was to clean up
             fewer = parent.model_copy(update={"number": number + 1, "parent": number})
             return _commit(root, fewer, lease), True
         with _plan_on_cluster(config, changes.build) as (cluster, make_worker, planned):
@@ -92,7 +95,6 @@ def _build_rounds(
             read = reading.cut(rounds)
             if read:
                 parent = _commit(root, pack_generation(config, parent, read, cluster), lease)
-                sweep(root, parent, read)
     assert parent is not None, "nothing was planned"
     return parent
 
@@ -111,8 +113,7 @@ def plan(config: Config, *, only: Sequence[str] = ()) -> tuple[list[SourcePlan],
 
 
 def _commit(root: str, generation: Generation, lease: Lease) -> Generation:
-    lease.check()
-    manifest.commit_generation(root, generation)
+    commit(root, generation, lease)
     counts = generation.counts
     _log.info(
         "committed generation %d: %s sources, %s selected of %s, %s shards",
@@ -123,6 +124,13 @@ def _commit(root: str, generation: Generation, lease: Lease) -> Generation:
         f"{len(generation.shards):,}",
     )
     return generation
+
+
+def _clean_up(root: str) -> None:
+    """Ends what an interrupted run had begun to end, and removes what it had begun to write."""
+    complete(root)
+    for prefix in (".tmp-", "plans/.tmp-", "generations/.tmp-", "embeddings/.tmp-"):
+        storage.remove_many(storage.list_prefix(storage.join(root, prefix)))
 
 
 @contextlib.contextmanager

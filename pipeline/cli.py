@@ -79,8 +79,8 @@ def build(
     if generation is None:
         from pipeline.build import build as run_build
 
-        generation, _ = run_build(loaded, only=source or (), follow=follow)
-        state = "committed"
+        generation, is_new = run_build(loaded, only=source or (), follow=follow)
+        state = "committed" if is_new else state
     console.print(counts_table(generation))
     console.print(f"{state} generation {generation.number} of {loaded.output.path}")
 

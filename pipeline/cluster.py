@@ -20,15 +20,22 @@ import ray
 import ray.data
 from more_itertools import chunked
 from pydantic import BaseModel
+from ray.exceptions import RayError, RayTaskError
 
 from pipeline import errors
 from pipeline.config import BuildConfig
 from pipeline.errors import InfinegError
+from pipeline.process import ending_with_children
 
 _log = logging.getLogger(__name__)
 
 # What crosses between processes is small; by default Ray would set aside 30 % of the memory.
 _OBJECT_STORE_BYTES = 512 * 2**20
+
+_DIED = (
+    "a process of Ray was killed or has crashed, perhaps for want of memory (see `dmesg`, "
+    "/tmp/ray/session_latest/logs). Run the same command again: it resumes."
+)
 
 # One worker a process and job: a task finds what an earlier task of the process has made.
 _workers: dict[str, Any] = {}
@@ -110,13 +117,26 @@ def open_cluster(config: BuildConfig) -> Iterator[Cluster]:
     ray.init(**options)
     try:
         _configure_ray_data(debug)
-        cluster_resources: Any = ray.cluster_resources
-        num_cpus = cluster_resources().get("CPU", 1)
-        num_workers = config.workers or max(1, int(num_cpus / config.cpus_per_worker))
-        yield Cluster(config, num_workers)
+        # Without them Ray hangs for up to a minute, or ends this process without a word.
+        with ending_with_children({"raylet", "gcs_server"}, f"infineg: {_DIED}\n"), _telling():
+            cluster_resources: Any = ray.cluster_resources
+            num_cpus = cluster_resources().get("CPU", 1)
+            num_workers = config.workers or max(1, int(num_cpus / config.cpus_per_worker))
+            yield Cluster(config, num_workers)
     finally:
         _workers.clear()
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _telling() -> Iterator[None]:
+    """Machines and processes die: an error of Ray's that is not an error of a task's code."""
+    try:
+        yield
+    except RayTaskError:
+        raise
+    except RayError as error:
+        raise InfinegError(f"{_DIED} Ray says: {error}") from error
 
 
 def _configure_ray_data(debug: bool) -> None:

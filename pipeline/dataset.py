@@ -77,11 +77,10 @@ def _is_unfinished(root: str, record: SourceRecord) -> bool:
 
 
 def finished_generation(config: Config, only: Sequence[str] = ()) -> Generation | None:
-    """The latest generation where it holds all that is asked for, else None."""
-    if find_changes(config, only):
-        return None
+    """The latest generation where it holds all that is asked for and is complete, else None."""
     root = config.output.path
-    manifest.repair_derived(root)
+    if find_changes(config, only) or not manifest.is_complete(root):
+        return None
     return manifest.read_generation(root)
 
 

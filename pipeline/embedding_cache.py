@@ -77,5 +77,10 @@ def attach_embeddings(rows: pa.Table, cached: pa.Table) -> pa.Table:
     return rows
 
 
+def folder_of(round_folder: str) -> str:
+    """Where the embeddings of a round are, whose parts are in `round_folder`."""
+    return f"embeddings/{round_folder.removeprefix('parts/')}"
+
+
 def _path(stem: str) -> str:
-    return f"embeddings/{stem.removeprefix('parts/')}.parquet"
+    return f"{folder_of(stem)}.parquet"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence, Set
 
 import pyarrow as pa
 
-from pipeline import manifest, storage
+from pipeline import embedding_cache, manifest, storage
 from pipeline.cluster import Cluster
 from pipeline.commits import (
     Generation,
@@ -17,6 +17,7 @@ from pipeline.commits import (
 )
 from pipeline.config import Config
 from pipeline.errors import InfinegError
+from pipeline.lease import Lease
 from pipeline.listing import Round
 from pipeline.pack import (
     RoundTables,
@@ -96,34 +97,65 @@ def without_sources(generation: Generation, names: Set[str]) -> Generation:
     )
 
 
-def sweep(root: str, generation: Generation, rounds: Sequence[Round]) -> None:
-    """Removes the parts of committed rounds, and what interrupted runs over their sources left.
+def commit(root: str, generation: Generation, lease: Lease) -> None:
+    """Commits a generation and does what follows, after what follows an earlier one is done."""
+    complete(root)
+    lease.check()
+    manifest.commit_generation(root, generation)
+    complete(root)
+
+
+def complete(root: str) -> None:
+    """Does what follows the commit of the latest generation where a crash came between.
+
+    It follows from what is committed alone, and `dataset.json` tells that it is done.
+    """
+    if manifest.latest_generation_number(root) and not manifest.is_complete(root):
+        generation = manifest.read_generation(root)
+        before = manifest.read_generation(root, generation.parent) if generation.parent else _EMPTY
+        sweep(root, before, generation)
+        manifest.write_derived(root, generation)
+
+
+def sweep(root: str, before: Generation, generation: Generation) -> None:
+    """Removes the parts of the rounds between two generations, and what interrupted runs left.
 
     No name is given twice, so that what was never listed has a number that this generation or a
-    later one would have given: nothing of other sources is looked at.
+    later one would have given: nothing of sources without a new round is looked at.
     """
+    rounds = _new_rounds(before, generation)
     listed = {path for file in generation.shards for path in (file.path, file.sidecar_path)}
     listed |= {path for file in generation.quarantine for path in (file.path, file.sidecar_path)}
     for source in generation.sources:
         listed |= {table.path for table in (*source.ledger, *source.hashes)}
-    before = (
-        manifest.read_generation(root, generation.parent).next_numbers
-        if (generation.parent)
-        else {}
-    )
     folders = ("shards/train", "shards/val", "shards/test", "quarantine", "ledger", "hashes")
     garbage = []
     for folder in folders:
-        for prefix in (".tmp-", *dict.fromkeys(f"{round_.source}-" for round_ in rounds)):
+        for prefix in (".tmp-", *(f"{source}-" for source in dict.fromkeys(s for s, _ in rounds))):
             for uri in storage.list_prefix(storage.join(root, folder, prefix)):
                 path = f"{folder}/{uri.rpartition('/')[2]}"
                 match = _NUMBERED.fullmatch(path)
-                is_old = match is not None and int(match[2]) < before.get(match[1], 0)
+                is_old = match is not None and int(match[2]) < before.next_numbers.get(match[1], 0)
                 if path not in listed and not is_old:
                     garbage.append(uri)
+    round_folders = [manifest.round_folder(source, number) for source, number in rounds]
+    for folder in map(embedding_cache.folder_of, round_folders):
+        garbage += storage.list_prefix(storage.join(root, folder, ".tmp-"))
     storage.remove_many(garbage)
-    for round_ in rounds:
-        storage.remove_tree(storage.join(root, manifest.round_folder(round_.source, round_.number)))
+    for folder in round_folders:
+        storage.remove_tree(storage.join(root, folder))
+
+
+def _new_rounds(before: Generation, generation: Generation) -> list[tuple[str, int]]:
+    """Sources, and numbers of their rounds, that one generation has and the other has not."""
+    old = {(source.name, source.fingerprint): source.num_rounds for source in before.sources}
+    return [
+        (source.name, number)
+        for source in generation.sources
+        for number in range(
+            old.get((source.name, source.fingerprint), 0) + 1, source.num_rounds + 1
+        )
+    ]
 
 
 def _ordered_parts(root: str, round_: Round) -> list[PartRecord]:

@@ -72,28 +72,29 @@ def read_taken_down(root: str) -> TakenDown:
 
 
 def commit_generation(root: str, generation: Generation) -> None:
-    """Writes the generation (the commit), then what is derived from it.
+    """Writes the generation, which is the commit.
 
     Raises InfinegError where another process has committed one of this number.
     """
     uri = storage.join(root, generation_path(generation.number))
     if not storage.create_exclusive(uri, _encode(generation)):
         raise InfinegError(f"{uri}: another process committed this generation meanwhile; run again")
-    repair_derived(root)
 
 
-def repair_derived(root: str) -> None:
-    """Brings `dataset.json` and `_info.json` to the latest generation, as after a crash."""
-    number = latest_generation_number(root)
-    info = require_info(root)
-    if number == 0 or info.latest_generation == number:
-        return
-    shards = read_generation(root, number).shards
+def is_complete(root: str) -> bool:
+    """Whether all is done that follows the commit of the latest generation."""
+    return require_info(root).latest_generation == latest_generation_number(root)
+
+
+def write_derived(root: str, generation: Generation) -> None:
+    """Brings `_info.json` and, last of all that follows a commit, `dataset.json` up to it."""
+    shards = generation.shards
     timm_info = {"splits": {_TIMM_NAMES[split]: _timm_split(split, shards) for split in SPLITS}}
     storage.write_atomic(
         storage.join(root, "_info.json"), (json.dumps(timm_info, indent=1) + "\n").encode()
     )
-    write_info(root, info.model_copy(update={"latest_generation": number}))
+    info = require_info(root)
+    write_info(root, info.model_copy(update={"latest_generation": generation.number}))
 
 
 # timm looks for these names: https://github.com/huggingface/pytorch-image-models reader_wds.py

@@ -1,6 +1,10 @@
-"""Tells a process from others of its number, on its machine and elsewhere."""
+"""Tells a process from others of its number, on its machine and elsewhere, and when it ends."""
 
+import contextlib
 import os
+import sys
+import threading
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -23,6 +27,43 @@ class ProcessId(BaseModel, frozen=True):
 
 def this_process() -> ProcessId:
     return ProcessId(pid=os.getpid(), started=_started(os.getpid()), boot=_boot())
+
+
+@contextlib.contextmanager
+def ending_with_children(names: Set[str], message: str) -> Iterator[None]:
+    """Within the block this process ends, with exit code 1, when a child of such a name does.
+
+    For what cannot go on without the child, and would hang. Sees the children of Linux alone, and
+    those alone that are there at the beginning.
+    """
+    is_over = threading.Event()
+
+    def wait_for(pid: int) -> None:
+        with contextlib.suppress(ChildProcessError):  # another has waited for it
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        if not is_over.is_set():
+            sys.stderr.write(message)
+            sys.stderr.flush()
+            os._exit(1)  # at once: whatever could be asked to end well hangs
+
+    for pid, name in _children():
+        if name in names:
+            threading.Thread(
+                target=wait_for, args=(pid,), name=f"{name} watch", daemon=True
+            ).start()
+    try:
+        yield
+    finally:
+        is_over.set()
+
+
+def _children() -> Iterator[tuple[int, str]]:
+    """proc(5), stat: number (name, at most 15 bytes) state parent."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            start, _, end = path.read_text(errors="replace").rpartition(")")
+            if int(end.split()[1]) == os.getpid():
+                yield int(path.parent.name), start.partition("(")[2]
 
 
 def _boot() -> str:

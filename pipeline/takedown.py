@@ -5,6 +5,7 @@ import pyarrow as pa
 from pipeline import manifest
 from pipeline.commits import Generation, TakenDown
 from pipeline.errors import ConfigError
+from pipeline.generations import commit
 from pipeline.lease import hold_lease
 from pipeline.records import RejectReason
 from pipeline.revise import remove_replaced, revise
@@ -31,8 +32,7 @@ def take_down(root: str, wanted: TakenDown, *, purge: bool = False) -> tuple[Gen
         generation = generation.model_copy(
             update={"taken_down": _union(parent.taken_down, wanted, everything)}
         )
-        lease.check()
-        manifest.commit_generation(root, generation)
+        commit(root, generation, lease)
         if purge:
             remove_replaced(root, parent, generation)
     return generation, rows.num_rows

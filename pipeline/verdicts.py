@@ -18,6 +18,7 @@ from pipeline import manifest, storage
 from pipeline.commits import DatasetInfo, Generation
 from pipeline.config import SelectionConfig
 from pipeline.errors import ConfigError
+from pipeline.generations import commit
 from pipeline.lease import hold_lease
 from pipeline.records import RejectReason
 from pipeline.revise import revise
@@ -64,8 +65,7 @@ def apply_verdicts(root: str, verdicts: Mapping[str, Verdict], *, target: str) -
         generation = revise(
             root, parent, verdicts, lambda rows: _decide(rows, root, info, verdicts, target)
         )
-        lease.check()
-        manifest.commit_generation(root, generation)
+        commit(root, generation, lease)
     return generation
 
 

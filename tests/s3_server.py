@@ -5,7 +5,7 @@ import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 BUCKET = "infineg-test"
@@ -16,6 +16,8 @@ class S3Server:
     """Where it is, and the environment in which tools find it."""
 
     endpoint_url: str
+    # "PUT /bucket/key", "POST /bucket?delete", ...: all that succeeded, in order.
+    writes: list[str] = field(default_factory=list)
 
     @property
     def env(self) -> dict[str, str]:
@@ -68,12 +70,13 @@ def run_s3_server() -> Iterator[S3Server]:
     from werkzeug.serving import make_server
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request
-    app = _one_write_at_a_time(DomainDispatcherApplication(create_backend_app))
+    writes: list[str] = []
+    app = _one_write_at_a_time(DomainDispatcherApplication(create_backend_app), writes)
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=MotoRequestHandler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        running = S3Server(f"http://127.0.0.1:{server.server_port}")
+        running = S3Server(f"http://127.0.0.1:{server.server_port}", writes)
         running.client().create_bucket(Bucket=BUCKET)
         yield running
     finally:
@@ -82,13 +85,24 @@ def run_s3_server() -> Iterator[S3Server]:
         server.server_close()
 
 
-def _one_write_at_a_time(app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
-    """S3 decides a condition and writes in one step; moto does so in two."""
+def _one_write_at_a_time(
+    app: Callable[..., Iterable[bytes]], writes: list[str]
+) -> Callable[..., Iterable[bytes]]:
+    """S3 decides a condition and writes in one step; moto does so in two. Keeps a list of them."""
     lock = threading.Lock()
 
     def serve(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        is_read = environ["REQUEST_METHOD"] in ("GET", "HEAD")
-        with contextlib.nullcontext() if is_read else lock:
+        if environ["REQUEST_METHOD"] in ("GET", "HEAD"):
             return app(environ, start_response)
+        query = environ["QUERY_STRING"]
+        request = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}{'?' if query else ''}{query}"
+
+        def start(status: str, *arguments: Any) -> Any:
+            if status.startswith("2"):
+                writes.append(request)
+            return start_response(status, *arguments)
+
+        with lock:
+            return app(environ, start)
 
     return serve

@@ -210,4 +210,5 @@ def _commit(
         next_numbers={},
     )
     manifest.commit_generation(str(root), generation)
+    manifest.write_derived(str(root), generation)
     return generation

@@ -181,14 +181,15 @@ def _link_new(data: bytes, path: str) -> bool:
     temporary = _written_beside(data, path)
     try:
         os.link(temporary, path)
-    except FileExistsError:
-        return False
+    except (FileExistsError, FileNotFoundError):
+        return False  # another was faster, or has swept the folder, which is for who was faster
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
         return _open_new(data, path)
     finally:
-        os.unlink(temporary)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
     sync_directory(os.path.dirname(path))
     return True
 
