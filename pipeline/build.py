@@ -81,7 +81,13 @@ def _build_rounds(
     with Progress("build", total=total, unit="candidates") as progress:
         reading = Reading(config, planned, progress)
         for rounds in reading.batches():
-            tables = cluster.map(_build_span, reading.tasks(rounds), make_worker=make_worker)
+            tables = cluster.map(
+                _build_span,
+                reading.tasks(rounds),
+                make_worker=make_worker,
+                # Time is looked at between windows.
+                tasks_per_worker=2 if reading.is_timed else 16,
+            )
             _tell_of_parts(tables, progress)
             read = reading.cut(rounds)
             if read:

@@ -29,8 +29,6 @@ _log = logging.getLogger(__name__)
 
 # What crosses between processes is small; by default Ray would set aside 30 % of the memory.
 _OBJECT_STORE_BYTES = 512 * 2**20
-# Tasks of a window, a worker: so many that the wait for its last one hardly counts.
-_TASKS_PER_WORKER = 16
 
 # One worker a process and job: a task finds what an earlier task of the process has made.
 _workers: dict[str, Any] = {}
@@ -49,18 +47,20 @@ class Cluster:
         tasks: Iterable[BaseModel],
         *,
         make_worker: Callable[[], Any],
+        tasks_per_worker: int = 16,
     ) -> Iterator[pa.Table]:
         """Yields what `method(worker, task)` yields for each task, as it comes, in any order.
 
         Tasks are taken from their iterator a window at a time, and a window is done before the
-        next one begins: the driver holds no more of them, however many there are.
+        next one begins: the driver holds no more of them, however many there are. A window of
+        `tasks_per_worker` is so many that the wait for its last one hardly counts.
 
         `make_worker` is called once a process. A task whose process dies is run again, so that
         `method` must yield as many tables then. An InfinegError comes back as it was raised;
         any other error is a bug and stops everything.
         """
         shared = ray.put((make_worker, method))
-        for window in chunked(tasks, _TASKS_PER_WORKER * self.num_workers):
+        for window in chunked(tasks, tasks_per_worker * self.num_workers):
             yield from self._map_window(window, shared)
 
     def _map_window(

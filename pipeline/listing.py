@@ -17,7 +17,7 @@ from pipeline.commits import SourcePlan
 from pipeline.config import Config, SelectionConfig, SourceEntry
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.records import Partition
-from pipeline.sources import Source, estimate_samples
+from pipeline.sources import EstimatingSource, Source, estimate_samples
 
 # A pilot reads a little of many partitions, because samples of one partition resemble each other.
 _MAX_PILOT_PARTITIONS = 64
@@ -32,6 +32,7 @@ class Listing:
     num_partitions: int
     samples_per_partition: float | None  # None where the source does not tell
     examples: tuple[Partition, ...]  # at even steps, for the pilot
+    can_tell_sizes: bool = True  # of partitions, before these are read
     num_wanted: int | None = None  # candidates, of a source that ends; None for all
     # Samples of each example by what its source knows besides; () until there is a pilot.
     estimates: tuple[float | None, ...] = ()
@@ -77,6 +78,7 @@ def survey(source: Source, entry: SourceEntry, config: Config) -> Listing:
         num_partitions=num_partitions,
         samples_per_partition=mean,
         examples=tuple(examples.kept()),
+        can_tell_sizes=mean is not None or isinstance(source, EstimatingSource),
         num_wanted=None if source.is_endless else wanted,
     )
     size = UNKNOWN_PARTITION_SIZE if mean is None else mean

@@ -30,6 +30,9 @@ from pipeline.reference import write_reference
 from pipeline.sources import Source, open_entry
 
 _log = logging.getLogger(__name__)
+# Samples passed over in every eighth partition of a pilot, where nobody knows how many there are:
+# it tells small partitions, which are read together, from large ones.
+_MAX_COUNTED = 256
 _MakeWorker = functools.partial[SpanWorker]
 
 
@@ -132,9 +135,16 @@ def _run_pilots(
 ) -> dict[str, pa.Table]:
     """Pilot rows by source."""
     tasks = [
-        SpanTask(source=entry.name, partitions=(partition,), limit=limit)
+        SpanTask(
+            source=entry.name,
+            partitions=(partition,),
+            limit=limit,
+            num_counted=0 if number % 8 or listing.can_tell_sizes else _MAX_COUNTED,
+        )
         for entry, listing in listings
-        for partition, limit in pilot_sample(listing.examples, pilot_size(entry, config.selection))
+        for number, (partition, limit) in enumerate(
+            pilot_sample(listing.examples, pilot_size(entry, config.selection))
+        )
     ]
     total = sum(min(t.limit or 0, t.num_samples or t.limit or 0) for t in tasks)
     tables: list[pa.Table] = []

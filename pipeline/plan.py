@@ -77,7 +77,7 @@ def make_plan(
     """Fits the inclusion probabilities so that the expected numbers meet the budget.
 
     pilot: a row a sample with partition, label, stratum, similarity, doubt, reject_reason,
-    size_bytes, seconds.
+    size_bytes, seconds, partition_size.
     """
     findings = _read_pilot(entry, config, listing, pilot)
     num_partitions = _extend_prefix(entry, config, listing, findings, num_workers)
@@ -206,6 +206,9 @@ def _fit_probabilities(
 
 def _samples_in_pilot(listing: Listing, pilot: pa.Table, num_wanted: int) -> float:
     """Mean size of partitions: read to the end, else by estimate, else only that it is large."""
+    counted = pilot["partition_size"].drop_null().to_numpy()
+    if len(counted):
+        return float(np.mean(counted))
     limit = pilot_sample(listing.examples, num_wanted)[0][1]
     num_read = Counter(pilot["partition"].to_pylist())
     estimates = listing.estimates or (None,) * len(listing.examples)

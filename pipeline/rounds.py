@@ -1,6 +1,7 @@
 """The order of a build: which rounds make a generation, which spans are read, and when to stop."""
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -63,9 +64,9 @@ class Reading:
                 self._progress.expect_less(sum(record.counts.read for record in committed))
             ids = {record.span: record.span_id for record in committed}
             finished = {record.span for record in committed if record.is_last}
-            # Not before: what is read together is read one after the other.
-            self._began.setdefault(name, time.monotonic())
             for span in range(round_.num_spans):
+                # Not before: what is read together is read one after the other.
+                self._began.setdefault(name, time.monotonic())
                 if self._is_over(name):
                     break
                 partitions = next(self._spans[name])
@@ -94,9 +95,15 @@ class Reading:
                 _log.info("source %s: time is up after %s partitions", round_.source, f"{last:,}")
         return read
 
+    @property
+    def is_timed(self) -> bool:
+        """Whether the clock may end it, so that it should be asked often."""
+        return bool(self._seconds)
+
     def _is_over(self, source: str) -> bool:
-        seconds = time.monotonic() - self._began.get(source, time.monotonic())
-        return seconds > self._seconds.get(source, float("inf"))
+        """Whether the time of a source is up; it begins with the source's first span."""
+        seconds = time.monotonic() - self._began.get(source, math.inf)
+        return seconds > self._seconds.get(source, math.inf)
 
 
 def extend_plans(root: str, planned: Sequence[Planned]) -> list[Planned]:

@@ -25,11 +25,11 @@ def start_infineg(*arguments: object, log: Path, **env: str) -> subprocess.Popen
         )
 
 
-def run_infineg(*arguments: object, log: Path, **env: str) -> tuple[int, str]:
+def run_infineg(*arguments: object, log: Path, timeout: float = 150, **env: str) -> tuple[int, str]:
     """Exit code and output."""
     process = start_infineg(*arguments, log=log, **env)
     try:
-        code = process.wait(timeout=150)
+        code = process.wait(timeout=timeout)
     finally:
         kill_session(process)
     return code, log.read_text()

@@ -138,6 +138,15 @@ def test_source_that_lists_fewer_partitions_than_planned_is_refused() -> None:
         list(iterate_spans(fewer))
 
 
+def test_size_of_partitions_that_nobody_knows_is_counted_in_the_pilot() -> None:
+    source, config = Listing(3000, None), config_with()
+    listing = survey(source, ENTRY, config)
+    assert not listing.can_tell_sizes
+    pilot = pilot_of(500, partition_size=[16] * 250 + [None] * 250)
+    plan = make_plan(ENTRY, config=config, listing=listing, pilot=pilot, reference=REFERENCE)
+    assert (plan.samples_per_partition, plan.partitions_per_span) == (16.0, 32)
+
+
 def test_plan_of_a_million_partitions_keeps_a_few() -> None:
     tracemalloc.start()
     planned = planned_of(1_000_000, samples=1)
@@ -189,10 +198,11 @@ def pilot_of(num_rows: int, **columns: list[object]) -> pa.Table:
         "reject_reason": [None] * num_rows,
         "size_bytes": [1000] * num_rows,
         "seconds": [0.001] * num_rows,
+        "partition_size": [None] * num_rows,
         **columns,
     }
     types = {"similarity": pa.float32(), "stratum": pa.string(), "doubt": pa.string()}
-    types |= {"reject_reason": pa.string()}
+    types |= {"reject_reason": pa.string(), "partition_size": pa.int64()}
     return pa.table({name: pa.array(v, types.get(name)) for name, v in given.items()})
 
 

@@ -151,6 +151,7 @@ class StreamingCluster(InlineCluster):
         tasks: Iterable[BaseModel],
         *,
         make_worker: Callable[[], Any],
+        tasks_per_worker: int = 16,  # noqa: ARG002 - one
     ) -> Iterator[pa.Table]:
         for task in tasks:
             yield from super().map(method, [task], make_worker=make_worker)
