@@ -32,7 +32,8 @@ def load_small(name: str, *overrides: str, **variables: object) -> Config:
     # The encoder that the file means, whose weights know a drawn cat from a thing.
     encoder = ["encoder.image_size=96", "encoder.batch_size=16", "encoder.runtime=torch"]
     of_generators = [
-        f"sources.{source.name}.params.pictures_per_partition=16"
+        f"sources.{source.name}.params.{field}"
+        for field in ("pictures_per_partition=16", "image_size=64")
         for source in load_config(path, named).sources
         if "path" not in source.params and "urls" not in source.params
     ]
@@ -163,7 +164,7 @@ def test_hub(tmp_path: Path) -> None:
         "hub",
         "selection.budget=100",
         CATS_AND_DOGS=tmp_path / "cats_vs_dogs",
-        DISHES=tmp_path / "food101/data/train-*.parquet",
+        DISHES=tmp_path / "food101",
         CRAWL=str(tmp_path / "crawl/cc3m-train-{0000..0001}.tar"),
         OUT=tmp_path / "data",
     )
@@ -195,5 +196,7 @@ def test_nightly(tmp_path: Path) -> None:
     assert after.sources[: len(names)] == before.sources
     assert after.shards[: len(before.shards)] == before.shards
     assert len(rows_of(config, inbox.name)) > 0
+    fewer = build_inline(config.model_copy(update={"sources": (*in_use, fractals)}))
+    assert [source.name for source in fewer.sources] == [*names, fractals.name]
     now = file_hashes(tmp_path / "data", ("shards/", "ledger/", "quarantine/", "generations/"))
     assert {name: now.get(name) for name in files} == files, "an old file is gone or changed"

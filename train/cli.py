@@ -123,12 +123,16 @@ def _evaluate_folders(run: str, images: list[str], labels: list[str]) -> None:
     console.print(metrics_table(metrics))
 
 
+class _SafeFormatter(logging.Formatter):
+    """Lines without the secrets of addresses."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return storage.shown(super().format(record))
+
+
 def _configure_logging(is_debug: bool) -> None:
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.DEBUG if is_debug else logging.WARNING,
-        format="%(asctime)s %(message)s",
-        datefmt="%H:%M:%S",
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_SafeFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.DEBUG if is_debug else logging.WARNING, handlers=[handler])
     for room in ("pipeline", "train"):
         logging.getLogger(room).setLevel(logging.DEBUG if is_debug else logging.INFO)
