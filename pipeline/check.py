@@ -8,7 +8,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.parts import origin_of
 from pipeline.records import Positioned
-from pipeline.sources import open_source
+from pipeline.sources import open_entry
 from pipeline.steps.decode import decode_batch
 from pipeline.steps.read import read_batch
 
@@ -19,7 +19,7 @@ def read_first_samples(config: Config, name: str, number: int) -> pa.Table:
     if name not in entries:
         raise ConfigError(f"--source {name}: the config has {', '.join(entries)}")
     entry = entries[name]
-    source = open_source(entry.kind, entry.params)
+    source = open_entry(entry, config.role_of(entry))
     tables, missing = [], number
     for partition in source.partitions():
         samples = list(itertools.islice(source.read(partition), missing))

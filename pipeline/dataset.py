@@ -103,7 +103,7 @@ def begin_dataset(config: Config, *, encoder: str, embedding_dim: int) -> None:
                 encoder=encoder,
                 embedding_dim=embedding_dim,
                 fingerprint=fingerprint(inputs),
-                fingerprint_inputs=inputs,
+                fingerprint_inputs=_shown(inputs),
                 latest_generation=0,
             ),
         )
@@ -114,7 +114,7 @@ def _refuse_changes(root: str, info: DatasetInfo, config: Config) -> None:
     now, then = config.row_inputs(), info.fingerprint_inputs
     if info.fingerprint == fingerprint(now):
         return
-    now_flat, then_flat = _flatten(now), _flatten(then)
+    now_flat, then_flat = _flatten(_shown(now)), _flatten(then)
     fields = [
         field
         for field in sorted({*now_flat, *then_flat})
@@ -123,7 +123,7 @@ def _refuse_changes(root: str, info: DatasetInfo, config: Config) -> None:
     changed = [
         f"{field}: {then_flat.get(field)!r} in the data set, {now_flat.get(field)!r} in the config"
         for field in fields
-    ]
+    ] or ["an address, in a part that is kept secret"]
     raise ConfigError(
         f"{root} was begun with other settings, and its rows depend on them:\n  "
         + "\n  ".join(changed)
@@ -142,6 +142,15 @@ def _offer_embeddings(root: str, sections: set[str]) -> str:
         "\nEmbeddings do not depend on these settings. To score them anew, without the encoder, "
         f"add: --set build.embeddings_from={storage.shown(root)}"
     )
+
+
+def _shown(value: Any) -> Any:
+    """The same without the secrets of addresses: a data set is read by others."""
+    if isinstance(value, dict):
+        return {name: _shown(child) for name, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shown(child) for child in value]
+    return storage.shown(value) if isinstance(value, str) else value
 
 
 def _flatten(value: Any, path: str = "") -> dict[str, Any]:

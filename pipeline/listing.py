@@ -7,15 +7,17 @@ one of ten. Opens no image.
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
+import pyarrow as pa
 from more_itertools import chunked
 
 from pipeline.commits import SourcePlan
 from pipeline.config import Config, SelectionConfig, SourceEntry
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.records import Partition
-from pipeline.sources import Source
+from pipeline.sources import EstimatingSource, Source, estimate_samples
 
 # A pilot reads a little of many partitions, because samples of one partition resemble each other.
 _MAX_PILOT_PARTITIONS = 64
@@ -30,6 +32,18 @@ class Listing:
     num_partitions: int
     samples_per_partition: float | None  # None where the source does not tell
     examples: tuple[Partition, ...]  # at even steps, for the pilot
+    can_tell_sizes: bool = True  # of partitions, before these are read
+    num_wanted: int | None = None  # candidates, of a source that ends; None for all
+    # Samples of each example by what its source knows besides; () until there is a pilot.
+    estimates: tuple[float | None, ...] = ()
+
+    def num_partitions_for(self, samples_per_partition: float) -> int:
+        """How many give the candidates that are wanted of a source that ends."""
+        num_listed = self.num_listed or self.num_partitions
+        num_candidates = num_listed * samples_per_partition
+        if self.num_wanted is None or num_candidates <= self.num_wanted:
+            return num_listed
+        return max(1, round(num_listed * self.num_wanted / num_candidates))
 
 
 def survey(source: Source, entry: SourceEntry, config: Config) -> Listing:
@@ -59,17 +73,25 @@ def survey(source: Source, entry: SourceEntry, config: Config) -> Listing:
     if not num_partitions:
         raise ConfigError(f"source {entry.name!r}: no partition found, nothing to read")
     mean = num_samples / num_known if num_known else None
-    num_taken = num_partitions
-    if not source.is_endless and wanted is not None:
-        num_candidates = num_partitions * (UNKNOWN_PARTITION_SIZE if mean is None else mean)
-        if num_candidates > wanted:
-            num_taken = max(1, round(num_partitions * wanted / num_candidates))
-    return Listing(
+    listing = Listing(
         num_listed=None if source.is_endless else num_partitions,
-        num_partitions=num_taken,
+        num_partitions=num_partitions,
         samples_per_partition=mean,
         examples=tuple(examples.kept()),
+        can_tell_sizes=mean is not None or isinstance(source, EstimatingSource),
+        num_wanted=None if source.is_endless else wanted,
     )
+    size = UNKNOWN_PARTITION_SIZE if mean is None else mean
+    return replace(listing, num_partitions=listing.num_partitions_for(size))
+
+
+def estimate_sizes(listing: Listing, source: Source, pilot: pa.Table) -> Listing:
+    """With what the source knows of partitions that do not say how many samples they have."""
+    if listing.samples_per_partition is not None or not pilot.num_rows:
+        return listing
+    mean_bytes = float(np.mean(pilot["read_bytes"].to_numpy()))
+    estimates = (estimate_samples(source, each, mean_bytes) for each in listing.examples)
+    return replace(listing, estimates=tuple(estimates))
 
 
 class _EvenSteps:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-from more_itertools import chunked, peekable
+from more_itertools import chunked, ilen, peekable
 from pydantic import BaseModel
 
 from pipeline import manifest, storage
@@ -25,7 +25,7 @@ from pipeline.rejects import check_rejects
 from pipeline.rules import read_rule
 from pipeline.runtimes import PreparedEncoder
 from pipeline.shards import count_rows, output_groups, write_part
-from pipeline.sources import open_source, read_partitions
+from pipeline.sources import open_entry, read_partitions
 from pipeline.steps.decode import decode_batch
 from pipeline.steps.embed import embed_batch
 from pipeline.steps.read import Origin, read_batch
@@ -39,7 +39,8 @@ SAMPLES_PER_PART = 512
 # Originals of this many samples are in memory at once.
 _SAMPLES_PER_READ = 64
 _PILOT_COLUMNS = (
-    "source", "label", "stratum", "similarity", "doubt", "reject_reason", "size_bytes",
+    "source", "partition", "label", "stratum", "similarity", "doubt", "reject_reason", "read_bytes",
+    "size_bytes", "seconds", "partition_size",
 )  # fmt: skip
 
 
@@ -51,6 +52,7 @@ class SpanTask(BaseModel, frozen=True):
     round: int = 1
     span: int = 0  # number in the round
     limit: int | None = None
+    num_counted: int = 0  # samples to pass over after the limit, to see whether there are more
 
     @property
     def span_id(self) -> str:
@@ -83,13 +85,30 @@ class SpanWorker:
             yield self._embedded(iter(samples), task).drop_columns(["image"])
 
     def score(self, task: SpanTask) -> Iterator[pa.Table]:
-        """What a pilot needs: a row a sample, and the seconds that each took."""
+        """What a pilot needs: a row a sample, the seconds that each took, and how many there are.
+
+        `partition_size` is null where the end was not seen.
+        """
         began = time.monotonic()
-        rows = score_batch(self._embedded(self._read(task), task), self._bank)
-        sizes = [len(image.as_buffer()) if image.is_valid else 0 for image in rows["image"]]
-        rows = rows.append_column("size_bytes", pa.array(sizes, pa.int64())).select(_PILOT_COLUMNS)
+        samples = self._read(task)
+        read_bytes: list[int] = []
+        read = _measured(itertools.islice(samples, task.limit), read_bytes)
+        rows = score_batch(self._embedded(read, task), self._bank)
         seconds = (time.monotonic() - began) / max(rows.num_rows, 1)
-        yield rows.append_column("seconds", pa.array([seconds] * rows.num_rows, pa.float64()))
+        num_more = ilen(itertools.islice(samples, task.num_counted))
+        size = rows.num_rows + num_more if num_more < task.num_counted else None
+        columns = {
+            "read_bytes": pa.array(read_bytes, pa.int64()),
+            "size_bytes": pa.array(
+                [len(image.as_buffer()) if image.is_valid else 0 for image in rows["image"]],
+                pa.int64(),
+            ),
+            "seconds": pa.array([seconds] * rows.num_rows, pa.float64()),
+            "partition_size": pa.array([size] * rows.num_rows, pa.int64()),
+        }
+        for name, column in columns.items():
+            rows = rows.append_column(name, column)
+        yield rows.select(_PILOT_COLUMNS)
 
     def build(self, task: SpanTask) -> Iterator[tuple[PartRecord, bool]]:
         """Commits the parts of a span that are not committed yet; yields all, and which are new.
@@ -128,8 +147,8 @@ class SpanWorker:
     def _read(self, task: SpanTask, *, start: int = 0) -> Iterator[Positioned]:
         """The samples of all partitions, without the first `start`."""
         entry = self._entries[task.source]
-        samples = read_partitions(open_source(entry.kind, entry.params), task.partitions, start)
-        return itertools.islice(samples, task.limit)
+        source = open_entry(entry, self._config.role_of(entry))
+        return read_partitions(source, task.partitions, start)
 
     def _embedded(self, samples: Iterator[Positioned], task: SpanTask) -> pa.Table:
         """Rows of one part, decoded and embedded."""
@@ -196,6 +215,13 @@ class SpanWorker:
         if source not in self._rules:
             self._rules[source] = read_rule(self._root, source, self._config.selection)
         return self._rules[source]
+
+
+def _measured(samples: Iterator[Positioned], sizes: list[int]) -> Iterator[Positioned]:
+    """The same samples; puts down the size of each as it was read, in bytes."""
+    for positioned in samples:
+        sizes.append(len(positioned.sample.image))
+        yield positioned
 
 
 def origin_of(config: Config, entry: SourceEntry) -> Origin:

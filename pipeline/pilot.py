@@ -17,6 +17,7 @@ from pipeline.errors import InfinegError
 from pipeline.listing import (
     Listing,
     Planned,
+    estimate_sizes,
     pilot_size,
     refuse_changed_listing,
     survey,
@@ -26,9 +27,12 @@ from pipeline.parts import SpanTask, SpanWorker
 from pipeline.plan import make_plan, pilot_sample
 from pipeline.progress import Progress
 from pipeline.reference import write_reference
-from pipeline.sources import Source, open_source
+from pipeline.sources import Source, open_entry
 
 _log = logging.getLogger(__name__)
+# Samples passed over in every eighth partition of a pilot, where nobody knows how many there are:
+# it tells small partitions, which are read together, from large ones.
+_MAX_COUNTED = 256
 _MakeWorker = functools.partial[SpanWorker]
 
 
@@ -38,7 +42,7 @@ def plan_sources(
     """Plans of all entries, fitted where there is none yet, and how much of each is committed."""
     root = config.output.path
     reference = manifest.read_reference_info(root) or _make_reference(config, cluster, make_worker)
-    sources = {entry.name: open_source(entry.kind, entry.params) for entry in entries}
+    sources = {entry.name: open_entry(entry, config.role_of(entry)) for entry in entries}
     plans = {entry.name: _read_plan(config, entry, sources[entry.name]) for entry in entries}
     listings = {
         entry.name: survey(sources[entry.name], entry, config)
@@ -59,7 +63,9 @@ def plan_sources(
             plan = make_plan(
                 entry,
                 config=config,
-                listing=listings[entry.name],
+                listing=estimate_sizes(
+                    listings[entry.name], sources[entry.name], pilots[entry.name]
+                ),
                 pilot=pilots[entry.name],
                 reference=reference,
             )
@@ -91,7 +97,7 @@ def _make_reference(config: Config, cluster: Cluster, make_worker: _MakeWorker) 
     """Embeds the positives and fixes the reference bank."""
     tasks = []
     for entry in config.positives:
-        source = open_source(entry.kind, entry.params)
+        source = open_entry(entry, "positive")
         listing = survey(source, entry, config)
         tasks += [
             SpanTask(source=entry.name, partitions=(partition,))
@@ -129,9 +135,16 @@ def _run_pilots(
 ) -> dict[str, pa.Table]:
     """Pilot rows by source."""
     tasks = [
-        SpanTask(source=entry.name, partitions=(partition,), limit=limit)
+        SpanTask(
+            source=entry.name,
+            partitions=(partition,),
+            limit=limit,
+            num_counted=0 if number % 8 or listing.can_tell_sizes else _MAX_COUNTED,
+        )
         for entry, listing in listings
-        for partition, limit in pilot_sample(listing.examples, pilot_size(entry, config.selection))
+        for number, (partition, limit) in enumerate(
+            pilot_sample(listing.examples, pilot_size(entry, config.selection))
+        )
     ]
     total = sum(min(t.limit or 0, t.num_samples or t.limit or 0) for t in tasks)
     tables: list[pa.Table] = []

@@ -4,6 +4,7 @@ Pure: reads a pilot's rows, opens no image and starts nothing.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -75,8 +76,8 @@ def make_plan(
 ) -> SourcePlan:
     """Fits the inclusion probabilities so that the expected numbers meet the budget.
 
-    pilot: a row a sample with label, stratum, similarity, doubt, reject_reason, size_bytes,
-    seconds.
+    pilot: a row a sample with partition, label, stratum, similarity, doubt, reject_reason,
+    size_bytes, seconds, partition_size.
     """
     findings = _read_pilot(entry, config, listing, pilot)
     num_partitions = _extend_prefix(entry, config, listing, findings, num_workers)
@@ -143,7 +144,11 @@ def _read_pilot(entry: SourceEntry, config: Config, listing: Listing, pilot: pa.
 def _extend_prefix(
     entry: SourceEntry, config: Config, listing: Listing, findings: _Findings, num_workers: int
 ) -> int:
-    """Partitions to take of an endless source whose budget is in bytes or hours."""
+    """Partitions to take, where only the pilot tells how much a partition is.
+
+    That is so of an endless source whose budget is in bytes or hours, and of partitions of unknown
+    size.
+    """
     budget = config.selection.budget
     num_candidates = None
     if budget.bytes is not None:
@@ -153,6 +158,9 @@ def _extend_prefix(
         # Twice what the pilot promises, because it is the clock that ends it.
         num_seconds = 2 * 3600 * entry.weight * budget.hours * num_workers
         num_candidates = num_seconds / max(findings.seconds, 1e-6)
+    if listing.estimates and config.role_of(entry) == "negative":
+        # Positives are embedded before there is a pilot, and what was listed then is what counts.
+        return listing.num_partitions_for(findings.samples_per_partition)
     is_fixed = listing.num_listed is not None or entry.max_candidates is not None
     if num_candidates is None or is_fixed:
         return listing.num_partitions
@@ -197,12 +205,20 @@ def _fit_probabilities(
 
 
 def _samples_in_pilot(listing: Listing, pilot: pa.Table, num_wanted: int) -> float:
-    """Mean size of the partitions that the pilot read to their end; else only that it is large."""
+    """Mean size of partitions: read to the end, else by estimate, else only that it is large."""
+    counted = pilot["partition_size"].drop_null().to_numpy()
+    if len(counted):
+        return float(np.mean(counted))
     limit = pilot_sample(listing.examples, num_wanted)[0][1]
-    num_read = pilot.num_rows / len(listing.examples)
-    if num_read < limit:  # hardly any was cut off at the limit
-        return float(num_read)
-    return float(max(limit, UNKNOWN_PARTITION_SIZE))
+    num_read = Counter(pilot["partition"].to_pylist())
+    estimates = listing.estimates or (None,) * len(listing.examples)
+    sizes = [
+        max(limit, estimate or UNKNOWN_PARTITION_SIZE)
+        if num_read[partition.id] >= limit
+        else num_read[partition.id]
+        for partition, estimate in zip(listing.examples, estimates, strict=True)
+    ]
+    return float(np.mean(sizes))
 
 
 def _expect_selected(

@@ -65,6 +65,7 @@ class Reading:
             ids = {record.span: record.span_id for record in committed}
             finished = {record.span for record in committed if record.is_last}
             for span in range(round_.num_spans):
+                # Not before: what is read together is read one after the other.
                 self._began.setdefault(name, time.monotonic())
                 if self._is_over(name):
                     break

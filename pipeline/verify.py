@@ -61,7 +61,7 @@ def verify_dataset(root: str) -> Verification:
     for key in key_groups:
         result.problems.append(f"{key}: in a shard but in no ledger")
     _verify_no_leak(pa.concat_tables(hashes), result)
-    _verify_timm_info(root, generation, result)
+    _verify_timm_info(root, info, generation, result)
     return result
 
 
@@ -211,14 +211,20 @@ def _verify_no_leak(images: pa.Table, result: Verification) -> None:
         result.problems.append(f"{key}: {what}, by its bytes or by its look in another split")
 
 
-def _verify_timm_info(root: str, generation: Generation, result: Verification) -> None:
+def _verify_timm_info(
+    root: str, info: DatasetInfo, generation: Generation, result: Verification
+) -> None:
+    """`_info.json` is derived: after a crash it may be of the generation in dataset.json."""
     try:
         splits = json.loads(storage.read_bytes(storage.join(root, "_info.json")))["splits"]
     except (FileNotFoundError, ValueError, KeyError) as error:
         result.problems.append(f"_info.json: cannot be read: {error!r}")
         return
     listed = sorted(name for split in splits.values() for name in split["filenames"])
+    allowed = [generation]
+    if 0 < info.latest_generation < generation.number:
+        allowed.append(manifest.read_generation(root, info.latest_generation))
     result.expect(
-        listed == sorted(shard.path for shard in generation.shards),
+        any(listed == sorted(shard.path for shard in each.shards) for each in allowed),
         "_info.json lists other shards than the latest generation",
     )

@@ -138,7 +138,7 @@ def test_main_job_from_plan_to_prediction(tmp_path: Path) -> None:
     assert "squares://0/0" in infineg("check", config, "--source", "squares")
 
     built = infineg("build", config)
-    assert "committed squares/" in built
+    assert "committed squares round 1 span 0 part 0: " in built
     assert "committed generation 1" in built
     assert "nothing to do" in infineg("build", config)
     status = json.loads(infineg("status", data, "--json"))

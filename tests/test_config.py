@@ -9,7 +9,7 @@ import yaml
 from pipeline.config import Config, SourceEntry, fingerprint, load_config
 from pipeline.errors import ConfigError
 from pipeline.listing import survey
-from pipeline.sources import open_source
+from pipeline.sources import open_entry, open_source
 
 MINIMAL: dict[str, Any] = {
     "target": {"name": "cat"},
@@ -137,6 +137,33 @@ def test_endless_positives_are_refused() -> None:
     config = config.model_copy(update={"positives": (entry,)})
     with pytest.raises(ConfigError, match="positives cats: endless; set `max_candidates`"):
         survey(open_source("shapes", {}), entry, config)
+
+
+@pytest.mark.parametrize(
+    ("kind", "params"),
+    [("imagenet", {"path": "set"}), ("open_images", {"path": "set", "target_policy": "positive"}),
+     ("webdataset", {"urls": "a.tar", "class_field": "cls", "target_labels": ["cat"]}),
+     ("parquet", {"urls": "set", "target_labels": ["cat"]}),
+     ("huggingface", {"path": "set", "target_labels": ["cat"]})],
+)  # fmt: skip
+def test_positives_with_other_classes_among_them_are_refused(
+    kind: str, params: dict[str, Any]
+) -> None:
+    entry = SourceEntry(name="cats", kind=kind, params=params)
+    open_entry(entry, "negative")
+    with pytest.raises(ConfigError, match=r"positives cats: with `params\.target_policy`.*to only"):
+        open_entry(entry, "positive")
+    only = entry.model_copy(update={"params": {**params, "target_policy": "only"}})
+    open_entry(only, "positive")
+    if "target_labels" in params:
+        del params["target_labels"]
+        open_entry(entry.model_copy(update={"params": params}), "positive")
+
+
+def test_wrong_params_are_told_with_the_name_of_their_entry() -> None:
+    entry = SourceEntry(name="far_things", kind="imagenet", params={"pth": "set"})
+    with pytest.raises(ConfigError, match=r"^far_things: kind imagenet: params\.path: Field"):
+        open_entry(entry, "negative")
 
 
 def test_how_to_run_enters_no_fingerprint_and_what_comes_out_does() -> None:

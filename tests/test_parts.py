@@ -91,6 +91,16 @@ def test_small_partitions_are_read_as_one_stream(planned: Config, tells_sizes: b
     assert places_of(planned.output.path, records) == wanted
 
 
+@pytest.mark.parametrize(("num_counted", "size"), [(0, None), (20, None), (21, 30), (256, 30)])
+def test_pilot_counts_a_partition_whose_end_it_sees(
+    planned: Config, num_counted: int, size: int | None
+) -> None:
+    partition = Partition("p", [0, 30])
+    task = SpanTask(source="squares", partitions=(partition,), limit=10, num_counted=num_counted)
+    (rows,) = worker_of(planned).score(task)
+    assert rows["partition_size"].to_pylist() == [size] * 10
+
+
 def test_span_that_ends_with_a_part_has_no_empty_one(planned: Config) -> None:
     partition = Partition("even", [0, 2 * SAMPLES_PER_PART])
     records = records_of(planned, SpanTask(source="squares", partitions=(partition,)))

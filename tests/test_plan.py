@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from builds import build_inline, config_of, folder_entry, squares
+from builds import build_inline, config_of, first_samples, folder_entry, squares
+from corpus import write_tar
 
 from pipeline import manifest
 from pipeline.commits import ReferenceInfo, strata_by_similarity
@@ -137,6 +138,15 @@ def test_source_that_lists_fewer_partitions_than_planned_is_refused() -> None:
         list(iterate_spans(fewer))
 
 
+def test_size_of_partitions_that_nobody_knows_is_counted_in_the_pilot() -> None:
+    source, config = Listing(3000, None), config_with()
+    listing = survey(source, ENTRY, config)
+    assert not listing.can_tell_sizes
+    pilot = pilot_of(500, partition_size=[16] * 250 + [None] * 250)
+    plan = make_plan(ENTRY, config=config, listing=listing, pilot=pilot, reference=REFERENCE)
+    assert (plan.samples_per_partition, plan.partitions_per_span) == (16.0, 32)
+
+
 def test_plan_of_a_million_partitions_keeps_a_few() -> None:
     tracemalloc.start()
     planned = planned_of(1_000_000, samples=1)
@@ -188,10 +198,11 @@ def pilot_of(num_rows: int, **columns: list[object]) -> pa.Table:
         "reject_reason": [None] * num_rows,
         "size_bytes": [1000] * num_rows,
         "seconds": [0.001] * num_rows,
+        "partition_size": [None] * num_rows,
         **columns,
     }
     types = {"similarity": pa.float32(), "stratum": pa.string(), "doubt": pa.string()}
-    types |= {"reject_reason": pa.string()}
+    types |= {"reject_reason": pa.string(), "partition_size": pa.int64()}
     return pa.table({name: pa.array(v, types.get(name)) for name, v in given.items()})
 
 
@@ -217,6 +228,43 @@ def test_plan_expects_the_budget_in_each_split() -> None:
     assert plan.eval_probability == pytest.approx(300 / (10_000 * 0.15))
     assert {key.partition("/")[2] for key in plan.expected_selected} == {"near", "mid", "far"}
     assert plan.expected_bytes == pytest.approx(1400 * 1000, rel=1e-4)
+
+
+def write_tars(folder: Path, sizes: list[int]) -> dict[str, Any]:
+    """An entry of tars of so many pictures; nothing but reading tells how many."""
+    folder.mkdir()
+    pictures = iter(first_samples(squares(num_pictures=sum(sizes)), sum(sizes)))
+    for number, size in enumerate(sizes):
+        chosen = itertools.islice(pictures, size)
+        members = [(f"{n:05d}.jpg", sample.image) for n, sample in enumerate(chosen)]
+        write_tar(folder / f"{number}.tar", members)
+    urls = str(folder / f"{{0..{len(sizes) - 1}}}.tar")
+    return {"name": "tars", "kind": "webdataset", "params": {"urls": urls}}
+
+
+def test_size_of_tars_that_nobody_counted_is_estimated_by_their_bytes(tmp_path: Path) -> None:
+    entry = write_tars(tmp_path / "tars", [300, 5, 175])
+    config = config_of(
+        tmp_path / "data", [{**entry, "label_state": "verified_absent"}], selection={"pilot": 30}
+    )
+    generation = build_inline(config)
+    plan = manifest.read_plan(str(tmp_path / "data"), "tars")
+    assert plan is not None
+    assert plan.samples_per_partition == pytest.approx(160, rel=0.05)
+    (tars,) = (source for source in generation.sources if source.name == "tars")
+    assert tars.counts.read == 480
+    # 60 of train and 15 each of val and test are expected: as if a tar held 1,000, it would be 14.
+    assert 60 < tars.counts.selected < 120
+
+
+def test_limit_of_candidates_holds_for_tars_that_nobody_counted(tmp_path: Path) -> None:
+    entry = write_tars(tmp_path / "tars", [50] * 8)
+    config = config_of(
+        tmp_path / "data", [{**entry, "max_candidates": 200}], selection={"pilot": 80}
+    )
+    generation = build_inline(config)
+    (tars,) = (source for source in generation.sources if source.name == "tars")
+    assert tars.counts.read == 200
 
 
 def test_plan_makes_up_for_rejected_candidates() -> None:

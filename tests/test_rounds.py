@@ -1,14 +1,18 @@
 """Long and endless sources: rounds, budgets, and a build that follows."""
 
+import contextlib
 import itertools
 import signal
 import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from builds import (
     SAMPLES_PER_SHARD,
+    InlineCluster,
     build_inline,
     config_of,
     file_hashes,
@@ -16,7 +20,9 @@ from builds import (
     write_config,
 )
 from commands import kill_session, start_infineg, wait_until
+from pydantic import BaseModel
 
+import pipeline.build
 from pipeline import manifest
 from pipeline.commits import Generation
 from pipeline.config import Config
@@ -134,6 +140,34 @@ def test_budget_in_hours_ends_at_the_clock(tmp_path: Path) -> None:
     assert plan.num_partitions == record.num_partitions, "it is done so far"
     assert verify_dataset(config.output.path).problems == []
     assert build_inline(config) == generation
+
+
+class StreamingCluster(InlineCluster):
+    """Asks for a task when the one before is done, as a cluster of one worker does."""
+
+    def map(
+        self,
+        method: Callable[[Any, Any], Iterator[pa.Table]],
+        tasks: Iterable[BaseModel],
+        *,
+        make_worker: Callable[[], Any],
+        tasks_per_worker: int = 16,  # noqa: ARG002 - one
+    ) -> Iterator[pa.Table]:
+        for task in tasks:
+            yield from super().map(method, [task], make_worker=make_worker)
+
+
+def test_hours_of_a_source_begin_when_the_one_before_has_had_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        pipeline.build, "open_cluster", lambda _: contextlib.nullcontext(StreamingCluster())
+    )
+    entries = [ENDLESS, {**ENDLESS, "name": "second", "params": {"image_size": 32, "seed": 1}}]
+    config = config_of(tmp_path, entries, selection={"budget": {"hours": 1 / 3600}})
+    generation, _ = pipeline.build.build(config)
+    read = {source.name: source.counts.read for source in generation.sources}
+    assert min(read["endless"], read["second"]) > 0
 
 
 @pytest.mark.parametrize(

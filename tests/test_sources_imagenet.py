@@ -496,7 +496,7 @@ def test_class_of_a_remote_tar_of_tars_is_read_from_where_it_lies(tmp_path: Path
         partitions = list(source.partitions())
         assert len(partitions) == 8
         partition = max(partitions, key=lambda each: each.locator[1][2])  # the last in the tar
-        _, class_tar, offset = partition.locator[1]
+        _, class_tar, offset, _ = partition.locator[1]
         server.requests.clear()
         samples = list(source.read(partition))
         ranges = [headers.get("Range") for method, _, headers in server.requests if method == "GET"]

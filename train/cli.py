@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline import storage
 from pipeline.cli import ConfigPath, Overrides, app, console
 from pipeline.errors import ConfigError, InfinegError
 
@@ -98,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InfinegError as error:
         if is_debug:
             raise
-        sys.stderr.write(f"infineg: {error}\n")
+        sys.stderr.write(f"infineg: {storage.shown(str(error))}\n")
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader, such as `head`, has seen enough; Python would complain again at its end.

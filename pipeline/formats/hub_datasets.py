@@ -44,6 +44,9 @@ class OpenDataset(Protocol):
     def partitions(self, rows_per_partition: int) -> Iterator[Partition]:
         """Ranges of rows where they can be told apart, else files."""
 
+    def estimate_rows(self, locator: list[int]) -> float | None:
+        """About how many rows lie there; None where nothing tells."""
+
     def rows(
         self, locator: list[int], *, label: str | None, is_offered: IsOffered | None, start: int
     ) -> Iterator[tuple[str, Row]]:
@@ -71,6 +74,10 @@ class SavedDataset:
         for first in range(0, num_rows, rows_per_partition):
             end = min(first + rows_per_partition, num_rows)
             yield Partition(f"rows-{first}-{end}-of-{num_rows}", [first, end], end - first)
+
+    def estimate_rows(self, locator: list[int]) -> float | None:
+        first, end = locator
+        return end - first
 
     def rows(
         self, locator: list[int], *, label: str | None, is_offered: IsOffered | None, start: int
@@ -123,6 +130,11 @@ class StreamedDataset:
         for shard in range(num_shards):
             name = f"{shard:05d}-of-{num_shards:05d}"
             yield Partition(f"{self._commit}-{name}".lstrip("-"), [shard, num_shards])
+
+    def estimate_rows(self, locator: list[int]) -> float | None:
+        """By the number of rows of the split, which most sets of the Hub tell."""
+        split = (self._data.info.splits or {}).get(str(self._data.split))
+        return split.num_examples / locator[1] if split and split.num_examples else None
 
     def rows(
         self, locator: list[int], *, label: str | None, is_offered: IsOffered | None, start: int

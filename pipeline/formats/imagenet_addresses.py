@@ -25,6 +25,9 @@ class Images(Protocol):
     def addresses(self) -> Iterator[Address]:
         """In an order that never changes; opens no image."""
 
+    def estimate_images(self, address: Address, mean_bytes: float) -> float | None:
+        """About how many images of `mean_bytes` lie there; None where nothing tells."""
+
     def read(
         self, address: Address, *, is_offered: Callable[[str], bool], start: int
     ) -> Iterator[FoundImage]:

@@ -13,7 +13,7 @@ from pipeline.formats.imagenet_addresses import Address, FoundImage, Images
 from pipeline.formats.imagenet_answers import read_answers
 from pipeline.formats.imagenet_tables import ParquetImages, WdsImages
 from pipeline.formats.synsets import is_wnid
-from pipeline.formats.tars import list_members, read_members
+from pipeline.formats.tars import estimate_members, list_members, read_members
 from pipeline.keys import short_hash
 
 _log = logging.getLogger(__name__)
@@ -53,6 +53,10 @@ class FolderImages:
         if num_unknown:
             _log.warning("%s: %d files are in no wnid's folder, ignored", self._root, num_unknown)
 
+    def estimate_images(self, address: Address, mean_bytes: float) -> float | None:
+        del address, mean_bytes
+        return 1
+
     def read(
         self, address: Address, *, is_offered: Callable[[str], bool], start: int
     ) -> Iterator[FoundImage]:
@@ -78,6 +82,10 @@ class ValTarImages:
                 raise ConfigError(f"{self._tar}#{name}: no file beside it tells its class")
             yield [wnid, name, offset, size]
 
+    def estimate_images(self, address: Address, mean_bytes: float) -> float | None:
+        del address, mean_bytes
+        return 1
+
     def read(
         self, address: Address, *, is_offered: Callable[[str], bool], start: int
     ) -> Iterator[FoundImage]:
@@ -98,14 +106,17 @@ class TrainTarImages:
     def addresses(self) -> Iterator[Address]:
         members = [member for member in _list_tar(self._tar) if is_wnid(_stem(member[0]))]
         # In hashed order: by wnid the first hundred classes would all be fish and birds.
-        for name, offset, _ in sorted(members, key=lambda member: short_hash(member[0])):
-            yield [_stem(name), name, offset]
+        for name, offset, size in sorted(members, key=lambda member: short_hash(member[0])):
+            yield [_stem(name), name, offset, size]
+
+    def estimate_images(self, address: Address, mean_bytes: float) -> float | None:
+        return estimate_members(address[3], mean_bytes)
 
     def read(
         self, address: Address, *, is_offered: Callable[[str], bool], start: int
     ) -> Iterator[FoundImage]:
         del is_offered  # a class whole
-        wnid, name, offset = address
+        wnid, name, offset, _ = address
         uri = f"{self._tar}#{name}"
         number = itertools.count()
         with storage.open_read(self._tar) as file:

@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 
+from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.formats.columns import choose_columns, holds, image_bytes
 from pipeline.formats.imagenet_addresses import Address, FoundImage
@@ -19,6 +20,7 @@ from pipeline.formats.parquet_files import (
 )
 from pipeline.formats.synsets import IMAGENET_1K, is_wnid, read_synsets, wnid_of
 from pipeline.formats.tar_samples import Member, TarReader, described, text_of
+from pipeline.formats.tars import estimate_members
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +54,10 @@ class ParquetImages:
                 self._wnids(table)
                 for first, end, num_rows in row_ranges(table, self._rows_per_address):
                     yield [None, uri, first, end, num_rows]
+
+    def estimate_images(self, address: Address, mean_bytes: float) -> float | None:
+        del mean_bytes
+        return float(address[4])
 
     def read(
         self, address: Address, *, is_offered: Callable[[str], bool], start: int
@@ -111,6 +117,9 @@ class WdsImages:
     def addresses(self) -> Iterator[Address]:
         for tar in self._tars:
             yield [None, tar]
+
+    def estimate_images(self, address: Address, mean_bytes: float) -> float | None:
+        return estimate_members(storage.size_of(address[1]), mean_bytes)
 
     def read(
         self, address: Address, *, is_offered: Callable[[str], bool], start: int

@@ -9,7 +9,7 @@ from more_itertools import chunked
 from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.formats.image_files import read_image
-from pipeline.formats.patterns import expand_braces
+from pipeline.formats.patterns import address_id, expand_braces
 from pipeline.formats.tars import read_members
 from pipeline.keys import short_hash
 from pipeline.records import Partition
@@ -28,7 +28,7 @@ class FoundImage(NamedTuple):
 
 
 def is_tar(path: str) -> bool:
-    return path.lower().endswith(_TARS)
+    return path.lower().partition("?")[0].endswith(_TARS)  # a signed address has a query
 
 
 def is_http(path: str) -> bool:
@@ -43,7 +43,7 @@ def tar_partitions(patterns: Sequence[str]) -> Iterator[Partition]:
             if url in seen:
                 raise ConfigError(f"{url} is named twice; check `params.path`")
             seen.add(url)
-            yield Partition(url, url)
+            yield Partition(address_id(url), url)
 
 
 def _listed(braces: re.Match[str]) -> str:

@@ -8,8 +8,10 @@ from fsspec.utils import glob_translate
 
 from pipeline import storage
 from pipeline.errors import ConfigError
+from pipeline.keys import short_hash
 
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
+_QUERY = re.compile(r"https?://[^*\[?]+\?", re.IGNORECASE)  # no wildcard: as of a signed address
 _WILDCARD = re.compile(r"[*?\[]")
 
 
@@ -29,6 +31,13 @@ def expand_braces(pattern: str) -> Iterator[str]:
         texts = (choice for choice in choices.split(","))
     for text in texts:
         yield from expand_braces(pattern[: braces.start()] + text + pattern[braces.end() :])
+
+
+def address_id(url: str) -> str:
+    """An address as the id of a partition, which is stored and shown: without its secrets."""
+    visible = storage.shown(url)
+    # Two addresses may differ in what is hidden alone.
+    return visible if visible == url else f"{visible}~{short_hash(url)}"
 
 
 def refuse_repeats(patterns: Iterable[str]) -> Iterator[str]:
@@ -71,6 +80,9 @@ def find_files(pattern: str, suffixes: tuple[str, ...]) -> Iterator[str]:
     Hidden names and those with an underscore in front, as Spark's `_temporary`, are left out of
     folders. What is neither glob nor folder is taken for a file, unseen.
     """
+    if _QUERY.match(pattern):
+        yield pattern
+        return
     if wildcard := _WILDCARD.search(pattern):
         pattern = pattern if "/" in pattern[: wildcard.start()] else f"./{pattern}"
         matches = re.compile(glob_translate(pattern)).fullmatch

@@ -72,6 +72,15 @@ def _content(
     return content.read()
 
 
+def estimate_members(size: int | None, mean_bytes: float) -> float | None:
+    """About how many images of `mean_bytes` a tar of `size` bytes holds.
+
+    Compressed or not: images hardly shrink any more.
+    """
+    # A header, and on average half a block that is not filled.
+    return None if size is None else size / (mean_bytes + 1.5 * tarfile.BLOCKSIZE)
+
+
 def list_members(file: IO[bytes], uri: str) -> Iterator[tuple[str, int, int]]:
     """Name, offset and size in bytes of each regular file; reads headers only, by seeking."""
     try:

@@ -21,8 +21,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ValidationError
 
+from pipeline.config import SourceEntry
 from pipeline.errors import ConfigError
-from pipeline.records import Partition, Positioned, RawSample
+from pipeline.records import Partition, Positioned, RawSample, Role
 
 _KIND = re.compile(r"[a-z][a-z_]*")
 _PACKAGES = ("pipeline.sources", "pipeline.sources.generated")
@@ -49,6 +50,17 @@ class ResumableSource(Source, Protocol):
 
     def read_from(self, partition: Partition, start: int) -> Iterator[RawSample]:
         """What `read` yields, without the first `start` samples."""
+
+
+@runtime_checkable
+class EstimatingSource(Source, Protocol):
+    """A source that does not count its samples, but knows about how many there are."""
+
+    def estimate_samples(self, partition: Partition, mean_bytes: float) -> float | None:
+        """By names, sizes and footers; None where these do not tell.
+
+        `mean_bytes` is how large an encoded image of this source is.
+        """
 
 
 class SourceModule(Protocol):
@@ -87,6 +99,13 @@ def read_partitions(
                 yield Positioned(partition.id, ordinal, sample)
 
 
+def estimate_samples(source: Source, partition: Partition, mean_bytes: float) -> float | None:
+    """About how many samples a partition has that does not say; None where nobody knows."""
+    if not isinstance(source, EstimatingSource):
+        return None
+    return source.estimate_samples(partition, mean_bytes)
+
+
 def source_kinds() -> list[str]:
     """Every module that can be named as `kind`."""
     return sorted(
@@ -118,4 +137,26 @@ def open_source(kind: str, params: Mapping[str, Any]) -> Source:
             for p in error.errors()
         )
         raise ConfigError(f"kind {kind}: {problems}") from None
+    return source
+
+
+def open_entry(entry: SourceEntry, role: Role) -> Source:
+    """The source of a config entry; raises ConfigError that names the entry.
+
+    Under `positives` all that a source yields is taken for the target, so that one with other
+    classes must leave them out.
+    """
+    try:
+        source = open_source(entry.kind, entry.params)
+    except ConfigError as error:
+        raise ConfigError(f"{entry.name}: {error}") from None
+    params = load_source_module(entry.kind).Params.model_validate(entry.params)
+    policy = getattr(params, "target_policy", "only")
+    # Where these can be given and are not, nothing tells the classes apart.
+    tells_classes = getattr(params, "target_labels", True)
+    if role == "positive" and policy != "only" and tells_classes:
+        raise ConfigError(
+            f"positives {entry.name}: with `params.target_policy` {policy} it has other classes, "
+            "and under `positives` all is taken for the target; set it to only"
+        )
     return source

@@ -95,6 +95,15 @@ class Source:
                     stratum=None if is_target else self._rules.stratum(found.wnid),
                 )
 
+    def estimate_samples(self, partition: Partition, mean_bytes: float) -> float | None:
+        """As if all were on offer: a class that is not is one of many."""
+        if self._params.target_policy == "only":
+            return None
+        layout, *addresses = partition.locator
+        images = self._images(layout)
+        known = [images.estimate_images(address, mean_bytes) for address in addresses]
+        return sum(each or 0.0 for each in known) or None
+
     @functools.cached_property
     def _layout(self) -> Layout:
         params = self._params

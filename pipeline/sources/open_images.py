@@ -30,6 +30,7 @@ from pipeline.formats.open_images_layouts import (
     read_images,
     tar_partitions,
 )
+from pipeline.formats.tars import estimate_members
 from pipeline.formats.toy import toy_jpegs
 from pipeline.records import Partition, RawSample
 
@@ -144,6 +145,14 @@ class Source:
                 "%s: %d images left out by `target_policy` or `depictions`, %d offered",
                 partition.id, num_left_out, num_offered,
             )  # fmt: skip
+
+    def estimate_samples(self, partition: Partition, mean_bytes: float) -> float | None:
+        """As if none were left out: most are offered, unless by `only`."""
+        if self._params.target_policy == "only":
+            return None
+        if isinstance(partition.locator, str):
+            return estimate_members(storage.size_of(partition.locator), mean_bytes)
+        return len(partition.locator) - 1
 
     def _sample(self, image: FoundImage, verdict: Verdict, facts: ImageFacts) -> RawSample:
         known = facts.facts(image.image_id)

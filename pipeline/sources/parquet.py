@@ -37,7 +37,7 @@ from pipeline.formats.parquet_files import (
     read_rows,
     row_ranges,
 )
-from pipeline.formats.patterns import find_all_files
+from pipeline.formats.patterns import address_id, find_all_files
 from pipeline.formats.toy import toy_jpegs
 from pipeline.records import Partition, RawSample
 
@@ -88,7 +88,9 @@ class Source:
                 "there; check `params.urls`"
             )
         if len(head) > _MAX_FOOTERS:
-            yield from (Partition(uri, [uri, 0, None]) for uri in itertools.chain(head, files))
+            yield from (
+                Partition(address_id(uri), [uri, 0, None]) for uri in itertools.chain(head, files)
+            )
             return
         for uri in head:
             with open_table(uri) as table:
@@ -96,7 +98,7 @@ class Source:
                 for first, end, num_rows in row_ranges(table, self._params.rows_per_partition):
                     yield Partition(
                         # The rows are part of the id: a file written anew has other partitions.
-                        id=f"{uri}#{first}-{end}-{num_rows}",
+                        id=f"{address_id(uri)}#{first}-{end}-{num_rows}",
                         locator=[uri, first, end],
                         num_samples=None if rule.leaves_some_out else num_rows,
                     )
@@ -120,6 +122,15 @@ class Source:
             )
             for number, row in rows:
                 yield _sample(uri, number, row, columns, rule)
+
+    def estimate_samples(self, partition: Partition, mean_bytes: float) -> float | None:
+        """By the footer, as if no row were left out."""
+        del mean_bytes
+        if self._params.target_policy == "only":
+            return None
+        uri, first, end = partition.locator
+        with open_table(uri) as table:
+            return sum(table.group_sizes[first:end])
 
     def _columns_and_rule(self, table: Table) -> tuple[Columns, LabelRule]:
         """By the file's own schema: files of a set may differ in the order of classes."""

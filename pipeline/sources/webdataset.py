@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field, field_validator
 
+from pipeline import storage
 from pipeline.formats.class_labels import (
     LabelNames,
     LabelRule,
@@ -20,7 +21,7 @@ from pipeline.formats.class_labels import (
     TargetPolicy,
     label_rule,
 )
-from pipeline.formats.patterns import refuse_repeats
+from pipeline.formats.patterns import address_id, refuse_repeats
 from pipeline.formats.shard_indexes import read_shard_index
 from pipeline.formats.tar_samples import (
     IMAGE_FIELDS,
@@ -30,6 +31,7 @@ from pipeline.formats.tar_samples import (
     described,
     text_of,
 )
+from pipeline.formats.tars import estimate_members
 from pipeline.formats.toy import toy_jpegs
 from pipeline.records import Partition, RawSample
 
@@ -74,7 +76,7 @@ class Source:
         """Opens no tar: one that is missing shows when it is read."""
         _ = self._rule
         for url in refuse_repeats(self._patterns()):
-            yield Partition(url, url)
+            yield Partition(address_id(url), url)
 
     def read(self, partition: Partition) -> Iterator[RawSample]:
         """Raises InfinegError, after all that could be read, where the tar is broken."""
@@ -91,6 +93,11 @@ class Source:
             is_offered=self._is_offered if self._rule.leaves_some_out else None,
         )
         return (self._sample(partition.locator, sample) for sample in reader.read())
+
+    def estimate_samples(self, partition: Partition, mean_bytes: float) -> float | None:
+        if self._params.target_policy == "only":
+            return None
+        return estimate_members(storage.size_of(partition.locator), mean_bytes)
 
     def _sample(self, url: str, sample: TarSample) -> RawSample:
         facts = self._rule.facts(self._label(sample.members))

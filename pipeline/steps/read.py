@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.keys import make_key, split_of
 from pipeline.records import READ_COLUMNS, LabelState, Positioned, Split, Stratum, row_schema
@@ -40,7 +41,7 @@ def _read_sample(positioned: Positioned, origin: Origin) -> dict[str, object]:
     label = origin.target or sample.label
     if label and label not in origin.targets:
         raise ConfigError(
-            f"source {origin.source!r}: {sample.uri} is labelled {label!r}, "
+            f"source {origin.source!r}: {storage.shown(sample.uri)} is labelled {label!r}, "
             f"but the targets are {', '.join(origin.targets)}"
         )
     state = sample.label_state
@@ -50,13 +51,14 @@ def _read_sample(positioned: Positioned, origin: Origin) -> dict[str, object]:
         state = origin.label_state
     content_hash = hashlib.sha256(sample.image).hexdigest()
     # Where nothing else is known, equal bytes are the leakage unit.
-    group = sample.group or content_hash
+    group = storage.shown(sample.group or content_hash)
     return {
         "key": make_key(origin.source, partition, ordinal),
         "source": origin.source,
         "partition": partition,
         "ordinal": ordinal,
-        "uri": sample.uri,
+        # Rows are stored and shown, and an address may hold a password or a signature.
+        "uri": storage.shown(sample.uri),
         "label": label,
         "label_state": state,
         "class_name": sample.class_name,

@@ -18,6 +18,7 @@ from pipeline.storage.files import (
     remove_many,
     remove_tree,
     sha256_of,
+    size_of,
 )
 from pipeline.storage.locations import configure, join, shown
 from pipeline.storage.transient import retry
@@ -43,5 +44,6 @@ __all__ = [
     "retry",
     "sha256_of",
     "shown",
+    "size_of",
     "write_atomic",
 ]

@@ -57,6 +57,14 @@ def read_range(uri: str, offset: int, size: int) -> bytes:
     return bytes(retry(lambda: fs.cat_file(path, start=offset, end=offset + size), what))
 
 
+def size_of(uri: str) -> int | None:
+    """Bytes of a stored file, without reading it; None where its server does not tell."""
+    fs, path = resolve(uri)
+    _forget_listings(fs)
+    size = retry(lambda: fs.info(path), f"look for {shown(uri)}")["size"]
+    return None if size is None else int(size)
+
+
 def exists(uri: str) -> bool:
     fs, path = resolve(uri)
     _forget_listings(fs)

@@ -53,8 +53,12 @@ class Source:
         return addressed_partitions(self._params.num_pictures, self._params.pictures_per_partition)
 
     def read(self, partition: Partition) -> Iterator[RawSample]:
+        return self.read_from(partition, 0)
+
+    def read_from(self, partition: Partition, start: int) -> Iterator[RawSample]:
+        first, last = partition.locator
         return read_pictures(
-            partition,
+            Partition(partition.id, [first + start, last]),
             generator="squares",
             seed=self._params.seed,
             draw=lambda rng: (draw(rng, self._params), "squares"),

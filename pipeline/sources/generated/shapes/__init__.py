@@ -66,9 +66,12 @@ class Source:
         return addressed_partitions(self._params.num_pictures, self._params.pictures_per_partition)
 
     def read(self, partition: Partition) -> Iterator[RawSample]:
+        return self.read_from(partition, 0)
+
+    def read_from(self, partition: Partition, start: int) -> Iterator[RawSample]:
         names, seed = self._params.class_names, self._params.seed
         first, last = partition.locator
-        for index in range(first, last):
+        for index in range(first + start, last):
             name = names[index % len(names)]
             # The class is part of the address: a cat and a tiger of one index share nothing.
             rng = picture_rng(f"shapes.{name}", seed, index)
