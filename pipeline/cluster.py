@@ -118,7 +118,7 @@ def open_cluster(config: BuildConfig) -> Iterator[Cluster]:
     try:
         _configure_ray_data(debug)
         # Without them Ray hangs for up to a minute, or ends this process without a word.
-        with ending_with_children({"raylet", "gcs_server"}, f"infineg: {_DIED}\n"), _telling():
+        with ending_with_children({"raylet", "gcs_server"}, f"infineg: {_DIED}\n"), named_deaths():
             cluster_resources: Any = ray.cluster_resources
             num_cpus = cluster_resources().get("CPU", 1)
             num_workers = config.workers or max(1, int(num_cpus / config.cpus_per_worker))
@@ -129,8 +129,11 @@ def open_cluster(config: BuildConfig) -> Iterator[Cluster]:
 
 
 @contextlib.contextmanager
-def _telling() -> Iterator[None]:
-    """Machines and processes die: an error of Ray's that is not an error of a task's code."""
+def named_deaths() -> Iterator[None]:
+    """Raises InfinegError for an error of Ray's that is not an error in a task's code.
+
+    Machines and processes die; that is no bug, and a run after it resumes.
+    """
     try:
         yield
     except RayTaskError:

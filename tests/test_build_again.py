@@ -65,8 +65,17 @@ def test_second_build_repairs_what_a_crash_after_the_commit_left_behind(
     info = manifest.require_info(str(root))
     manifest.write_info(str(root), info.model_copy(update={"latest_generation": 0}))
     (root / "_info.json").unlink()
+    left = [
+        root / f"{manifest.part_stem('squares', 1, 0, 0)}.json",
+        root / "shards/train/squares-000099.tar",
+        root / ".tmp-half",
+    ]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"{}")
     _, is_new = build(config_of(root, built.entries))
     assert not is_new
+    assert [path for path in left if path.exists()] == []
     assert manifest.require_info(str(root)).latest_generation == 1
     assert verify_dataset(str(root)).problems == []
 
