@@ -25,7 +25,10 @@ class EmbeddingsInfo(BaseModel, frozen=True, extra="forbid"):
 
 
 def write_info(root: str, info: EmbeddingsInfo) -> None:
-    storage.write_atomic(storage.join(root, _INFO), info.model_dump_json(indent=1).encode())
+    """Once: a data set keeps its encoder and its image settings."""
+    uri = storage.join(root, _INFO)
+    if not storage.exists(uri):
+        storage.write_atomic(uri, info.model_dump_json(indent=1).encode())
 
 
 def require_info(root: str, wanted: EmbeddingsInfo) -> None:
