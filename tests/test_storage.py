@@ -152,13 +152,13 @@ def test_fetched_file_is_local(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_fetches_at_once_give_one_whole_file(tmp_path: Path) -> None:
+def test_fetches_at_once_give_one_whole_file(tmp_path: Path, s3_root: str) -> None:
+    """On S3: fsspec's memory:// hands one file, with one position, to all threads."""
     content = os.urandom(2**20)
-    storage.write_atomic("memory://bucket/shard.tar", content)
+    uri = storage.join(s3_root, "shard.tar")
+    storage.write_atomic(uri, content)
     with ThreadPoolExecutor(8) as pool:
-        paths = list(
-            pool.map(lambda _: storage.fetch("memory://bucket/shard.tar", tmp_path), range(8))
-        )
+        paths = list(pool.map(lambda _: storage.fetch(uri, tmp_path), range(8)))
     assert {path.read_bytes() for path in paths} == {content}
     assert len(list(tmp_path.iterdir())) == 1
 
