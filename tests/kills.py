@@ -47,9 +47,12 @@ class Phase(StrEnum):
 
 
 # What a build has just done: "+path" it wrote, "-path" it removed.
-MOMENTS = {
+MOMENTS_OF_PLANNING = {
     "reference": r"\+reference\.",
     "plan": r"\+plans/",
+}
+MOMENTS = {
+    **MOMENTS_OF_PLANNING,
     "half a file": r"\+(.*/)?\.tmp-",  # on a disk alone
     "data of a part": r"\+parts/.*\.parquet",
     "part": r"\+parts/.*\.json",
