@@ -94,13 +94,14 @@ def odd_but_usable() -> dict[str, bytes]:
 
 def unusable() -> dict[str, tuple[bytes, str]]:
     """Bytes and the reason for which they are rejected."""
-    jpeg, png = encode(quadrants(4)), encode(quadrants(4).effect_spread(40), "PNG")
+    noise = np.random.default_rng(0).integers(0, 256, (HEIGHT * 4, WIDTH * 4, 3), np.uint8)
+    jpeg, png = encode(quadrants(4)), encode(Image.fromarray(noise), "PNG")
     return {
         "zero_bytes": (b"", "unreadable"),
         "text_named_jpg": (b"404 Not Found\n" * 20, "unreadable"),
         "jpeg_cut_in_half": (jpeg[: len(jpeg) // 2], "truncated"),
         "png_cut_in_half": (png[: len(png) // 2], "truncated"),
-        "png_with_a_wrong_byte": (png[:200] + b"?" + png[201:], "unreadable"),
+        "png_with_a_wrong_byte": (png[:200] + bytes([png[200] ^ 1]) + png[201:], "unreadable"),
         "one_pixel": (encode(Image.new("RGB", (1, 1)), "PNG"), "too_small"),
         "bomb": (png_header(30_000, 30_000), "too_large"),
         "over_the_limit": (png_header(9_000, 8_000), "too_large"),
