@@ -153,6 +153,8 @@ class SourcePlan(_Record):
     partitions_per_span: int
     spans_per_round: int
     samples_per_partition: float
+    source_fingerprint: str = ""  # of all but how much is wanted; "" in plans of older versions
+    num_wanted: float = 0.0  # training negatives that the budget asks for
     scale: float  # of the inclusion probability of training negatives
     eval_probability: float  # inclusion probability of val and test negatives
     expected_selected: dict[str, float]  # by "split/stratum"

@@ -32,6 +32,7 @@ class Listing:
     num_partitions: int
     samples_per_partition: float | None  # None where the source does not tell
     examples: tuple[Partition, ...]  # at even steps, for the pilot
+    num_pilot: int  # candidates that the pilot reads of them
     can_tell_sizes: bool = True  # of partitions, before these are read
     num_wanted: int | None = None  # candidates, of a source that ends; None for all
     # Samples of each example by what its source knows besides; () until there is a pilot.
@@ -78,6 +79,7 @@ def survey(source: Source, entry: SourceEntry, config: Config) -> Listing:
         num_partitions=num_partitions,
         samples_per_partition=mean,
         examples=tuple(examples.kept()),
+        num_pilot=pilot_size(entry, config.selection),
         can_tell_sizes=mean is not None or isinstance(source, EstimatingSource),
         num_wanted=None if source.is_endless else wanted,
     )
@@ -214,5 +216,5 @@ def _candidates_wanted(entry: SourceEntry, config: Config, source: Source) -> in
 
 
 def pilot_size(entry: SourceEntry, selection: SelectionConfig) -> int:
-    """Candidates that a pilot reads."""
+    """Candidates that a pilot reads at first; `plan.pilot_needed` may ask for more."""
     return max(selection.pilot, math.ceil(0.01 * entry.weight * (selection.budget.selected or 0)))

@@ -39,8 +39,8 @@ SAMPLES_PER_PART = 512
 # Originals of this many samples are in memory at once.
 _SAMPLES_PER_READ = 64
 _PILOT_COLUMNS = (
-    "source", "partition", "label", "stratum", "similarity", "doubt", "reject_reason", "read_bytes",
-    "size_bytes", "seconds", "partition_size",
+    "source", "partition", "label", "label_state", "stratum", "similarity", "doubt",
+    "reject_reason", "read_bytes", "size_bytes", "seconds", "partition_size",
 )  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,19 +15,20 @@ from pipeline.commits import ReferenceInfo, SourcePlan
 from pipeline.config import Config, SourceEntry, fingerprint
 from pipeline.dataset import committed_sources
 from pipeline.errors import InfinegError
+from pipeline.findings import pilot_sample, read_pilot
 from pipeline.listing import (
     Listing,
     Planned,
     estimate_sizes,
-    pilot_size,
     refuse_changed_listing,
     survey,
     take_partitions,
 )
 from pipeline.parts import SpanTask, SpanWorker
-from pipeline.plan import make_plan, pilot_sample
+from pipeline.plan import make_plan
 from pipeline.progress import Progress
 from pipeline.reference import write_reference
+from pipeline.scale import pilot_needed
 from pipeline.sources import Source, open_entry
 
 _log = logging.getLogger(__name__)
@@ -44,17 +46,12 @@ def plan_sources(
     reference = manifest.read_reference_info(root) or _make_reference(config, cluster, make_worker)
     sources = {entry.name: open_entry(entry, config.role_of(entry)) for entry in entries}
     plans = {entry.name: _read_plan(config, entry, sources[entry.name]) for entry in entries}
-    listings = {
-        entry.name: survey(sources[entry.name], entry, config)
-        for entry in entries
-        if plans[entry.name] is None
-    }
-    pilots = _run_pilots(
-        config,
-        [(entry, listings[entry.name]) for entry in entries if entry.name in listings],
-        cluster,
-        make_worker,
-    )
+    fresh = [entry for entry in entries if plans[entry.name] is None]
+    listings = {entry.name: survey(sources[entry.name], entry, config) for entry in fresh}
+    pilots = _run_pilots(fresh, listings, cluster, make_worker)
+    larger = _larger_pilots(config, fresh, listings, pilots, reference)
+    listings |= larger
+    pilots |= _run_pilots([e for e in fresh if e.name in larger], listings, cluster, make_worker)
     committed = committed_sources(root)
     planned = []
     for entry in entries:
@@ -68,6 +65,7 @@ def plan_sources(
                 ),
                 pilot=pilots[entry.name],
                 reference=reference,
+                previous=manifest.read_plan(root, entry.name),
             )
             storage.remove_tree(storage.join(root, "parts", entry.name))
             manifest.write_plan(root, plan)
@@ -79,6 +77,29 @@ def plan_sources(
                 Planned(entry, sources[entry.name], plan, record.num_rounds, record.num_partitions)
             )
     return planned
+
+
+def _larger_pilots(
+    config: Config,
+    entries: Sequence[SourceEntry],
+    listings: Mapping[str, Listing],
+    pilots: Mapping[str, pa.Table],
+    reference: ReferenceInfo,
+) -> dict[str, Listing]:
+    """Listings of the sources of which the first pilot was too small."""
+    larger = {}
+    for entry in entries:
+        listing = listings[entry.name]
+        needed = pilot_needed(
+            entry,
+            config=config,
+            listing=listing,
+            findings=read_pilot(config, listing, pilots[entry.name], reference),
+            reference=reference,
+        )
+        if needed > listing.num_pilot:
+            larger[entry.name] = replace(listing, num_pilot=needed)
+    return larger
 
 
 def _read_plan(config: Config, entry: SourceEntry, source: Source) -> SourcePlan | None:
@@ -128,8 +149,8 @@ def _make_reference(config: Config, cluster: Cluster, make_worker: _MakeWorker) 
 
 
 def _run_pilots(
-    config: Config,
-    listings: Sequence[tuple[SourceEntry, Listing]],
+    entries: Sequence[SourceEntry],
+    listings: Mapping[str, Listing],
     cluster: Cluster,
     make_worker: _MakeWorker,
 ) -> dict[str, pa.Table]:
@@ -139,11 +160,11 @@ def _run_pilots(
             source=entry.name,
             partitions=(partition,),
             limit=limit,
-            num_counted=0 if number % 8 or listing.can_tell_sizes else _MAX_COUNTED,
+            num_counted=0 if number % 8 or listings[entry.name].can_tell_sizes else _MAX_COUNTED,
         )
-        for entry, listing in listings
+        for entry in entries
         for number, (partition, limit) in enumerate(
-            pilot_sample(listing.examples, pilot_size(entry, config.selection))
+            pilot_sample(listings[entry.name].examples, listings[entry.name].num_pilot)
         )
     ]
     total = sum(min(t.limit or 0, t.num_samples or t.limit or 0) for t in tasks)
@@ -155,6 +176,4 @@ def _run_pilots(
     if not tables:
         return {}
     pilots = pa.concat_tables(tables)
-    return {
-        entry.name: pilots.filter(pc.equal(pilots["source"], entry.name)) for entry, _ in listings
-    }
+    return {entry.name: pilots.filter(pc.equal(pilots["source"], entry.name)) for entry in entries}

@@ -17,9 +17,11 @@ from pipeline import manifest
 from pipeline.commits import ReferenceInfo, strata_by_similarity
 from pipeline.config import Config, SelectionConfig, SourceEntry
 from pipeline.errors import ConfigError, InfinegError
+from pipeline.findings import pilot_sample
 from pipeline.listing import Planned, iterate_spans, pilot_size, survey, take_partitions
-from pipeline.plan import fit_scale, make_plan, pilot_sample
+from pipeline.plan import make_plan
 from pipeline.records import Partition, RawSample
+from pipeline.scale import fit_scale
 
 REFERENCE = ReferenceInfo(
     fingerprint="", num_embeddings=30, num_positives=40, median=0.5, ceiling=0.4, near=0.3, mid=0.2
@@ -192,6 +194,7 @@ def pilot_of(num_rows: int, **columns: list[object]) -> pa.Table:
     similarity = np.linspace(0, 0.6, num_rows)
     given: dict[str, object] = {
         "label": [""] * num_rows,
+        "label_state": ["verified_absent"] * num_rows,
         "stratum": [None] * num_rows,
         "similarity": similarity,
         "doubt": [None] * num_rows,

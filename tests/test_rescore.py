@@ -48,8 +48,10 @@ def test_rescoring_embeds_no_candidate_but_those_of_pilot_and_positives(
 
     monkeypatch.setattr(embed, "crop_pixels", count)
     build_inline(rescored(built, tmp_path / "rescored"))
-    num_pilot = 48 + 100 + 100 + 40 + 32
-    assert 0 < num_cropped <= 48 + num_pilot
+    num_first_pilot = 48 + 100 + 100 + 40 + 32
+    plans = [manifest.read_plan(str(tmp_path / "rescored"), e["name"]) for e in built.entries]
+    num_second_pilot = sum(plan.num_pilot for plan in plans if plan and plan.num_pilot > 100)
+    assert 0 < num_cropped <= 48 + num_first_pilot + num_second_pilot
     assert built.generation.counts.read > 5 * num_cropped
 
 

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.keys import unit_hash
-from pipeline.plan import fit_scale
+from pipeline.scale import fit_scale
 from pipeline.steps.select import ADDS, READS, SelectionRule, select_batch
 
 NUM_ROWS = 20_000

@@ -1,0 +1,84 @@
+"""What a pilot tells of a source.
+
+Pure: reads a pilot's rows, opens no image and starts nothing.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.commits import ReferenceInfo
+from pipeline.config import Config
+from pipeline.listing import UNKNOWN_PARTITION_SIZE, Listing
+from pipeline.records import Partition
+
+
+def pilot_sample(partitions: Sequence[Partition], num_wanted: int) -> list[tuple[Partition, int]]:
+    """Partitions for the pilot, each with the samples to read of it."""
+    return [(partition, math.ceil(num_wanted / len(partitions))) for partition in partitions]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a pilot tells of a source."""
+
+    num_rows: int  # candidates read
+    usable: pa.Table
+    samples_per_partition: float
+    mean_bytes: float  # of a usable picture, as it goes into a shard
+    seconds: float  # a candidate takes one worker
+
+    @property
+    def negatives(self) -> pa.Table:
+        return self.usable.filter(pc.equal(self.usable["label"], ""))
+
+
+def read_pilot(
+    config: Config,
+    listing: Listing,
+    pilot: pa.Table,
+    reference: ReferenceInfo,
+) -> Findings:
+    """pilot: a row a sample with partition, label, label_state, stratum, similarity, doubt,
+    reject_reason, size_bytes, seconds, partition_size.
+    """
+    is_usable = pc.and_(pilot["reject_reason"].is_null(), pilot["doubt"].is_null())
+    if config.selection.quarantine == "auto":
+        is_unknown = pc.and_(
+            pc.equal(pilot["label"], ""), pc.equal(pilot["label_state"], "unknown")
+        )
+        is_suspected = pc.and_(is_unknown, pc.greater(pilot["similarity"], reference.ceiling))
+        is_usable = pc.and_(is_usable, pc.invert(pc.coalesce(is_suspected, False)))
+    usable = pilot.filter(is_usable)
+    samples_per_partition = listing.samples_per_partition
+    if samples_per_partition is None:
+        samples_per_partition = _samples_in_pilot(listing, pilot)
+    return Findings(
+        num_rows=pilot.num_rows,
+        usable=usable,
+        samples_per_partition=samples_per_partition,
+        mean_bytes=float(np.mean(usable["size_bytes"].to_numpy())) if len(usable) else 0.0,
+        seconds=float(np.mean(pilot["seconds"].to_numpy())) if len(pilot) else 0.0,
+    )
+
+
+def _samples_in_pilot(listing: Listing, pilot: pa.Table) -> float:
+    """Mean size of partitions: read to the end, else by estimate, else only that it is large."""
+    counted = pilot["partition_size"].drop_null().to_numpy()
+    if len(counted):
+        return float(np.mean(counted))
+    limit = pilot_sample(listing.examples, listing.num_pilot)[0][1]
+    num_read = Counter(pilot["partition"].to_pylist())
+    estimates = listing.estimates or (None,) * len(listing.examples)
+    sizes = [
+        max(limit, estimate or UNKNOWN_PARTITION_SIZE)
+        if num_read[partition.id] >= limit
+        else num_read[partition.id]
+        for partition, estimate in zip(listing.examples, estimates, strict=True)
+    ]
+    return float(np.mean(sizes))

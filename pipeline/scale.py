@@ -1,0 +1,136 @@
+"""The scale of a source's inclusion probabilities, fitted to a budget by what a pilot found.
+
+Pure: reads a pilot's rows, opens no image and starts nothing. Shapes: N negatives of the pilot.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+
+from pipeline.commits import ReferenceInfo
+from pipeline.config import Config, SourceEntry
+from pipeline.findings import Findings
+from pipeline.listing import Listing
+from pipeline.steps.select import inclusion_probability
+
+# A pilot need not be surer than the draw itself, which varies by 1 / sqrt(wanted), nor than this.
+_PILOT_ERROR = 0.02
+_MAX_PILOT = 8192
+_MAX_PILOT_SHARE = 0.2  # of the candidates, which are read again when the source is built
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Probabilities that meet a budget."""
+
+    num_wanted: float  # training negatives
+    scale: float
+    eval_probability: float
+
+
+def fit_scale(
+    similarity_N: NDArray[np.float32],
+    *,
+    beta: float,
+    offset: float,
+    min_probability: float,
+    mean_probability: float,
+) -> float:
+    """The scale for which the mean `inclusion_probability` is `mean_probability`.
+
+    The mean grows with the scale, so that the root is unique. A target below what the floor
+    allows gives the floor; one that is all there is takes everything.
+    """
+    # Sorted, for the mean to have one order: the pilot's rows come in any.
+    similarity_N = np.sort(similarity_N)
+    smallest = min_probability * math.exp(-beta * (float(similarity_N[-1]) - offset))
+    largest = math.exp(beta * (1 + offset))  # takes even a similarity of -1
+
+    def excess(log_scale: float) -> float:
+        probability_N = inclusion_probability(
+            similarity_N,
+            scale=math.exp(log_scale),
+            beta=beta,
+            offset=offset,
+            min_probability=min_probability,
+        )
+        return float(probability_N.mean()) - mean_probability
+
+    low, high = math.log(smallest), math.log(largest)
+    if excess(low) >= 0:
+        return smallest
+    if mean_probability >= 1:
+        return largest
+    return math.exp(float(brentq(excess, low, high, xtol=1e-12)))
+
+
+def probability_curve(config: Config, reference: ReferenceInfo) -> dict[str, float]:
+    """The inclusion probability as a function of similarity, but for its scale."""
+    return {
+        "beta": config.selection.effective_beta,
+        "offset": reference.median,
+        "min_probability": config.selection.min_probability,
+    }
+
+
+def fit_probabilities(
+    entry: SourceEntry,
+    config: Config,
+    findings: Findings,
+    per_pilot: float,
+    reference: ReferenceInfo,
+) -> Fit:
+    """per_pilot: candidates of the source for each one of the pilot."""
+    selection, fractions = config.selection, config.split.fractions
+    similarity_N = findings.negatives["similarity"].to_numpy()
+    if not len(similarity_N):
+        return Fit(num_wanted=0.0, scale=1.0, eval_probability=1.0)
+    num_negatives = len(similarity_N) * per_pilot
+    num_train = num_negatives * fractions["train"]
+    if selection.budget.selected is not None:
+        wanted = entry.weight * selection.budget.selected
+    elif selection.budget.bytes is not None:
+        wanted = entry.weight * selection.budget.bytes / findings.mean_bytes
+    else:
+        wanted = num_train / selection.candidates_per_selected
+    scale = fit_scale(
+        similarity_N, mean_probability=wanted / num_train, **probability_curve(config, reference)
+    )
+    num_eval = num_negatives * (fractions["val"] + fractions["test"]) / 2
+    wanted_eval = wanted / 4
+    if selection.eval_budget is not None:
+        wanted_eval = entry.weight * selection.eval_budget
+    eval_probability = min(1.0, wanted_eval / num_eval) if num_eval else 1.0
+    return Fit(num_wanted=wanted, scale=scale, eval_probability=eval_probability)
+
+
+def pilot_needed(
+    entry: SourceEntry,
+    *,
+    config: Config,
+    listing: Listing,
+    findings: Findings,
+    reference: ReferenceInfo,
+) -> int:
+    """Candidates that make the expected number of training negatives sure enough, by a first pilot.
+
+    The error of a mean of n probabilities is their deviation / sqrt(n): a steep curve, under which
+    a few candidates have most of the mean, needs more of them.
+    """
+    num_candidates = listing.num_partitions * findings.samples_per_partition
+    similarity_N = findings.negatives["similarity"].to_numpy()
+    if len(similarity_N) < 2:
+        return listing.num_pilot
+    fit = fit_probabilities(
+        entry, config, findings, num_candidates / max(findings.num_rows, 1), reference
+    )
+    probability_N = inclusion_probability(
+        similarity_N, scale=fit.scale, **probability_curve(config, reference)
+    )
+    variation = float(probability_N.std() / probability_N.mean())
+    goal = max(_PILOT_ERROR, 1 / math.sqrt(max(fit.num_wanted, 1.0)))
+    limit = min(_MAX_PILOT, int(_MAX_PILOT_SHARE * num_candidates))
+    return max(listing.num_pilot, min(math.ceil((variation / goal) ** 2), limit))
