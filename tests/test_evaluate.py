@@ -17,7 +17,7 @@ from pipeline.commits import ReferenceInfo
 from pipeline.errors import ConfigError
 from train import evaluate
 from train.evaluate import evaluate_run
-from train.metrics import clopper_pearson
+from train.intervals import clopper_pearson
 from train.model import load_model
 from train.predictions import of_target
 
