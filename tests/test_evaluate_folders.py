@@ -38,8 +38,13 @@ def test_folders_are_measured_with_the_runs_own_threshold(
     )
     assert metrics["target"]["dog"]["tpr"]["n"] == 0
     assert metrics["target"]["dog"]["fpr_at_tpr95"]["all"]["n"] == 0
-    written = two_targets / "evaluations" / "warm-cold" / "metrics.json"
-    assert json.loads(written.read_text()) == metrics
+    written = two_targets / "evaluations" / "warm-cold"
+    assert json.loads((written / "metrics.json").read_text()) == metrics
+    page = (written / "report.html").read_text()
+    assert page.count('src="data:image/jpeg;base64,') == 2 * 8, "each picture for each target"
+    assert "1 files were no images" in page
+    assert "100 in 100 pictures of a cat" in page
+    assert "Not tested at all" not in page, "strata of a folder are unknown, not missing"
 
 
 def test_folder_with_an_unknown_label_is_refused(two_targets: Path, tmp_path: Path) -> None:

@@ -67,12 +67,17 @@ def reliability(
     every sample is a negative. Not bins of equal mass, where those few positives would share one
     bin with many negatives, and their errors cancel.
     """
-    bin_N = np.minimum((probabilities_N * num_bins).astype(int), num_bins - 1)
+    bin_N = bins_of(probabilities_N, num_bins=num_bins)
     mass = np.bincount(bin_N, weights_N, num_bins)
     with np.errstate(invalid="ignore"):  # 0 / 0 in an empty bin is the nan that is promised
         predicted = np.bincount(bin_N, weights_N * probabilities_N, num_bins) / mass
         observed = np.bincount(bin_N, weights_N * is_positive_N, num_bins) / mass
     return Reliability(mass_M=mass / mass.sum(), predicted_M=predicted, observed_M=observed)
+
+
+def bins_of(probabilities_N: Floats, *, num_bins: int) -> NDArray[np.intp]:
+    """The bin of each, of equal width over [0, 1]."""
+    return np.minimum((probabilities_N * num_bins).astype(np.intp), num_bins - 1)
 
 
 def brier(is_positive_N: Bools, probabilities_N: Floats, weights_N: Floats) -> float:

@@ -15,6 +15,7 @@ from train.intervals import Rate, effective_size, event_rate, samples_needed, up
 from train.metrics import Bools
 from train.predictions import TargetPredictions
 
+_STRATA = ("near", "mid", "far", "generated")
 # Reported even where empty, so that a reader finds "n": 0 instead of nothing.
 _ALWAYS = ("near", "far", "generated")
 _BY_SIMILARITY = ("near", "mid", "far")
@@ -23,7 +24,8 @@ _CLAIMS = (1e-3, 1e-4, 1e-5, 1e-6)
 
 def members_by_stratum(test: TargetPredictions) -> dict[str, Bools]:
     """Stratum as its source states it, else by similarity; and "all"."""
-    strata = [*_ALWAYS, *(stratum for stratum in test.strata if stratum not in _ALWAYS)]
+    shown = {*_ALWAYS, *test.strata}
+    strata = [stratum for stratum in _STRATA if stratum in shown]
     members = {stratum: ~test.is_positive_N & (test.stratum_N == stratum) for stratum in strata}
     return members | {"all": ~test.is_positive_N}
 
