@@ -187,6 +187,14 @@ def test_interval_of_few_events_covers_at_least_93_percent(name: str) -> None:
     assert _coverage(FEW_EVENTS[name]) >= 0.93
 
 
+@pytest.mark.parametrize("name", FEW_EVENTS)
+def test_bound_of_few_events_holds_in_at_least_93_percent(name: str) -> None:
+    regime = FEW_EVENTS[name]
+    samples = regime.samples(np.random.default_rng(1))
+    held = [upper_bound(events, weights) >= regime.truth for events, weights in samples]
+    assert np.mean(held) >= 0.93
+
+
 def test_plain_bootstrap_of_few_events_would_cover_far_less() -> None:
     """Why there is none here: what it resamples has no event that it has not seen."""
     regime = FEW_EVENTS["four sources, 3 events"]

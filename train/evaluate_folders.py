@@ -60,10 +60,11 @@ def evaluate_folders(
     metrics = measure(tests, info, config) | {"unreadable": num_unreadable}
     out = run / "evaluations" / "-".join(Path(folder).resolve().name for folder, _ in folders)
     write_predictions(out, predictions)
+    names = ", ".join(Path(folder).name for folder, _ in folders)
     page = report_on_folders(
         _reports(tests, metrics, info.calibration),
         metrics,
-        title=f"{', '.join(info.targets)}: {run.name} on {', '.join(str(f) for f, _ in folders)}",
+        title=f"{', '.join(info.targets)}: {run.name} on {names}",
         subtitle=f"{len(predictions):,} pictures; {num_unreadable:,} files were no images",
         num_bins=config.num_bins,
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import manifest
 from pipeline.commits import Generation, ReferenceInfo, ShardRecord, SourceRecord
@@ -40,11 +41,10 @@ class _Tally:
 
     def add(self, shard: ShardRecord, rows: pa.Table, reference: ReferenceInfo | None) -> None:
         self.splits[shard.split] += rows.num_rows
-        strata = assign_strata(rows, reference)[0].fill_null("")
-        unknown = _POSITIVE if shard.label else _NOT_STATED
-        self.strata[shard.split].update(each or unknown for each in strata.to_pylist())
-        self.label_states.update(rows["label_state"].to_pylist())
-        self.licenses.update(each or _NOT_STATED for each in rows["license"].to_pylist())
+        stratum = assign_strata(rows, reference)[0]
+        self.strata[shard.split] += _count(stratum, _POSITIVE if shard.label else _NOT_STATED)
+        self.label_states += _count(rows["label_state"], _NOT_STATED)
+        self.licenses += _count(rows["license"], _NOT_STATED)
         if shard.label:
             return
         probabilities = rows["inclusion_probability"].to_numpy()
@@ -52,6 +52,11 @@ class _Tally:
             self.train_probabilities.append(probabilities)
         else:
             self.eval_probabilities.update(np.unique(probabilities).tolist())
+
+
+def _count(column: pa.ChunkedArray, if_null: str) -> Counter[str]:
+    counted = pc.value_counts(column.fill_null(if_null)).to_pylist()
+    return Counter({each["values"]: each["counts"] for each in counted})
 
 
 def describe_dataset(dataset: str, generation: Generation, config: Config) -> dict[str, Any]:

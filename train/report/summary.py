@@ -32,7 +32,7 @@ class Point(NamedTuple):
 
 def summarise(name: str, metrics: Mapping[str, Any], *, is_folder: bool = False) -> dict[str, Any]:
     """`points` to read first, and `limits`: what the test cannot vouch for."""
-    points = [_finds(name, metrics), _mistakes(name, metrics), _in_use(name, metrics)]
+    points = [_finds(name, metrics, is_folder), _mistakes(name, metrics), _in_use(name, metrics)]
     if not is_folder:
         points.append(_promise(metrics))
     limits = [*_unclaimed(metrics), *_always(name, is_folder)]
@@ -41,15 +41,16 @@ def summarise(name: str, metrics: Mapping[str, Any], *, is_folder: bool = False)
     return {"points": [point for point in points if point is not None], "limits": limits}
 
 
-def _finds(name: str, metrics: Mapping[str, Any]) -> Point | None:
+def _finds(name: str, metrics: Mapping[str, Any], is_folder: bool) -> Point | None:
     tpr = metrics["tpr"]
     if not tpr["n"]:
         return None
+    unseen = "" if is_folder else " that it had not seen"
     return Point(
         "What it finds",
         f"{in_hundred(tpr['value'])} pictures of a {name}",
-        f"{format_percent(tpr['value'])} of {count(tpr['n'], 'picture')} that it had not seen; "
-        f"with 95 % confidence {format_interval(tpr)}.",
+        f"{format_percent(tpr['value'])} of {count(tpr['n'], 'picture')}{unseen}; with 95 % "
+        f"confidence {format_interval(tpr)}.",
     )
 
 
@@ -159,11 +160,19 @@ def _mix(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _always(name: str, is_folder: bool) -> list[str]:
-    held_out = "these folders" if is_folder else "the sources of this data set"
+    if is_folder:
+        strangers = [
+            "Pictures unlike these folders: other cameras, places, styles, or kinds of thing.",
+            "Pictures that it has not seen, if it was trained on some of these: they flatter it.",
+        ]
+    else:
+        strangers = [
+            "Pictures unlike the sources of this data set: other cameras, places, styles, or kinds "
+            f"of thing. If all pictures of a {name} have one origin, those of the test have it, "
+            "too: measure on folders of your own (infineg evaluate RUN --images DIR --label NAME)."
+        ]
     return [
-        f"Pictures unlike {held_out}: other cameras, places, styles, or kinds of thing. If all "
-        f"pictures of a {name} have one origin, the test has it, too; measure on folders of "
-        "your own with infineg evaluate RUN --images DIR --label NAME.",
+        *strangers,
         "The labels. A wrong one counts as a mistake of the model, or hides one: look at the "
         "pictures below first.",
     ]
