@@ -1,9 +1,12 @@
+import base64
+import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from trained_run import write_run
 
 from pipeline.errors import ConfigError
@@ -50,6 +53,23 @@ def test_folders_are_measured_with_the_runs_own_threshold(
 def test_folder_with_an_unknown_label_is_refused(two_targets: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--label 'bird'.*allowed are"):
         evaluate_folders(two_targets, [(tmp_path, "bird")])
+
+
+def test_report_shows_every_format_that_was_evaluated(two_targets: Path, tmp_path: Path) -> None:
+    grey = np.linspace(0, 65535, 48 * 64).reshape(48, 64)
+    Image.fromarray(grey.astype(np.uint16)).save(tmp_path / "16_bits.png")
+    Image.new("RGBA", (64, 48), (10, 20, 30, 100)).save(tmp_path / "transparent.webp")
+    Image.new("CMYK", (64, 48), (10, 20, 30, 40)).save(tmp_path / "print.jpg")
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "turned.jpg", exif=turned)
+    metrics = evaluate_folders(two_targets, [(tmp_path, "")])
+    assert metrics["unreadable"] == 0
+    page = (two_targets / "evaluations" / tmp_path.name / "report.html").read_text()
+    images = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    sizes = [Image.open(io.BytesIO(base64.b64decode(image))).size for image in images]
+    assert len(sizes) == 2 * 4
+    assert sizes.count((48, 64)) == 2, "the turned one stands upright, for each target"
 
 
 def _draw(path: Path, colour: tuple[int, int, int], *, seed: int) -> None:

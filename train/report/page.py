@@ -9,11 +9,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline import storage
 from pipeline.commits import Generation
+from pipeline.errors import InfinegError
+from pipeline.images import Decoded, decode_image
+from pipeline.records import ImageSettings
 from train.model import TargetCalibration
 from train.predictions import TargetPredictions
 from train.report.curves import draw_curves, draw_strata
 from train.report.neighbours import Neighbour, find_neighbours
-from train.report.pictures import ReadImage, places_of, show_pictures, worst_rows
+from train.report.pictures import PICTURE_SIDE, ReadImage, places_of, show_pictures, worst_rows
 from train.report.summary import summarise
 from train.report.wording import format_figure, format_percent, one_in
 
@@ -68,7 +71,11 @@ def report_on_folders(
     """HTML of folders of images, whose paths are the keys."""
 
     def read_image(row: Mapping[str, Any]) -> bytes:
-        return Path(row["key"]).read_bytes()
+        settings = ImageSettings(image_size=PICTURE_SIDE)
+        decoded = decode_image(Path(row["key"]).read_bytes(), rotation=0, settings=settings)
+        if not isinstance(decoded, Decoded):
+            raise InfinegError(f"{row['key']}: changed while it was evaluated ({decoded})")
+        return decoded.image
 
     shown = [_show(target, num_bins, {}, read_image, is_folder=True) for target in targets]
     return _render(shown, metrics, title=title, subtitle=subtitle, is_folder=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image, ImageOps
+from PIL import Image
 from scipy.special import expit
 
 from train.model import TargetCalibration
@@ -17,10 +17,10 @@ from train.report.neighbours import Neighbour
 from train.report.wording import format_percent
 
 _NUM_PICTURES = 24  # of each kind: two screens, about 150 kB, and as much again of neighbours
-_PICTURE_SIDE = 200  # pixels, longer side
+PICTURE_SIDE = 200  # pixels, longer side
 _NEIGHBOUR_SIDE = 112
 
-# (path of the tar, offset, size) or whatever else a row says -> the encoded image.
+# What a row says of its place -> an upright RGB JPEG.
 ReadImage = Callable[[Mapping[str, Any]], bytes]
 
 
@@ -51,7 +51,7 @@ def show_pictures(
     return [
         {
             **about,
-            "uri": _thumbnail(read_image(about), _PICTURE_SIDE),
+            "uri": _thumbnail(read_image(about), PICTURE_SIDE),
             "logit": float(test.logits_N[row]),
             "probability": format_percent(float(probabilities_N[row])),
             "is_error": bool(
@@ -77,11 +77,10 @@ def _take(test: TargetPredictions, rows: Sequence[int]) -> pa.Table:
 
 
 def _thumbnail(image: bytes, side: int) -> str:
-    """A data: URI of at most `side` pixels a side, upright."""
+    """A data: URI of at most `side` pixels a side."""
     small = io.BytesIO()
     with Image.open(io.BytesIO(image)) as picture:
         picture.draft("RGB", (side, side))
-        upright = ImageOps.exif_transpose(picture)
-        upright.thumbnail((side, side))
-        upright.convert("RGB").save(small, "JPEG", quality=80)
+        picture.thumbnail((side, side))
+        picture.convert("RGB").save(small, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(small.getvalue()).decode()
