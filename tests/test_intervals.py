@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 from train.intervals import (
     Rate,
     clopper_pearson,
     effective_size,
     event_rate,
+    rate_at_true_tpr,
     samples_needed,
     upper_bound,
     weighted_interval,
@@ -193,6 +194,35 @@ def test_bound_of_few_events_holds_in_at_least_93_percent(name: str) -> None:
     samples = regime.samples(np.random.default_rng(1))
     held = [upper_bound(events, weights) >= regime.truth for events, weights in samples]
     assert np.mean(held) >= 0.93
+
+
+@pytest.mark.parametrize(
+    ("num_positives", "num_negatives", "tpr"),
+    [(109, 85, 0.95), (109, 924, 0.95), (100, 10_000, 0.95), (1000, 10_000, 0.95),
+     (1000, 1000, 0.99), (30, 300, 0.99)],
+)  # fmt: skip
+def test_interval_at_a_true_tpr_covers_though_the_threshold_is_estimated(
+    num_positives: int, num_negatives: int, tpr: float
+) -> None:
+    """Normal logits, 4 apart, negatives of weights 1 and 5."""
+    rng = np.random.default_rng(0)
+    truth = norm.sf(4 + norm.ppf(1 - tpr))
+    weights = np.where(np.arange(num_negatives) % 2, 1.0, 5.0)
+    covered = 0
+    for _ in range(300):
+        positives, negatives = rng.normal(4, 1, num_positives), rng.normal(0, 1, num_negatives)
+        low, high = rate_at_true_tpr(positives, negatives, weights, tpr=tpr)
+        covered += low <= truth <= high
+    assert covered / 300 >= 0.93
+
+
+def test_too_few_positives_leave_the_rate_at_a_high_tpr_open() -> None:
+    """Of 100 positives 99 % leave one out: any lower threshold would be as likely."""
+    rng = np.random.default_rng(0)
+    positives, negatives = rng.normal(9, 1, 100), rng.normal(0, 1, 5000)
+    assert rate_at_true_tpr(positives, negatives, np.ones(5000), tpr=0.99) == (0, 1)
+    low, high = rate_at_true_tpr(positives, negatives, np.ones(5000), tpr=0.9)
+    assert (low, high) == (0, pytest.approx(clopper_pearson(0, 5000, confidence=0.975)[1]))
 
 
 def test_plain_bootstrap_of_few_events_would_cover_far_less() -> None:

@@ -1,14 +1,14 @@
 """Rates with their intervals: how often an event happens in the stream, and how sure that is.
 
 Knows no model, file or stratum. Weights are Horvitz-Thompson (1952), 1 / inclusion_probability, so
-that sums estimate the stream that was sampled from. Shapes: N samples.
+that sums estimate the stream that was sampled from. Shapes: N samples, M negatives.
 """
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import beta
+from scipy.stats import beta, binom
 
 from train.metrics import Bools, Floats
 
@@ -92,6 +92,38 @@ def event_rate(events_N: Bools, weights_N: Floats) -> Rate:
 def upper_bound(events_N: Bools, weights_N: Floats) -> float:
     """One-sided, at 95 %: the rate is below. With 0 of n of equal weight that is 3 / n."""
     return weighted_interval(events_N, weights_N, confidence=0.9)[1]
+
+
+def threshold_bounds(
+    positive_logits_N: Floats, *, tpr: float, confidence: float
+) -> tuple[float, float]:
+    """Where the threshold lies that detects a share `tpr` of all positives, not just of these.
+
+    Order statistics, whatever the distribution (David and Nagaraja, Order Statistics, 2003, 7.1);
+    infinite where there are too few positives to tell.
+    """
+    tail, n = (1 - confidence) / 2, len(positive_logits_N)
+    ascending_N = np.sort(positive_logits_N)
+    lower, upper = binom.ppf([tail, 1 - tail], n, 1 - tpr).astype(int)
+    low = float(ascending_N[lower - 1]) if lower > 0 else -math.inf
+    high = float(ascending_N[upper]) if upper < n else math.inf
+    return low, high
+
+
+def rate_at_true_tpr(
+    positive_logits_N: Floats, negative_logits_M: Floats, weights_M: Floats, *, tpr: float
+) -> tuple[float, float]:
+    """The 95 % interval of the rate at which negatives are detected where `tpr` of all positives
+    are.
+
+    Half of the 5 % goes to the threshold, which the positives tell no better than their number
+    allows, half to the rate at its ends (Bonferroni): covers at least 95 %.
+    """
+    at_least, at_most = threshold_bounds(positive_logits_N, tpr=tpr, confidence=0.975)
+    low = weighted_interval(negative_logits_M >= at_most, weights_M, confidence=0.975)[0]
+    if at_least == -math.inf:
+        return low, 1.0
+    return low, weighted_interval(negative_logits_M >= at_least, weights_M, confidence=0.975)[1]
 
 
 def effective_size(weights_N: Floats) -> float:

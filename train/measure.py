@@ -34,6 +34,7 @@ from train.rates import (
     detected,
     detection_rates,
     evidence,
+    intervals_at_true_tpr,
     members_by_similarity,
     members_by_stratum,
     per_million,
@@ -94,6 +95,10 @@ def _measure_target(
         "deploy_prior": prior,
         "tpr": tpr,
         **rates,
+        **{
+            f"at_true_tpr{100 * level:g}": intervals_at_true_tpr(test, by_stratum, level)
+            for level in _tpr_levels(config)
+        },
         "by_similarity": {
             name: detection_rates(test, by_similarity, at) for name, at in levels.items()
         },
@@ -121,8 +126,12 @@ def _thresholds_at_levels(
         f"fpr_at_tpr{100 * level:g}": (
             threshold_at_tpr(logits_N, tpr=level) if len(logits_N) else None
         )
-        for level in sorted({0.95, *config.tpr_levels})
+        for level in _tpr_levels(config)
     }
+
+
+def _tpr_levels(config: EvaluateConfig) -> list[float]:
+    return sorted({0.95, *config.tpr_levels})
 
 
 def _measure_sources(

@@ -11,7 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from train.intervals import Rate, effective_size, event_rate, samples_needed, upper_bound
+from train.intervals import (
+    Rate,
+    effective_size,
+    event_rate,
+    rate_at_true_tpr,
+    samples_needed,
+    upper_bound,
+)
 from train.metrics import Bools
 from train.predictions import TargetPredictions
 
@@ -53,6 +60,26 @@ def detection_rates(
 
 def detected(test: TargetPredictions, chosen_N: Bools, threshold: float) -> Rate:
     return event_rate(test.logits_N[chosen_N] >= threshold, test.weights_N[chosen_N])
+
+
+def intervals_at_true_tpr(
+    test: TargetPredictions, members: Mapping[str, Bools], tpr: float
+) -> dict[str, Any]:
+    """Name -> between what the rate lies where that share of all positives is detected.
+
+    Counts the doubt of the threshold, too, which `detection_rates` takes as given. Null where
+    there is no positive or no negative.
+    """
+    positive_logits_N = test.logits_N[test.is_positive_N]
+    found = {}
+    for name, chosen in members.items():
+        low = high = None
+        if len(positive_logits_N) and chosen.any():
+            low, high = rate_at_true_tpr(
+                positive_logits_N, test.logits_N[chosen], test.weights_N[chosen], tpr=tpr
+            )
+        found[name] = {"low": low, "high": high, "n": int(chosen.sum())}
+    return found
 
 
 def rates_as_drawn(
