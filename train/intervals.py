@@ -47,8 +47,9 @@ def weighted_interval(
     distribution, on the effective sample size that the variance implies (Korn and Graubard, Survey
     Methodology 1998), so that it ends at 1 and holds for common events, too.
 
-    Covers at least 95 % where few events or few heavy samples decide, and 93 to 97 % where many
-    do; the percentile bootstrap covers as little as 75 % of rare events (tests/test_intervals.py).
+    Covers 93 to 97 % where one sample of the largest weight holds less of the stream than a
+    quarter of the standard error; else more, up to 99 %: where few events or few heavy samples
+    decide. The percentile bootstrap covers as little as 75 % there (tests/test_intervals.py).
     """
     tail = (1 - confidence) / 2
     share_N = weights_N.astype(np.float64) / weights_N.sum(dtype=np.float64)
