@@ -17,7 +17,7 @@ from pipeline.commits import ReferenceInfo
 from pipeline.errors import ConfigError
 from train import evaluate
 from train.evaluate import evaluate_run
-from train.metrics import clopper_pearson
+from train.intervals import clopper_pearson
 from train.model import load_model
 from train.predictions import of_target
 
@@ -86,11 +86,55 @@ def test_metrics_agree_with_a_count_of_the_predictions(run: Path) -> None:
     assert cat["false_positives_per_million"] == 1e6 * cat["fpr"]["all"]["value"]
 
 
+def test_each_rate_tells_what_it_rests_on(run: Path) -> None:
+    cat = _metrics(run)["target"]["cat"]
+    for stratum, rate in cat["fpr"].items():
+        basis = cat["evidence"][stratum]
+        assert basis["n"] == rate["n"]
+        assert basis["n_effective"] == pytest.approx(rate["n"]), "drawn evenly"
+        assert basis["num_detected"] == round(rate["value"] * rate["n"])
+        bound = clopper_pearson(basis["num_detected"], rate["n"], confidence=0.9)[1]
+        assert basis["below"] == pytest.approx(bound)
+    assert cat["negatives_needed"]["0.0001"] == 29_956
+
+
+def test_precision_is_bayes_rule_at_the_deployment_prior(run: Path) -> None:
+    cat = _metrics(run)["target"]["cat"]
+    prior, tpr, fpr = cat["deploy_prior"], cat["tpr"], cat["fpr"]["all"]
+    right = prior * tpr["value"]
+    assert cat["precision"]["value"] == pytest.approx(right / (right + (1 - prior) * fpr["value"]))
+    assert cat["precision"]["low"] < cat["precision"]["value"] < cat["precision"]["high"]
+
+
+def test_probabilities_are_measured_in_three_mixes(run: Path) -> None:
+    """The rarer the target, the less a constant error weighs; the same model, three priors."""
+    cat = _metrics(run)["target"]["cat"]
+    assert cat["train_mix"]["prior"] == 0.25
+    assert cat["brier"] < cat["test_mix"]["brier"] < cat["train_mix"]["brier"]
+
+
+def test_dataset_block_adds_up(run: Path) -> None:
+    dataset = _metrics(run)["dataset"]
+    rows = pq.read_table(run / "predictions.parquet")
+    near = next(source for source in dataset["sources"] if source["name"] == "near_animals")
+    assert near["splits"] == {"train": 100, "val": 50, "test": 50}
+    assert near["strata"] == {"near": 200}
+    assert near["label_states"] == {"verified_absent": 200}
+    assert near["licenses"] == {"not stated": 200}
+    wanted = pytest.approx({"min": 0.8, "median": 0.8, "max": 0.8})
+    assert near["inclusion_probability"] == wanted
+    assert near["n_effective"] == pytest.approx(100)
+    assert near["eval_probabilities"] == [EVAL_PROBABILITY]
+    test = dataset["splits"]["test"]
+    assert test == {"positive": 20, "near": 50, "far": 50, "generated": 50}
+    assert sum(test.values()) == pc.sum(pc.equal(rows["split"], "test")).as_py()
+
+
 def test_predictions_say_where_each_picture_lies(run: Path) -> None:
     rows = pq.read_table(run / "predictions.parquet")
     assert rows.column_names == [
         "key", "source", "stratum", "split", "label", "logit", "similarity",
-        "inclusion_probability", "shard", "tar_offset", "tar_size",
+        "inclusion_probability", "shard", "tar_offset", "tar_size", "stratum_by_similarity",
     ]  # fmt: skip
     assert set(rows["split"].to_pylist()) == {"val", "test"}
     row = rows.slice(5, 1).to_pylist()[0]
@@ -157,6 +201,8 @@ def test_other_targets_are_negatives_of_a_target(two_targets: Path) -> None:
     doubled = np.where(cat.source_N == "my_dog", 1, 2) * ~cat.is_positive_N
     wanted = np.sum(doubled * detected) / np.sum(doubled)
     assert metrics["target"]["cat"]["fpr"]["all"]["value"] == pytest.approx(wanted)
+    as_drawn = np.mean(detected[~cat.is_positive_N])
+    assert metrics["target"]["cat"]["fpr_as_drawn"]["all"]["value"] == pytest.approx(as_drawn)
 
 
 def test_mid_stratum_is_reported_where_present(run: Path, tmp_path: Path) -> None:
@@ -176,6 +222,11 @@ def test_mid_stratum_is_reported_where_present(run: Path, tmp_path: Path) -> Non
     manifest.write_reference_info(str(data), info)
     metrics = evaluate_run(copy, overrides=[f"output.path={data}"])
     assert metrics["target"]["cat"]["fpr"]["mid"]["n"] == 50
+    by_similarity = metrics["target"]["cat"]["by_similarity"]["fpr"]
+    rows = pq.read_table(copy / "predictions.parquet", filters=[("split", "=", "test")])
+    similarity = rows.filter(pc.equal(rows["label"], ""))["similarity"].to_numpy()
+    assert by_similarity["near"]["n"] == np.sum(similarity >= 0.9)
+    assert by_similarity["mid"]["n"] == np.sum(similarity < 0.9) > 0, "whatever the sources say"
     assert metrics["target"]["cat"]["fpr"]["far"] == {
         "value": None, "low": None, "high": None, "n": 0,
     }  # fmt: skip

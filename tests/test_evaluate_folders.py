@@ -1,15 +1,18 @@
+import base64
+import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from trained_run import write_run
 
 from pipeline.errors import ConfigError
 from train.evaluate import evaluate_run
 from train.evaluate_folders import evaluate_folders
-from train.metrics import clopper_pearson
+from train.intervals import clopper_pearson
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +41,35 @@ def test_folders_are_measured_with_the_runs_own_threshold(
     )
     assert metrics["target"]["dog"]["tpr"]["n"] == 0
     assert metrics["target"]["dog"]["fpr_at_tpr95"]["all"]["n"] == 0
-    written = two_targets / "evaluations" / "warm-cold" / "metrics.json"
-    assert json.loads(written.read_text()) == metrics
+    written = two_targets / "evaluations" / "warm-cold"
+    assert json.loads((written / "metrics.json").read_text()) == metrics
+    page = (written / "report.html").read_text()
+    assert page.count('src="data:image/jpeg;base64,') == 2 * 8, "each picture for each target"
+    assert "1 files were no images" in page
+    assert "100 in 100 pictures of a cat" in page
+    assert "Not tested at all" not in page, "strata of a folder are unknown, not missing"
 
 
 def test_folder_with_an_unknown_label_is_refused(two_targets: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--label 'bird'.*allowed are"):
         evaluate_folders(two_targets, [(tmp_path, "bird")])
+
+
+def test_report_shows_every_format_that_was_evaluated(two_targets: Path, tmp_path: Path) -> None:
+    grey = np.linspace(0, 65535, 48 * 64).reshape(48, 64)
+    Image.fromarray(grey.astype(np.uint16)).save(tmp_path / "16_bits.png")
+    Image.new("RGBA", (64, 48), (10, 20, 30, 100)).save(tmp_path / "transparent.webp")
+    Image.new("CMYK", (64, 48), (10, 20, 30, 40)).save(tmp_path / "print.jpg")
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "turned.jpg", exif=turned)
+    metrics = evaluate_folders(two_targets, [(tmp_path, "")])
+    assert metrics["unreadable"] == 0
+    page = (two_targets / "evaluations" / tmp_path.name / "report.html").read_text()
+    images = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    sizes = [Image.open(io.BytesIO(base64.b64decode(image))).size for image in images]
+    assert len(sizes) == 2 * 4
+    assert sizes.count((48, 64)) == 2, "the turned one stands upright, for each target"
 
 
 def _draw(path: Path, colour: tuple[int, int, int], *, seed: int) -> None:

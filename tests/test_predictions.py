@@ -20,5 +20,9 @@ def test_strata_come_from_the_source_then_from_similarity() -> None:
     wanted = ["generated", "near", "mid", "far", None, None]
     # 0.6 and 0.3 lie just below and above themselves as float32.
     rows = rows.set_column(2, "similarity", pc.cast(pc.add(rows["similarity"], 1e-6), pa.float32()))
-    assert assign_strata(rows, reference).to_pylist() == wanted
-    assert assign_strata(rows, None).to_pylist() == ["generated", None, None, None, None, None]
+    stratum, by_similarity = assign_strata(rows, reference)
+    assert stratum.to_pylist() == wanted
+    assert by_similarity.to_pylist() == ["near", *wanted[1:]], "whatever the source says"
+    stratum, by_similarity = assign_strata(rows, None)
+    assert stratum.to_pylist() == ["generated", None, None, None, None, None]
+    assert by_similarity.null_count == 6

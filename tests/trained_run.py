@@ -28,7 +28,7 @@ def write_run(
     dataset, run = folder / "data", folder / "run"
     write_dataset(dataset, targets=targets, num_negatives=num_negatives, noise=noise)
     run.mkdir()
-    config = {"evaluate": {"alpha": 0.05, "bootstrap": 200}, "train": {"mode": mode}}
+    config = {"evaluate": {"alpha": 0.05}, "train": {"mode": mode}}
     names = [{"name": name} for name in targets]
     path = write_config(run / "config.yaml", dataset=dataset, run=run, **config, targets=names)
     path.write_text(path.read_text().replace("target:\n  name: cat\n", ""))

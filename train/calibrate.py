@@ -126,6 +126,11 @@ def umbrella_threshold(
     1). Rejecting above the k-th smallest logit violates alpha with probability at most
     P(Binomial(n, 1 - alpha) >= k); the smallest such k is taken, or where none exists the
     largest negative and the alpha that it allows.
+
+    Negatives of several sources need not be alike: the mix is then the sources in the numbers
+    given, since of independent trials with unlike chances so few succeed at most as often as of
+    equal ones with the same mean (Hoeffding, Annals of Mathematical Statistics 1956). In another
+    mix, such as the stream's where sources were sampled at different rates, nothing is promised.
     """
     n = len(negative_logits_N)
     ascending_N = np.sort(negative_logits_N)

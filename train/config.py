@@ -94,15 +94,13 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class EvaluateConfig(BaseModel, frozen=True, extra="forbid"):
-    """Operating point and intervals."""
+    """Operating point, and what is told of it."""
 
     alpha: float = Field(1e-3, gt=0, lt=1)  # false-positive rate that the threshold keeps under
     delta: float = Field(0.05, gt=0, lt=1)  # chance that it does not
     deploy_prior: float = Field(1e-3, gt=0, lt=1)  # share of pictures with the target, in use
     num_bins: int = Field(15, ge=2)  # of the reliability diagram and of ECE
-    bootstrap: int = Field(1000, ge=0)  # resamples behind an interval of weighted samples
     tpr_levels: tuple[float, ...] = (0.95, 0.99)  # at which the false-positive rate is told
-    seed: int = Field(0, ge=0)  # of the bootstrap
 
     @model_validator(mode="after")
     def _levels_are_rates(self) -> Self:

@@ -24,7 +24,9 @@ from train.data import read_eval_batches
 from train.measure import measure, write_metrics
 from train.model import Detector, ModelInfo, TargetCalibration, load_model, write_model_info
 from train.predictions import of_target, prediction_rows, write_predictions
-from train.report import TargetReport, format_percent, render_report
+from train.report.composition import describe_dataset
+from train.report.page import TargetReport, report_on_dataset
+from train.report.wording import format_percent
 
 _log = logging.getLogger(__name__)
 
@@ -52,17 +54,21 @@ def evaluate_run(
         of_target(predictions, target, split="test", targets=info.targets)
         for target in info.targets
     ]
-    metrics = measure(tests, info, evaluate_config)
+    generation = manifest.read_generation(dataset, info.generation)
+    metrics = measure(tests, info, evaluate_config) | {
+        "dataset": describe_dataset(dataset, generation, config)
+    }
     reports = [
         TargetReport(test=test, metrics=metrics["target"][name], calibration=calibration[name])
         for name, test in zip(info.targets, tests, strict=True)
     ]
-    page = render_report(
+    page = report_on_dataset(
         reports,
+        metrics,
         title=f"{', '.join(info.targets)}: evaluation of {run.name}",
         subtitle=_subtitle(info, predictions),
-        sources=metrics["strata"],
         dataset=dataset,
+        generation=generation,
         num_bins=evaluate_config.num_bins,
     )
     write_predictions(run, predictions)

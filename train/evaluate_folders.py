@@ -2,19 +2,26 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline import storage
 from pipeline.errors import ConfigError
 from train.config import load_train_config
 from train.measure import measure, write_metrics
-from train.model import read_model_info
+from train.model import TargetCalibration, read_model_info
 from train.predict import predict_paths
-from train.predictions import of_target, prediction_rows, write_predictions
+from train.predictions import (
+    TargetPredictions,
+    of_target,
+    prediction_rows,
+    write_predictions,
+)
+from train.report.page import TargetReport, report_on_folders
 
 _log = logging.getLogger(__name__)
 
@@ -31,9 +38,9 @@ def evaluate_folders(
     """Metrics on (folder, label) pairs; label "" is none of the targets.
 
     Uses the calibration that the run has. Returns what it writes to
-    RUN/evaluations/<names of the folders>/metrics.json, as of a test split in which each folder is
-    a source; `unreadable` counts the files that are no images. Raises ConfigError for a run that
-    is not calibrated, an unknown label, and a folder that is not there.
+    RUN/evaluations/<names of the folders>/metrics.json, beside report.html, as of a test split in
+    which each folder is a source; `unreadable` counts the files that are no images. Raises
+    ConfigError for a run that is not calibrated, an unknown label, and a folder that is not there.
     """
     run = Path(run_dir)
     info = read_model_info(run)
@@ -43,12 +50,9 @@ def evaluate_folders(
         if label and label not in info.targets:
             raise ConfigError(f"--label {label!r} of {folder}: allowed are '', {info.targets}")
     _, _, config = load_train_config(run / "config.yaml")
-    tables, num_unreadable = [], 0
-    for folder, label in folders:
-        rows, num_left_out = _predict_folder(run, folder, label, info.targets)
-        tables.append(rows)
-        num_unreadable += num_left_out
-    predictions = pa.concat_tables(tables)
+    predicted = [_predict_folder(run, folder, label, info.targets) for folder, label in folders]
+    predictions = pa.concat_tables([rows for rows, _ in predicted])
+    num_unreadable = sum(num for _, num in predicted)
     tests = [
         of_target(predictions, target, split="test", targets=info.targets)
         for target in info.targets
@@ -56,9 +60,33 @@ def evaluate_folders(
     metrics = measure(tests, info, config) | {"unreadable": num_unreadable}
     out = run / "evaluations" / "-".join(Path(folder).resolve().name for folder, _ in folders)
     write_predictions(out, predictions)
+    names = ", ".join(Path(folder).name for folder, _ in folders)
+    page = report_on_folders(
+        _reports(tests, metrics, info.calibration),
+        metrics,
+        title=f"{', '.join(info.targets)}: {run.name} on {names}",
+        subtitle=f"{len(predictions):,} pictures; {num_unreadable:,} files were no images",
+        num_bins=config.num_bins,
+    )
+    storage.write_atomic(str(out / "report.html"), page.encode())
     write_metrics(out, metrics)
     _log.info("evaluated %d images, %d files unreadable: %s", len(predictions), num_unreadable, out)
     return metrics
+
+
+def _reports(
+    tests: Sequence[TargetPredictions],
+    metrics: Mapping[str, Any],
+    calibration: Mapping[str, TargetCalibration],
+) -> list[TargetReport]:
+    return [
+        TargetReport(
+            test=test,
+            metrics=metrics["target"][test.target],
+            calibration=calibration[test.target],
+        )
+        for test in tests
+    ]
 
 
 def _predict_folder(

@@ -4,7 +4,7 @@ Drawn with Figure objects, never pyplot, which would keep state between calls.
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -20,6 +20,7 @@ _INK = "#010203"
 _ACCENT = "#3b82f6"
 _COLOURS = ("#3b82f6", "#e8590c", "#2f9e44", "#9c36b5", "#c2a000", "#e64980", "#0c8599", "#868e96")
 _MAX_HISTOGRAMS = len(_COLOURS)
+_MAX_RIDGES = 14
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text, in the page's font
     "svg.hashsalt": "infineg",  # ids that do not change from run to run
@@ -65,6 +66,47 @@ def draw_roc(
         return _svg(figure)
 
 
+def draw_rates(
+    rows: Mapping[str, Sequence[Mapping[str, Any]]], *, labels: Sequence[str], goal: float
+) -> str:
+    """Name -> one rate a label, as in metrics.json: dots and whiskers on a logarithmic axis.
+
+    Zero has no place there: its whisker comes from the left edge, its upper end is a triangle.
+    """
+    rates = [rate for row in rows.values() for rate in row if rate["n"]]
+    ends = [rate[end] for rate in rates for end in ("low", "value", "high")]
+    edge = 0.5 * min([goal, *(end for end in ends if end > 1e-7)])
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _new_figure("False positive rate (log)", "", height=0.9 + 0.36 * len(rows))
+        for index, row in enumerate(rows.values()):
+            for series, (rate, colour) in enumerate(zip(row, _COLOURS, strict=False)):
+                y = index + 0.28 * (series - (len(row) - 1) / 2)
+                label = labels[series] if index == 0 else None
+                _draw_whisker(axes, rate, y=y, edge=edge, colour=colour, label=label)
+        axes.axvline(goal, color=_INK, linewidth=1, linestyle="--", alpha=0.6)
+        axes.set_xscale("log")
+        axes.set_xlim(edge, 1)
+        names = [f"{name} ({row[0]['n']:,})" for name, row in rows.items()]
+        axes.set_yticks(range(len(rows)), names)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.tick_params(axis="y", length=0)
+        figure.legend(loc="outside upper left", ncols=len(labels), fontsize=8)
+        return _svg(figure)
+
+
+def _draw_whisker(
+    axes: Axes, rate: Mapping[str, Any], *, y: float, edge: float, colour: str, label: str | None
+) -> None:
+    if not rate["n"]:
+        return
+    low, high = max(rate["low"], edge), rate["high"]
+    axes.plot([low, high], [y, y], color=colour, linewidth=1.6, solid_capstyle="butt")
+    if rate["value"] > 0:
+        axes.plot(rate["value"], y, "o", color=colour, markersize=5, label=label)
+    else:
+        axes.plot(high, y, "<", color=colour, markersize=5, fillstyle="none", label=label)
+
+
 def draw_precision_recall(
     is_positive_N: Bools, logits_N: Floats, weights_N: Floats, *, deploy_prior: float
 ) -> str:
@@ -86,17 +128,40 @@ def draw_precision_recall(
         return _svg(figure)
 
 
-def draw_reliability(curve: Reliability) -> str:
-    """Observed share of positives over the predicted probability; marker area tells the mass."""
+def draw_reliability(curve: Reliability, low_M: Floats, high_M: Floats) -> str:
+    """Observed share of positives over the predicted probability, with the interval of each bin.
+
+    Marker area tells the mass.
+    """
     with matplotlib.rc_context(_STYLE):
         figure, axes = _new_figure("Predicted probability", "Observed share of positives")
         axes.plot([0, 1], [0, 1], color=_INK, alpha=0.4, linewidth=1, linestyle="--")
         filled = curve.mass_M > 0
         predicted, observed = curve.predicted_M[filled], curve.observed_M[filled]
-        axes.plot(predicted, observed, color=_ACCENT, linewidth=1)
-        axes.scatter(predicted, observed, s=12 + 200 * curve.mass_M[filled], color=_ACCENT)
+        axes.vlines(predicted, low_M[filled], high_M[filled], color=_ACCENT, linewidth=1.6)
+        axes.scatter(predicted, observed, s=16 + 200 * curve.mass_M[filled], color=_ACCENT)
         axes.set_xlim(-0.03, 1.03)
         axes.set_ylim(-0.03, 1.03)
+        return _svg(figure)
+
+
+def draw_ridges(values: Mapping[str, Floats], *, label: str) -> str:
+    """A histogram each, on shared bins, one above the other; each as high as its row, the one with
+    the largest median on top. The largest few names, the rest as one."""
+    with matplotlib.rc_context(_STYLE):
+        shown = sorted(
+            _largest(values, _MAX_RIDGES).items(), key=lambda pair: -float(np.median(pair[1]))
+        )
+        figure, axes = _new_figure(label, "", height=0.9 + 0.36 * len(shown))
+        edges = np.histogram_bin_edges(np.concatenate([members for _, members in shown]), bins=50)
+        for row, (_, members) in enumerate(shown):
+            counts, _ = np.histogram(members, edges)
+            heights = row - 0.85 * counts / counts.max()
+            axes.stairs(heights, edges, baseline=row, color=_ACCENT, fill=True, alpha=0.35)
+            axes.stairs(heights, edges, baseline=row, color=_ACCENT, linewidth=1)
+        axes.set_yticks(range(len(shown)), [f"{name} ({len(each):,})" for name, each in shown])
+        axes.set_ylim(len(shown) - 0.9, -1)
+        axes.tick_params(axis="y", length=0)
         return _svg(figure)
 
 
@@ -106,7 +171,7 @@ def draw_histograms(
     """Densities on shared bins, one step line a name; the largest few names, the rest as one."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _new_figure(label, "Density")
-        shown = _largest(values)
+        shown = _largest(values, _MAX_HISTOGRAMS)
         edges = np.histogram_bin_edges(np.concatenate(list(shown.values())), bins=30)
         for (name, members), colour in zip(shown.items(), _COLOURS, strict=False):
             density, _ = np.histogram(members, edges, density=True)
@@ -117,17 +182,17 @@ def draw_histograms(
         return _svg(figure)
 
 
-def _largest(values: Mapping[str, Floats]) -> dict[str, Floats]:
+def _largest(values: Mapping[str, Floats], num: int) -> dict[str, Floats]:
     ordered = sorted(values.items(), key=lambda pair: (-len(pair[1]), pair[0]))
-    if len(ordered) <= _MAX_HISTOGRAMS:
+    if len(ordered) <= num:
         return dict(ordered)
-    rest = ordered[_MAX_HISTOGRAMS - 1 :]
+    rest = ordered[num - 1 :]
     others = {f"{len(rest)} others": np.concatenate([members for _, members in rest])}
-    return dict(ordered[: _MAX_HISTOGRAMS - 1]) | others
+    return dict(ordered[: num - 1]) | others
 
 
-def _new_figure(x_label: str, y_label: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+def _new_figure(x_label: str, y_label: str, *, height: float = 3.4) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5.2, height), layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)

@@ -11,19 +11,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from scipy.special import expit
+from scipy.special import logit as log_odds
 
 from pipeline import storage
 from train.config import EvaluateConfig
 from train.metrics import (
-    Bools,
     Floats,
-    Rate,
     area_under_roc,
     average_precision,
     brier,
-    event_rate,
     log_loss,
     reliability,
     threshold_at_tpr,
@@ -32,9 +29,19 @@ from train.metrics import (
 from train.model import ModelInfo, TargetCalibration
 from train.predictions import TargetPredictions
 from train.probability import calibrated_logits
+from train.rates import (
+    claims,
+    detected,
+    detection_rates,
+    evidence,
+    intervals_at_true_tpr,
+    members_by_similarity,
+    members_by_stratum,
+    per_million,
+    precision,
+    rates_as_drawn,
+)
 
-# Reported even where empty, so that a reader finds "n": 0 instead of nothing.
-_ALWAYS = ("near", "far", "generated")
 _PARTIAL_MAX_FPR = 1e-3
 
 
@@ -43,13 +50,14 @@ def measure(
 ) -> dict[str, Any]:
     """The content of metrics.json. `info` carries the calibration of each target."""
     assert info.calibration is not None
-    rng = np.random.default_rng(config.seed)
     return {
         "target": {
-            test.target: _measure_target(test, info.calibration[test.target], config, rng)
+            test.target: _measure_target(
+                test, info.calibration[test.target], config, info.positive_share
+            )
             for test in tests
         },
-        "strata": _measure_sources(tests, info.calibration, config, rng),
+        "strata": _measure_sources(tests, info.calibration),
         "generation": info.generation,
         "samples_seen": info.samples_seen,
     }
@@ -65,97 +73,84 @@ def _measure_target(
     test: TargetPredictions,
     calibration: TargetCalibration,
     config: EvaluateConfig,
-    rng: np.random.Generator,
+    train_prior: float,
 ) -> dict[str, Any]:
-    """`ece`, `brier`, `log_loss` are at `deploy_prior`; `test_mix` has those of the test mix."""
-    fpr = _fpr_by_stratum(test, calibration.threshold, config, rng)
-    positive_logits_N = test.logits_N[test.is_positive_N]
-    at_levels = {}
-    for level in sorted({0.95, *config.tpr_levels}):
-        threshold = (
-            threshold_at_tpr(positive_logits_N, tpr=level) if len(positive_logits_N) else None
-        )
-        at_levels[f"fpr_at_tpr{100 * level:g}"] = _fpr_by_stratum(test, threshold, config, rng)
-    deploy_logits_N = calibrated_logits(calibration, test.logits_N)
-    mix_logits_N = calibrated_logits(calibration, test.logits_N, deployed=False)
+    """The block of one target.
+
+    `ece`, `brier`, `log_loss` are of the natural mix: negatives as in the stream, the target at
+    `deploy_prior`. `test_mix` has those of the stream as it was read, positives and all;
+    `train_mix` those of the mix that the loss weighs, the target at its share of a batch.
+    """
+    by_stratum, by_similarity = members_by_stratum(test), members_by_similarity(test)
+    levels = {"fpr": calibration.threshold, **_thresholds_at_levels(test, config)}
+    rates = {name: detection_rates(test, by_stratum, at) for name, at in levels.items()}
+    tpr = asdict(detected(test, test.is_positive_N, calibration.threshold))
+    prior = config.deploy_prior
     return {
         "threshold": calibration.threshold,
         "alpha": calibration.alpha,
         "alpha_wanted": config.alpha,
         "delta": calibration.delta,
         "num_val_negatives": calibration.num_negatives,
-        "deploy_prior": config.deploy_prior,
-        "tpr": asdict(_detected(test, test.is_positive_N, calibration.threshold, config, rng)),
-        "fpr": fpr,
-        **at_levels,
-        **_per_million(fpr["all"]),
+        "deploy_prior": prior,
+        "tpr": tpr,
+        **rates,
+        **{
+            f"at_true_tpr{100 * level:g}": intervals_at_true_tpr(test, by_stratum, level)
+            for level in _tpr_levels(config)
+        },
+        "by_similarity": {
+            name: detection_rates(test, by_similarity, at) for name, at in levels.items()
+        },
+        "fpr_as_drawn": rates_as_drawn(test, by_stratum, calibration.threshold),
+        "evidence": evidence(test, by_stratum, calibration.threshold),
+        "negatives_needed": claims([config.alpha]),
+        **per_million(rates["fpr"]["all"]),
+        "precision": precision(tpr, rates["fpr"]["all"], prior),
         **_ranking(test),
-        **_calibration(test, deploy_logits_N, config.deploy_prior, config.num_bins),
-        "test_mix": _calibration(test, mix_logits_N, None, config.num_bins),
+        **_calibration(test, calibration, config, prior),
+        "test_mix": _calibration(test, calibration, config, None),
+        "train_mix": {
+            "prior": train_prior,
+            **_calibration(test, calibration, config, train_prior),
+        },
     }
 
 
+def _thresholds_at_levels(
+    test: TargetPredictions, config: EvaluateConfig
+) -> dict[str, float | None]:
+    """Name in metrics.json -> the threshold that detects that share of the test positives."""
+    logits_N = test.logits_N[test.is_positive_N]
+    return {
+        f"fpr_at_tpr{100 * level:g}": (
+            threshold_at_tpr(logits_N, tpr=level) if len(logits_N) else None
+        )
+        for level in _tpr_levels(config)
+    }
+
+
+def _tpr_levels(config: EvaluateConfig) -> list[float]:
+    return sorted({0.95, *config.tpr_levels})
+
+
 def _measure_sources(
-    tests: Sequence[TargetPredictions],
-    calibration: Mapping[str, TargetCalibration],
-    config: EvaluateConfig,
-    rng: np.random.Generator,
+    tests: Sequence[TargetPredictions], calibration: Mapping[str, TargetCalibration]
 ) -> dict[str, Any]:
     """source -> target -> share detected of its positives ("tpr") and negatives ("fpr")."""
     strata: dict[str, Any] = {}
     for source in sorted({source for test in tests for source in test.source_N.tolist()}):
         strata[source] = {}
         for test in tests:
-            threshold = calibration[test.target].threshold
             of_source = test.source_N == source
-            strata[source][test.target] = {
-                name: asdict(_detected(test, of_source & kind, threshold, config, rng))
-                for name, kind in (("tpr", test.is_positive_N), ("fpr", ~test.is_positive_N))
+            members = {
+                "tpr": of_source & test.is_positive_N,
+                "fpr": of_source & ~test.is_positive_N,
             }
+            strata[source][test.target] = detection_rates(
+                test, members, calibration[test.target].threshold
+            )
     return strata
-
-
-def _fpr_by_stratum(
-    test: TargetPredictions,
-    threshold: float | None,
-    config: EvaluateConfig,
-    rng: np.random.Generator,
-) -> dict[str, Any]:
-    """Stratum, and "all" -> false positive rate; empty where no positive gives a threshold.
-
-    The interval takes the threshold as given.
-    """
-    strata = [*_ALWAYS, *(stratum for stratum in test.strata if stratum not in _ALWAYS)]
-    members = {stratum: ~test.is_positive_N & (test.stratum_N == stratum) for stratum in strata}
-    members["all"] = ~test.is_positive_N
-    return {
-        name: asdict(
-            Rate() if threshold is None else _detected(test, chosen, threshold, config, rng)
-        )
-        for name, chosen in members.items()
-    }
-
-
-def _detected(
-    test: TargetPredictions,
-    chosen_N: Bools,
-    threshold: float,
-    config: EvaluateConfig,
-    rng: np.random.Generator,
-) -> Rate:
-    return event_rate(
-        test.logits_N[chosen_N] >= threshold,
-        test.weights_N[chosen_N],
-        rng=rng,
-        num_bootstrap=config.bootstrap,
-    )
-
-
-def _per_million(fpr: Mapping[str, Any]) -> dict[str, Any]:
-    name = "false_positives_per_million"
-    if fpr["n"] == 0:
-        return {name: None, f"{name}_interval": None}
-    return {name: 1e6 * fpr["value"], f"{name}_interval": [1e6 * fpr["low"], 1e6 * fpr["high"]]}
 
 
 def _ranking(test: TargetPredictions) -> dict[str, float | None]:
@@ -168,17 +163,24 @@ def _ranking(test: TargetPredictions) -> dict[str, float | None]:
 
 
 def _calibration(
-    test: TargetPredictions, logits_N: Floats, prior: float | None, num_bins: int
+    test: TargetPredictions,
+    calibration: TargetCalibration,
+    config: EvaluateConfig,
+    prior: float | None,
 ) -> dict[str, float | None]:
-    """At the prior given, or at the one that the weights imply."""
+    """Where the target has the share `prior`, or the one that the weights imply."""
     if not test.has_both:
         return {"ece": None, "brier": None, "log_loss": None}
-    weights_N = test.weights_N
+    weights_N: Floats = test.weights_N
+    logits_N = calibrated_logits(calibration, test.logits_N, deployed=prior is not None)
     if prior is not None:
+        logits_N = logits_N + log_odds(prior) - log_odds(config.deploy_prior)
         weights_N = weights_at_prior(test.is_positive_N, weights_N, prior=prior)
     probabilities_N = expit(logits_N)
     return {
-        "ece": reliability(test.is_positive_N, probabilities_N, weights_N, num_bins=num_bins).ece,
+        "ece": reliability(
+            test.is_positive_N, probabilities_N, weights_N, num_bins=config.num_bins
+        ).ece,
         "brier": brier(test.is_positive_N, probabilities_N, weights_N),
         "log_loss": log_loss(test.is_positive_N, logits_N, weights_N),
     }

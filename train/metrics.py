@@ -1,4 +1,4 @@
-"""Error rates with intervals, ranking and calibration measures of one target.
+"""Ranking and calibration measures of one target.
 
 Pure numpy: knows no model, file or stratum. A sample is detected iff logit >= threshold.
 Weights are Horvitz-Thompson (1952): 1 / inclusion_probability, so that sums estimate the stream
@@ -11,78 +11,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rate:
-    """A proportion in [0, 1] and its two-sided 95 % interval; None where there was no sample."""
-
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    n: int = 0  # samples looked at, weights apart
-
-
-def clopper_pearson(
-    num_events: float, n: float, *, confidence: float = 0.95
-) -> tuple[float, float]:
-    """The exact interval of a binomial proportion (Clopper and Pearson, Biometrika 1934).
-
-    Two-sided: 0 of n gives an upper end of about 3.7 / n (the one-sided bound is 3 / n).
-    Fractions are allowed, for an effective sample size.
-    """
-    tail = (1 - confidence) / 2
-    low = beta.ppf(tail, num_events, n - num_events + 1) if num_events > 0 else 0.0
-    high = beta.ppf(1 - tail, num_events + 1, n - num_events) if num_events < n else 1.0
-    return float(low), float(high)
-
-
-def event_rate(
-    events_N: Bools,
-    weights_N: Floats,
-    *,
-    rng: np.random.Generator,
-    num_bootstrap: int = 1000,
-) -> Rate:
-    """How often an event happens in the stream, e.g. a detection among negatives.
-
-    Equal weights are a uniform sample: Clopper-Pearson. Else the percentile bootstrap, and where
-    that has no width, since all or none are events, Clopper-Pearson at Kish's effective sample
-    size (Korn and Graubard, Survey Methodology 1998).
-    """
-    n = len(events_N)
-    if n == 0:
-        return Rate()
-    value = float(np.average(events_N, weights=weights_N))
-    is_uniform = bool(np.all(weights_N == weights_N[0]))
-    if is_uniform or events_N.all() or not events_N.any() or num_bootstrap == 0:
-        n_effective = n if is_uniform else float(weights_N.sum() ** 2 / np.sum(weights_N**2))
-        low, high = clopper_pearson(int(events_N.sum()) * n_effective / n, n_effective)
-    else:
-        replicates = _bootstrap_rates(events_N, weights_N, rng, num_bootstrap)
-        low, high = (float(end) for end in np.quantile(replicates, (0.025, 0.975)))
-    return Rate(value=value, low=low, high=high, n=n)
-
-
-def _bootstrap_rates(
-    events_N: Bools, weights_N: Floats, rng: np.random.Generator, num_bootstrap: int
-) -> Floats:
-    """Weighted rates of `num_bootstrap` resamples with replacement (Efron 1979)."""
-    # Samples alike in weight and outcome are one cell of a multinomial: a few cells, where each
-    # source has one inclusion probability, instead of N draws a replicate.
-    cells = np.stack([weights_N, events_N.astype(weights_N.dtype)])
-    (weights, events), counts = np.unique(cells, axis=1, return_counts=True)
-    n = int(counts.sum())
-    rates = np.empty(num_bootstrap)
-    for replicate in range(num_bootstrap):
-        drawn = rng.multinomial(n, counts / n) * weights
-        rates[replicate] = np.sum(drawn * events) / drawn.sum()
-    return rates
 
 
 def threshold_at_tpr(positive_logits_N: Floats, *, tpr: float) -> float:
@@ -135,12 +67,17 @@ def reliability(
     every sample is a negative. Not bins of equal mass, where those few positives would share one
     bin with many negatives, and their errors cancel.
     """
-    bin_N = np.minimum((probabilities_N * num_bins).astype(int), num_bins - 1)
+    bin_N = bins_of(probabilities_N, num_bins=num_bins)
     mass = np.bincount(bin_N, weights_N, num_bins)
     with np.errstate(invalid="ignore"):  # 0 / 0 in an empty bin is the nan that is promised
         predicted = np.bincount(bin_N, weights_N * probabilities_N, num_bins) / mass
         observed = np.bincount(bin_N, weights_N * is_positive_N, num_bins) / mass
     return Reliability(mass_M=mass / mass.sum(), predicted_M=predicted, observed_M=observed)
+
+
+def bins_of(probabilities_N: Floats, *, num_bins: int) -> NDArray[np.intp]:
+    """The bin of each, of equal width over [0, 1]."""
+    return np.minimum((probabilities_N * num_bins).astype(np.intp), num_bins - 1)
 
 
 def brier(is_positive_N: Bools, probabilities_N: Floats, weights_N: Floats) -> float:

@@ -1,8 +1,9 @@
 """`predictions.parquet`: what a run said of each val and test sample, and where its picture lies.
 
 One row a sample: key, source, stratum, split, label, logit (raw, of the first target), with
-several targets logit_<target> each, similarity, inclusion_probability, and the place of the image
-in the data set: shard, tar_offset, tar_size (bytes). Shapes: N samples, K targets.
+several targets logit_<target> each, similarity, inclusion_probability, the place of the image in
+the data set (shard, tar_offset, tar_size in bytes), and `stratum_by_similarity`.
+Shapes: N samples, K targets.
 """
 
 import io
@@ -33,7 +34,9 @@ _COPIED = (
 class TargetPredictions:
     """The rows of one split as one target sees them: its own label is positive, all else is not.
 
-    weights_N is 1 / inclusion_probability; stratum_N is "" and similarity_N nan where unknown.
+    weights_N is 1 / inclusion_probability. stratum_N is the source's own word, or by similarity
+    where it has none; similarity_stratum_N goes by similarity everywhere. Both are "" and
+    similarity_N nan where unknown.
     """
 
     target: str
@@ -42,6 +45,7 @@ class TargetPredictions:
     logits_N: Floats
     weights_N: Floats
     stratum_N: NDArray[np.str_]
+    similarity_stratum_N: NDArray[np.str_]
     source_N: NDArray[np.str_]
     similarity_N: Floats
 
@@ -64,26 +68,32 @@ def prediction_rows(
     reference: ReferenceInfo | None,
 ) -> pa.Table:
     """rows: of sidecars, with the path of the tar as `shard`. Fills in the strata that are null."""
-    rows = rows.set_column(
-        rows.schema.get_field_index("stratum"), "stratum", assign_strata(rows, reference)
-    )
+    stratum, by_similarity = assign_strata(rows, reference)
+    rows = rows.set_column(rows.schema.get_field_index("stratum"), "stratum", stratum)
     table = rows.select(list(_COPIED))
     table = table.add_column(5, "logit", pa.array(logits_NK[:, 0], pa.float32()))
     if len(targets) > 1:
         for index, target in enumerate(targets):
             column = pa.array(logits_NK[:, index], pa.float32())
             table = table.append_column(f"logit_{target}", column)
-    return table
+    return table.append_column("stratum_by_similarity", by_similarity)
 
 
-def assign_strata(rows: pa.Table, reference: ReferenceInfo | None) -> pa.Array:
-    """The source's own word; else by similarity; null for positives and where neither is known."""
+def assign_strata(rows: pa.Table, reference: ReferenceInfo | None) -> tuple[pa.Array, pa.Array]:
+    """The source's own word, else by similarity; and by similarity alone.
+
+    Null for positives, and where neither is known.
+    """
     by_similarity = pa.nulls(rows.num_rows, pa.string())
     if reference is not None:
         by_similarity = strata_by_similarity(rows["similarity"], reference)
-    stratum = pc.coalesce(rows["stratum"], by_similarity)
-    strata = pc.if_else(pc.equal(rows["label"], ""), stratum, pa.scalar(None, pa.string()))
-    return strata.combine_chunks() if isinstance(strata, pa.ChunkedArray) else strata
+    is_negative = pc.equal(rows["label"], "")
+    either = (pc.coalesce(rows["stratum"], by_similarity), by_similarity)
+    stratum, similar = (
+        pa.chunked_array(pc.if_else(is_negative, each, pa.scalar(None, pa.string())))
+        for each in either
+    )
+    return stratum.combine_chunks(), similar.combine_chunks()
 
 
 def of_target(
@@ -91,6 +101,10 @@ def of_target(
 ) -> TargetPredictions:
     """One target's view of one split."""
     rows = predictions.filter(pc.equal(predictions["split"], split)).combine_chunks()
+
+    def texts(column: str) -> NDArray[np.str_]:
+        return np.array(rows[column].fill_null("").to_pylist(), dtype=np.str_)
+
     logit_column = f"logit_{target}" if len(targets) > 1 else "logit"
     return TargetPredictions(
         target=target,
@@ -98,8 +112,9 @@ def of_target(
         is_positive_N=np.array(rows["label"].to_pylist(), dtype=object) == target,
         logits_N=rows[logit_column].to_numpy(),
         weights_N=1 / rows["inclusion_probability"].to_numpy().astype(np.float64),
-        stratum_N=np.array(rows["stratum"].fill_null("").to_pylist(), dtype=np.str_),
-        source_N=np.array(rows["source"].to_pylist(), dtype=np.str_),
+        stratum_N=texts("stratum"),
+        similarity_stratum_N=texts("stratum_by_similarity"),
+        source_N=texts("source"),
         similarity_N=rows["similarity"].to_numpy(zero_copy_only=False).astype(np.float64),
     )
 

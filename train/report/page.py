@@ -1,0 +1,141 @@
+"""Puts the report together: shows numbers that others measured; fits and measures nothing."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from pipeline import storage
+from pipeline.commits import Generation
+from pipeline.errors import InfinegError
+from pipeline.images import Decoded, decode_image
+from pipeline.records import ImageSettings
+from train.model import TargetCalibration
+from train.predictions import TargetPredictions
+from train.report.curves import draw_curves, draw_strata
+from train.report.neighbours import Neighbour, find_neighbours
+from train.report.pictures import PICTURE_SIDE, ReadImage, places_of, show_pictures, worst_rows
+from train.report.summary import summarise
+from train.report.wording import format_figure, format_percent, one_in
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetReport:
+    """One target's test predictions, its block of metrics.json, and its calibration."""
+
+    test: TargetPredictions
+    metrics: Mapping[str, Any]
+    calibration: TargetCalibration
+
+
+def report_on_dataset(
+    targets: Sequence[TargetReport],
+    metrics: Mapping[str, Any],
+    *,
+    title: str,
+    subtitle: str,
+    dataset: str,
+    generation: Generation,
+    num_bins: int,
+) -> str:
+    """HTML of a test split; `metrics` is all of metrics.json. Pictures come from the shards."""
+
+    def read_image(row: Mapping[str, Any]) -> bytes:
+        # The one image is read from its tar, not the tar.
+        tar = storage.join(dataset, row["shard"])
+        return storage.read_range(tar, row["tar_offset"], row["tar_size"])
+
+    places = [
+        place
+        for target in targets
+        for of_positives in (False, True)
+        for place in places_of(target.test, worst_rows(target.test, of_positives=of_positives))
+    ]
+    places = list(dict.fromkeys(places))
+    found = find_neighbours(dataset, generation, places)
+    neighbours = {key: near for (key, _), near in zip(places, found, strict=True)}
+    shown = [_show(target, num_bins, neighbours, read_image) for target in targets]
+    return _render(shown, metrics, title=title, subtitle=subtitle, is_folder=False)
+
+
+def report_on_folders(
+    targets: Sequence[TargetReport],
+    metrics: Mapping[str, Any],
+    *,
+    title: str,
+    subtitle: str,
+    num_bins: int,
+) -> str:
+    """HTML of folders of images, whose paths are the keys."""
+
+    def read_image(row: Mapping[str, Any]) -> bytes:
+        settings = ImageSettings(image_size=PICTURE_SIDE)
+        decoded = decode_image(Path(row["key"]).read_bytes(), rotation=0, settings=settings)
+        if not isinstance(decoded, Decoded):
+            raise InfinegError(f"{row['key']}: changed while it was evaluated ({decoded})")
+        return decoded.image
+
+    shown = [_show(target, num_bins, {}, read_image, is_folder=True) for target in targets]
+    return _render(shown, metrics, title=title, subtitle=subtitle, is_folder=True)
+
+
+def _show(
+    target: TargetReport,
+    num_bins: int,
+    neighbours: Mapping[str, Sequence[Neighbour]],
+    read_image: ReadImage,
+    *,
+    is_folder: bool = False,
+) -> dict[str, Any]:
+    test, metrics = target.test, target.metrics
+    mistakes, misses = (
+        show_pictures(
+            test,
+            target.calibration,
+            worst_rows(test, of_positives=of_positives),
+            neighbours=neighbours,
+            read_image=read_image,
+        )
+        for of_positives in (False, True)
+    )
+    prefix = "fpr_at_tpr"
+    return {
+        "name": test.target,
+        "metrics": metrics,
+        "levels": [name.removeprefix(prefix) for name in metrics if name.startswith(prefix)],
+        "summary": summarise(test.target, metrics, is_folder=is_folder),
+        "strata_figures": draw_strata(test, metrics),
+        "figures": draw_curves(test, metrics, target.calibration, num_bins=num_bins),
+        "false_positives": mistakes,
+        "misses": misses,
+    }
+
+
+def _render(
+    targets: Sequence[Mapping[str, Any]],
+    metrics: Mapping[str, Any],
+    *,
+    title: str,
+    subtitle: str,
+    is_folder: bool,
+) -> str:
+    environment = Environment(
+        loader=PackageLoader("train"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": format_percent, "figure": format_figure, "one_in": one_in}
+    page = environment.get_template("report.html.j2").render(
+        title=title,
+        subtitle=subtitle,
+        targets=targets,
+        sources=metrics["strata"],
+        dataset=metrics.get("dataset"),
+        is_folder=is_folder,
+    )
+    # A line must not end between a number and its sign.
+    return page.replace(" %", "&nbsp;%")

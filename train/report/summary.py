@@ -1,0 +1,178 @@
+"""The numbers of one target in words, for a reader who is no statistician.
+
+Says what the numbers say and what they do not; measures nothing.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from train.report.wording import (
+    count,
+    format_interval,
+    format_percent,
+    in_hundred,
+    join_words,
+    one_in,
+)
+
+_STRATA = {
+    "near": "look-alikes (near)",
+    "mid": "things somewhat like it (mid)",
+    "far": "unlike things (far)",
+    "generated": "pictures that no camera took (generated)",
+}
+_FEW = 100  # samples from which a rate of some per cent is barely told
+
+
+class Point(NamedTuple):
+    question: str
+    answer: str
+    detail: str
+
+
+def summarise(name: str, metrics: Mapping[str, Any], *, is_folder: bool = False) -> dict[str, Any]:
+    """`points` to read first, and `limits`: what the test cannot vouch for."""
+    points = [_finds(name, metrics, is_folder), _mistakes(name, metrics), _in_use(name, metrics)]
+    if not is_folder:
+        points.append(_promise(metrics))
+    limits = [*_unclaimed(metrics), *_always(name, is_folder)]
+    if not is_folder:  # where strata are known
+        limits = [*_untested(metrics), *_mix(metrics), *limits]
+    return {"points": [point for point in points if point is not None], "limits": limits}
+
+
+def _finds(name: str, metrics: Mapping[str, Any], is_folder: bool) -> Point | None:
+    tpr = metrics["tpr"]
+    if not tpr["n"]:
+        return None
+    unseen = "" if is_folder else " that it had not seen"
+    return Point(
+        "What it finds",
+        f"{in_hundred(tpr['value'])} pictures of a {name}",
+        f"{format_percent(tpr['value'])} of {count(tpr['n'], 'picture')}{unseen}; with 95 % "
+        f"confidence {format_interval(tpr)}.",
+    )
+
+
+def _mistakes(name: str, metrics: Mapping[str, Any]) -> Point | None:
+    fpr, basis = metrics["fpr"]["all"], metrics["evidence"]["all"]
+    if not fpr["n"]:
+        return None
+    if not basis["num_detected"]:
+        return Point(
+            "What it mistakes",
+            f"none of {count(fpr['n'], 'other picture')}",
+            f"which says, with 95 % confidence: fewer than {one_in(basis['below'])}. Not that it "
+            "never happens.",
+        )
+    low = f"{one_in(fpr['low'])}" if fpr["low"] > 0 else "none"
+    return Point(
+        "What it mistakes",
+        f"about {one_in(fpr['value'])} other pictures",
+        f"{count(basis['num_detected'], 'picture was', 'pictures were')} called {name} of "
+        f"{fpr['n']:,} that show none; with 95 % confidence between {low} and "
+        f"{one_in(fpr['high'])}.",
+    )
+
+
+def _in_use(name: str, metrics: Mapping[str, Any]) -> Point | None:
+    precision, prior = metrics["precision"], metrics["deploy_prior"]
+    if precision["low"] is None:
+        return None
+    detail = f"Where {one_in(prior)} pictures shows a {name}"
+    if metrics["evidence"]["all"]["num_detected"]:
+        answer = f"{in_hundred(precision['value'])} of its calls are right"
+        detail += f"; between {in_hundred(precision['low'])} and {in_hundred(precision['high'])}."
+    else:
+        answer = f"at least {in_hundred(precision['low'])} of its calls are right"
+        detail += "; no better bound is known, since no mistake was seen."
+    return Point("What a call is worth", answer, f"{detail} The rarer the target, the less.")
+
+
+def _promise(metrics: Mapping[str, Any]) -> Point:
+    drawn = metrics["fpr_as_drawn"]["all"]
+    answer = f"at most {format_percent(metrics['alpha'])} false positives"
+    detail = (
+        f"Logit {metrics['threshold']:.3f}, set on {metrics['num_val_negatives']:,} other "
+        f"negatives so that this fails in {format_percent(metrics['delta'])} of such fits at most."
+    )
+    if drawn["n"]:
+        kept = "in keeping with it" if drawn["low"] <= metrics["alpha"] else "in breach of it"
+        detail += (
+            f" On the test negatives, drawn alike: {format_percent(drawn['value'])} "
+            f"({format_interval(drawn)}), {kept}."
+        )
+    return Point("What the threshold promises", answer, detail)
+
+
+def _untested(metrics: Mapping[str, Any]) -> list[str]:
+    sizes = {stratum: metrics["fpr"].get(stratum, {"n": 0})["n"] for stratum in _STRATA}
+    # Whether there should be any of the middle is a matter of taste, of the others it is not.
+    missing = [_STRATA[name] for name, n in sizes.items() if n == 0 and name != "mid"]
+    few = [f"{n} {_STRATA[name]}" for name, n in sizes.items() if 0 < n < _FEW]
+    limits = []
+    if missing:
+        limits.append(f"Not tested at all: {join_words(missing)}.")
+    if few:
+        limits.append(
+            f"Tested on few: {join_words(few)}. Even if none of n is mistaken, a rate "
+            "of 3 / n remains possible."
+        )
+    if 0 < metrics["tpr"]["n"] < _FEW:
+        limits.append(f"Only {count(metrics['tpr']['n'], 'picture')} of the target were there.")
+    return limits
+
+
+def _unclaimed(metrics: Mapping[str, Any]) -> list[str]:
+    limits, wanted = [], metrics["alpha_wanted"]
+    if metrics["alpha"] > wanted:
+        limits.append(
+            f"A false positive rate of {format_percent(wanted)} was wanted, but "
+            f"{metrics['num_val_negatives']:,} val negatives are too few to promise it: the "
+            f"threshold lies above the largest of them, which promises "
+            f"{format_percent(metrics['alpha'])}. "
+            f"{metrics['negatives_needed'][f'{wanted:g}']:,} would do."
+        )
+    size = metrics["evidence"]["all"]["n_effective"]
+    beyond = {
+        float(rate): number for rate, number in metrics["negatives_needed"].items() if number > size
+    }
+    if beyond:
+        rate = max(beyond)
+        limits.append(
+            f"Rates under {one_in(rate)}: to claim one takes {beyond[rate]:,} negatives without a "
+            f"mistake; those of this test are worth {size:,.0f}."
+        )
+    return limits
+
+
+def _mix(metrics: Mapping[str, Any]) -> list[str]:
+    basis = metrics["evidence"]["all"]
+    if basis["n_effective"] > 0.999 * basis["n"]:
+        return []
+    drawn, stream = metrics["fpr_as_drawn"]["all"], metrics["fpr"]["all"]
+    return [
+        "Other mixes. Sources were sampled at different rates. The threshold's promise is about "
+        f"negatives as drawn ({format_percent(drawn['value'])} of them detected), the rates here "
+        f"are weighted to what was read of each source ({format_percent(stream['value'])}). What "
+        "you meet may be a third mix: then look at the strata one by one."
+    ]
+
+
+def _always(name: str, is_folder: bool) -> list[str]:
+    if is_folder:
+        strangers = [
+            "Pictures unlike these folders: other cameras, places, styles, or kinds of thing.",
+            "Pictures that it has not seen, if it was trained on some of these: they flatter it.",
+        ]
+    else:
+        strangers = [
+            "Pictures unlike the sources of this data set: other cameras, places, styles, or kinds "
+            f"of thing. If all pictures of a {name} have one origin, those of the test have it, "
+            "too: measure on folders of your own (infineg evaluate RUN --images DIR --label NAME)."
+        ]
+    return [
+        *strangers,
+        "The labels. A wrong one counts as a mistake of the model, or hides one: look at the "
+        "pictures below first.",
+    ]
