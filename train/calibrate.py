@@ -28,6 +28,8 @@ from pipeline.errors import ConfigError, InfinegError
 from train.metrics import Bools, Floats
 from train.model import TargetCalibration
 
+Method = Literal["platt", "temperature"]
+
 _log = logging.getLogger(__name__)
 
 # Kept in model.json, about 40 kB a target: among 4 million negatives still one in a thousand.
@@ -51,7 +53,7 @@ def calibrate_target(
     alpha: float,
     delta: float,
     deploy_prior: float,
-    method: Literal["platt", "temperature"] = "platt",
+    method: Method = "platt",
     trained_prior: float | None = None,
 ) -> TargetCalibration:
     """Everything that turns this target's raw logits into answers.
@@ -69,15 +71,10 @@ def calibrate_target(
         )
     if method == "platt":
         scale, bias = fit_platt(logits_N, is_positive_N, weights_N)
-    elif trained_prior is None:
-        raise ConfigError(
-            f"evaluate.calibration: temperature needs the prior that the logits of {target} were "
-            "trained on, which is known of train.loss bce with train.correction weight or offset "
-            "alone; platt needs none"
-        )
     else:
+        prior_of_logits = _require_prior(trained_prior, target)
         scale, bias = fit_temperature(
-            logits_N, is_positive_N, weights_N, trained_prior=trained_prior
+            logits_N, is_positive_N, weights_N, trained_prior=prior_of_logits
         )
     prior = np.average(is_positive_N, weights=weights_N)
     negative_logits = np.sort(logits_N[~is_positive_N])[::-1]
@@ -95,6 +92,16 @@ def calibrate_target(
         num_negatives=num_negatives,
         negative_logits=tuple(map(float, negative_logits[:_MAX_NEGATIVE_LOGITS])),
     )
+
+
+def _require_prior(trained_prior: float | None, target: str) -> float:
+    if trained_prior is None:
+        raise ConfigError(
+            f"evaluate.calibration: temperature needs the prior that the logits of {target} were "
+            "trained on, which is known of train.loss bce with train.correction weight or offset "
+            "alone; platt needs none"
+        )
+    return trained_prior
 
 
 def fit_platt(logits_N: Floats, is_positive_N: Bools, weights_N: Floats) -> tuple[float, float]:
