@@ -99,6 +99,16 @@ def test_nnpu_without_unknown_samples_is_refused(rows: TrainRows) -> None:
         loss_terms(verified, "weight", corrects_unknown=True)
 
 
+def test_nnpu_that_has_little_to_find_is_told(
+    rows: TrainRows, caplog: pytest.LogCaptureFixture
+) -> None:
+    loss_terms(rows, "weight", corrects_unknown=True)
+    assert "little to gain" not in caplog.text
+    quarantined = np.where(rows.is_unknown_N, 0.2, rows.similarity_N).astype(np.float32)
+    loss_terms(replace(rows, similarity_N=quarantined), "weight", corrects_unknown=True)
+    assert "% of the positives are as little similar as the unknown samples" in caplog.text
+
+
 def test_nnpu_where_no_positive_could_hide_is_refused(tmp_path: Path) -> None:
     generation = write_dataset(tmp_path, noise=0.1, unknown=("scenes",))
     rows = read_train_rows(str(tmp_path), generation, ["cat"])

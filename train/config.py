@@ -43,7 +43,8 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     focal_alpha: float | None = Field(None, gt=0, lt=1)
     ohem_share: float = Field(0.25, gt=0, le=1)  # ohem; of a batch's negatives, the hardest count
     # What samples of label_state unknown are: negatives, or nnpu: a mix with some positives among
-    # them, a share of unknown_prior, that you state. See train/unlabelled.py.
+    # them, a share of unknown_prior, that you state. For data sets built with
+    # selection.quarantine: off; see train/unlabelled.py.
     unknown: Literal["negative", "nnpu"] = "negative"
     unknown_prior: float | None = Field(None, gt=0, lt=1)
     head_steps: int = Field(300, ge=0)  # finetune: of `steps`, on the head alone before unfreezing

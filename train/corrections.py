@@ -25,6 +25,7 @@ the prior `positive_share` with `weight` and `offset` alike.
 Shapes: N rows of the train split, M knots.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,6 +36,9 @@ from pipeline.errors import ConfigError
 from train.rows import TrainRows
 from train.unlabelled import hidden_weights
 
+_log = logging.getLogger(__name__)
+
+_MIN_HIDING = 0.5  # of the positives: fewer say that quarantine has taken most hidden ones
 _MAX_KNOTS = 128
 _MIN_ROWS_PER_KNOT = 20
 
@@ -117,4 +121,11 @@ def _hidden_weight(rows: TrainRows) -> NDArray[np.float32]:
                 f"{highest:.3f}, the highest of an unknown sample: hidden ones would show. "
                 "Leave it at negative, or build with selection.quarantine: off"
             )
+    can_hide = float(np.mean(hidden_weight_N[rows.label_N != ""] > 0))
+    if can_hide < _MIN_HIDING:
+        _log.warning(
+            "train.unknown: nnpu: only %.0f %% of the positives are as little similar as the "
+            "unknown samples; what was quarantined cannot hide, and there is little to gain",
+            100 * can_hide,
+        )
     return hidden_weight_N

@@ -139,7 +139,8 @@ def _trained_priors(job: Job) -> dict[str, float] | None:
     """Each target's share of the mix that its logits were trained on, where that is the stream's.
 
     None where hard negatives count for more than they are, or easy samples for less: then a logit
-    is no log-odds in any mix that is known.
+    is no log-odds in any mix that is known. Positives of other targets are negatives as often as
+    they are drawn.
     """
     train_config = job.train_config
     if train_config.correction == "none" or train_config.loss != "bce":
