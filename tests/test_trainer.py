@@ -222,7 +222,7 @@ def test_two_targets_from_training_to_label_or_nothing(tmp_path: Path) -> None:
     write_dataset(tmp_path / "data", targets=("cat", "dog"), image_size=40)
     section = FINETUNE | LOSSES["focal-offset"] | {"steps": 40, "head_steps": 0, "batch_size": 32}
     run = run_training(tmp_path / "data", tmp_path / "run", **section)
-    evaluate_run(run, overrides=["evaluate.alpha=0.05", "evaluate.bootstrap=0"])
+    evaluate_run(run, overrides=["evaluate.alpha=0.05"])
     predictor = Predictor(run)
     generation = read_generation(str(tmp_path / "data"))
     preprocessing = load_model(run)[0].encoder.preprocessing
