@@ -5,8 +5,14 @@ import pytest
 from scipy.special import expit
 from scipy.special import logit as log_odds
 
-from pipeline.errors import InfinegError
-from train.calibrate import calibrate_target, fit_platt, negatives_needed, umbrella_threshold
+from pipeline.errors import ConfigError, InfinegError
+from train.calibrate import (
+    calibrate_target,
+    fit_platt,
+    fit_temperature,
+    negatives_needed,
+    umbrella_threshold,
+)
 from train.metrics import reliability
 from train.model import TargetCalibration
 from train.probability import calibrated_logits, conformal_p_value
@@ -70,6 +76,63 @@ def test_platt_of_logits_in_the_wrong_order_keeps_a_positive_scale(
     scale, _ = fit_platt(logits, logits < 0, np.ones(100))
     assert scale > 0
     assert "nothing was learned" in caplog.text
+
+
+def test_temperature_recovers_the_stream_from_a_biased_sample() -> None:
+    """Logits twice too sure, at a prior of 25 %, of a stream with few positives."""
+    rng = np.random.default_rng(8)
+    is_positive = rng.random(200_000) < 0.05
+    ratio = rng.normal(np.where(is_positive, 1, -1), 2**0.5)  # its log-likelihood ratio is itself
+    logits = 2 * ratio + log_odds(0.25)
+    probability = np.where(is_positive | (ratio > 0), 1.0, 0.1)
+    kept = rng.random(200_000) < probability
+    fit = fit_temperature(
+        logits[kept], is_positive[kept], 1 / probability[kept], trained_prior=0.25
+    )
+    wanted = log_odds(0.05) - 0.5 * log_odds(0.25)
+    assert fit == pytest.approx((0.5, wanted), abs=0.03)
+    assert fit == pytest.approx(fit_platt(logits[kept], is_positive[kept], 1 / probability[kept]),
+                                abs=0.1)  # fmt: skip
+
+
+def test_temperature_of_few_samples_strays_less_than_platt() -> None:
+    """What it is for: one number to fit instead of two."""
+    rng = np.random.default_rng(9)
+    errors = []
+    for _ in range(200):
+        is_positive = np.arange(60) < 8
+        ratio = rng.normal(np.where(is_positive, 1, -1), 2**0.5)
+        arguments = (ratio, is_positive, np.ones(60))
+        fits = (fit_temperature(*arguments, trained_prior=0.5), fit_platt(*arguments))
+        errors.append([bias - log_odds(8 / 60) for _, bias in fits])
+    temperature, platt = np.std(errors, axis=0)
+    assert temperature < 0.1 * platt
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e4])
+def test_temperature_stays_finite_on_separable_classes_of_any_size(unit: float) -> None:
+    logits = unit * np.concatenate([np.full(50, 3.0), np.full(1000, -3.0)])
+    scale, bias = fit_temperature(logits, logits > 0, np.ones(1050), trained_prior=0.5)
+    assert bias == pytest.approx(log_odds(50 / 1050))
+    assert 0 < scale * unit < 5
+    assert expit(-scale * unit * 3 + bias) == pytest.approx(1 / 1002, abs=1e-3)
+
+
+def test_temperature_of_logits_in_the_wrong_order_keeps_a_positive_scale(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    logits = np.concatenate([np.full(50, -3.0), np.full(50, 3.0)])
+    scale, _ = fit_temperature(logits, logits < 0, np.ones(100), trained_prior=0.5)
+    assert 0 < scale < 0.01
+    assert "nothing was learned" in caplog.text
+
+
+def test_temperature_without_the_prior_trained_on_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"evaluate\.calibration: temperature .* of cat were"):
+        calibrate_target(
+            np.arange(10.0), np.arange(10) > 5, np.ones(10), target="cat", alpha=0.1, delta=0.05,
+            deploy_prior=0.1, method="temperature",
+        )  # fmt: skip
 
 
 def test_prior_shift_calibrates_for_the_deployment_prior() -> None:

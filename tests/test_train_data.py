@@ -9,6 +9,7 @@ from pipeline.commits import Generation
 from pipeline.encoders import load_encoder
 from pipeline.errors import InfinegError
 from pipeline.manifest import read_sidecar
+from train.corrections import LossTerms, loss_terms
 from train.data import (
     AugmentedImages,
     Batches,
@@ -32,6 +33,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Generation]:
 @pytest.fixture(scope="module")
 def rows(dataset: tuple[str, Generation]) -> TrainRows:
     return read_train_rows(*dataset, ["cat"])
+
+
+@pytest.fixture(scope="module")
+def terms(rows: TrainRows) -> LossTerms:
+    return loss_terms(rows, "weight", corrects_unknown=False)
 
 
 def order(*, seed: int = 0, part: RankSlice = ALONE) -> BatchOrder:
@@ -82,21 +88,21 @@ def test_shuffle_stays_within_the_window_of_shards() -> None:
 
 
 def test_batch_holds_the_share_of_positives_with_their_weights(
-    dataset: tuple[str, Generation], rows: TrainRows
+    dataset: tuple[str, Generation], rows: TrainRows, terms: LossTerms
 ) -> None:
-    batch = Batches(rows, order_of(rows), CachedEmbeddings(dataset[0], rows)).read(3)
+    batch = Batches(rows, terms, order_of(rows), CachedEmbeddings(dataset[0], rows)).read(3)
     assert batch.targets_BK[:, 0].tolist() == [1, 1] + [0] * 6
     keys = rows.keys.take(batch.rows_B.numpy()).to_pylist()
     probability = {"my_cat": 1.0} | {source: p for source, _, p, _ in NEGATIVES}
     wanted = [1 / probability[key.split("-")[0]] for key in keys]
-    assert batch.inverse_probability_B.tolist() == pytest.approx(wanted)
+    assert batch.importance_B.tolist() == pytest.approx(wanted)
 
 
 def test_embeddings_are_those_of_their_keys(
-    dataset: tuple[str, Generation], rows: TrainRows
+    dataset: tuple[str, Generation], rows: TrainRows, terms: LossTerms
 ) -> None:
     root, generation = dataset
-    batch = Batches(rows, order_of(rows), CachedEmbeddings(root, rows)).read(0)
+    batch = Batches(rows, terms, order_of(rows), CachedEmbeddings(root, rows)).read(0)
     keys = rows.keys.take(batch.rows_B.numpy()).to_pylist()
     pairs = list(zip(keys, batch.inputs, strict=True))
     for table, embedding_BD in read_eval_batches(
@@ -114,13 +120,13 @@ def test_embeddings_are_those_of_their_keys(
 
 @pytest.mark.parametrize("strength", ["light", "heavy"])
 def test_images_are_the_same_whatever_the_workers_and_the_start(
-    dataset: tuple[str, Generation], rows: TrainRows, strength: str
+    dataset: tuple[str, Generation], rows: TrainRows, terms: LossTerms, strength: str
 ) -> None:
     preprocessing = load_encoder(ENCODER).preprocessing
     images = AugmentedImages(
         dataset[0], rows, preprocessing=preprocessing, strength=strength, seed=0
     )  # fmt: skip
-    batches = Batches(rows, order_of(rows), images)
+    batches = Batches(rows, terms, order_of(rows), images)
     here = list(batches.stream(range(20), workers=0))
     # More batches than the ring has slots, each looked at while it is the current one.
     for mine, theirs in zip(here[1:], batches.stream(range(1, 20), workers=2), strict=True):
@@ -135,11 +141,11 @@ def test_images_are_the_same_whatever_the_workers_and_the_start(
 
 
 def test_warm_pictures_belong_to_the_positives(
-    dataset: tuple[str, Generation], rows: TrainRows
+    dataset: tuple[str, Generation], rows: TrainRows, terms: LossTerms
 ) -> None:
     preprocessing = load_encoder(ENCODER).preprocessing
     images = AugmentedImages(dataset[0], rows, preprocessing=preprocessing, strength="off", seed=0)
-    batch = Batches(rows, order_of(rows), images).read(0)
+    batch = Batches(rows, terms, order_of(rows), images).read(0)
     red, blue = batch.inputs.float().mean((2, 3))[:, [0, 2]].unbind(1)
     assert torch.equal(red > blue, batch.targets_BK[:, 0] == 1)
 

@@ -17,14 +17,22 @@ from train import trainer
 from train.config import load_train_config
 from train.data import read_eval_batches
 from train.distributed import World
+from train.evaluate import evaluate_run
 from train.job import prepare_job
 from train.model import load_model, read_model_info
+from train.predict import Predictor
 from train.trainer import train
 
 SHORT: dict[str, Any] = {
     "steps": 12, "batch_size": 16, "warmup_steps": 3, "log_every": 1, "checkpoint_every": 4,
     "learning_rate": 0.003, "hidden_dim": 32, "workers": 0,
 }  # fmt: skip
+# Every loss, correction and treatment of unknown labels, each once.
+LOSSES: dict[str, dict[str, Any]] = {
+    "focal-offset": {"loss": "focal", "focal_alpha": 0.6, "correction": "offset"},
+    "ohem-weight": {"loss": "ohem", "ohem_share": 0.3},
+    "nnpu-offset": {"unknown": "nnpu", "unknown_prior": 0.1, "correction": "offset"},
+}
 FINETUNE = SHORT | {"mode": "finetune", "head_steps": 5, "backbone_learning_rate": 0.001}
 
 
@@ -35,6 +43,14 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def hard_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two targets that overlap with negatives; nothing vouches for the near ones."""
+    root = tmp_path_factory.mktemp("hard_dataset")
+    write_dataset(root, targets=("cat", "dog"), noise=2.0, image_size=40, unknown=("near_animals",))
+    return root
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)  # test processes share few cores
@@ -42,7 +58,11 @@ def _one_thread() -> None:
 
 def write_run_config(dataset: Path, run: Path, **section: Any) -> Path:
     run.parent.mkdir(parents=True, exist_ok=True)
-    return write_config(run.with_suffix(".yaml"), dataset=dataset, run=run, train=section)
+    targets = [{"name": name} for name in require_info(str(dataset)).targets]
+    path = run.with_suffix(".yaml")
+    write_config(path, dataset=dataset, run=run, train=section, target=None, targets=targets)
+    path.write_text(path.read_text().replace("target: null\n", ""))
+    return path
 
 
 def run_training(dataset: Path, run: Path, *, resume: bool = False, **section: Any) -> Path:
@@ -178,14 +198,60 @@ def test_positives_repeated_too_often_are_told(
     assert "each of the 40 positives is drawn 1 times" in caplog.text
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_and_correction_learns_two_targets(
+    hard_dataset: Path, tmp_path: Path, name: str
+) -> None:
+    section = SHORT | LOSSES[name] | {"steps": 150, "batch_size": 64, "dropout": 0.0}
+    losses = read_losses(run_training(hard_dataset, tmp_path / "run", **section))
+    assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
+
+
+def test_prior_trained_on_is_told_where_there_is_one(hard_dataset: Path, tmp_path: Path) -> None:
+    """Of 16 samples 4 are positives, cats and dogs alike."""
+    of_nnpu = run_training(hard_dataset, tmp_path / "nnpu", **SHORT | LOSSES["nnpu-offset"])
+    of_ohem = run_training(hard_dataset, tmp_path / "ohem", **SHORT | LOSSES["ohem-weight"])
+    of_none = run_training(hard_dataset, tmp_path / "none", **SHORT | {"correction": "none"})
+    infos = [read_model_info(run) for run in (of_nnpu, of_ohem, of_none)]
+    told = [info.trained_priors for info in infos if info is not None]
+    assert told == [{"cat": 0.125, "dog": 0.125}, None, None]
+
+
+def test_two_targets_from_training_to_label_or_nothing(tmp_path: Path) -> None:
+    """Warm pictures are cats, pink ones dogs, cold ones neither."""
+    write_dataset(tmp_path / "data", targets=("cat", "dog"), image_size=40)
+    section = FINETUNE | LOSSES["focal-offset"] | {"steps": 40, "head_steps": 0, "batch_size": 32}
+    run = run_training(tmp_path / "data", tmp_path / "run", **section)
+    evaluate_run(run, overrides=["evaluate.alpha=0.05"])
+    predictor = Predictor(run)
+    generation = read_generation(str(tmp_path / "data"))
+    preprocessing = load_model(run)[0].encoder.preprocessing
+    pairs = [
+        (answer.label, label)
+        for table, pixels_BCHW in read_eval_batches(
+            str(tmp_path / "data"), generation, splits=("test",), mode="finetune",
+            preprocessing=preprocessing,
+        )
+        for answer, label in zip(
+            predictor.answer(pixels_BCHW), table["label"].to_pylist(), strict=True
+        )
+    ]  # fmt: skip
+    assert {label for _, label in pairs} == {"cat", "dog", ""}
+    assert sum(said == label for said, label in pairs) > 0.9 * len(pairs)
+    with pytest.raises(ConfigError, match=r"temperature needs the prior that the logits of cat"):
+        evaluate_run(run, overrides=["evaluate.calibration=temperature"])
+
+
 @pytest.mark.timeout(180)  # three more processes import torch: slow where cores are few
-def test_two_processes_train_like_one(dataset: Path, tmp_path: Path) -> None:
+def test_two_processes_train_like_one(dataset: Path, hard_dataset: Path, tmp_path: Path) -> None:
     same = {"dropout": 0.0}  # which differs from rank to rank, as it must
     sections = {"head": SHORT | same, "finetune": FINETUNE | same | {"workers": 1}}
+    sections |= {name: SHORT | same | section for name, section in LOSSES.items()}
     configs = []
     for name, section in sections.items():
-        run_training(dataset, tmp_path / "one" / name, **section)
-        configs.append(write_run_config(dataset, tmp_path / "two" / name, **section))
+        root = hard_dataset if name in LOSSES else dataset
+        run_training(root, tmp_path / "one" / name, **section)
+        configs.append(write_run_config(root, tmp_path / "two" / name, **section))
     script = tmp_path / "train_all.py"
     script.write_text(
         "import sys\n"

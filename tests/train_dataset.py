@@ -46,12 +46,13 @@ def write_dataset(
     samples_per_shard: int = 20,
     noise: float = 0.5,
     seed: int = 0,
+    unknown: tuple[str, ...] = (),
 ) -> Generation:
     """Writes and commits generation 1.
 
     num_positives a target and num_negatives over the three sources are those of train; val and
     test get half as many each. `noise` is the spread around a unit direction: 0.5 separates
-    nearly all, 2 leaves real overlap.
+    nearly all, 2 leaves real overlap. `unknown`: sources that nothing vouches for.
     """
     rng = np.random.default_rng(seed)
     encoder = load_encoder(ENCODER)
@@ -59,6 +60,7 @@ def write_dataset(
     axes_LD = np.linalg.qr(bases)[0].T
     shards: list[ShardRecord] = []
     counts: dict[str, int] = {}
+    states = dict.fromkeys(unknown, "unknown")
     for split in ("train", "val", "test"):
         part = 1.0 if split == "train" else 0.5
         for index, target in enumerate(targets):
@@ -69,6 +71,7 @@ def write_dataset(
                 num=round(num_positives * part), direction_L=direction_L, axes_LD=axes_LD,
                 noise=noise, rng=rng, targets=targets, image_size=image_size,
                 samples_per_shard=samples_per_shard, counts=counts,
+                label_state="verified_present",
             )  # fmt: skip
         for index, (source, stratum, probability, cosine) in enumerate(NEGATIVES):
             direction_L = np.zeros(_LATENT_DIM)
@@ -80,9 +83,10 @@ def write_dataset(
                 num=round(num_negatives * part / len(NEGATIVES)), direction_L=direction_L,
                 axes_LD=axes_LD, noise=noise, rng=rng, targets=targets, image_size=image_size,
                 samples_per_shard=samples_per_shard, counts=counts,
+                label_state=states.get(source, "verified_absent"),
             )  # fmt: skip
     fingerprint = f"{encoder_identity(encoder, ENCODER)}:toy"
-    return _commit(root, targets, fingerprint, encoder.embedding_dim, shards, counts)
+    return commit_dataset(root, targets, fingerprint, encoder.embedding_dim, shards, counts)
 
 
 def write_config(path: Path, *, dataset: Path, run: Path, **sections: Any) -> Path:
@@ -116,6 +120,7 @@ def _write_group(
     image_size: int,
     samples_per_shard: int,
     counts: dict[str, int],
+    label_state: str,
 ) -> list[ShardRecord]:
     """Shards of one source, split and label."""
     latent_NL = direction_L + noise * rng.normal(size=(num, _LATENT_DIM)) / _LATENT_DIM**0.5
@@ -131,7 +136,7 @@ def _write_group(
             "ordinal": first + i,
             "uri": f"toy://{source}/{first + i}",
             "label": label,
-            "label_state": "verified_present" if label else "verified_absent",
+            "label_state": label_state,
             "class_name": None,
             "stratum": stratum,
             "group": f"{source}-{first + i}",
@@ -175,7 +180,7 @@ def _draw_picture(
     )
 
 
-def _commit(
+def commit_dataset(
     root: Path,
     targets: tuple[str, ...],
     encoder: str,

@@ -1,22 +1,34 @@
 """From raw logits to probabilities, a threshold with a guarantee, and "one in N".
 
-Fitted on the val split alone. The threshold and the negatives kept for "one in N" are raw logits:
+Fitted on the val split alone, which is drawn uniformly or weighted by 1 / inclusion_probability;
+in this order:
+
+1. Prior correction: a logit is log-odds at the prior trained on, so that less the log-odds of that
+   prior it is a log-likelihood ratio, whatever the mix.
+2. Platt (scale and bias) or temperature (scale alone), then the log-odds of val's own prior. To
+   Platt the first step is only another bias, and any loss and correction will do.
+3. The prior in use: one shift more.
+
+The threshold and the negatives kept for "one in N" are raw logits:
 Platt's scale is positive, so the order is the same, and the guarantee does not hang on the fit.
 Shapes: N samples of val.
 """
 
 import logging
 import math
+from typing import Literal
 
 import numpy as np
-from scipy.optimize import minimize
+from scipy.optimize import brentq, minimize
 from scipy.special import expit
 from scipy.special import logit as log_odds
 from scipy.stats import binom
 
-from pipeline.errors import InfinegError
+from pipeline.errors import ConfigError, InfinegError
 from train.metrics import Bools, Floats
 from train.model import TargetCalibration
+
+Method = Literal["platt", "temperature"]
 
 _log = logging.getLogger(__name__)
 
@@ -24,6 +36,8 @@ _log = logging.getLogger(__name__)
 _MAX_NEGATIVE_LOGITS = 4096
 # Of the logits in units of their own spread; less says that they do not tell the classes apart.
 _MIN_SCALE = 1e-3
+_MAX_SCALE = 1e3
+_NOTHING_LEARNED = "val positives have no higher logits than negatives: nothing was learned"
 _TOO_FEW = (
     "%s: %d val negatives are too few for alpha %g at delta %g (%d would do); "
     "the threshold holds for alpha %.3g"
@@ -39,12 +53,15 @@ def calibrate_target(
     alpha: float,
     delta: float,
     deploy_prior: float,
+    method: Method = "platt",
+    trained_prior: float | None = None,
 ) -> TargetCalibration:
     """Everything that turns this target's raw logits into answers.
 
     Calibrated for the val mix: scale * f + bias; where the target's share is `deploy_prior`: the
     same + prior_shift. weights_N: 1 / inclusion_probability, for the calibration; the threshold
-    and "one in N" speak of val negatives as they were drawn, each counted once.
+    and "one in N" speak of val negatives as they were drawn, each counted once. Raises ConfigError
+    for `temperature` without the `trained_prior`, at which logits_N are log-odds.
     """
     num_negatives = int((~is_positive_N).sum())
     if num_negatives in (0, len(is_positive_N)):
@@ -52,7 +69,13 @@ def calibrate_target(
             f"target {target}: {num_negatives} of {len(is_positive_N)} val samples are negatives; "
             "calibration needs both classes. Raise `split.val` or add samples."
         )
-    scale, bias = fit_platt(logits_N, is_positive_N, weights_N)
+    if method == "platt":
+        scale, bias = fit_platt(logits_N, is_positive_N, weights_N)
+    else:
+        prior_of_logits = _require_prior(trained_prior, target)
+        scale, bias = fit_temperature(
+            logits_N, is_positive_N, weights_N, trained_prior=prior_of_logits
+        )
     prior = np.average(is_positive_N, weights=weights_N)
     negative_logits = np.sort(logits_N[~is_positive_N])[::-1]
     threshold, reached = umbrella_threshold(negative_logits, alpha=alpha, delta=delta)
@@ -71,6 +94,16 @@ def calibrate_target(
     )
 
 
+def _require_prior(trained_prior: float | None, target: str) -> float:
+    if trained_prior is None:
+        raise ConfigError(
+            f"evaluate.calibration: temperature needs the prior that the logits of {target} were "
+            "trained on, which is known of train.loss bce with train.correction weight or offset "
+            "alone; platt needs none"
+        )
+    return trained_prior
+
+
 def fit_platt(logits_N: Floats, is_positive_N: Bools, weights_N: Floats) -> tuple[float, float]:
     """(scale, bias) so that expit(scale * f + bias) is the probability in the weighted mix.
 
@@ -79,14 +112,7 @@ def fit_platt(logits_N: Floats, is_positive_N: Bools, weights_N: Floats) -> tupl
     so that those targets mean one doubtful sample whatever the weights; the bias then moves to
     the weighted mix (Prentice and Pyke 1979: another mix of the classes changes the bias alone).
     """
-    num_positives = int(is_positive_N.sum())
-    num_negatives = len(is_positive_N) - num_positives
-    mass_N = weights_N.astype(np.float64)
-    for members, number in ((is_positive_N, num_positives), (~is_positive_N, num_negatives)):
-        mass_N[members] *= number / mass_N[members].sum()
-    goal_N = np.where(
-        is_positive_N, (num_positives + 1) / (num_positives + 2), 1 / (num_negatives + 2)
-    )
+    mass_N, goal_N = _goals(is_positive_N, weights_N)
     center, spread = logits_N.mean(), max(float(logits_N.std()), 1e-12)
     standard_N = (logits_N.astype(np.float64) - center) / spread
 
@@ -97,18 +123,60 @@ def fit_platt(logits_N: Floats, is_positive_N: Bools, weights_N: Floats) -> tupl
         return float(loss), np.array([error_N @ standard_N, error_N.sum()])
 
     # Ties and order must survive: a model that ranks the wrong way gets a flat curve instead.
-    start = np.array([1.0, log_odds(num_positives / len(is_positive_N))])
+    start = np.array([1.0, log_odds(is_positive_N.mean())])
     fit = minimize(
         loss_and_gradient, start, jac=True, bounds=[(_MIN_SCALE, None), (None, None)], tol=1e-10
     )
     if fit.x[0] <= _MIN_SCALE:
-        _log.warning("val positives have no higher logits than negatives: nothing was learned")
+        _log.warning(_NOTHING_LEARNED)
     scale = float(fit.x[0] / spread)
     assert scale > 0
-    drawn_prior = num_positives / len(is_positive_N)
     weighted_prior = np.average(is_positive_N, weights=weights_N)
-    bias = fit.x[1] - scale * center + log_odds(weighted_prior) - log_odds(drawn_prior)
+    bias = fit.x[1] - scale * center + log_odds(weighted_prior) - log_odds(is_positive_N.mean())
     return scale, float(bias)
+
+
+def fit_temperature(
+    logits_N: Floats, is_positive_N: Bools, weights_N: Floats, *, trained_prior: float
+) -> tuple[float, float]:
+    """(scale, bias) as of `fit_platt`, but with one free number, the temperature 1 / scale.
+
+    Guo et al. 2017 (arXiv:1706.04599). What is scaled is the log-likelihood ratio, which is the
+    logit less the log-odds of `trained_prior`; the log-odds of the weighted mix are added after.
+    Masses and targets are those of `fit_platt`. The loss is convex in the scale, so that the one
+    root of its slope is it.
+    """
+    mass_N, goal_N = _goals(is_positive_N, weights_N)
+    ratio_N = logits_N.astype(np.float64) - log_odds(trained_prior)
+    spread = max(float(np.sqrt(np.mean(ratio_N**2))), 1e-12)
+    drawn_log_odds = log_odds(is_positive_N.mean())
+
+    def slope(log_scale: float) -> float:
+        said_N = expit(np.exp(log_scale) / spread * ratio_N + drawn_log_odds)
+        return float((mass_N * (said_N - goal_N)) @ (ratio_N / spread))
+
+    low, high = math.log(_MIN_SCALE), math.log(_MAX_SCALE)
+    if slope(low) >= 0:
+        _log.warning(_NOTHING_LEARNED)
+        high = low
+    elif slope(high) > 0:
+        high = float(brentq(slope, low, high, xtol=1e-10))
+    scale = math.exp(high) / spread
+    weighted_prior = np.average(is_positive_N, weights=weights_N)
+    return scale, float(log_odds(weighted_prior) - scale * log_odds(trained_prior))
+
+
+def _goals(is_positive_N: Bools, weights_N: Floats) -> tuple[Floats, Floats]:
+    """mass_N and goal_N of Platt 1999: see `fit_platt`."""
+    num_positives = int(is_positive_N.sum())
+    num_negatives = len(is_positive_N) - num_positives
+    mass_N = weights_N.astype(np.float64)
+    for members, number in ((is_positive_N, num_positives), (~is_positive_N, num_negatives)):
+        mass_N[members] *= number / mass_N[members].sum()
+    goal_N = np.where(
+        is_positive_N, (num_positives + 1) / (num_positives + 2), 1 / (num_negatives + 2)
+    )
+    return mass_N, goal_N
 
 
 def negatives_needed(alpha: float, delta: float) -> int:

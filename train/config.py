@@ -32,8 +32,21 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     warmup_steps: int = Field(50, ge=0)  # linear rise before the cosine; again on unfreezing
     hidden_dim: int = Field(256, ge=0)  # units of the head's hidden layer; 0 is a linear head
     dropout: float = Field(0.1, ge=0, lt=1)  # before the last layer
-    correction: Literal["weight", "none"] = "weight"  # none: hard negatives count as they came
+    # How sampling by similarity is undone: weights of 1 / inclusion_probability, or the logarithm
+    # of that probability as offset of the logits, or not at all. See train/corrections.py.
+    correction: Literal["weight", "offset", "none"] = "weight"
     max_weight: float = Field(20.0, ge=1)  # clip of a negative's weight, in units of their mean
+    loss: Literal["bce", "focal", "ohem"] = "bce"  # cross-entropy; the others stress what is hard
+    focal_gamma: float = Field(2.0, ge=0)  # focal; 0 is bce, more spends less on what is easy
+    # focal: weight of positives, 1 - it of negatives. None weighs neither: positive_share and the
+    # importance weights balance the classes already.
+    focal_alpha: float | None = Field(None, gt=0, lt=1)
+    ohem_share: float = Field(0.25, gt=0, le=1)  # ohem; of a batch's negatives, the hardest count
+    # What samples of label_state unknown are: negatives, or nnpu: a mix with some positives among
+    # them, a share of unknown_prior, that you state. For data sets built with
+    # selection.quarantine: off; see train/unlabelled.py.
+    unknown: Literal["negative", "nnpu"] = "negative"
+    unknown_prior: float | None = Field(None, gt=0, lt=1)
     head_steps: int = Field(300, ge=0)  # finetune: of `steps`, on the head alone before unfreezing
     amp: Literal["auto", "bf16", "off"] = "auto"  # autocast; auto is bf16 on a GPU, else off
     augment: Literal["off", "light", "heavy"] = (
@@ -68,6 +81,16 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
             )
         if self.mode == "finetune" and self.head_steps >= self.steps:
             raise ValueError(f"head_steps {self.head_steps} must be under steps {self.steps}")
+        if (self.unknown == "nnpu") != (self.unknown_prior is not None):
+            raise ValueError(
+                f"unknown_prior {self.unknown_prior} with unknown: {self.unknown}; nnpu needs "
+                "the share of the target among the unknown samples, negative has no use for it"
+            )
+        if self.unknown == "nnpu" and self.loss == "ohem":
+            raise ValueError(
+                "loss ohem with unknown: nnpu would train on the positives hidden among the "
+                "unknown samples, which are the hardest negatives; take bce or focal"
+            )
         return self
 
     @property
@@ -99,6 +122,9 @@ class EvaluateConfig(BaseModel, frozen=True, extra="forbid"):
     alpha: float = Field(1e-3, gt=0, lt=1)  # false-positive rate that the threshold keeps under
     delta: float = Field(0.05, gt=0, lt=1)  # chance that it does not
     deploy_prior: float = Field(1e-3, gt=0, lt=1)  # share of pictures with the target, in use
+    # From logits to probabilities: platt fits scale and bias; temperature the scale alone, for few
+    # val samples, the bias following from the prior trained on.
+    calibration: Literal["platt", "temperature"] = "platt"
     num_bins: int = Field(15, ge=2)  # of the reliability diagram and of ECE
     tpr_levels: tuple[float, ...] = (0.95, 0.99)  # at which the false-positive rate is told
 

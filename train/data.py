@@ -17,6 +17,7 @@ from pipeline.commits import Generation
 from pipeline.encoders import Preprocessing, crop_pixels, decode_rgb
 from pipeline.records import Split
 from train.augment import Strength, augment
+from train.corrections import LossTerms
 from train.images import ShardImages, crop_images
 from train.order import BatchOrder, Rows
 from train.rows import TrainRows, embeddings_of
@@ -29,7 +30,10 @@ class Batch(NamedTuple):
 
     inputs: Tensor
     targets_BK: Tensor  # float32, 1 where the sample shows the target
-    inverse_probability_B: Tensor  # float32, 1 / inclusion_probability
+    importance_B: Tensor  # this and what follows: see LossTerms
+    offset_B: Tensor
+    is_unknown_B: Tensor
+    hidden_weight_B: Tensor
     rows_B: Tensor
 
 
@@ -92,9 +96,14 @@ class Batches:
     """Batch t is this rank's slice of global batch t, whoever asks for it and whenever."""
 
     def __init__(
-        self, rows: TrainRows, order: BatchOrder, inputs: CachedEmbeddings | AugmentedImages
+        self,
+        rows: TrainRows,
+        terms: LossTerms,
+        order: BatchOrder,
+        inputs: CachedEmbeddings | AugmentedImages,
     ) -> None:
         self._rows = rows
+        self._terms = terms
         self._order = order
         self._inputs = inputs
 
@@ -131,7 +140,10 @@ class Batches:
         return Batch(
             inputs=inputs,
             targets_BK=self._rows.targets_of(rows_B),
-            inverse_probability_B=torch.from_numpy(self._rows.inverse_probability_N[rows_B]),
+            importance_B=torch.from_numpy(self._terms.importance_N[rows_B]),
+            offset_B=torch.from_numpy(self._terms.offset_N[rows_B]),
+            is_unknown_B=torch.from_numpy(self._terms.is_unknown_N[rows_B]),
+            hidden_weight_B=torch.from_numpy(self._terms.hidden_weight_N[rows_B]),
             rows_B=torch.from_numpy(rows_B),
         )
 

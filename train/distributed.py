@@ -31,6 +31,14 @@ class World:
         dist.all_reduce(total)
         return total
 
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The rows of all processes, which have equally many each, rank after rank."""
+        if self.size == 1:
+            return tensor
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()

@@ -133,6 +133,8 @@ def _calibrate(
         alpha=config.alpha,
         delta=config.delta,
         deploy_prior=config.deploy_prior,
+        method=config.calibration,
+        trained_prior=(info.trained_priors or {}).get(target),
     )
 
 

@@ -14,6 +14,7 @@ from pipeline.config import Config
 from pipeline.encoders import Encoder, encoder_identity, load_encoder
 from pipeline.errors import ConfigError
 from train.config import Mode, TrainConfig
+from train.corrections import LossTerms, loss_terms
 from train.data import (
     AugmentedImages,
     Batch,
@@ -41,6 +42,7 @@ class Job:
     generation: Generation
     world: World
     rows: TrainRows
+    terms: LossTerms
     detector: Detector
     optimizer: torch.optim.Optimizer
 
@@ -64,6 +66,9 @@ def prepare_job(
             "processes, which share every batch"
         )
     rows = read_train_rows(config.output.path, generation, config.target_names)
+    terms = loss_terms(
+        rows, train_config.correction, corrects_unknown=train_config.unknown == "nnpu"
+    )
     _warn_of_repetition(train_config, rows)
     torch.manual_seed(train_config.seed)
     encoder = load_encoder(config.encoder)
@@ -77,7 +82,7 @@ def prepare_job(
     )
     detector.to(world.device).to(memory_format=torch.channels_last)
     optimizer = _optimizer_of(detector, train_config)
-    return Job(config, train_config, dataset, generation, world, rows, detector, optimizer)
+    return Job(config, train_config, dataset, generation, world, rows, terms, detector, optimizer)
 
 
 def open_stream(job: Job, mode: Mode, steps: range) -> Iterator[Batch]:
@@ -94,7 +99,7 @@ def open_stream(job: Job, mode: Mode, steps: range) -> Iterator[Batch]:
     )
     root = job.config.output.path
     if mode == "head":
-        batches = Batches(rows, order, CachedEmbeddings(root, rows))
+        batches = Batches(rows, job.terms, order, CachedEmbeddings(root, rows))
         return batches.stream(steps, workers=0)
     images = AugmentedImages(
         root,
@@ -107,7 +112,7 @@ def open_stream(job: Job, mode: Mode, steps: range) -> Iterator[Batch]:
     workers = train_config.workers
     if workers is None:
         workers = min(os.cpu_count() or 1, _MAX_WORKERS)
-    return Batches(rows, order, images).stream(steps, workers=workers)
+    return Batches(rows, job.terms, order, images).stream(steps, workers=workers)
 
 
 def describe_model(job: Job, settings: Mapping[str, JsonValue]) -> ModelInfo:
@@ -122,11 +127,31 @@ def describe_model(job: Job, settings: Mapping[str, JsonValue]) -> ModelInfo:
         dropout=train_config.dropout,
         mode=train_config.mode,
         positive_share=train_config.num_positives / train_config.batch_size,
+        trained_priors=_trained_priors(job),
         generation=job.generation.number,
         dataset=job.dataset.fingerprint,
         samples_seen=train_config.num_samples,
         settings=dict(settings),
     )
+
+
+def _trained_priors(job: Job) -> dict[str, float] | None:
+    """Each target's share of the mix that its logits were trained on, where that is the stream's.
+
+    None where hard negatives count for more than they are, or easy samples for less: then a logit
+    is no log-odds in any mix that is known. Positives of other targets are negatives as often as
+    they are drawn.
+    """
+    train_config = job.train_config
+    if train_config.correction == "none" or train_config.loss != "bce":
+        return None
+    share_of_label = train_config.num_positives / train_config.batch_size
+    label_N = job.rows.label_N
+    num_positives = int((label_N != "").sum())
+    return {
+        target: share_of_label * int((label_N == target).sum()) / num_positives
+        for target in job.rows.targets
+    }
 
 
 def _optimizer_of(detector: Detector, train_config: TrainConfig) -> torch.optim.AdamW:

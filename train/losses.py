@@ -1,4 +1,4 @@
-"""Binary cross-entropy in which each negative stands for the negatives that were not selected.
+"""Importance weights, and the losses of one sample: cross-entropy and focal loss.
 
 Shapes: B samples of this process, K targets. `reduce_sum` adds a tensor over all processes.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 ReduceSum = Callable[[Tensor], Tensor]
 
@@ -23,12 +23,12 @@ class ImportanceWeights:
 
 def importance_weights(
     targets_BK: Tensor,
-    inverse_probability_B: Tensor,
+    importance_B: Tensor,
     *,
     max_weight: float,
     reduce_sum: ReduceSum,
 ) -> ImportanceWeights:
-    """1 for positives; for negatives 1/inclusion_probability, self-normalised to mean 1.
+    """1 for positives; for negatives importance_B, self-normalised to mean 1.
 
     The mean is that of the global batch, target by target: a positive of one target is a negative
     of the others. A weight of more than `max_weight` times the mean is clipped (which trades a
@@ -37,7 +37,7 @@ def importance_weights(
     These are Horvitz-Thompson's weights, normalised as Hajek's.
     """
     is_negative_BK = 1 - targets_BK
-    raw_BK = is_negative_BK * inverse_probability_B[:, None]
+    raw_BK = is_negative_BK * importance_B[:, None]
     num_K, sum_K = reduce_sum(torch.stack([is_negative_BK.sum(0), raw_BK.sum(0)]))
     clipped_BK = (raw_BK * (num_K / sum_K)).clamp(max=max_weight)
     kept_K = reduce_sum(clipped_BK.sum(0)) / num_K
@@ -45,19 +45,23 @@ def importance_weights(
     return ImportanceWeights(weight_BK, clipped_mass=(1 - kept_K.mean()).clamp(min=0))
 
 
-def weighted_bce(
-    logits_BK: Tensor,
-    targets_BK: Tensor,
-    weight_BK: Tensor,
-    *,
-    global_batch_size: int,
-    world_size: int,
-) -> Tensor:
-    """Mean over the global batch and the K targets of weight * cross-entropy.
+def cross_entropy(logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
+    """loss_BK in nats; targets_BK are 0 or 1."""
+    return binary_cross_entropy_with_logits(logits_BK, targets_BK, reduction="none")
 
-    Scaled by the number of processes, since DistributedDataParallel averages their gradients:
-    the average is then the gradient of the loss of one process with the whole batch.
+
+def focal_loss(
+    logits_BK: Tensor, targets_BK: Tensor, *, gamma: float, alpha: float | None
+) -> Tensor:
+    """loss_BK = alpha_t (1 - p_t)^gamma * cross-entropy, p_t the probability of the true answer.
+
+    Lin et al. 2017 (arXiv:1708.02002, eq. 5). gamma 0 is cross-entropy, a larger one spends less
+    on what is easy. alpha weighs positives, 1 - alpha negatives; None weighs neither, since the
+    share of positives in a batch and the importance weights balance the classes already.
+    The power is taken in logarithms: with gamma < 1 its gradient at p_t = 1 would be infinite.
     """
-    loss_BK = binary_cross_entropy_with_logits(logits_BK.float(), targets_BK, reduction="none")
-    scale = world_size / (global_batch_size * targets_BK.shape[1])
-    return (weight_BK * loss_BK).sum() * scale
+    true_logit_BK = logits_BK * (2 * targets_BK - 1)
+    loss_BK = torch.exp(gamma * logsigmoid(-true_logit_BK)) * cross_entropy(logits_BK, targets_BK)
+    if alpha is None:
+        return loss_BK
+    return loss_BK * (alpha * targets_BK + (1 - alpha) * (1 - targets_BK))

@@ -89,7 +89,9 @@ class ModelInfo(BaseModel, frozen=True, extra="forbid"):
     hidden_dim: int
     dropout: float
     mode: Literal["head", "finetune"]
-    positive_share: float  # the prior that the logits were trained on
+    positive_share: float  # of each batch, all targets together
+    # By target, the prior that its logits are log-odds at; None where the loss knows none.
+    trained_priors: dict[str, float] | None = None
     generation: int
     dataset: str  # fingerprint of the data set's settings
     samples_seen: int

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -28,6 +29,8 @@ class TrainRows:
     tar_offset_N: NDArray[np.int64]
     tar_size_N: NDArray[np.int64]
     inverse_probability_N: NDArray[np.float32]
+    similarity_N: NDArray[np.float32]  # nan where there is none
+    is_unknown_N: NDArray[np.bool_]  # negatives whose label_state is unknown
 
     @property
     def positives(self) -> list[range]:
@@ -37,6 +40,10 @@ class TrainRows:
     @property
     def negatives(self) -> list[range]:
         return [rows for shard, rows in self._ranges() if not shard.label]
+
+    @property
+    def label_N(self) -> NDArray[np.str_]:
+        return np.repeat([shard.label for shard in self.shards], np.diff(self.starts))
 
     def shard_of(self, rows_B: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.searchsorted(self.starts, rows_B, side="right") - 1
@@ -54,7 +61,10 @@ class TrainRows:
 def read_train_rows(root: str, generation: Generation, targets: Sequence[str]) -> TrainRows:
     """Reads the sidecars of the train split. Raises InfinegError where a label is missing."""
     shards = tuple(shard for shard in generation.shards if shard.split == "train")
-    columns = ("key", "tar_offset", "tar_size", "inclusion_probability")
+    columns = (
+        "key", "tar_offset", "tar_size", "inclusion_probability", "similarity", "label",
+        "label_state",
+    )  # fmt: skip
     tables = [manifest.read_sidecar(root, shard, columns) for shard in shards]
     for wanted, found in (("positives", [s for s in shards if s.label]),
                           ("negatives", [s for s in shards if not s.label])):  # fmt: skip
@@ -72,6 +82,10 @@ def read_train_rows(root: str, generation: Generation, targets: Sequence[str]) -
         tar_offset_N=table["tar_offset"].to_numpy(),
         tar_size_N=table["tar_size"].to_numpy(),
         inverse_probability_N=(1 / table["inclusion_probability"].to_numpy()).astype(np.float32),
+        similarity_N=table["similarity"].to_numpy().astype(np.float32),
+        is_unknown_N=pc.and_(
+            pc.equal(table["label"], ""), pc.equal(table["label_state"], "unknown")
+        ).to_numpy(),
     )
 
 

@@ -21,8 +21,8 @@ from train.config import Mode, TrainConfig
 from train.data import Batch
 from train.distributed import join_world
 from train.job import Job, describe_model, open_stream, prepare_job
-from train.losses import importance_weights, weighted_bce
 from train.model import save_model
+from train.objective import batch_loss
 from train.optim import set_learning_rates
 from train.run_dir import Run, open_run, write_config
 from train.run_log import Meter, RunLog
@@ -130,28 +130,14 @@ def _train_step(job: Job, model: nn.Module, batch: Batch, step: int) -> tuple[Te
     # Noise is a function of the step too, so that a checkpoint needs no generator's state.
     noise_seed = np.random.SeedSequence((train_config.seed, step, world.rank))
     torch.manual_seed(int(noise_seed.generate_state(1)[0]))
-    inputs, targets_BK, inverse_probability_B = (tensor.to(world.device) for tensor in batch[:3])
-    if train_config.correction == "none":
-        inverse_probability_B = torch.ones_like(inverse_probability_B)
+    batch = Batch(*(tensor.to(world.device) for tensor in batch))
     with torch.autocast(world.device.type, torch.bfloat16, enabled=_uses_bf16(job)):
-        logits_BK = model(inputs)
-    weights = importance_weights(
-        targets_BK,
-        inverse_probability_B,
-        max_weight=train_config.max_weight,
-        reduce_sum=world.all_reduce_sum,
-    )
-    loss = weighted_bce(
-        logits_BK,
-        targets_BK,
-        weights.weight_BK,
-        global_batch_size=train_config.batch_size,
-        world_size=world.size,
-    )
+        logits_BK = model(batch.inputs)
+    loss, clipped_mass = batch_loss(logits_BK, batch, train_config, world)
     job.optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     job.optimizer.step()
-    return loss.detach(), weights.clipped_mass
+    return loss.detach(), clipped_mass
 
 
 def _uses_bf16(job: Job) -> bool:

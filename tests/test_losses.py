@@ -1,0 +1,160 @@
+"""Weights and losses of a batch, by hand and against the reference implementations."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torchvision.ops import sigmoid_focal_loss
+
+from train.config import TrainConfig
+from train.data import Batch
+from train.distributed import World
+from train.hard_negatives import hardest_negatives
+from train.losses import cross_entropy, focal_loss, importance_weights
+from train.objective import batch_loss
+from train.unlabelled import hidden_weights, nonnegative_risk
+
+ALONE = World(rank=0, size=1, device=torch.device("cpu"))
+
+
+def column(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32)[:, None]
+
+
+def batch_of(targets_BK: Tensor, importance_B: Tensor, offset_B: Tensor | None = None) -> Batch:
+    zeros_B = torch.zeros(len(targets_BK))
+    offset_B = zeros_B if offset_B is None else offset_B
+    return Batch(zeros_B, targets_BK, importance_B, offset_B, zeros_B > 0, zeros_B, zeros_B)
+
+
+def test_weights_are_self_normalised_and_clipped() -> None:
+    targets_BK = torch.tensor([[1.0], [0.0], [0.0], [0.0], [0.0]])
+    inverse_B = torch.tensor([1.0, 1.0, 1.0, 1.0, 5.0])
+    plain = importance_weights(targets_BK, inverse_B, max_weight=10, reduce_sum=lambda x: x)
+    assert plain.weight_BK[:, 0].tolist() == pytest.approx([1, 0.5, 0.5, 0.5, 2.5])
+    assert plain.clipped_mass.item() == 0
+    clipped = importance_weights(targets_BK, inverse_B, max_weight=1.5, reduce_sum=lambda x: x)
+    # 2.5 becomes 1.5: a quarter of the mass 4 is lost, then the mean is brought back to 1.
+    assert clipped.clipped_mass.item() == pytest.approx(0.25)
+    assert clipped.weight_BK[:, 0].tolist() == pytest.approx([1, 2 / 3, 2 / 3, 2 / 3, 2])
+
+
+def test_a_positive_of_one_target_is_a_negative_of_the_other() -> None:
+    targets_BK = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    weights = importance_weights(
+        targets_BK, torch.tensor([1.0, 1.0, 3.0]), max_weight=10, reduce_sum=lambda x: x
+    )
+    assert torch.allclose(weights.weight_BK, torch.tensor([[1, 0.5], [0.5, 1], [1.5, 1.5]]))
+
+
+def test_loss_is_that_of_a_hand_computation() -> None:
+    train_config = TrainConfig(run="r", batch_size=3, positive_share=0.34)
+    batch = batch_of(column(1, 0, 0), torch.tensor([1.0, 1, 3]), torch.tensor([0.5, 0.5, -1]))
+    loss, _ = batch_loss(column(2.5, -0.5, 0), batch, train_config, ALONE)
+    # softplus(-2) + 0.5 * softplus(-1) + 1.5 * softplus(1), over 3 samples.
+    wanted = (0.126928 + 0.5 * 0.313262 + 1.5 * 1.313262) / 3
+    assert loss.item() == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 5.0])
+@pytest.mark.parametrize("alpha", [None, 0.25])
+def test_focal_loss_is_that_of_torchvision(gamma: float, alpha: float | None) -> None:
+    random = torch.Generator().manual_seed(0)
+    logits_BK = (4 * torch.randn(200, 3, generator=random)).double().requires_grad_()
+    targets_BK = torch.randint(2, (200, 3), generator=random).double()
+    ours = focal_loss(logits_BK, targets_BK, gamma=gamma, alpha=alpha)
+    reference = sigmoid_focal_loss(
+        logits_BK, targets_BK, gamma=gamma, alpha=-1 if alpha is None else alpha
+    )
+    torch.testing.assert_close(ours, reference)
+    gradients = [torch.autograd.grad(loss.sum(), logits_BK)[0] for loss in (ours, reference)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_focal_loss_of_gamma_zero_is_cross_entropy() -> None:
+    logits_BK, targets_BK = column(-3, 0.5, 2), column(1, 0, 1)
+    torch.testing.assert_close(
+        focal_loss(logits_BK, targets_BK, gamma=0.0, alpha=None),
+        cross_entropy(logits_BK, targets_BK),
+    )
+
+
+def test_focal_gradient_stays_finite_where_the_answer_is_sure() -> None:
+    logits_BK = column(200, -200, 200, -200).requires_grad_()
+    loss_BK = focal_loss(logits_BK, column(1, 1, 0, 0), gamma=0.5, alpha=None)
+    (gradient_BK,) = torch.autograd.grad(loss_BK.sum(), logits_BK)
+    assert gradient_BK[:, 0].tolist() == pytest.approx([0, -1, 1, 0])
+
+
+def keep(loss: Tensor, targets: Tensor, weight: Tensor, share: float) -> list[float]:
+    kept_BK = hardest_negatives(loss, targets, weight, share=share, gather=lambda x: x)
+    return kept_BK[:, 0].tolist()
+
+
+def test_hardest_negatives_count_and_all_positives() -> None:
+    loss, targets = column(0.1, 4, 3, 2, 1), column(1, 0, 0, 0, 0)
+    ones = torch.ones(5, 1)
+    assert keep(loss, targets, ones, 0.5) == [1, 1, 1, 0, 0]
+    assert keep(loss, targets, ones, 1.0) == [1, 1, 1, 1, 1]
+
+
+def test_hardest_share_is_one_of_weight_and_its_limit_counts_in_part() -> None:
+    """Half of the weight 8 is 4: all of the first, and 3 of the 6 that the second weighs."""
+    loss, targets, weight = column(4, 3, 2), column(0, 0, 0), column(1, 6, 1)
+    assert keep(loss, targets, weight, 0.5) == pytest.approx([1, 0.5, 0])
+
+
+def test_ties_share_what_is_left_of_the_hardest_share() -> None:
+    loss, targets, weight = column(4, 2, 2, 2, 1), torch.zeros(5, 1), column(1, 1, 2, 1, 5)
+    assert keep(loss, targets, weight, 0.3) == pytest.approx([1, 0.5, 0.5, 0.5, 0])
+
+
+def test_hardest_negatives_are_chosen_target_by_target() -> None:
+    loss_BK = torch.tensor([[5.0, 1.0], [1.0, 5.0], [2.0, 2.0]])
+    targets_BK = torch.tensor([[0.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    kept_BK = hardest_negatives(
+        loss_BK, targets_BK, torch.ones(3, 2), share=0.5, gather=lambda x: x
+    )
+    torch.testing.assert_close(kept_BK, torch.tensor([[1, 0], [0, 1], [0.5, 1]]))
+
+
+def risk_of(logits: Tensor, *, prior: float, offset: Tensor | None = None) -> Tensor:
+    """Two positives, a verified negative of weight 2 and two unknown of 0.5: summed risk."""
+    targets_BK = column(1, 1, 0, 0, 0)
+    return nonnegative_risk(
+        cross_entropy(logits, targets_BK),
+        cross_entropy(logits, torch.zeros(5, 1)),
+        targets_BK,
+        column(1, 1, 2, 0.5, 0.5),
+        is_unknown_B=torch.tensor([False, False, False, True, True]),
+        hidden_weight_B=torch.tensor([1.0, 1, 0, 0, 0]),
+        offset_B=torch.zeros(5) if offset is None else offset,
+        prior=prior,
+        reduce_sum=lambda x: x,
+    ).sum()
+
+
+def test_nonnegative_risk_is_that_of_a_hand_computation() -> None:
+    logits = column(0, 1, -1, 0, 2)
+    as_positive, as_negative = np.logaddexp(0, [0, -1]), np.logaddexp(0, [0, 1, -1, 0, 2])
+    unknown = 0.5 * as_negative[3:].sum() - 0.2 * as_negative[:2].mean()
+    wanted = as_positive.sum() + 3 / 2.8 * (2 * as_negative[2] + unknown)
+    assert risk_of(logits, prior=0.2).item() == pytest.approx(wanted, abs=1e-5)
+
+
+def test_a_negative_risk_of_the_unknown_counts_as_none_and_pulls_at_nothing() -> None:
+    logits = column(9, 9, -1, -5, -5).requires_grad_()
+    risk = risk_of(logits, prior=0.5)
+    (gradient,) = torch.autograd.grad(risk, logits)
+    assert gradient[3:, 0].tolist() == [0, 0]
+    positives, known = 2 * np.logaddexp(0, -9), 3 / 2.5 * 2 * np.logaddexp(0, -1)
+    assert risk.item() == pytest.approx(positives + known, abs=1e-5)
+    (gradient,) = torch.autograd.grad(risk_of(logits, prior=1e-6), logits)
+    assert (gradient[3:, 0] > 0).all()
+
+
+def test_positives_more_similar_than_any_unknown_do_not_stand_for_hidden_ones() -> None:
+    labels = np.array(["cat", "cat", "cat", "cat", "", "", "dog"])
+    is_unknown = np.array([False] * 4 + [True, False, False])
+    similarity = np.array([0.9, 0.5, 0.7, np.nan, 0.6, 0.95, 0.8], np.float32)
+    assert hidden_weights(labels, is_unknown, similarity).tolist() == [0, 2, 0, 2, 0, 0, 0]

@@ -1,0 +1,131 @@
+"""What the loss is told of each training sample besides its label: importance and offset.
+
+Negatives are selected with probability pi, so that the odds in the sample are not those in the
+stream: logit_sample(x) = logit_stream(x) - log pi(x). Three answers:
+
+weight   each negative weighs 1 / pi. Exact for any pi, at the price of the variance that weights
+         of 1 to 100 have.
+offset   the loss is that of f(x) - log p(x), for positives and negatives alike, so that f learns
+         logit_stream (King and Zeng 2001, prior correction, at every x; logit adjustment, Menon
+         et al. 2021). p must be one function of x: positives belong to no source, and where the
+         same x could come from two of them at different rates, neither's rate is right. Let
+         p(s) be the share of the stream that is selected at similarity s, all sources together:
+         number selected / sum of 1 / pi, around s. Each negative then weighs p(s) / pi, which
+         brings every source to the rate p(s). Those weights are near 1, and all 1 where the
+         sources have one scale; they also make the method exact for any p, and any pi, so that
+         the estimate of p costs variance alone. (In the world of tests/known_posterior.py, where
+         a source can be told from the picture, probabilities are off by 0.6 % on average, without
+         those weights by 2.9 %, and with each negative's own pi for p by 1.0 %.)
+none     neither: f learns the odds of the sample, in which hard negatives abound.
+
+Constants do not change what is learned but the bias, which the calibration sets: the oversampling
+of positives (log c), and the mean of p over the stream, by which p is divided here so that f is at
+the prior `positive_share` with `weight` and `offset` alike.
+
+Shapes: N rows of the train split, M knots.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ConfigError
+from train.rows import TrainRows
+from train.unlabelled import hidden_weights
+
+_log = logging.getLogger(__name__)
+
+_MIN_HIDING = 0.5  # of the positives: fewer say that quarantine has taken most hidden ones
+_MAX_KNOTS = 128
+_MIN_ROWS_PER_KNOT = 20
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """Columns beside `TrainRows`. Positives have an importance too, as others' negatives: pi 1."""
+
+    importance_N: NDArray[np.float32]  # weight of a negative, before it is normalised
+    offset_N: NDArray[np.float32]  # subtracted from every logit of the sample
+    is_unknown_N: NDArray[np.bool_]  # negatives that nothing vouches for
+    hidden_weight_N: NDArray[np.float32]  # how a positive stands for those hidden among unknown
+
+
+def loss_terms(
+    rows: TrainRows,
+    correction: Literal["weight", "offset", "none"],
+    *,
+    corrects_unknown: bool,
+) -> LossTerms:
+    """Raises ConfigError where `correction` or the correction of unknown labels has no data."""
+    importance_N, offset_N = rows.inverse_probability_N, np.zeros(len(rows.keys), np.float32)
+    if correction == "none":
+        importance_N = np.ones_like(importance_N)
+    elif correction == "offset":
+        importance_N, offset_N = _offset(rows)
+    hidden_weight_N = np.zeros_like(offset_N)
+    if corrects_unknown:
+        hidden_weight_N = _hidden_weight(rows)
+    return LossTerms(importance_N, offset_N, rows.is_unknown_N, hidden_weight_N)
+
+
+def selection_curve(
+    similarity_N: NDArray[np.float32], inverse_probability_N: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """knots_M of similarity, and log p there: what share of the stream is selected around it.
+
+    Of negatives alone. Knots are the means of equally many rows in the order of similarity; the
+    share is their number by the Horvitz-Thompson estimate of the stream's.
+    """
+    order = np.argsort(similarity_N, kind="stable")
+    num_knots = int(np.clip(len(order) // _MIN_ROWS_PER_KNOT, 1, _MAX_KNOTS))
+    groups = np.array_split(order, num_knots)
+    knots_M = [similarity_N[group].mean(dtype=np.float64) for group in groups]
+    log_share_M = [-np.log(inverse_probability_N[group].mean(dtype=np.float64)) for group in groups]
+    return np.array(knots_M), np.array(log_share_M)
+
+
+def _offset(rows: TrainRows) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """importance_N and offset_N."""
+    if num_missing := int(np.isnan(rows.similarity_N).sum()):
+        raise ConfigError(
+            f"train.correction: offset needs the similarity of every training sample, "
+            f"{num_missing:,} of {len(rows.keys):,} have none; weight needs it of none"
+        )
+    is_negative_N = rows.label_N == ""
+    inverse_N = rows.inverse_probability_N.astype(np.float64)
+    knots_M, log_share_M = selection_curve(
+        rows.similarity_N[is_negative_N], rows.inverse_probability_N[is_negative_N]
+    )
+    # Beyond the knots, where hardly a negative is, the curve goes on level.
+    log_rate_N = np.interp(rows.similarity_N, knots_M, log_share_M)
+    importance_N = np.exp(log_rate_N) * inverse_N
+    mean_rate = importance_N[is_negative_N].sum() / inverse_N[is_negative_N].sum()
+    return importance_N.astype(np.float32), (log_rate_N - np.log(mean_rate)).astype(np.float32)
+
+
+def _hidden_weight(rows: TrainRows) -> NDArray[np.float32]:
+    if not rows.is_unknown_N.any():
+        raise ConfigError(
+            "train.unknown: nnpu, but no training sample has label_state unknown; "
+            "leave it at negative"
+        )
+    hidden_weight_N = hidden_weights(rows.label_N, rows.is_unknown_N, rows.similarity_N)
+    for target in rows.targets:
+        if not hidden_weight_N[rows.label_N == target].any():
+            highest = float(np.nanmax(rows.similarity_N[rows.is_unknown_N]))
+            raise ConfigError(
+                f"train.unknown: nnpu, but every positive of {target} has a similarity over "
+                f"{highest:.3f}, the highest of an unknown sample: hidden ones would show. "
+                "Leave it at negative, or build with selection.quarantine: off"
+            )
+    can_hide = float(np.mean(hidden_weight_N[rows.label_N != ""] > 0))
+    if can_hide < _MIN_HIDING:
+        _log.warning(
+            "train.unknown: nnpu: only %.0f %% of the positives are as little similar as the "
+            "unknown samples; what was quarantined cannot hide, and there is little to gain",
+            100 * can_hide,
+        )
+    return hidden_weight_N
