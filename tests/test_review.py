@@ -1,5 +1,6 @@
 """What the review promises below its page: over HTTP, in the data set, and to others at once."""
 
+import json
 import os
 import signal
 import socket
@@ -125,6 +126,25 @@ def test_verdicts_that_are_none_are_refused(served: Served, body: Any) -> None:
     assert status in (404, 422), content
 
 
+def test_of_several_targets_each_has_its_own_review(root: Path, tmp_path: Path) -> None:
+    info = manifest.require_info(str(root))
+    manifest.write_info(str(root), info.model_copy(update={"targets": ("cat", "dog")}))
+    with serve_review(root, tmp_path / "log") as served:
+        assert b"<option selected>dog</option>" in b" ".join(
+            served.request("?target=dog")[1].split()
+        )
+        key = served.get("api/page/0")["suspects"][0]["key"]
+        body, token = {"verdicts": {key: "positive"}}, served.token
+        served.request("api/verdicts?target=dog", body, X_Review_Token=token)
+        assert served.get("api/page/0?target=dog")["progress"]["counts"] == {"positive": 1}
+        assert served.get("api/page/0?target=cat")["progress"]["decided"] == 0
+        status, content, _ = served.request("api/apply?target=dog", {}, X_Review_Token=token)
+        assert (status, json.loads(content)) == (200, {"generation": 2, "num_applied": 1})
+    shards = manifest.read_generation(str(root)).shards
+    assert [s.num_samples for s in shards if s.label == "dog"] == [1]
+    assert verify_dataset(str(root)).problems == []
+
+
 def test_interrupt_ends_the_server_well(root: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     process = start_infineg("review", root, "--port", 0, log=log)
@@ -191,6 +211,22 @@ def test_a_verdict_is_of_a_picture_not_of_its_key(root: Path) -> None:
     assert desk.progress()["decided"] == 0, "the key had another picture then"
 
 
+def test_a_data_set_on_an_object_store_is_reviewed_there(root: Path, s3_root: str) -> None:
+    for name in storage.list_files(str(root)):
+        if not name.startswith("embeddings/"):
+            storage.write_atomic(storage.join(s3_root, name), (root / name).read_bytes())
+    desk = Desk(s3_root, "cat")
+    keys = keys_of(desk)
+    desk.decide({keys[0]: "positive"})
+    desk.decide({keys[1]: "drop"})
+    assert Desk(s3_root, "cat").progress()["decided"] == 2
+    assert desk.suspect_image(keys[0])[:2] == b"\xff\xd8"
+    assert len(desk.nearest(keys[0])) == 3
+    generation, num_applied = desk.apply()
+    assert (generation.number, num_applied) == (2, 2)
+    assert verify_dataset(s3_root).problems == []
+
+
 def test_damaged_verdicts_are_named_with_their_line(root: Path) -> None:
     storage.write_atomic(str(root / "reviews" / "cat.csv"), b"key,verdict\na,drop\n")
     with pytest.raises(InfinegError, match=r"reviews/cat\.csv, line 2: wanted key, verdict, cont"):
@@ -220,6 +256,15 @@ def test_what_left_the_quarantine_meanwhile_is_not_applied(root: Path) -> None:
     generation, num_applied = desk.apply()
     assert (generation.number, num_applied) == (3, 1)
     assert generation.taken_down.keys == {keys[0]}
+
+
+def test_pictures_that_are_deleted_meanwhile_are_not_found(root: Path, tmp_path: Path) -> None:
+    with serve_review(root, tmp_path / "log") as served:
+        key = served.get("api/page/0")["suspects"][0]["key"]
+        take_down(str(root), TakenDown(keys=frozenset([key])), purge=True)
+        assert served.request(f"suspects/{key}")[0] == 404
+        served.request("")  # a reload
+        assert key not in {each["key"] for each in served.get("api/page/0")["suspects"]}
 
 
 def test_positives_that_are_taken_down_are_not_shown(root: Path) -> None:

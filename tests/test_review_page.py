@@ -1,6 +1,7 @@
 """The review page in a real browser, by keyboard alone."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,6 +45,7 @@ def root(suspects: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    os.environ["SE_AVOID_STATS"] = "true"  # Selenium must not call home
     options = ChromeOptions()
     assert CHROMIUM
     assert DRIVER

@@ -273,7 +273,10 @@ document.addEventListener("keydown", (event) => {
   if ($("help-dialog").open || $("apply-dialog").open || event.target.id === "target") return;
   // Who goes by tab means the button that they are on.
   if ((event.key === "Enter" || event.key === " ") && event.target.closest("button:not(.card)")) return;
-  const act = KEYS[event.key];
+  // By shift and not by case: caps lock must not decide a page.
+  const isLetter = /^[a-z]$/i.test(event.key);
+  const key = isLetter ? event.key[event.shiftKey ? "toUpperCase" : "toLowerCase"]() : event.key;
+  const act = KEYS[key];
   if (!act) return;
   event.preventDefault(); // or space would scroll, and Enter press a button
   run(act);

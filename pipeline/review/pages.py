@@ -64,6 +64,7 @@ def make_app(desks: dict[str, Desk]) -> FastAPI:
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOCAL_NAMES), www_redirect=False)
     app.middleware("http")(_add_headers)
     app.add_exception_handler(UnknownPicture, _answer_unknown)
+    app.add_exception_handler(FileNotFoundError, _answer_gone)
     app.add_exception_handler(InfinegError, _answer_failure)
     app.include_router(_routes)
     return app
@@ -155,6 +156,11 @@ async def _add_headers(
 
 def _answer_unknown(_: Request, error: Exception) -> Response:
     return JSONResponse({"detail": str(error)}, 404)
+
+
+def _answer_gone(_: Request, __: Exception) -> Response:
+    """A takedown has deleted files since."""
+    return JSONResponse({"detail": "it was deleted meanwhile: reload the page"}, 404)
 
 
 def _answer_failure(_: Request, error: Exception) -> Response:

@@ -37,10 +37,8 @@ class SavedVerdicts:
         with self._lock:
             self._read()
 
-    def of(self, key: str, content_hash: str) -> Verdict | None:
-        return self._verdicts.get((key, content_hash))
-
     def select(self, keys: Sequence[str], content_hashes: Sequence[str]) -> list[Verdict | None]:
+        """The verdict of each, None where there is none of this very picture."""
         verdicts = self._verdicts
         return [verdicts.get(each) for each in zip(keys, content_hashes, strict=True)]
 
