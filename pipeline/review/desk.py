@@ -45,6 +45,11 @@ class Desk:
         self._opened = _open(root)
 
     @property
+    def name(self) -> str:
+        """The data set, as one may be shown it."""
+        return storage.shown(self.root)
+
+    @property
     def saved_name(self) -> str:
         """Where verdicts are, as one may be shown it."""
         return storage.shown(self._saved.uri)
@@ -134,7 +139,7 @@ class Desk:
         }
         if not decided:
             raise ConfigError(
-                f"{storage.shown(self.root)}: no verdict is saved for any of the "
+                f"{self.name}: no verdict is saved for any of the "
                 f"{len(suspects):,} pictures in quarantine; `infineg review` opens the page"
             )
         by_key = {key: verdict for (key, _), verdict in decided.items()}
