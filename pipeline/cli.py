@@ -180,20 +180,49 @@ def takedown(
 def review(
     dataset: Annotated[str, typer.Argument(metavar="DATASET")],
     verdicts: Annotated[
-        str, typer.Option(metavar="CSV", help="Columns key, verdict: positive, negative or drop.")
-    ],
+        str | None,
+        typer.Option(
+            metavar="CSV", help="No page: columns key, verdict (positive, negative or drop)."
+        ),
+    ] = None,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="No page: the verdicts that were given on it.")
+    ] = False,
     target: Annotated[str | None, typer.Option(help="What the positives show.")] = None,
+    host: Annotated[str, typer.Option(help="Of this machine.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 is any free one.", min=0, max=65535)] = 8001,
 ) -> None:
-    """A new generation that heeds verdicts on suspected positives."""
+    """A local page to decide on suspected positives; or a new generation that heeds verdicts."""
     from pipeline import manifest
+
+    chosen = target or manifest.require_info(dataset).targets[0]
+    if verdicts is None and not apply:
+        _serve_review(dataset, targets=[target] if target else [], host=host, port=port)
+        return
+    from pipeline.review.desk import Desk
     from pipeline.tables import counts_table
     from pipeline.verdicts import apply_verdicts, read_verdicts
 
-    given = read_verdicts(verdicts)
-    chosen = target or manifest.require_info(dataset).targets[0]
-    generation = apply_verdicts(dataset, given, target=chosen)
+    if verdicts is not None:
+        generation = apply_verdicts(dataset, read_verdicts(verdicts), target=chosen)
+    else:
+        generation, _ = Desk(dataset, chosen).apply()
     console.print(counts_table(generation))
     console.print(f"committed generation {generation.number} of {dataset}")
+
+
+def _serve_review(dataset: str, *, targets: list[str], host: str, port: int) -> None:
+    from pipeline.review.server import serve_review
+
+    def tell(url: str, saved_name: str) -> None:
+        console.print(f"reviewing {dataset} at {url}", soft_wrap=True)
+        console.print(
+            f"Every verdict is saved in {saved_name}. Ctrl-C ends; run again to go on, or "
+            f"`infineg review {dataset} --apply` to commit.",
+            soft_wrap=True,
+        )
+
+    serve_review(dataset, targets=targets, host=host, port=port, tell=tell)
 
 
 def _load(config: str, overrides: list[str] | None, address: str | None) -> "Config":

@@ -7,20 +7,15 @@ val and test come first in their round, and are refused by every later source.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.looks import LookIndex, looks_of
 from pipeline.records import SPLITS, RejectReason, Split
 
 COLUMNS = ("content_hash", "perceptual_hash", "split")
-# Of 64 bits. A picture that is encoded again or scaled differs from itself in 0 to 3.
-_MAX_DISTANCE = 3
-# A flat picture or a plain gradient has a hash of hardly anything but zeros or ones, as has any
-# other: it tells nothing.
-_MIN_BITS = 8
 # The order in which a round's splits are decided: evaluation images must not depend on training.
 _EVAL_SPLITS: tuple[Split, ...] = ("val", "test")
 
@@ -30,29 +25,14 @@ class _Side:
     """The pictures of one split."""
 
     content_hashes: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
-    # Four 16-bit words: of two hashes that differ in at most 3 bits, one word is the same.
-    looks: faiss.IndexBinaryMultiHash = field(
-        default_factory=lambda: faiss.IndexBinaryMultiHash(64, 4, 16)
-    )
+    looks: LookIndex = field(default_factory=LookIndex)
 
     def add(self, content_hash_N: NDArray[np.uint64], look_N: NDArray[np.uint64]) -> None:
         self.content_hashes = np.concatenate([self.content_hashes, content_hash_N])
-        telling_N = look_N[_tells(look_N)]
-        if len(telling_N):
-            self.looks.add(_bytes_of(telling_N))
+        self.looks.add(look_N)
 
     def holds(self, content_hash_N: NDArray[np.uint64]) -> NDArray[np.bool_]:
         return np.isin(content_hash_N, self.content_hashes)
-
-    def resembles(self, look_N: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Whether a picture of this split looks the same."""
-        found_N = np.zeros(len(look_N), bool)
-        asked = np.flatnonzero(_tells(look_N))
-        if len(asked) and self.looks.ntotal:
-            # FAISS finds what is nearer than the radius.
-            limits, _, _ = self.looks.range_search(_bytes_of(look_N[asked]), _MAX_DISTANCE + 1)
-            found_N[asked] = np.diff(limits.astype(np.int64)) > 0
-        return found_N
 
 
 class SeenImages:
@@ -94,7 +74,7 @@ class SeenImages:
         for other, side in self._sides.items():
             if other == split:
                 continue
-            is_there_N = side.holds(content_hash_N) | side.resembles(look_N)
+            is_there_N = side.holds(content_hash_N) | side.looks.resembles(look_N)
             if split == "train":
                 is_in_eval_N |= is_there_N
             else:
@@ -110,14 +90,4 @@ def _arrays(
     """content_hash_N (its last 64 bits), perceptual_hash_N, split_N."""
     digits = pc.utf8_slice_codeunits(rows["content_hash"], -16).to_pylist()
     content_hash_N = np.array([int(each, 16) for each in digits], np.uint64)
-    look_N = pc.fill_null(rows["perceptual_hash"], 0).to_numpy().astype(np.uint64)
-    return content_hash_N, look_N, rows["split"].to_numpy(zero_copy_only=False)
-
-
-def _tells(look_N: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    num_bits_N = np.bitwise_count(look_N)
-    return np.asarray((num_bits_N >= _MIN_BITS) & (num_bits_N <= 64 - _MIN_BITS))
-
-
-def _bytes_of(look_N: NDArray[np.uint64]) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(look_N).view(np.uint8).reshape(-1, 8)
+    return content_hash_N, looks_of(rows), rows["split"].to_numpy(zero_copy_only=False)

@@ -181,7 +181,7 @@ class SpanWorker:
 
     def _selected(self, rows: pa.Table, task: SpanTask) -> pa.Table:
         rows = score_batch(rows, self._bank)
-        return select_batch(rows, self._rule(task.source), self._bank.positive_hashes)
+        return select_batch(rows, self._rule(task.source), self._bank.positives)
 
     def _decide_again(
         self, samples: Iterator[Positioned], task: SpanTask, cached: pa.Table

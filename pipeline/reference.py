@@ -5,7 +5,7 @@ Shapes: B batch, K reference rows, D embedding.
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +17,11 @@ from pipeline import manifest, storage
 from pipeline.commits import ReferenceInfo
 from pipeline.errors import InfinegError
 from pipeline.keys import sha256_hex, unit_hash
+from pipeline.looks import LookIndex, looks_of
 from pipeline.records import embedding_matrix
 
 _PATH = "reference.parquet"
-_COLUMNS = ("content_hash", "split", "embedding")
+_COLUMNS = ("content_hash", "perceptual_hash", "split", "embedding")
 # More rows of one thing hardly move the mean of the nearest five, but cost time a candidate.
 _MAX_ROWS = 4096
 # Leave-one-out similarities of positives below which a candidate no longer looks like one.
@@ -29,16 +30,24 @@ _MIN_POSITIVES = 10
 
 
 @dataclass(frozen=True)
+class KnownPositives:
+    """The pictures of all positives, of every split, by their bytes and by their looks."""
+
+    content_hashes: frozenset[str] = frozenset()
+    looks: LookIndex = field(default_factory=LookIndex)
+
+
+@dataclass(frozen=True)
 class ReferenceBank:
     """embedding_KD float64 of float16 values, L2-normalised, with the content hashes of its rows.
 
-    `positive_hashes` also holds the positives of val and test, which are known but not compared
-    with: no similarity may depend on them.
+    `positives` also has those of val and test, which are known but not compared with: no similarity
+    may depend on them.
     """
 
     embedding_KD: NDArray[np.float64]
     content_hashes: tuple[str, ...]
-    positive_hashes: frozenset[str]
+    positives: KnownPositives
     num_neighbors: int
 
     def similarity(
@@ -66,8 +75,8 @@ class ReferenceBank:
 def write_reference(root: str, positives: pa.Table, *, num_neighbors: int) -> ReferenceInfo:
     """Fixes the reference of a data set.
 
-    positives: usable rows with `key`, `content_hash`, `split` and `embedding`, in any order. Raises
-    InfinegError where there are too few in the train split.
+    positives: usable rows with `key` and `_COLUMNS`, in any order. Raises InfinegError where there
+    are too few in the train split.
     """
     positives = _distinct(positives).select(list(_COLUMNS))
     buffer = io.BytesIO()
@@ -82,7 +91,7 @@ def write_reference(root: str, positives: pa.Table, *, num_neighbors: int) -> Re
     own = bank.similarity(bank.embedding_KD.astype(np.float32), bank.content_hashes)
     median, ceiling = (float(np.quantile(own, q)) for q in (0.5, _CEILING_QUANTILE))
     info = ReferenceInfo(
-        fingerprint=sha256_hex("\n".join(sorted(bank.positive_hashes)).encode()),
+        fingerprint=sha256_hex("\n".join(sorted(bank.positives.content_hashes)).encode()),
         num_embeddings=len(bank.content_hashes),
         num_positives=positives.num_rows,
         median=median,
@@ -114,9 +123,12 @@ def _make_bank(positives: pa.Table, num_neighbors: int) -> ReferenceBank:
         range(train.num_rows), key=lambda i: unit_hash("bank", train["content_hash"][i].as_py())
     )
     train = train.take(order[:_MAX_ROWS])
+    looks = LookIndex()
+    if "perceptual_hash" in positives.column_names:  # a data set of before has none
+        looks.add(looks_of(positives))
     return ReferenceBank(
         embedding_KD=embedding_matrix(train).astype(np.float64),
         content_hashes=tuple(train["content_hash"].to_pylist()),
-        positive_hashes=frozenset(positives["content_hash"].to_pylist()),
+        positives=KnownPositives(frozenset(positives["content_hash"].to_pylist()), looks),
         num_neighbors=num_neighbors,
     )

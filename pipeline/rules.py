@@ -17,5 +17,6 @@ def read_rule(root: str, source: str, selection: SelectionConfig) -> SelectionRu
         min_probability=selection.min_probability,
         eval_probability=plan.eval_probability,
         seed=selection.seed,
+        near=reference.near,
         ceiling=reference.ceiling if selection.quarantine == "auto" else None,
     )

@@ -26,7 +26,7 @@ from pipeline.rules import read_rule
 from pipeline.steps.select import draw
 
 Verdict = Literal["positive", "negative", "drop"]
-_VERDICTS: dict[str, Verdict] = {"positive": "positive", "negative": "negative", "drop": "drop"}
+VERDICTS: dict[str, Verdict] = {"positive": "positive", "negative": "negative", "drop": "drop"}
 
 
 def read_verdicts(uri: str) -> dict[str, Verdict]:
@@ -35,11 +35,11 @@ def read_verdicts(uri: str) -> dict[str, Verdict]:
     rows = csv.DictReader(io.StringIO(text))
     verdicts: dict[str, Verdict] = {}
     for row in rows:
-        key, verdict = row.get("key"), _VERDICTS.get(row.get("verdict") or "")
+        key, verdict = row.get("key"), VERDICTS.get(row.get("verdict") or "")
         if not key or verdict is None:
             raise ConfigError(
                 f"{storage.shown(uri)}, line {rows.line_num}: wanted columns key and verdict, the "
-                f"latter one of {', '.join(_VERDICTS)}, got {row}"
+                f"latter one of {', '.join(VERDICTS)}, got {row}"
             )
         verdicts[key] = verdict
     return verdicts

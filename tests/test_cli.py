@@ -16,7 +16,7 @@ from commands import kill_session, run_infineg, start_infineg, wait_until
 from train.cli import main
 
 COMMANDS = (
-    "demo", "plan", "build", "status", "verify", "check", "train", "evaluate", "predict",
+    "demo", "plan", "build", "status", "verify", "check", "review", "train", "evaluate", "predict",
 )  # fmt: skip
 
 
@@ -78,6 +78,7 @@ def test_help_does_not_wait_for_torch_and_ray() -> None:
         (["train", "CONFIG"], "no data set there"),
         (["status", "/nowhere"], "/nowhere: no data set there"),
         (["verify", "/nowhere"], "/nowhere: no data set there"),
+        (["review", "/nowhere"], "/nowhere: no data set there"),
         (["predict", "/nowhere", "."], "/nowhere"),
         (["evaluate", "/nowhere"], "/nowhere"),
     ],

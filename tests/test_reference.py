@@ -4,13 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
 from pipeline import manifest
 from pipeline.errors import InfinegError
-from pipeline.reference import ReferenceBank, read_bank, write_reference
+from pipeline.reference import KnownPositives, ReferenceBank, read_bank, write_reference
 from pipeline.steps.score import score_batch
+
+
+def look_of(number: int) -> int:
+    return 0x0F1E_2D3C_4B5A_6978 ^ (0x0101_0101_0101_0101 * number)
 
 
 def positives_table(num_images: int = 60, dim: int = 8) -> pa.Table:
@@ -24,6 +29,7 @@ def positives_table(num_images: int = 60, dim: int = 8) -> pa.Table:
         {
             "key": [f"k-{n:03d}" for n in range(2 * num_images)],
             "content_hash": hashes,
+            "perceptual_hash": pa.array([look_of(n) for n in range(num_images)] * 2, pa.uint64()),
             "split": ["train" if n % 4 else "val" for n in range(num_images)] * 2,
             "embedding": pa.FixedSizeListArray.from_arrays(pa.array(both.reshape(-1)), dim),
         }
@@ -49,9 +55,26 @@ def test_reference_holds_train_positives_alone_and_knows_the_others(tmp_path: Pa
     bank = read_bank(str(tmp_path), num_neighbors=5)
     assert (info.num_embeddings, info.num_positives) == (45, 60)
     assert len(bank.content_hashes) == 45
-    assert len(bank.positive_hashes) == 60
+    assert len(bank.positives.content_hashes) == 60
     assert all(int(content_hash, 16) % 4 for content_hash in bank.content_hashes)
     assert info.mid < info.near < info.ceiling < info.median
+
+
+def test_looks_of_positives_of_every_split_are_known(tmp_path: Path) -> None:
+    write_reference(str(tmp_path), positives_table(), num_neighbors=5)
+    looks = read_bank(str(tmp_path), num_neighbors=5).positives.looks
+    of_val, of_train = look_of(4), look_of(5)
+    asked = np.array([of_val, of_train ^ 0b111, ~np.uint64(of_train)], np.uint64)
+    assert looks.resembles(asked).tolist() == [True, True, False]
+
+
+def test_reference_of_before_has_no_looks_and_is_read_all_the_same(tmp_path: Path) -> None:
+    write_reference(str(tmp_path), positives_table(), num_neighbors=5)
+    path = tmp_path / "reference.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["perceptual_hash"]), path)
+    bank = read_bank(str(tmp_path), num_neighbors=5)
+    assert len(bank.positives.content_hashes) == 60
+    assert not bank.positives.looks.resembles(np.array([look_of(4)], np.uint64)).any()
 
 
 def test_too_few_positives_are_refused(tmp_path: Path) -> None:
@@ -70,7 +93,7 @@ def test_similarity_is_the_mean_of_the_nearest_but_oneself(num_neighbors: int) -
     rng = np.random.default_rng(3)
     reference = normalised(rng, 30)
     hashes = tuple(f"h{n}" for n in range(30))
-    bank = ReferenceBank(reference, hashes, frozenset(hashes), num_neighbors)
+    bank = ReferenceBank(reference, hashes, KnownPositives(), num_neighbors)
     queries = np.concatenate([normalised(rng, 4), reference[:2]])
     found = bank.similarity(queries, ["other"] * 4 + ["h0", "h1"])
     cosines = queries.astype(np.float64) @ reference.T.astype(np.float64)
@@ -82,7 +105,7 @@ def test_similarity_is_the_mean_of_the_nearest_but_oneself(num_neighbors: int) -
 
 def test_rows_without_embedding_have_no_similarity() -> None:
     reference = normalised(np.random.default_rng(4), 12)
-    bank = ReferenceBank(reference, tuple("abcdefghijkl"), frozenset(), 1)
+    bank = ReferenceBank(reference, tuple("abcdefghijkl"), KnownPositives(), 1)
     rows = pa.table(
         {
             "content_hash": ["x", "y"],

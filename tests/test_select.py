@@ -10,6 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.keys import unit_hash
+from pipeline.looks import LookIndex
+from pipeline.reference import KnownPositives
 from pipeline.scale import fit_scale
 from pipeline.steps.select import ADDS, READS, SelectionRule, select_batch
 
@@ -22,8 +24,12 @@ RULE = SelectionRule(
     min_probability=MIN_PROBABILITY,
     eval_probability=0.2,
     seed=0,
+    near=0.4,
     ceiling=None,
 )
+
+
+LOOK = 0x0F1E_2D3C_4B5A_6978  # half of its bits
 
 
 def rows_of(
@@ -40,6 +46,8 @@ def rows_of(
     }
     table = pa.table({name: list(columns.get(name, value)) for name, value in defaults.items()})
     table = table.append_column("similarity", pa.array(similarities, pa.float32()))
+    looks = list(columns.get("perceptual_hash", [LOOK + n for n in range(num_rows)]))
+    table = table.append_column("perceptual_hash", pa.array(looks, pa.uint64()))
     for name in ("doubt", "reject_reason"):
         values = list(columns.get(name, [None] * num_rows))
         table = table.append_column(name, pa.array(values, pa.string()))
@@ -64,7 +72,7 @@ def fit(similarities: NDArray[np.float32], budget: float, beta: float = 8.0) -> 
 
 
 def selected_keys(rows: pa.Table, rule: SelectionRule) -> set[str]:
-    chosen = select_batch(rows, rule, frozenset())
+    chosen = select_batch(rows, rule, KnownPositives())
     return set(chosen.filter(chosen["selected"])["key"].to_pylist())
 
 
@@ -83,7 +91,7 @@ def test_number_selected_meets_the_budget(
 
 def test_beta_zero_is_exactly_uniform(similarities: NDArray[np.float32]) -> None:
     rule = dataclasses.replace(RULE, beta=0.0, scale=fit(similarities, 3000, beta=0.0))
-    chosen = select_batch(rows_of(similarities), rule, frozenset())
+    chosen = select_batch(rows_of(similarities), rule, KnownPositives())
     assert chosen["inclusion_probability"].unique().to_pylist() == [np.float32(0.15)]
 
 
@@ -99,10 +107,10 @@ def test_larger_budget_keeps_all_that_a_smaller_one_kept(similarities: NDArray[n
 
 def test_decision_depends_on_the_row_alone(similarities: NDArray[np.float32]) -> None:
     rows = rows_of(similarities)
-    together = select_batch(rows, RULE, frozenset())
+    together = select_batch(rows, RULE, KnownPositives())
     shuffled = rows.take(np.random.default_rng(2).permutation(NUM_ROWS))
     parts = [shuffled.slice(start, 977) for start in range(0, NUM_ROWS, 977)]
-    apart = pa.concat_tables(select_batch(part, RULE, frozenset()) for part in parts)
+    apart = pa.concat_tables(select_batch(part, RULE, KnownPositives()) for part in parts)
     assert apart.sort_by("key").equals(together.sort_by("key").combine_chunks())
 
 
@@ -141,10 +149,10 @@ def test_val_and_test_negatives_are_drawn_alike_and_positives_all(
     similarities: NDArray[np.float32],
 ) -> None:
     splits = ["val", "test"] * (NUM_ROWS // 2)
-    chosen = select_batch(rows_of(similarities, split=splits), RULE, frozenset())
+    chosen = select_batch(rows_of(similarities, split=splits), RULE, KnownPositives())
     assert chosen["inclusion_probability"].unique().to_pylist() == [np.float32(0.2)]
     labels = ["cat"] * NUM_ROWS
-    chosen = select_batch(rows_of(similarities, split=splits, label=labels), RULE, frozenset())
+    chosen = select_batch(rows_of(similarities, split=splits, label=labels), RULE, KnownPositives())
     assert chosen["inclusion_probability"].unique().to_pylist() == [1.0]
     assert chosen["selected"].unique().to_pylist() == [True]
 
@@ -160,7 +168,7 @@ def test_doubtful_candidates_are_set_aside_whatever_their_probability() -> None:
         reject_reason=[None, None, None, None, None, None, "truncated"],
     )  # fmt: skip
     positive = rows["content_hash"][4].as_py()
-    chosen = select_batch(rows, rule, frozenset([positive]))
+    chosen = select_batch(rows, rule, KnownPositives(frozenset([positive])))
     assert chosen["reject_reason"].to_pylist() == [
         "suspected_positive", None, None, None, "conflicting_labels", "suspected_positive",
         "truncated",
@@ -168,7 +176,7 @@ def test_doubtful_candidates_are_set_aside_whatever_their_probability() -> None:
     is_usable = [reason is None for reason in chosen["reject_reason"].to_pylist()]
     assert chosen["inclusion_probability"].is_valid().to_pylist() == is_usable
     assert chosen["selected"].to_pylist() == is_usable
-    off = select_batch(rows, dataclasses.replace(rule, ceiling=None), frozenset())
+    off = select_batch(rows, dataclasses.replace(rule, ceiling=None), KnownPositives())
     assert off["reject_reason"].to_pylist() == [None] * 6 + ["truncated"]
 
 
@@ -182,18 +190,53 @@ def test_doubt_of_a_source_sets_a_sample_aside_unless_it_has_a_label(ceiling: fl
                "suspected_positive", None],
         reject_reason=[None, None, None, "truncated", None],
     )  # fmt: skip
-    chosen = select_batch(rows, rule, frozenset())
+    chosen = select_batch(rows, rule, KnownPositives())
     assert chosen["reject_reason"].to_pylist() == [
         "suspected_positive", "conflicting_labels", None, "truncated", None,
     ]  # fmt: skip
     assert chosen["selected"].to_pylist() == [False, False, True, False, True]
 
 
+def known_by_look(*looks: int) -> KnownPositives:
+    index = LookIndex()
+    index.add(np.array(looks, np.uint64))
+    return KnownPositives(looks=index)
+
+
+@pytest.mark.parametrize("ceiling", [None, 0.7])
+def test_what_looks_like_a_positive_and_is_near_is_set_aside(ceiling: float | None) -> None:
+    rule = dataclasses.replace(RULE, scale=1e9, ceiling=ceiling)
+    flat, three_off, four_off = 0b1111111, LOOK ^ 0b1011, LOOK ^ 0b1111
+    rows = rows_of(
+        [0.5, 0.4, 0.39, 0.5, 0.5, 0.5, 0.5, 0.5, np.nan],
+        perceptual_hash=[LOOK, three_off, LOOK, four_off, LOOK, flat, LOOK, LOOK, None],
+        label=["", "", "", "", "", "", "cat", "", ""],
+        label_state=["unknown", "unknown", "unknown", "unknown", "verified_absent", "unknown",
+                     "verified_present", "unknown", "unknown"],
+        split=["train", "test", *["train"] * 7],
+        doubt=[*[None] * 7, "conflicting_labels", None],
+        reject_reason=[*[None] * 8, "unreadable"],
+    )  # fmt: skip
+    chosen = select_batch(rows, rule, known_by_look(LOOK, flat))
+    assert chosen["reject_reason"].to_pylist() == [
+        "suspected_positive", "suspected_positive",
+        None,  # hashes collide, the encoder sees another thing
+        None,  # four bits off
+        "conflicting_labels",
+        None,  # so flat that its hash tells nothing
+        None,  # a positive may look like another
+        "conflicting_labels",  # what its source says goes first
+        "unreadable",
+    ]  # fmt: skip
+    is_usable = [reason is None for reason in chosen["reject_reason"].to_pylist()]
+    assert chosen["selected"].to_pylist() == is_usable
+
+
 def test_other_columns_and_the_order_of_rows_are_left_alone(
     similarities: NDArray[np.float32],
 ) -> None:
     rows = rows_of(similarities[:100])
-    chosen = select_batch(rows, RULE, frozenset())
+    chosen = select_batch(rows, RULE, KnownPositives())
     assert set(READS) <= set(rows.column_names)
     assert chosen.column_names == [*rows.column_names, *ADDS]
     assert chosen.drop_columns([*ADDS]).equals(rows)

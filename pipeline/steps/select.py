@@ -6,7 +6,7 @@ order, on any machine, and after any crash, and a larger scale keeps all that a 
 Knows nothing of Ray, of files, or of how the scale was fitted.
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +14,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.keys import unit_hash
+from pipeline.looks import looks_of
 from pipeline.records import RejectReason
+from pipeline.reference import KnownPositives
 
-READS = ("label", "label_state", "doubt", "split", "content_hash", "similarity", "reject_reason")
+READS = (
+    "label", "label_state", "doubt", "split", "content_hash", "perceptual_hash", "similarity",
+    "reject_reason",
+)  # fmt: skip
 ADDS = ("inclusion_probability", "selected")
 
 
@@ -47,6 +52,7 @@ class SelectionRule:
     min_probability: float
     eval_probability: float
     seed: int
+    near: float  # similarity below which a look that is a positive's is chance
     ceiling: float | None  # similarity above which an unlabelled candidate is suspected
 
     def train_probability(self, similarity_B: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -60,25 +66,30 @@ class SelectionRule:
         ).astype(np.float32)
 
 
-def select_batch(rows: pa.Table, rule: SelectionRule, positive_hashes: Set[str]) -> pa.Table:
+def select_batch(rows: pa.Table, rule: SelectionRule, positives: KnownPositives) -> pa.Table:
     """Decides each usable row; rejected ones get no probability and are not selected.
 
     Sets `reject_reason` for candidates whose label cannot be trusted: the very bytes of a
     positive (conflicting_labels), doubted by its source, or unlabelled and too similar
-    (suspected_positive).
+    (suspected_positive). What looks the same as a positive and is near is one of these two, too.
     """
     reasons = rows["reject_reason"].to_pylist()
     hashes = rows["content_hash"].to_pylist()
     labels = rows["label"].to_pylist()
     doubts = rows["doubt"].to_pylist()
     similarity_B = rows["similarity"].to_numpy().astype(np.float32)
+    # Flat pictures and silhouettes may share a hash with what looks nothing like them.
+    is_copy_B = positives.looks.resembles(looks_of(rows)) & (similarity_B >= rule.near)
+    ceiling = np.inf if rule.ceiling is None else rule.ceiling
+    is_suspect_B = is_copy_B | (similarity_B > ceiling)
     for b, state in enumerate(rows["label_state"].to_pylist()):
         if reasons[b] is None and labels[b] == "":
             reasons[b] = _doubt(
                 doubts[b],
-                is_known_positive=hashes[b] in positive_hashes,
                 is_unlabelled=state == "unknown",
-                is_too_similar=rule.ceiling is not None and similarity_B[b] > rule.ceiling,
+                is_suspect=bool(is_suspect_B[b]),
+                is_known_positive=hashes[b] in positives.content_hashes
+                or (state == "verified_absent" and bool(is_copy_B[b])),
             )
     is_usable_B = np.array([reason is None for reason in reasons], bool)
     probability_B, is_drawn_B = draw(
@@ -115,12 +126,12 @@ def draw(
 
 
 def _doubt(
-    of_source: str | None, *, is_known_positive: bool, is_unlabelled: bool, is_too_similar: bool
+    of_source: str | None, *, is_known_positive: bool, is_unlabelled: bool, is_suspect: bool
 ) -> str | None:
     if is_known_positive:
         return RejectReason.CONFLICTING_LABELS
     if of_source is not None:
         return of_source
-    if is_unlabelled and is_too_similar:
+    if is_unlabelled and is_suspect:
         return RejectReason.SUSPECTED_POSITIVE
     return None

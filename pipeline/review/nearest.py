@@ -1,0 +1,95 @@
+"""Which positives of the reference bank a suspect is most like, and where their pictures are.
+
+Shapes: B rows of a file, K reference rows, D embedding.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline import manifest, storage
+from pipeline.commits import Generation
+from pipeline.records import embedding_matrix
+from pipeline.reference import ReferenceBank, read_bank
+
+NUM_NEAREST = 3
+# Sidecars whose nearest positives are remembered: 12 kB for a thousand rows.
+_MAX_FILES = 4096
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """Where the picture of a positive is."""
+
+    tar: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A positive, by content hash, and its cosine to what was asked about."""
+
+    content_hash: str
+    cosine: float
+
+
+class Nearest:
+    """The reference bank, as far as its positives are in shards of a generation.
+
+    One that was taken down, or that is another's duplicate, has no picture and is not shown.
+    """
+
+    def __init__(self, root: str, generation: Generation) -> None:
+        self._root = root
+        self._pictures = _find_pictures(root, generation)
+        bank = read_bank(root, num_neighbors=1)
+        kept = [k for k, each in enumerate(bank.content_hashes) if each in self._pictures]
+        self._hashes = [bank.content_hashes[k] for k in kept]
+        self._embedding_KD = _rows(bank, kept)
+        self._of_file = functools.lru_cache(_MAX_FILES)(self._compare_file)
+
+    def find(self, sidecar: str, row: int) -> list[Neighbour]:
+        """The nearest positives of one row of a sidecar, nearest first."""
+        index_BN, cosine_BN = self._of_file(sidecar)
+        return [
+            Neighbour(self._hashes[int(k)], float(cosine))
+            for k, cosine in zip(index_BN[row], cosine_BN[row], strict=True)
+        ]
+
+    def read_image(self, content_hash: str) -> bytes | None:
+        """The JPEG of a positive; None where no shard has it."""
+        picture = self._pictures.get(content_hash)
+        if picture is None:
+            return None
+        return storage.read_range(
+            storage.join(self._root, picture.tar), picture.offset, picture.size
+        )
+
+    def _compare_file(self, sidecar: str) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """The nearest of all rows of a file at once, because reading is what costs."""
+        rows = manifest.read_table(self._root, sidecar, ["embedding"])
+        cosine_BK = embedding_matrix(rows) @ self._embedding_KD.T
+        order_BN = np.argsort(-cosine_BK, axis=1, kind="stable")[:, :NUM_NEAREST]
+        return order_BN.astype(np.int32), np.take_along_axis(cosine_BK, order_BN, axis=1)
+
+
+def _rows(bank: ReferenceBank, kept: list[int]) -> NDArray[np.float32]:
+    return bank.embedding_KD[kept].astype(np.float32)
+
+
+def _find_pictures(root: str, generation: Generation) -> dict[str, _Picture]:
+    """Pictures of all positives by content hash."""
+    found: dict[str, _Picture] = {}
+    for shard in generation.shards:
+        if shard.label:
+            columns = ["content_hash", "tar_offset", "tar_size"]
+            rows: pa.Table = manifest.read_sidecar(root, shard, columns)
+            for content_hash, offset, size in zip(
+                *(rows[name].to_pylist() for name in columns), strict=True
+            ):
+                found[content_hash] = _Picture(shard.path, offset, size)
+    return found

@@ -1,0 +1,176 @@
+"""The page over HTTP: HTML, JSON and pictures of one review, for a browser on this machine.
+
+Uris and class names come from strangers, and any site that the reviewer has open may send requests
+here. So: a page without a foreign or inline script (CSP), texts set as text, names looked up and
+never used as paths, only hosts that are this machine (DNS rebinding), and changes only with a token
+that a foreign site can neither read nor, for want of CORS, send.
+"""
+
+import hmac
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from importlib import resources
+from typing import Annotated, Any
+
+import jinja2
+from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from pydantic import BaseModel, Field
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from pipeline.errors import InfinegError
+from pipeline.review.desk import Desk
+from pipeline.review.suspects import UnknownPicture
+from pipeline.verdicts import Verdict
+
+LOCAL_NAMES = ("127.0.0.1", "localhost", "::1", "[::1]")
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; img-src 'self'; script-src 'self'; style-src 'self'; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+_STATIC = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
+
+
+class Decisions(BaseModel, frozen=True, extra="forbid"):
+    """Verdicts by key; null takes one back."""
+
+    verdicts: dict[str, Verdict | None] = Field(min_length=1, max_length=1000)
+
+
+@dataclass(frozen=True)
+class _Served:
+    """What the application serves; desks by target, the first one is shown first."""
+
+    desks: dict[str, Desk]
+    token: str
+    page: jinja2.Template
+
+
+_routes = APIRouter()
+
+
+def make_app(desks: dict[str, Desk]) -> FastAPI:
+    """The application of some targets' reviews."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.served = _Served(desks, secrets.token_urlsafe(32), _read_page())
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOCAL_NAMES), www_redirect=False)
+    app.middleware("http")(_add_headers)
+    app.add_exception_handler(UnknownPicture, _answer_unknown)
+    app.add_exception_handler(FileNotFoundError, _answer_gone)
+    app.add_exception_handler(InfinegError, _answer_failure)
+    app.include_router(_routes)
+    return app
+
+
+def _find_desk(request: Request, target: str = "") -> Desk:
+    desks: dict[str, Desk] = request.app.state.served.desks
+    if target and target not in desks:
+        raise HTTPException(404, f"no such target: the review is of {', '.join(desks)}")
+    return desks[target or next(iter(desks))]
+
+
+def _require_token(request: Request, x_review_token: Annotated[str, Header()] = "") -> None:
+    token: str = request.app.state.served.token
+    origin = request.headers.get("origin")
+    is_same = origin is None or origin == f"http://{request.headers['host']}"
+    if not is_same or not hmac.compare_digest(x_review_token.encode(), token.encode()):
+        raise HTTPException(403, "not from the page as this server shows it now: reload it")
+
+
+OfTarget = Annotated[Desk, Depends(_find_desk)]
+_changes = [Depends(_require_token)]
+
+
+@_routes.get("/", response_class=HTMLResponse)
+def show_page(request: Request, desk: OfTarget) -> str:
+    served: _Served = request.app.state.served
+    desk.refresh()
+    return served.page.render(desk=desk, targets=list(served.desks), token=served.token)
+
+
+@_routes.get("/api/page/{number}")
+def read_page(number: int, desk: OfTarget) -> dict[str, Any]:
+    return desk.page(max(number, 0))
+
+
+@_routes.get("/api/undecided")
+def find_undecided(desk: OfTarget, after: int = -1) -> dict[str, int | None]:
+    return {"position": desk.next_undecided(after)}
+
+
+@_routes.get("/api/nearest/{key}")
+def find_nearest(key: str, desk: OfTarget) -> list[dict[str, Any]]:
+    return desk.nearest(key)
+
+
+@_routes.get("/suspects/{key}")
+def read_suspect(key: str, desk: OfTarget) -> Response:
+    return _picture(desk.suspect_image(key))
+
+
+@_routes.get("/positives/{content_hash}")
+def read_positive(content_hash: str, desk: OfTarget) -> Response:
+    return _picture(desk.positive_image(content_hash))
+
+
+@_routes.post("/api/verdicts", dependencies=_changes)
+def save_verdicts(decisions: Decisions, desk: OfTarget) -> dict[str, Any]:
+    return desk.decide(decisions.verdicts)
+
+
+@_routes.post("/api/apply", dependencies=_changes)
+def apply_verdicts(desk: OfTarget) -> dict[str, int]:
+    generation, num_applied = desk.apply()
+    return {"generation": generation.number, "num_applied": num_applied}
+
+
+@_routes.get("/static/{name}")
+def read_static(name: str) -> Response:
+    if name not in _STATIC:
+        raise HTTPException(404)
+    return Response(_read_file(name), media_type=_STATIC[name])
+
+
+def _picture(jpeg: bytes) -> Response:
+    # By key or content hash: never another picture.
+    headers = {"Cache-Control": "private, max-age=3600, immutable"}
+    return Response(jpeg, media_type="image/jpeg", headers=headers)
+
+
+async def _add_headers(
+    request: Request, call_next: Callable[[Request], Awaitable[Response]]
+) -> Response:
+    response = await call_next(request)
+    for name, value in _HEADERS.items():
+        response.headers.setdefault(name, value)
+    return response
+
+
+def _answer_unknown(_: Request, error: Exception) -> Response:
+    return JSONResponse({"detail": str(error)}, 404)
+
+
+def _answer_gone(_: Request, __: Exception) -> Response:
+    """A takedown has deleted files since."""
+    return JSONResponse({"detail": "it was deleted meanwhile: reload the page"}, 404)
+
+
+def _answer_failure(_: Request, error: Exception) -> Response:
+    return JSONResponse({"detail": str(error)}, 409)
+
+
+def _read_page() -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(_read_file("page.html.j2"))
+
+
+def _read_file(name: str) -> str:
+    return (resources.files("pipeline.review") / name).read_text(encoding="utf-8")

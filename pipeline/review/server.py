@@ -1,0 +1,52 @@
+"""Serves the page on this machine alone, until interrupted."""
+
+import contextlib
+import socket
+from collections.abc import Callable, Sequence
+
+import uvicorn
+
+from pipeline import manifest
+from pipeline.errors import ConfigError
+from pipeline.review.desk import Desk
+from pipeline.review.pages import LOCAL_NAMES, make_app
+
+
+def serve_review(
+    root: str,
+    *,
+    targets: Sequence[str] = (),
+    host: str = "127.0.0.1",
+    port: int = 8001,
+    tell: Callable[[str, str], None],
+) -> None:
+    """Serves a review of some targets, by default of all that the data set has.
+
+    `tell` gets the address, and where verdicts are saved, before the first request. Port 0 is any
+    free one. Raises ConfigError for a host that is not this machine and for a port that is taken.
+    """
+    if host not in LOCAL_NAMES:
+        raise ConfigError(
+            f"--host {host}: the page has no password, so that it is for this machine alone: one "
+            f"of {', '.join(LOCAL_NAMES[:3])}. From elsewhere: ssh -L {port}:127.0.0.1:{port} HOST"
+        )
+    chosen = targets or manifest.require_info(root).targets
+    desks = {target: Desk(root, target) for target in chosen}
+    with _listen(host.strip("[]"), port) as listener:
+        app = make_app(desks)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+        name = f"[{host}]" if ":" in host else host
+        tell(f"http://{name}:{listener.getsockname()[1]}/", desks[chosen[0]].saved_name)
+        with contextlib.suppress(KeyboardInterrupt):  # how it is meant to end
+            server.run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ConfigError(
+            f"--port {port}: cannot listen on {host} ({error.strerror}). Give another, or 0 for "
+            "any free one"
+        ) from None

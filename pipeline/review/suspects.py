@@ -1,0 +1,113 @@
+"""The quarantine of one generation, most similar first.
+
+Holds what is said of each picture, never the pictures: those are read by range, one at a time.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline import manifest, storage
+from pipeline.commits import Generation, ReferenceInfo
+from pipeline.errors import InfinegError
+
+_SHOWN = (
+    "key", "source", "uri", "class_name", "label_state", "stratum", "split", "similarity",
+    "license", "author", "width", "height",
+)  # fmt: skip
+_READ = (*_SHOWN, "doubt", "content_hash", "tar_offset", "tar_size")
+
+
+class UnknownPicture(InfinegError):
+    """Asked for is what the generation on the page does not have."""
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """`rows` in the order in which they are shown; `position` of a key in them."""
+
+    root: str
+    generation: int
+    rows: pa.Table
+    position: dict[str, int]
+    content_hashes: list[str]
+
+    def __len__(self) -> int:
+        return len(self.content_hashes)
+
+    def describe(
+        self, positions: Sequence[int], reference: ReferenceInfo | None
+    ) -> list[dict[str, Any]]:
+        """What the page tells of each: `_SHOWN`, and `why` it is here."""
+        rows = self.rows.take(pa.array(positions, pa.int64()))
+        described: list[dict[str, Any]] = rows.select([*_SHOWN, "doubt"]).to_pylist()
+        for about in described:
+            about["why"] = _why(about.pop("doubt"), about["similarity"], reference)
+            about["uri"] = storage.shown(about["uri"])
+        return described
+
+    def read_image(self, key: str) -> bytes:
+        """The JPEG of a key; raises UnknownPicture."""
+        row = self._row(key)
+        tar = storage.join(self.root, row["tar"])
+        return storage.read_range(tar, row["tar_offset"], row["tar_size"])
+
+    def place_of(self, key: str) -> tuple[str, int]:
+        """Sidecar of a key, and its row there; raises UnknownPicture."""
+        row = self._row(key)
+        return row["sidecar"], row["row"]
+
+    def hash_of(self, key: str) -> str:
+        """Content hash of a key; raises UnknownPicture."""
+        return str(self._row(key)["content_hash"])
+
+    def _row(self, key: str) -> dict[str, Any]:
+        if key not in self.position:
+            raise UnknownPicture(
+                f"{key} is not in quarantine in generation {self.generation}: reload the page"
+            )
+        row: dict[str, Any] = self.rows.slice(self.position[key], 1).to_pylist()[0]
+        return row
+
+
+def read_suspects(root: str, generation: Generation) -> Suspects:
+    """Lists the quarantine; without similarity, which none should be, goes last."""
+    tables = [_EMPTY]
+    for file in generation.quarantine:
+        rows = manifest.read_table(root, file.sidecar_path, _READ)
+        places = {
+            "tar": pa.array([file.path] * rows.num_rows, pa.string()),
+            "sidecar": pa.array([file.sidecar_path] * rows.num_rows, pa.string()),
+            "row": pa.array(range(rows.num_rows), pa.int64()),
+        }
+        for name, column in places.items():
+            rows = rows.append_column(name, column)
+        tables.append(rows.select(_EMPTY.column_names).cast(_EMPTY.schema))
+    rows = pa.concat_tables(tables).sort_by([("similarity", "descending"), ("key", "ascending")])
+    keys = rows["key"].to_pylist()
+    return Suspects(
+        root=root,
+        generation=generation.number,
+        rows=rows.combine_chunks(),
+        position={key: position for position, key in enumerate(keys)},
+        content_hashes=rows["content_hash"].to_pylist(),
+    )
+
+
+def _why(doubt: str | None, similarity: float, reference: ReferenceInfo | None) -> str:
+    if doubt is not None:
+        return "its source is not sure"
+    if reference is not None and similarity <= reference.ceiling:
+        return "looks the same as a positive"
+    return "as similar as positives are to each other"
+
+
+_NUMBERS = {
+    "similarity": pa.float32(), "width": pa.int32(), "height": pa.int32(),
+    "tar_offset": pa.int64(), "tar_size": pa.int64(), "row": pa.int64(),
+}  # fmt: skip
+_EMPTY = pa.schema(
+    [(name, _NUMBERS.get(name, pa.string())) for name in (*_READ, "tar", "sidecar", "row")]
+).empty_table()
