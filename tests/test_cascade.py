@@ -40,6 +40,8 @@ from pipeline.runtimes import prepare_cascade
 from pipeline.sources import open_entry
 from pipeline.steps.select import SelectionRule, select_batch
 from pipeline.tables import plan_table
+from pipeline.takedown import take_down
+from pipeline.verdicts import Verdict, apply_verdicts
 from pipeline.verify import verify_dataset
 
 NUM_ROWS = 3000
@@ -372,6 +374,24 @@ def test_verify_reads_the_decisions_of_a_cascade(cascaded: Built, tmp_path: Path
     problems = verify_dataset(str(root)).problems
     assert any("squares-" in p and "against the rule" in p for p in problems)
     assert not any("drawn-" in p for p in problems)
+
+
+def test_revised_dataset_of_a_cascade_is_verified(cascaded: Built, tmp_path: Path) -> None:
+    """Verdicts draw by the cascade's probability, and its column goes along."""
+    root = copy_dataset(cascaded.root, tmp_path / "data")
+    held = [
+        key
+        for file in cascaded.generation.quarantine
+        for key in manifest.read_table(str(root), file.sidecar_path, ["key"])["key"].to_pylist()
+    ]
+    verdicts: dict[str, Verdict] = dict.fromkeys(held, "negative")
+    verdicts[held[0]] = "positive"
+    revised = apply_verdicts(str(root), verdicts, target="cat")
+    assert not revised.quarantine
+    assert verify_dataset(str(root)).problems == []
+    key = sidecar_rows(root)["key"][0].as_py()
+    take_down(str(root), TakenDown(keys=frozenset({key})))
+    assert verify_dataset(str(root)).problems == []
 
 
 def test_embeddings_of_a_cascade_are_of_full_looks_alone(cascaded: Built, tmp_path: Path) -> None:
