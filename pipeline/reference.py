@@ -77,8 +77,8 @@ class ReferenceBank:
 def write_reference(root: str, positives: pa.Table, *, num_neighbors: int) -> ReferenceInfo:
     """Fixes the reference of a data set.
 
-    positives: usable rows with `key` and `_COLUMNS`, in any order, and `cheap_embedding` where there
-    is a cascade. Raises InfinegError where there are too few in the train split.
+    positives: usable rows with `key` and `_COLUMNS`, in any order, and with a cascade
+    `cheap_embedding`. Raises InfinegError where there are too few in the train split.
     """
     cheap = [name for name in (CHEAP_EMBEDDING,) if name in positives.column_names]
     positives = _distinct(positives).select([*_COLUMNS, *cheap])
