@@ -29,7 +29,7 @@ from pipeline.parts import SpanTask, SpanWorker
 from pipeline.pilot import plan_sources
 from pipeline.progress import Progress
 from pipeline.rounds import Reading, extend_plans
-from pipeline.runtimes import prepare_encoder
+from pipeline.runtimes import prepare_cascade, prepare_encoder
 
 _log = logging.getLogger(__name__)
 _MakeWorker = functools.partial[SpanWorker]
@@ -140,12 +140,18 @@ def _plan_on_cluster(
     """A running cluster, what makes its workers, and the committed plans of `entries`."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         # Both take seconds, and Ray's start is a wait for other processes.
+        prepare = prepare_cascade if config.selection.cascade else prepare_encoder
         preparing = pool.submit(
-            prepare_encoder, config.encoder, gpus_per_worker=config.build.gpus_per_worker
+            prepare, config.encoder, gpus_per_worker=config.build.gpus_per_worker
         )
         with open_cluster(config.build) as cluster:
             encoder = preparing.result()
-            begin_dataset(config, encoder=encoder.fingerprint, embedding_dim=encoder.embedding_dim)
+            begin_dataset(
+                config,
+                encoder=encoder.fingerprint,
+                embedding_dim=encoder.embedding_dim,
+                cheap_encoder=encoder.cheap.fingerprint if encoder.cheap else None,
+            )
             _begin_embeddings(config, encoder.fingerprint)
             taken_down = manifest.read_taken_down(config.output.path)
             make_worker = functools.partial(SpanWorker, config, encoder, taken_down)

@@ -5,8 +5,8 @@ import itertools
 import pyarrow as pa
 
 from pipeline.config import Config
+from pipeline.embedding import origin_of
 from pipeline.errors import ConfigError
-from pipeline.parts import origin_of
 from pipeline.records import Positioned
 from pipeline.sources import open_entry
 from pipeline.steps.decode import decode_batch

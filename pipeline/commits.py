@@ -6,8 +6,10 @@ What has no record is garbage. Imports neither Ray nor torch, so that a loader s
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from pydantic import BaseModel, Field, field_serializer
 
 from pipeline.records import Role, Split
@@ -136,6 +138,23 @@ class Generation(_Record):
         return add_counts(source.counts for source in self.sources)
 
 
+class CascadePlan(_Record):
+    """How a cheap look bounds the full one: its similarity is seldom over `upper`.
+
+    Fitted on a pilot, and kept when the source is planned anew with another budget, for a larger
+    one to keep what a smaller one chose.
+    """
+
+    intercept: float
+    slope: float
+    expected_recall: float  # share of what full looks alone would select that is selected
+    expected_full_share: float  # of candidates that get the full look
+
+    def upper(self, cheap_B: NDArray[np.floating]) -> NDArray[np.float64]:
+        """upper_B: of similarity, nan where cheap_B, the similarity of the cheap look, is nan."""
+        return self.intercept + self.slope * cheap_B.astype(np.float64)
+
+
 class SourcePlan(_Record):
     """How one source is sampled. Committed before its first part.
 
@@ -162,6 +181,7 @@ class SourcePlan(_Record):
     expected_bytes: float
     num_pilot: int
     seconds_per_candidate: float  # of one worker; for estimates alone
+    cascade: CascadePlan | None = None  # None: every look is a full one
 
     @property
     def num_candidates(self) -> int:
@@ -199,6 +219,7 @@ class DatasetInfo(_Record):
     fingerprint: str  # of all settings that every row depends on
     fingerprint_inputs: dict[str, Any]  # what went into it, to explain a refusal
     latest_generation: int
+    cheap_encoder: str | None = None  # fingerprint of the cheap look's, where there is a cascade
 
 
 def strata_by_similarity(similarity: pa.ChunkedArray, reference: ReferenceInfo) -> pa.ChunkedArray:

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from pipeline.commits import ReferenceInfo
+from pipeline.commits import CascadePlan, ReferenceInfo
 from pipeline.config import Config
 from pipeline.listing import UNKNOWN_PARTITION_SIZE, Listing
 from pipeline.records import Partition
+from pipeline.steps.select import decisive_similarity
 
 
 def pilot_sample(partitions: Sequence[Partition], num_wanted: int) -> list[tuple[Partition, int]]:
@@ -31,11 +33,18 @@ class Findings:
     usable: pa.Table
     samples_per_partition: float
     mean_bytes: float  # of a usable picture, as it goes into a shard
-    seconds: float  # a candidate takes one worker
+    seconds: float  # a candidate takes one worker; in a cascade one that gets no full look
+    full_seconds: float = 0.0  # that a full look takes more, in a cascade
+    cascade: CascadePlan | None = None
 
     @property
     def negatives(self) -> pa.Table:
         return self.usable.filter(pc.equal(self.usable["label"], ""))
+
+    @property
+    def decisive_similarity(self) -> NDArray[np.floating]:
+        """similarity_N of `negatives`, in a cascade bounded by their cheap look."""
+        return decisive_similarity(self.negatives, self.cascade)
 
 
 def read_pilot(
@@ -45,7 +54,8 @@ def read_pilot(
     reference: ReferenceInfo,
 ) -> Findings:
     """pilot: a row a sample with partition, label, label_state, stratum, similarity, doubt,
-    reject_reason, size_bytes, seconds, partition_size.
+    reject_reason, size_bytes, seconds, partition_size; in a cascade cheap_similarity and
+    full_seconds, which `seconds` includes, too.
     """
     is_usable = pc.and_(pilot["reject_reason"].is_null(), pilot["doubt"].is_null())
     if config.selection.quarantine == "auto":
@@ -58,13 +68,20 @@ def read_pilot(
     samples_per_partition = listing.samples_per_partition
     if samples_per_partition is None:
         samples_per_partition = _samples_in_pilot(listing, pilot)
+    has_cascade = "full_seconds" in pilot.column_names
+    full_seconds = _mean(pilot["full_seconds"]) if has_cascade else 0.0
     return Findings(
         num_rows=pilot.num_rows,
         usable=usable,
         samples_per_partition=samples_per_partition,
-        mean_bytes=float(np.mean(usable["size_bytes"].to_numpy())) if len(usable) else 0.0,
-        seconds=float(np.mean(pilot["seconds"].to_numpy())) if len(pilot) else 0.0,
+        mean_bytes=_mean(usable["size_bytes"]),
+        seconds=_mean(pilot["seconds"]) - full_seconds,
+        full_seconds=full_seconds,
     )
+
+
+def _mean(values: pa.ChunkedArray) -> float:
+    return float(np.mean(values.to_numpy())) if len(values) else 0.0
 
 
 def _samples_in_pilot(listing: Listing, pilot: pa.Table) -> float:

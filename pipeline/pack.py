@@ -63,7 +63,13 @@ class RoundTables:
 
 
 def write_tables(
-    root: str, parts: Sequence[PartRecord], seen: SeenImages, *, ledger_path: str, hashes_path: str
+    root: str,
+    parts: Sequence[PartRecord],
+    seen: SeenImages,
+    *,
+    ledger_path: str,
+    hashes_path: str,
+    columns: Sequence[str] = LEDGER_COLUMNS,
 ) -> RoundTables:
     """Refuses duplicates, and writes every row seen of a round and the hashes of those selected.
 
@@ -76,7 +82,7 @@ def write_tables(
         _parquet_writer(root, hashes_path) as (hashes_file, write_hashes),
     ):
         for number, part in enumerate(parts):
-            rows = manifest.read_table(root, part.path, LEDGER_COLUMNS)
+            rows = manifest.read_table(root, part.path, columns)
             rows = refuse_rows(rows, refused.get(number, {}))
             write_ledger(rows)
             selected = rows.filter(rows["selected"]).select(HASH_COLUMNS)

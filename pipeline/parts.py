@@ -16,28 +16,23 @@ from pydantic import BaseModel
 
 from pipeline import manifest, storage
 from pipeline.commits import Counts, PartRecord, TakenDown
-from pipeline.config import Config, SourceEntry
+from pipeline.config import Config
+from pipeline.embedding import Embedder
 from pipeline.embedding_cache import attach_embeddings, read_embeddings, write_embeddings
 from pipeline.keys import short_hash
-from pipeline.records import Partition, Positioned, row_schema
-from pipeline.reference import ReferenceBank, read_bank
+from pipeline.records import CHEAP_SIMILARITY, Partition, Positioned, row_schema
+from pipeline.reference import CHEAP_EMBEDDING, ReferenceBank, read_bank
 from pipeline.rejects import check_rejects
 from pipeline.rules import read_rule
 from pipeline.runtimes import PreparedEncoder
 from pipeline.shards import count_rows, output_groups, write_part
 from pipeline.sources import open_entry, read_partitions
-from pipeline.steps.decode import decode_batch
-from pipeline.steps.embed import embed_batch
-from pipeline.steps.read import Origin, read_batch
-from pipeline.steps.refuse import refuse_batch
 from pipeline.steps.score import score_batch
 from pipeline.steps.select import SelectionRule, select_batch
 
 # A part is what a crash can cost. Part of the format: images are embedded part by part, and the
 # last bit of an embedding may depend on its batch.
 SAMPLES_PER_PART = 512
-# Originals of this many samples are in memory at once.
-_SAMPLES_PER_READ = 64
 _PILOT_COLUMNS = (
     "source", "partition", "label", "label_state", "stratum", "similarity", "doubt",
     "reject_reason", "read_bytes", "size_bytes", "seconds", "partition_size",
@@ -71,29 +66,35 @@ class SpanWorker:
         storage.configure(config.storage)
         self._config = config
         self._encoder = encoder
-        self._taken_down = taken_down
+        self._embedder = Embedder(config, encoder, taken_down)
+        self._has_cascade = config.selection.cascade
         self._embeddings_from = config.build.embeddings_from
         self._root = config.output.path
-        self._settings = config.output.image_settings
-        self._runtime = encoder.open()
         self._entries = {entry.name: entry for entry in config.entries}
         self._rules: dict[str, SelectionRule] = {}
 
     def embed(self, task: SpanTask) -> Iterator[pa.Table]:
         """Rows with embeddings, from which the reference bank is made."""
+        entry = self._entries[task.source]
         for samples in chunked(self._read(task), SAMPLES_PER_PART):
-            yield self._embedded(iter(samples), task).drop_columns(["image"])
+            if self._has_cascade:
+                rows, _ = self._embedder.both(iter(samples), entry)
+            else:
+                rows = self._embedder.full(iter(samples), entry)
+            yield rows.drop_columns(["image"])
 
     def score(self, task: SpanTask) -> Iterator[pa.Table]:
         """What a pilot needs: a row a sample, the seconds that each took, and how many there are.
 
-        `partition_size` is null where the end was not seen.
+        `partition_size` is null where the end was not seen. In a cascade all are looked at both
+        ways; `full_seconds` is of the full look alone.
         """
         began = time.monotonic()
         samples = self._read(task)
         read_bytes: list[int] = []
         read = _measured(itertools.islice(samples, task.limit), read_bytes)
-        rows = score_batch(self._embedded(read, task), self._bank)
+        rows, of_cascade = self._look_at_pilot(read, task)
+        rows = score_batch(rows, self._bank)
         seconds = (time.monotonic() - began) / max(rows.num_rows, 1)
         num_more = ilen(itertools.islice(samples, task.num_counted))
         size = rows.num_rows + num_more if num_more < task.num_counted else None
@@ -108,7 +109,7 @@ class SpanWorker:
         }
         for name, column in columns.items():
             rows = rows.append_column(name, column)
-        yield rows.select(_PILOT_COLUMNS)
+        yield rows.select([*_PILOT_COLUMNS, *of_cascade])
 
     def build(self, task: SpanTask) -> Iterator[tuple[PartRecord, bool]]:
         """Commits the parts of a span that are not committed yet; yields all, and which are new.
@@ -144,57 +145,63 @@ class SpanWorker:
             )
             yield record, True
 
+    def _look_at_pilot(
+        self, samples: Iterator[Positioned], task: SpanTask
+    ) -> tuple[pa.Table, tuple[str, ...]]:
+        """Rows with embeddings, and the columns that a cascade has more."""
+        if not self._has_cascade:
+            return self._embedder.full(samples, self._entries[task.source]), ()
+        rows, seconds = self._embedder.both(samples, self._entries[task.source])
+        rows = score_batch(rows, self._cheap_bank, of=CHEAP_EMBEDDING, name=CHEAP_SIMILARITY)
+        each = pa.array([seconds / max(rows.num_rows, 1)] * rows.num_rows, pa.float64())
+        return rows.append_column("full_seconds", each), (CHEAP_SIMILARITY, "full_seconds")
+
     def _read(self, task: SpanTask, *, start: int = 0) -> Iterator[Positioned]:
         """The samples of all partitions, without the first `start`."""
         entry = self._entries[task.source]
         source = open_entry(entry, self._config.role_of(entry))
         return read_partitions(source, task.partitions, start)
 
-    def _embedded(self, samples: Iterator[Positioned], task: SpanTask) -> pa.Table:
-        """Rows of one part, decoded and embedded."""
-        origin = origin_of(self._config, self._entries[task.source])
-        decoded = []
-        for batch in itertools.chain(chunked(samples, _SAMPLES_PER_READ), [[]]):
-            rows = refuse_batch(read_batch(batch, origin), self._taken_down)
-            decoded.append(decode_batch(rows, self._settings))
-        return embed_batch(
-            pa.concat_tables(decoded),
-            runtime=self._runtime,
-            preprocessing=self._encoder.preprocessing,
-            embedding_dim=self._encoder.embedding_dim,
-            batch_size=self._config.encoder.batch_size,
-        )
-
     def _decide(self, samples: Iterator[Positioned], task: SpanTask, part: int) -> pa.Table:
         """Rows of one part with everything decided, as `row_schema`."""
         stem = manifest.part_stem(task.source, task.round, task.span, part)
         cached = self._embeddings_from and read_embeddings(self._embeddings_from, stem)
         if cached is None:
-            cached = self._embedded(samples, task)
+            cached = self._look_at_part(samples, task)
             rows = self._selected(cached, task)
         else:
             rows = self._decide_again(samples, task, cached)
         if self._config.build.keep_embeddings:
             write_embeddings(self._root, stem, cached)
-        schema = row_schema(self._encoder.embedding_dim)
+        schema = row_schema(self._encoder.embedding_dim, cascade=self._has_cascade)
         return rows.select(schema.names).cast(schema)
+
+    def _look_at_part(self, samples: Iterator[Positioned], task: SpanTask) -> pa.Table:
+        """Rows of one part with embeddings, in a cascade of those alone that these can decide."""
+        if not self._has_cascade:
+            return self._embedder.full(samples, self._entries[task.source])
+        rule = self._rule(task.source)
+        return self._embedder.cascade(
+            samples, self._entries[task.source], rule=rule, cheap_bank=self._cheap_bank
+        )
 
     def _selected(self, rows: pa.Table, task: SpanTask) -> pa.Table:
         rows = score_batch(rows, self._bank)
-        return select_batch(rows, self._rule(task.source), self._bank.positives)
+        rows = select_batch(rows, self._rule(task.source), self._bank.positives)
+        assert not rows.filter(rows["selected"])["embedding"].null_count, "selected, not looked at"
+        return rows
 
     def _decide_again(
         self, samples: Iterator[Positioned], task: SpanTask, cached: pa.Table
     ) -> pa.Table:
         """Rows of one part, of which only those with a place in a file are decoded."""
-        origin = origin_of(self._config, self._entries[task.source])
         decided, start = [], 0
-        for batch in itertools.chain(chunked(samples, _SAMPLES_PER_READ), [[]]):
-            rows = refuse_batch(read_batch(batch, origin), self._taken_down)
-            of_batch = cached.slice(start, len(batch)) if batch else cached.slice(start)
+        for rows in self._embedder.read(samples, self._entries[task.source]):
+            num_rows = rows.num_rows
+            of_batch = cached.slice(start, num_rows) if num_rows else cached.slice(start)
             rows = self._selected(attach_embeddings(rows, of_batch), task)
             decided.append(self._with_images(rows))
-            start += len(batch)
+            start += num_rows
         return pa.concat_tables(decided)
 
     def _with_images(self, rows: pa.Table) -> pa.Table:
@@ -202,7 +209,7 @@ class SpanWorker:
         kept = np.array([bool(group) for group in output_groups(rows)], bool)
         read = rows.filter(pa.array(kept)).select(["image", "rotation"])
         read = read.append_column("reject_reason", pa.nulls(read.num_rows, pa.string()))
-        decoded = iter(decode_batch(read, self._settings)["image"])
+        decoded = iter(self._embedder.decode(read)["image"])
         images = [next(decoded).as_py() if is_kept else None for is_kept in kept]
         column = rows.schema.get_field_index("image")
         return rows.set_column(column, "image", pa.array(images, pa.large_binary()))
@@ -210,6 +217,11 @@ class SpanWorker:
     @functools.cached_property
     def _bank(self) -> ReferenceBank:
         return read_bank(self._root, num_neighbors=self._config.selection.num_neighbors)
+
+    @functools.cached_property
+    def _cheap_bank(self) -> ReferenceBank:
+        k = self._config.selection.num_neighbors
+        return read_bank(self._root, num_neighbors=k, of=CHEAP_EMBEDDING)
 
     def _rule(self, source: str) -> SelectionRule:
         if source not in self._rules:
@@ -222,16 +234,3 @@ def _measured(samples: Iterator[Positioned], sizes: list[int]) -> Iterator[Posit
     for positioned in samples:
         sizes.append(len(positioned.sample.image))
         yield positioned
-
-
-def origin_of(config: Config, entry: SourceEntry) -> Origin:
-    """What the config says of every sample of a source."""
-    is_positive = config.role_of(entry) == "positive"
-    return Origin(
-        source=entry.name,
-        targets=config.target_names,
-        split_fractions=config.split.fractions,
-        target=(entry.target or config.target_names[0]) if is_positive else None,
-        stratum=entry.stratum,
-        label_state=entry.label_state,
-    )

@@ -16,6 +16,7 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 LabelState = Literal["verified_present", "verified_absent", "unknown"]
 Stratum = Literal["near", "mid", "far", "generated"]
 Role = Literal["positive", "negative"]
+CHEAP_SIMILARITY = "cheap_similarity"  # the column that data sets with a cascade have more
 
 
 class RejectReason(StrEnum):
@@ -84,9 +85,14 @@ class ImageSettings:
     max_aspect: float = float("inf")  # longer side / shorter side
 
 
-def row_schema(embedding_dim: int) -> pa.Schema:
-    """Columns of one row; `embedding` is float16[D], L2-normalised, D = `embedding_dim`."""
-    return pa.schema(
+def row_schema(embedding_dim: int, *, cascade: bool = False) -> pa.Schema:
+    """Columns of one row; `embedding` is float16[D], L2-normalised, D = `embedding_dim`.
+
+    With a cascade there is `cheap_similarity` too: null where there was no cheap look.
+    `similarity` is null then where there was no full one; such a row is not selected, and its
+    `inclusion_probability` is a bound that its random number lies over.
+    """
+    schema = pa.schema(
         [
             ("key", pa.string()),
             ("source", pa.string()),
@@ -115,6 +121,7 @@ def row_schema(embedding_dim: int) -> pa.Schema:
             ("reject_reason", pa.string()),
         ]
     )
+    return schema.append(pa.field(CHEAP_SIMILARITY, pa.float32())) if cascade else schema
 
 
 READ_COLUMNS = (
@@ -124,9 +131,9 @@ READ_COLUMNS = (
 )  # fmt: skip
 
 
-def embedding_matrix(rows: pa.Table) -> NDArray[np.float32]:
-    """embedding_BD of rows that all have one."""
-    column = rows["embedding"].combine_chunks()
+def embedding_matrix(rows: pa.Table, name: str = "embedding") -> NDArray[np.float32]:
+    """embedding_BD of rows that all have one in the column `name`."""
+    column = rows[name].combine_chunks()
     assert column.null_count == 0
     values = column.flatten().to_numpy(zero_copy_only=False)
     return np.asarray(values.reshape(rows.num_rows, column.type.list_size), np.float32)

@@ -1,6 +1,7 @@
 """How candidates of a source are chosen, by what was committed before its first part."""
 
 from pipeline import manifest
+from pipeline.commits import ReferenceInfo, SourcePlan
 from pipeline.config import SelectionConfig
 from pipeline.steps.select import SelectionRule
 
@@ -10,6 +11,12 @@ def read_rule(root: str, source: str, selection: SelectionConfig) -> SelectionRu
     assert plan is not None, f"no plan is committed for {source}"
     reference = manifest.read_reference_info(root)
     assert reference is not None
+    return rule_of(plan, reference, selection)
+
+
+def rule_of(
+    plan: SourcePlan, reference: ReferenceInfo, selection: SelectionConfig
+) -> SelectionRule:
     return SelectionRule(
         scale=plan.scale,
         beta=selection.effective_beta,
@@ -19,4 +26,5 @@ def read_rule(root: str, source: str, selection: SelectionConfig) -> SelectionRu
         seed=selection.seed,
         near=reference.near,
         ceiling=reference.ceiling if selection.quarantine == "auto" else None,
+        cascade=plan.cascade,
     )

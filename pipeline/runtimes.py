@@ -6,7 +6,7 @@ Shapes: B batch, C H W image, D embedding.
 import importlib
 import tempfile
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import EncoderConfig
 from pipeline.encoders import Encoder, Preprocessing, encoder_identity, load_encoder
+from pipeline.errors import ConfigError
 
 
 class Runtime(Protocol):
@@ -65,6 +66,7 @@ class PreparedEncoder:
     embedding_dim: int
     fingerprint: str  # what an embedding depends on, readable; equal ones are comparable
     model: bytes | None  # ONNX; None where PyTorch itself runs
+    cheap: "PreparedEncoder | None" = None  # of the cheap look, where there is a cascade
 
     def open(self) -> Runtime:
         if self.model is not None:
@@ -85,6 +87,24 @@ def prepare_encoder(config: EncoderConfig, *, gpus_per_worker: float) -> Prepare
         fingerprint=f"{encoder_identity(encoder, config)}:{runtime}-fp32:batch{config.batch_size}",
         model=export_onnx(encoder) if runtime == "onnxruntime" else None,
     )
+
+
+def prepare_cascade(config: EncoderConfig, *, gpus_per_worker: float) -> PreparedEncoder:
+    """`prepare_encoder` for the full look and for the cheap one.
+
+    Raises ConfigError where the network takes one size of images alone.
+    """
+    full = prepare_encoder(config, gpus_per_worker=gpus_per_worker)
+    cheap_config = config.for_cheap_look()
+    try:
+        cheap = prepare_encoder(cheap_config, gpus_per_worker=gpus_per_worker)
+    except (AssertionError, RuntimeError, ValueError) as error:  # each model has its own
+        raise ConfigError(
+            f"selection.cascade: encoder {config.name} cannot look at {cheap_config.image_size} px "
+            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}). Turn the "
+            "cascade off, or use a convolutional encoder such as efficientnet_lite0"
+        ) from error
+    return replace(full, cheap=cheap)
 
 
 def export_onnx(encoder: Encoder) -> bytes:

@@ -11,7 +11,9 @@ def plan_table(plans: list[SourcePlan], num_workers: int) -> Table:
     """One row a source: what is read, what is expected of it, and the time on these workers."""
     strata = sorted({key.partition("/")[2] for plan in plans for key in plan.expected_selected})
     table = Table(title=f"plan for {num_workers} workers", caption="expected, from a pilot")
-    columns = ("candidates", "selected", "of it train", *strata, "rejected", "MB", "time")
+    has_cascade = any(plan.cascade for plan in plans)
+    looks = ("full look",) if has_cascade else ()
+    columns = ("candidates", *looks, "selected", "of it train", *strata, "rejected", "MB", "time")
     for column in ("source", *columns):
         table.add_column(column, justify="left" if column == "source" else "right")
     for each in plans:
@@ -25,6 +27,7 @@ def plan_table(plans: list[SourcePlan], num_workers: int) -> Table:
         table.add_row(
             each.source,
             f"{each.num_candidates:,}",
+            *([_full_looks(each)] if has_cascade else []),
             f"{sum(expected.values()):,.0f}",
             f"{in_train:,.0f}",
             *(f"{n:,.0f}" if n else "" for n in by_stratum),
@@ -33,6 +36,14 @@ def plan_table(plans: list[SourcePlan], num_workers: int) -> Table:
             format_duration(seconds),
         )
     return table
+
+
+def _full_looks(plan: SourcePlan) -> str:
+    """Candidates that a cascade looks at fully, and the share of hard ones that it keeps."""
+    if plan.cascade is None:
+        return f"{plan.num_candidates:,}"
+    number = plan.cascade.expected_full_share * plan.num_candidates
+    return f"{number:,.0f} ({plan.cascade.expected_recall:.1%} kept)"
 
 
 def counts_table(generation: Generation) -> Table:

@@ -20,12 +20,16 @@ from pipeline.commits import (
     TableRecord,
     add_counts,
 )
+from pipeline.config import SelectionConfig
+from pipeline.decisions import find_wrong_decisions
 from pipeline.duplicates import SeenImages
 from pipeline.keys import split_of, unit_hash
 from pipeline.pack import HASH_COLUMNS
 from pipeline.progress import Progress
 from pipeline.records import row_schema
+from pipeline.rules import read_rule
 from pipeline.shards import count_rows, output_group
+from pipeline.steps.select import SelectionRule
 
 _HASHES = pa.schema([row_schema(1).field(name) for name in HASH_COLUMNS])
 
@@ -144,6 +148,7 @@ def _verify_source(
     ordinals: set[tuple[str, int]] = set()
     counts: list[Counts] = []
     hashes: list[pa.Table] = [_HASHES.empty_table()]
+    rule = _rule_of_cascade(root, info, source)
     for ledger, images in zip(source.ledger, source.hashes, strict=True):
         if not (_is_sound(root, ledger, result) and _is_sound(root, images, result)):
             continue
@@ -156,6 +161,8 @@ def _verify_source(
         ordinals.update(places)
         for row in rows.to_pylist():
             _verify_row(row, info, result, key_groups)
+        if rule is not None:
+            result.problems += find_wrong_decisions(rows, rule)
         hashes.append(manifest.read_table(root, images.path).cast(_HASHES))
         selected = rows.filter(rows["selected"]).select(HASH_COLUMNS).cast(_HASHES)
         result.expect(hashes[-1].equals(selected), f"{images.path}: other images than selected")
@@ -164,6 +171,16 @@ def _verify_source(
     result.expect(ordinals == wanted, f"{source.name}: ordinals missing or doubled")
     result.expect(source.counts.adds_up(), f"{source.name}: counts do not add up")
     return pa.concat_tables(hashes)
+
+
+def _rule_of_cascade(root: str, info: DatasetInfo, source: SourceRecord) -> SelectionRule | None:
+    """By what a cascade decided; None without one, and of a plan that has been changed since."""
+    plan = manifest.read_plan(root, source.name)
+    is_of_cascade = info.cheap_encoder is not None
+    if not is_of_cascade or plan is None or plan.fingerprint != source.fingerprint:
+        return None
+    selection = SelectionConfig.model_validate(info.fingerprint_inputs["selection"])
+    return read_rule(root, source.name, selection)
 
 
 def _is_sound(root: str, table: TableRecord, result: Verification) -> bool:

@@ -136,13 +136,13 @@ class InlineCluster:
 
 
 @contextlib.contextmanager
-def _open_inline(config: BuildConfig) -> Iterator[InlineCluster]:  # noqa: ARG001
+def open_inline(config: BuildConfig) -> Iterator[InlineCluster]:  # noqa: ARG001
     yield InlineCluster()
 
 
 def build_inline(config: Config, *, only: Sequence[str] = (), follow: bool = False) -> Generation:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.build, "open_cluster", _open_inline)
+        patch.setattr(pipeline.build, "open_cluster", open_inline)
         return pipeline.build.build(config, only=only, follow=follow)[0]
 
 
