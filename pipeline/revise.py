@@ -102,7 +102,7 @@ class _Revision:
         is_named = self._is_named(manifest.read_table(self._root, file.sidecar_path, ["key"]))
         if not pc.any(is_named).as_py():
             return [file]
-        rows, round_number = _read_shard(self._root, file)
+        rows, round_number = read_shard(self._root, file)
         self._moved.append((round_number, self._decide(rows.filter(is_named))))
         kept = rows.filter(pc.invert(is_named))
         if not kept.num_rows:
@@ -194,7 +194,7 @@ class _Revision:
         return rows.filter(self._is_named(rows))
 
 
-def _read_shard(root: str, file: ShardFile) -> tuple[pa.Table, int]:
+def read_shard(root: str, file: ShardFile) -> tuple[pa.Table, int]:
     """Rows of a shard with their images, and the round of its source that it is of."""
     rows = manifest.read_table(root, file.sidecar_path)
     tar = storage.read_bytes(storage.join(root, file.path))
