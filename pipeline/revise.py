@@ -215,8 +215,14 @@ def _round_of(tar: bytes) -> int:
 
 
 def remove_replaced(root: str, before: Generation, after: Generation) -> int:
-    """Deletes what a revision has replaced: earlier generations lack it from then on."""
+    """Deletes what a revision has replaced: earlier generations lack it from then on.
+
+    With a tar go all of its sidecars, those too that only earlier generations list.
+    """
     gone = _files_of(before) - _files_of(after)
+    for number in range(1, before.number):
+        earlier = manifest.read_generation(root, number)
+        gone |= {f.sidecar_path for f in earlier.shards if f.path in gone}
     storage.remove_many([storage.join(root, path) for path in sorted(gone)])
     return len(gone)
 

@@ -88,7 +88,7 @@ def fold_heads(
 
 def _train_without(job: Job, fold: int, num_folds: int, progress: Progress) -> None:
     """Trains the job's head on all rows but the negatives of a fold."""
-    rows, embedding_ND = _rows_without(job, fold, num_folds)
+    rows, embedding_ND = rows_without(job, fold, num_folds)
     job = replace(job, rows=rows)
     settings = job.train_config
     order = BatchOrder(
@@ -106,7 +106,7 @@ def _train_without(job: Job, fold: int, num_folds: int, progress: Progress) -> N
         progress.advance()
 
 
-def _rows_without(job: Job, fold: int, num_folds: int) -> tuple[TrainRows, NDArray[np.float16]]:
+def rows_without(job: Job, fold: int, num_folds: int) -> tuple[TrainRows, NDArray[np.float16]]:
     rows, root = job.rows, job.config.output.path
     kept, embeddings, sizes = [], [], []
     for shard in rows.shards:
