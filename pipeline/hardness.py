@@ -7,7 +7,8 @@ random number u of each image the union of the old draw and this one is Poisson 
 max(pi1, pi2) (Ohlsson 1995), where p does not depend on u. A model that was trained on a negative
 would break that: it finds what it has seen less likely. Hence folds, by a hash of their own; a
 fold is scored by a model that saw no negative of it (cross-fitting: Chernozhukov et al. 2018), and
-has a c of its own.
+has a c of its own. That is exact for a first pass; in a second one pi1 itself comes from a model
+that other folds' draws went into, and u reaches p through two models.
 
 Knows nothing of Ray, files or models. Shapes: N rows, F folds.
 """

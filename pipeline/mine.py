@@ -55,6 +55,7 @@ def mine(
         names = _mined_sources(config, parent, only)
         asked = {"model": scorer.fingerprint, "budget": budget, "sources": tuple(sorted(names))}
         if any(record.model_dump(include=set(asked)) == asked for record in parent.mined):
+            storage.remove_tree(storage.join(root, "mining"))
             return Mined(parent, {}, is_new=False)
         folder = f"mining/{fingerprint({**asked, 'generation': parent.number})[:16]}"
         _remove_other_work(root, folder)
@@ -101,6 +102,8 @@ def _default_budget(parent: Generation, names: Sequence[str]) -> int:
 
 def _remove_other_work(root: str, folder: str) -> None:
     """What was begun by another model, or for another budget, is of no use."""
-    for name in {path.partition("/")[0] for path in storage.list_files(f"{root}/mining")}:
+    for name in {
+        path.partition("/")[0] for path in storage.list_files(storage.join(root, "mining"))
+    }:
         if f"mining/{name}" != folder:
             storage.remove_tree(storage.join(root, "mining", name))

@@ -30,7 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whichever test comes first also waits for the data set."""
     for item in items:
-        if "built" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("timeout"):
+        waits = {"built", "world"} & set(getattr(item, "fixturenames", ()))
+        if waits and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(120))
 
 

@@ -16,6 +16,7 @@ from mined_world import (
     generations,
     ledger_rows,
     mine_inline,
+    negatives_of,
     scores_of,
     shard_samples,
     world_config,
@@ -235,12 +236,10 @@ def test_a_detector_that_reads_pixels_mines_what_its_head_would(
     detector, _ = load_model(run)
     assert info.calibration is not None
     own, before = info.calibration["cat"], generations(root)[0]
-    pi1 = {
-        row["key"]: row["inclusion_probability"] for row in ledger_rows(root, before).to_pylist()
-    }
-    rows = sidecar_rows(root, mined.generation)
-    rows = rows.filter(pa.compute.equal(rows["label"], "")).filter(
-        pa.compute.equal(rows["split"], "train")
+    then = ledger_rows(root, before).to_pylist()
+    pi1 = {row["key"]: row["inclusion_probability"] for row in then}
+    rows = pa.concat_tables(
+        manifest.read_sidecar(str(root), shard) for shard in negatives_of(mined.generation)
     )
     with torch.inference_mode():
         logits = detector.head_logits(torch.from_numpy(embedding_matrix(rows))).numpy()[:, 0]

@@ -57,7 +57,7 @@ def measure(config: Config, run: str, result: Result, seed: int) -> None:
     """Trains and evaluates on the latest generation."""
     root = config.output.path
     assert verify_dataset(root).problems == []
-    settings = {**config.train, "run": run, "seed": seed, "steps": 400}
+    settings = {**config.train, "run": run, "seed": seed, "steps": 300}
     _, train_config, _ = load_train_config(CONFIG, [f"train.{k}={v}" for k, v in settings.items()])
     metrics = evaluate_run(train(config, train_config))
     generation = manifest.read_generation(root)
