@@ -126,7 +126,8 @@ class MinedRecord(_Record):
     generation: int  # that it made
     model: str  # fingerprint of the weights, their calibration and the guard
     budget: int | None  # new samples asked for; null is a third of those there were
-    sources: tuple[str, ...]
+    sources: tuple[str, ...]  # those of them that were not drawn anew since
+    num_read: int  # candidates of theirs, rejected ones too
     log_scales: tuple[float, ...]  # log c, one a fold: pi2 = min(1, c * probability)
     num_scored: int
     num_expected: float  # newly selected, before the draw

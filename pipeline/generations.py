@@ -90,11 +90,16 @@ _EMPTY = Generation(number=0, parent=None, sources=(), shards=(), quarantine=(),
 
 def without_sources(generation: Generation, names: Set[str]) -> Generation:
     """The same without some sources; their files stay, for the generations that list them."""
+    mined = (
+        record.model_copy(update={"sources": tuple(n for n in record.sources if n not in names)})
+        for record in generation.mined
+    )
     return generation.model_copy(
         update={
             "sources": tuple(s for s in generation.sources if s.name not in names),
             "shards": tuple(s for s in generation.shards if s.source not in names),
             "quarantine": tuple(s for s in generation.quarantine if s.source not in names),
+            "mined": tuple(mined),
         }
     )
 

@@ -53,7 +53,12 @@ def mine(
         complete(root)
         parent = manifest.read_generation(root)
         names = _mined_sources(config, parent, only)
-        asked = {"model": scorer.fingerprint, "budget": budget, "sources": tuple(sorted(names))}
+        asked = {
+            "model": scorer.fingerprint,
+            "budget": budget,
+            "sources": tuple(sorted(names)),
+            "num_read": sum(s.counts.read for s in parent.sources if s.name in names),
+        }
         if any(record.model_dump(include=set(asked)) == asked for record in parent.mined):
             storage.remove_tree(storage.join(root, "mining"))
             return Mined(parent, {}, is_new=False)

@@ -19,7 +19,6 @@ from pipeline.commits import (
     Generation,
     MinedRecord,
     ShardFile,
-    ShardRecord,
     SourceRecord,
     add_counts,
 )
@@ -38,7 +37,7 @@ from pipeline.mine_scores import (
     score_tasks,
 )
 from pipeline.mine_worker import MineWorker
-from pipeline.mined_shards import replace_shard
+from pipeline.mined_shards import replace_shards
 from pipeline.pack import ShardTask, cut_shards, read_seen_images
 from pipeline.progress import Progress
 from pipeline.runtimes import PreparedEncoder, prepare_encoder
@@ -140,10 +139,26 @@ class MiningPass:
         tasks = [task for each in chosen for task in each.tasks]
         self._map("read", MineWorker.fetch, tasks, sum(each.num_wanted for each in chosen))
         shards, quarantine = sort_files(self._pack(chosen, numbers))
-        old = self._old_shards(chooser, numbers)
+        old = replace_shards(
+            self._root, parent, self._rounds.keys(), chooser.changes, numbers=numbers
+        )
         tallies = chooser.tallies
-        record = MinedRecord(
-            generation=parent.number + 1,
+        update = {
+            "number": parent.number + 1,
+            "parent": parent.number,
+            "sources": tuple(_replaced(source, chosen) for source in parent.sources),
+            "shards": (*old, *shards),
+            "quarantine": (*parent.quarantine, *quarantine),
+            "next_numbers": dict(sorted(numbers.items())),
+            "mined": (*parent.mined, self._record(log_scales, tallies, asked)),
+        }
+        return parent.model_copy(update=update), tallies
+
+    def _record(
+        self, log_scales: tuple[float, ...], tallies: Mapping[str, Tally], asked: Mapping[str, Any]
+    ) -> MinedRecord:
+        return MinedRecord(
+            generation=self._parent.number + 1,
             log_scales=log_scales,
             num_scored=sum(tally.num_scored for tally in tallies.values()),
             num_expected=sum(tally.num_expected for tally in tallies.values()),
@@ -152,16 +167,6 @@ class MiningPass:
             about=dict(self._scorer.about),
             **asked,
         )
-        update = {
-            "number": parent.number + 1,
-            "parent": parent.number,
-            "sources": tuple(_replaced(source, chosen) for source in parent.sources),
-            "shards": (*old, *shards),
-            "quarantine": (*parent.quarantine, *quarantine),
-            "next_numbers": dict(sorted(numbers.items())),
-            "mined": (*parent.mined, record),
-        }
-        return parent.model_copy(update=update), tallies
 
     def _choose_rounds(self, chooser: Chooser) -> Iterator[ChosenRound]:
         for source in self._sources:
@@ -182,22 +187,6 @@ class MiningPass:
             numbers |= {task.group: task.number + 1 for task in of_round}
             tasks += of_round
         return pack_shards(self._config, tasks, self._cluster)
-
-    def _old_shards(self, chooser: Chooser, numbers: dict[str, int]) -> Iterator[ShardRecord]:
-        """The shards of the parent, as the new generation lists them."""
-        info = manifest.require_info(self._root)
-        for shard in self._parent.shards:
-            if shard.source in self._rounds and shard.split == "train" and not shard.label:
-                yield from replace_shard(
-                    self._root,
-                    info,
-                    shard,
-                    chooser.changes,
-                    generation=self._parent.number + 1,
-                    numbers=numbers,
-                )
-            else:
-                yield shard
 
     def _listed(
         self,

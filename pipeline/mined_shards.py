@@ -6,7 +6,7 @@ that of the generation that wrote it. A shard that holds a suspect is replaced b
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline import manifest
-from pipeline.commits import DatasetInfo, ShardFile, ShardRecord
+from pipeline.commits import DatasetInfo, Generation, ShardFile, ShardRecord
 from pipeline.pack import write_table
 from pipeline.revise import read_shard
 from pipeline.shards import group_of, write_shard
@@ -52,6 +52,25 @@ def replace_shard(
     path = f"{shard.path.removesuffix('.tar')}.g{generation:06d}.parquet"
     sha256 = write_table(root, path, rows).sha256
     return [shard.model_copy(update={"sidecar_path": path, "sidecar_sha256": sha256})]
+
+
+def replace_shards(
+    root: str,
+    parent: Generation,
+    names: Collection[str],
+    changes: Mapping[str, Change],
+    *,
+    numbers: dict[str, int],
+) -> Iterator[ShardRecord]:
+    """The parent's shards, as a generation lists them in which sources `names` are mined."""
+    info = manifest.require_info(root)
+    for shard in parent.shards:
+        if shard.source in names and shard.split == "train" and not shard.label:
+            yield from replace_shard(
+                root, info, shard, changes, generation=parent.number + 1, numbers=numbers
+            )
+        else:
+            yield shard
 
 
 def has_mined_sidecar(file: ShardFile) -> bool:

@@ -89,10 +89,14 @@ def test_sidecars_of_earlier_minings_outlive_a_sweep(world: World, mined_copy: P
     stray = mined_copy / "shards/train/drawn-000000.g000009.parquet"
     stray.write_bytes(b"of a run that was interrupted")
     entries = [{**world.entries[0], "weight": 1.5}, *world.entries[1:]]
-    generation = build_inline(world_config(mined_copy, entries))
+    config = world_config(mined_copy, entries)
+    generation = build_inline(config)
     assert generation.number == 4
+    assert all("drawn" not in record.sources for record in generation.mined)
     assert before.items() <= file_hashes(mined_copy, FILES).items()
     assert not stray.exists()
+    assert verify_dataset(str(mined_copy)).problems == []
+    assert mine_inline(config, world.scorer, budget=20).is_new, "what is drawn anew is not mined"
     assert verify_dataset(str(mined_copy)).problems == []
 
 
