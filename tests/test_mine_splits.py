@@ -21,7 +21,7 @@ from pipeline import manifest
 from pipeline.hardness import Eligible, decide, fit_log_scale, fold_of, log_probability
 from pipeline.keys import unit_hash
 from train.calibrate import fit_platt
-from train.losses import importance_weights, weighted_bce
+from train.losses import cross_entropy, importance_weights
 from train.metrics import threshold_at_tpr
 from train.model import Head
 
@@ -58,13 +58,7 @@ def train_head(
         weights = importance_weights(
             targets_BK, torch.from_numpy(weight_N[rows]), max_weight=20.0, reduce_sum=lambda x: x
         )
-        loss = weighted_bce(
-            head(embedding_ND[rows]),
-            targets_BK,
-            weights.weight_BK,
-            global_batch_size=128,
-            world_size=1,
-        )
+        loss = (weights.weight_BK * cross_entropy(head(embedding_ND[rows]), targets_BK)).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -7,7 +7,7 @@ negative that shows the target: label errors are found out of sample (Northcutt,
 """
 
 import logging
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from pipeline.config import Config
 from pipeline.hardness import fold_of
 from pipeline.progress import Progress
 from train.config import TrainConfig
+from train.corrections import loss_terms
 from train.data import Batches
 from train.distributed import World
 from train.job import Job, prepare_job
@@ -99,7 +100,8 @@ def _train_without(job: Job, fold: int, num_folds: int, progress: Progress) -> N
         window=settings.shuffle_window,
         seed=settings.seed,
     )
-    batches = Batches(rows, order, _Embeddings(embedding_ND))
+    terms = loss_terms(rows, settings.correction, corrects_unknown=settings.unknown == "nnpu")
+    batches = Batches(rows, terms, order, _Embeddings(embedding_ND))
     head = job.detector.head.train()
     for step in range(settings.steps):
         train_step(job, head, batches.read(step), step)
@@ -118,13 +120,11 @@ def rows_without(job: Job, fold: int, num_folds: int) -> tuple[TrainRows, NDArra
         embeddings.append(embeddings_of(sidecar)[is_kept_N])
         sizes.append(int(is_kept_N.sum()))
     is_kept_N = np.concatenate(kept)
-    fewer = TrainRows(
-        targets=rows.targets,
-        shards=rows.shards,
+    columns = [each.name for each in fields(rows) if each.name.endswith("_N")]
+    fewer = replace(
+        rows,
         starts=np.cumsum([0, *sizes]),
         keys=rows.keys.take(np.flatnonzero(is_kept_N)),
-        tar_offset_N=rows.tar_offset_N[is_kept_N],
-        tar_size_N=rows.tar_size_N[is_kept_N],
-        inverse_probability_N=rows.inverse_probability_N[is_kept_N],
+        **{name: getattr(rows, name)[is_kept_N] for name in columns},
     )
     return fewer, np.concatenate(embeddings)
