@@ -52,7 +52,7 @@ def world_config(out: Path, entries: list[dict[str, Any]], **sections: Any) -> C
             "batch_size": 64,
             "learning_rate": 0.005,
         },
-        "evaluate": {"alpha": 0.1, "bootstrap": 0},
+        "evaluate": {"alpha": 0.1},
     }
     return config_of(out, entries, **(defaults | sections))
 
