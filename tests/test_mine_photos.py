@@ -22,7 +22,7 @@ from pipeline.config import Config, load_config
 from pipeline.verify import verify_dataset
 from train.config import load_train_config
 from train.evaluate import evaluate_run
-from train.metrics import clopper_pearson
+from train.intervals import clopper_pearson
 from train.mine import prepare_scorer
 from train.trainer import train
 
