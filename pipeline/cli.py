@@ -51,7 +51,7 @@ def plan(
     from pipeline.build import plan as make_plans
     from pipeline.tables import plan_table
 
-    loaded = _load(config, overrides, address)
+    loaded = load(config, overrides, address)
     plans, num_workers = make_plans(loaded, only=source or ())
     if not plans:
         console.print(f"{loaded.output.path}: every source of the config is built already.")
@@ -73,7 +73,7 @@ def build(
     from pipeline.dataset import finished_generation
     from pipeline.tables import counts_table
 
-    loaded = _load(config, overrides, address)
+    loaded = load(config, overrides, address)
     generation = None if follow else finished_generation(loaded, source or ())
     state = "nothing to do: already committed"
     if generation is None:
@@ -225,7 +225,8 @@ def _serve_review(dataset: str, *, targets: list[str], host: str, port: int) -> 
     serve_review(dataset, targets=targets, host=host, port=port, tell=tell)
 
 
-def _load(config: str, overrides: list[str] | None, address: str | None) -> "Config":
+def load(config: str, overrides: list[str] | None, address: str | None) -> "Config":
+    """A config with its overrides; `address` is that of --address."""
     from pipeline.config import load_config
 
     extra = [f"build.address={address}"] if address else []

@@ -122,6 +122,22 @@ class TakenDown(_Record):
         return sorted(values)  # equal sets are equal JSON
 
 
+class MinedRecord(_Record):
+    """One pass of a trained model over the candidates (pipeline/mine.py)."""
+
+    generation: int  # that it made
+    model: str  # fingerprint of the weights, their calibration and the guard
+    budget: int | None  # new samples asked for; null is a third of those there were
+    sources: tuple[str, ...]  # those of them that were not drawn anew since
+    num_read: int  # candidates of theirs, rejected ones too
+    log_scales: tuple[float, ...]  # log c, one a fold: pi2 = min(1, c * probability)
+    num_scored: int
+    num_expected: float  # newly selected, before the draw
+    num_selected: int  # newly selected
+    num_suspected: int  # moved to quarantine
+    about: dict[str, Any]  # what the model was, for a reader
+
+
 class Generation(_Record):
     """An immutable list of shards, old and new. Writing it is the commit of a round."""
 
@@ -132,6 +148,7 @@ class Generation(_Record):
     quarantine: tuple[ShardFile, ...]  # suspected positives, in no split
     next_numbers: dict[str, int]  # by path without number: no name is ever given twice
     taken_down: TakenDown = TakenDown()
+    mined: tuple[MinedRecord, ...] = ()
 
     @property
     def counts(self) -> Counts:

@@ -30,7 +30,8 @@ from pipeline.pack import (
 from pipeline.progress import Progress
 from pipeline.shards import ledger_columns, sort_files
 
-_NUMBERED = re.compile(r"(.+)-(\d{6})\.(tar|parquet)")
+# The sidecar of a mined generation tells of which (`pipeline.mined_shards`).
+_NUMBERED = re.compile(r"(.+)-(\d{6})(?:\.g(\d{6}))?\.(?:tar|parquet)")
 
 
 def pack_generation(
@@ -71,7 +72,7 @@ def pack_generation(
         numbers |= {task.group: task.number + 1 for task in of_round}
         tasks += of_round
         sources[name] = _source_record(round_, tables, sources.get(name))
-    files = _pack_shards(config, tasks, cluster)
+    files = pack_shards(config, tasks, cluster)
     shards, quarantine = sort_files(files)
     return Generation(
         number=parent.number + 1,
@@ -81,6 +82,7 @@ def pack_generation(
         quarantine=(*parent.quarantine, *quarantine),
         next_numbers=dict(sorted(numbers.items())),
         taken_down=parent.taken_down,
+        mined=parent.mined,
     )
 
 
@@ -89,11 +91,16 @@ _EMPTY = Generation(number=0, parent=None, sources=(), shards=(), quarantine=(),
 
 def without_sources(generation: Generation, names: Set[str]) -> Generation:
     """The same without some sources; their files stay, for the generations that list them."""
+    mined = (
+        record.model_copy(update={"sources": tuple(n for n in record.sources if n not in names)})
+        for record in generation.mined
+    )
     return generation.model_copy(
         update={
             "sources": tuple(s for s in generation.sources if s.name not in names),
             "shards": tuple(s for s in generation.shards if s.source not in names),
             "quarantine": tuple(s for s in generation.quarantine if s.source not in names),
+            "mined": tuple(mined),
         }
     )
 
@@ -135,9 +142,7 @@ def sweep(root: str, before: Generation, generation: Generation) -> None:
         for prefix in (".tmp-", *(f"{source}-" for source in dict.fromkeys(s for s, _ in rounds))):
             for uri in storage.list_prefix(storage.join(root, folder, prefix)):
                 path = f"{folder}/{uri.rpartition('/')[2]}"
-                match = _NUMBERED.fullmatch(path)
-                is_old = match is not None and int(match[2]) < before.next_numbers.get(match[1], 0)
-                if path not in listed and not is_old:
+                if path not in listed and not _was_listed(path, before):
                     garbage.append(uri)
     round_folders = [manifest.round_folder(source, number) for source, number in rounds]
     for folder in map(embedding_cache.folder_of, round_folders):
@@ -145,6 +150,15 @@ def sweep(root: str, before: Generation, generation: Generation) -> None:
     storage.remove_many(garbage)
     for folder in round_folders:
         storage.remove_tree(storage.join(root, folder))
+
+
+def _was_listed(path: str, before: Generation) -> bool:
+    """Whether this generation or an earlier one may list a file, by its name."""
+    match = _NUMBERED.fullmatch(path)
+    if match is None:
+        return False
+    is_numbered = int(match[2]) < before.next_numbers.get(match[1], 0)
+    return is_numbered and (match[3] is None or int(match[3]) <= before.number)
 
 
 def _new_rounds(before: Generation, generation: Generation) -> list[tuple[str, int]]:
@@ -177,7 +191,8 @@ def _ordered_parts(root: str, round_: Round) -> list[PartRecord]:
     return ordered
 
 
-def _pack_shards(config: Config, tasks: Sequence[ShardTask], cluster: Cluster) -> list[ShardFile]:
+def pack_shards(config: Config, tasks: Sequence[ShardTask], cluster: Cluster) -> list[ShardFile]:
+    """Writes shards on all workers; returns them in the order of their paths."""
     info = manifest.require_info(config.output.path)
     method = functools.partial(
         _pack_one, root=config.output.path, targets=info.targets, encoder=info.encoder

@@ -89,7 +89,7 @@ def write_tables(
             write_hashes(selected)
             num_hashes += selected.num_rows
             counts.append(count_rows(rows))
-            packed.append(PartRows(part.path, _positions_by_group(rows)))
+            packed.append(PartRows(part.path, positions_by_group(rows)))
     total = add_counts(counts)
     return RoundTables(
         counts=total,
@@ -128,7 +128,7 @@ def _refuse_duplicates(
     return refused
 
 
-def _positions_by_group(rows: pa.Table) -> dict[str, list[int]]:
+def positions_by_group(rows: pa.Table) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for position, group in enumerate(output_groups(rows)):
         if group:

@@ -103,7 +103,7 @@ class _Revision:
         is_named = self._is_named(manifest.read_table(self._root, file.sidecar_path, ["key"]))
         if not pc.any(is_named).as_py():
             return [file]
-        rows, round_number = _read_shard(self._root, file)
+        rows, round_number = read_shard(self._root, file)
         self._moved.append((round_number, self._decide(rows.filter(is_named))))
         kept = rows.filter(pc.invert(is_named))
         if not kept.num_rows:
@@ -195,7 +195,7 @@ class _Revision:
         return rows.filter(self._is_named(rows))
 
 
-def _read_shard(root: str, file: ShardFile) -> tuple[pa.Table, int]:
+def read_shard(root: str, file: ShardFile) -> tuple[pa.Table, int]:
     """Rows of a shard with their images, and the round of its source that it is of."""
     rows = manifest.read_table(root, file.sidecar_path)
     tar = storage.read_bytes(storage.join(root, file.path))
@@ -216,8 +216,14 @@ def _round_of(tar: bytes) -> int:
 
 
 def remove_replaced(root: str, before: Generation, after: Generation) -> int:
-    """Deletes what a revision has replaced: earlier generations lack it from then on."""
+    """Deletes what a revision has replaced: earlier generations lack it from then on.
+
+    With a tar go all of its sidecars, those too that only earlier generations list.
+    """
     gone = _files_of(before) - _files_of(after)
+    for number in range(1, before.number):
+        earlier = manifest.read_generation(root, number)
+        gone |= {f.sidecar_path for f in earlier.shards if f.path in gone}
     storage.remove_many([storage.join(root, path) for path in sorted(gone)])
     return len(gone)
 

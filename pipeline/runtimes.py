@@ -8,7 +8,7 @@ import tempfile
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -44,17 +44,22 @@ class OnnxRuntime:
     """ONNX Runtime on one CPU thread: 4 to 5 times eager PyTorch, cosine to it over 0.9999."""
 
     def __init__(self, model: bytes) -> None:
-        # Not above: a training process on a GPU does without it.
-        ort = importlib.import_module("onnxruntime")
-        options = ort.SessionOptions()
-        # One thread a worker: the workers fill the machine, and sums keep their order.
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self._session = open_session(model)
 
     def embed(self, pixels_BCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
         embedding_BD: NDArray[np.float32] = self._session.run(None, {"pixels": pixels_BCHW})[0]
         return embedding_BD
+
+
+def open_session(model: bytes) -> Any:
+    """An `onnxruntime.InferenceSession` on one CPU thread."""
+    # Not above: a training process on a GPU does without it.
+    ort = importlib.import_module("onnxruntime")
+    options = ort.SessionOptions()
+    # One thread a worker: the workers fill the machine, and sums keep their order.
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 @dataclass(frozen=True)
@@ -111,19 +116,26 @@ def export_onnx(encoder: Encoder) -> bytes:
     """The encoder as an ONNX model with input `pixels` (B free) and output `embedding`."""
     size = encoder.preprocessing.image_size
     example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+    return export_module(encoder, example, inputs="pixels", outputs="embedding")
+
+
+def export_module(
+    module: torch.nn.Module, example: torch.Tensor, *, inputs: str, outputs: str
+) -> bytes:
+    """A module of one input and one output as an ONNX model; the first dimension stays free."""
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as directory:
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         program = torch.onnx.export(
-            encoder,
+            module,
             (example,),
             dynamo=True,
-            input_names=["pixels"],
-            output_names=["embedding"],
-            dynamic_shapes={"pixels_BCHW": {0: torch.export.Dim("B")}},
+            input_names=[inputs],
+            output_names=[outputs],
+            dynamic_shapes=({0: torch.export.Dim("B")},),
             opset_version=18,
             verbose=False,
         )
         assert program is not None
-        path = Path(directory) / "encoder.onnx"
+        path = Path(directory) / "module.onnx"
         program.save(path, external_data=False)
         return path.read_bytes()

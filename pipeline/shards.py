@@ -8,6 +8,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +19,9 @@ from pipeline import manifest, storage
 from pipeline.commits import Counts, PartRecord, ShardFile, ShardRecord
 from pipeline.records import CHEAP_SIMILARITY, SPLITS, RejectReason, Split, row_schema
 
-# What `<key>.json` tells of a sample, for readers that know the tar alone.
-_JSON_COLUMNS = (
+# What `<key>.json` tells of a sample, for readers that know the tar alone. Its
+# inclusion_probability is that of the generation that wrote the tar: mining raises it in sidecars.
+JSON_COLUMNS = (
     "key", "source", "uri", "label", "label_state", "class_name", "stratum", "group", "split",
     "content_hash", "similarity", "inclusion_probability", "license", "author", "width", "height",
 )  # fmt: skip
@@ -157,7 +159,7 @@ def write_shard(
     """Writes `<stem>.tar` and `<stem>.parquet`. rows: `row_schema`, images present, unique keys."""
     offsets, sizes = [], []
     images = rows["image"]
-    described = rows.select(list(_JSON_COLUMNS)).to_pylist()
+    described = rows.select(list(JSON_COLUMNS)).to_pylist()
     with storage.open_atomic(storage.join(root, stem + ".tar")) as tar_file:
         for index, about in enumerate(described):
             image = images[index].as_buffer()
@@ -184,6 +186,18 @@ def write_shard(
         num_samples=rows.num_rows,
         source=rows["source"][0].as_py(),
     )
+
+
+def differences(about: Mapping[str, Any], row: Mapping[str, Any], *, has_risen: bool) -> list[str]:
+    """Columns of which `<key>.json` tells otherwise than the sidecar.
+
+    has_risen: the probability may be larger now.
+    """
+    names = [name for name in JSON_COLUMNS if about.get(name) != row[name]]
+    then, now = about.get("inclusion_probability"), row["inclusion_probability"]
+    if has_risen and then is not None and now is not None and then < now:
+        names.remove("inclusion_probability")
+    return names
 
 
 def _write_member(file: storage.HashingWriter, name: str, data: bytes | pa.Buffer) -> int:

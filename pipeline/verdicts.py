@@ -1,7 +1,8 @@
 """What a person says of suspected positives becomes a generation.
 
 positive   it shows the target: selected, with probability 1
-negative   it does not: it is drawn as any other candidate of its source
+negative   it does not: it is drawn as any other candidate of its source; one that a trained model
+           suspected, with the probability that mining gave it
 drop       neither: it is out, and out of the quarantine
 """
 
@@ -85,6 +86,8 @@ def _decide(
         content_hashes=rows["content_hash"].to_pylist(),
         is_positive_B=is_positive_N,
         is_train_B=rows["split"].to_numpy(zero_copy_only=False) == "train",
+        # Of suspects, only those of a trained model have one.
+        at_least_B=pc.fill_null(rows["inclusion_probability"], 0).to_numpy(),
     )
     is_positive = pa.array(is_positive_N)
     present = pa.scalar("verified_present"), pa.scalar("verified_absent")

@@ -24,11 +24,12 @@ from pipeline.config import SelectionConfig
 from pipeline.decisions import find_wrong_decisions
 from pipeline.duplicates import SeenImages
 from pipeline.keys import split_of, unit_hash
+from pipeline.mined_shards import has_mined_sidecar
 from pipeline.pack import HASH_COLUMNS
 from pipeline.progress import Progress
 from pipeline.records import row_schema
 from pipeline.rules import read_rule
-from pipeline.shards import count_rows, output_group
+from pipeline.shards import JSON_COLUMNS, count_rows, differences, output_group
 from pipeline.steps.select import SelectionRule
 
 _HASHES = pa.schema([row_schema(1).field(name) for name in HASH_COLUMNS])
@@ -54,13 +55,15 @@ def verify_dataset(root: str) -> Verification:
     generation = manifest.read_generation(root)
     result = Verification()
     key_groups: dict[str, str] = {}
+    probabilities: dict[str, float | None] = {}
     files = [*generation.shards, *generation.quarantine]
     with Progress("verify", total=len(files), unit="shards") as progress:
         for file in files:
-            _verify_file(root, info, file, result, key_groups)
+            _verify_file(root, info, file, result, key_groups, probabilities)
             progress.advance()
     hashes = [
-        _verify_source(root, info, source, result, key_groups) for source in generation.sources
+        _verify_source(root, info, source, result, key_groups, probabilities)
+        for source in generation.sources
     ]
     for key in key_groups:
         result.problems.append(f"{key}: in a shard but in no ledger")
@@ -75,6 +78,7 @@ def _verify_file(
     file: ShardFile,
     result: Verification,
     key_groups: dict[str, str],
+    probabilities: dict[str, float | None],
 ) -> None:
     """One tar against its record and its sidecar; notes where each key was found."""
     for path, sha256 in ((file.path, file.sha256), (file.sidecar_path, file.sidecar_sha256)):
@@ -96,16 +100,19 @@ def _verify_file(
         len(keys) == file.num_samples, f"{file.path}: {len(keys)} rows, not {file.num_samples}"
     )
     result.expect(keys == list(samples), f"{file.path}: keys of tar and sidecar differ")
-    columns = ("key", "label", "split", "tar_size", "inclusion_probability")
-    for key, label, split, size, probability in zip(
-        *(rows[column].to_pylist() for column in columns), strict=True
-    ):
+    # Probabilities rise after a tar is written; nothing else may differ (`mined_shards`).
+    is_risen = has_mined_sidecar(file)
+    for row in rows.select([*JSON_COLUMNS, "tar_size"]).to_pylist():
+        key, label, split = row["key"], row["label"], row["split"]
+        size, probability = row["tar_size"], row["inclusion_probability"]
         members = samples.get(key, {})
         label_index = info.targets.index(label) + 1 if label in info.targets else 0
         result.expect(members.get("cls") == str(label_index).encode(), f"{key}: cls is not {label}")
         result.expect(len(members.get("jpg", b"")) == size, f"{key}: image size differs")
         about = json.loads(members.get("json", b"{}"))
         result.expect(about.get("key") == key, f"{key}: json tells of another sample")
+        for name in differences(about, row, has_risen=is_risen):
+            result.problems.append(f"{key}: {name} is {row[name]}, json tells {about.get(name)}")
         if isinstance(file, ShardRecord):
             result.expect(split == file.split, f"{key}: split {split} in a {file.split} shard")
             result.expect(
@@ -114,6 +121,7 @@ def _verify_file(
             )
         result.expect(key not in key_groups, f"{key}: in {key_groups.get(key)} and {file.path}")
         key_groups[key] = file.path.rpartition("-")[0]
+        probabilities[key] = probability
     result.num_shards += 1
     result.num_samples += len(keys)
 
@@ -139,6 +147,7 @@ def _verify_source(
     source: SourceRecord,
     result: Verification,
     key_groups: dict[str, str],
+    probabilities: dict[str, float | None],
 ) -> pa.Table:
     """Every row seen of a source: numbered without gap, decided by the rule, and packed once.
 
@@ -161,6 +170,12 @@ def _verify_source(
         ordinals.update(places)
         for row in rows.to_pylist():
             _verify_row(row, info, result, key_groups)
+            told = probabilities.get(row["key"], row["inclusion_probability"])
+            result.expect(
+                told == row["inclusion_probability"],
+                f"{row['key']}: inclusion_probability is {told} in the sidecar and "
+                f"{row['inclusion_probability']} in the ledger",
+            )
         if rule is not None:
             result.problems += find_wrong_decisions(rows, rule)
         hashes.append(manifest.read_table(root, images.path).cast(_HASHES))

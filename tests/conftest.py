@@ -4,13 +4,16 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from s3_server import S3Server, forget_clients, run_s3_server
 
 from pipeline.commits import Generation
 from pipeline.config import Config
+
+if TYPE_CHECKING:
+    from mined_world import World
 
 # Read when torch is imported, here and in processes begun here: the cores are shared with Ray.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,7 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whichever test comes first also waits for the data set."""
     for item in items:
-        if "built" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("timeout"):
+        waits = {"built", "world"} & set(getattr(item, "fixturenames", ()))
+        if waits and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(120))
 
 
@@ -55,6 +59,22 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     generation, is_new = build(config)
     assert is_new
     return Built(root, entries, config, generation)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> "World":
+    """A data set and a head trained on it. Not to be changed."""
+    from mined_world import make_world
+
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def mined_root(world: "World", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of its data set that is mined once. Not to be changed."""
+    from mined_world import mine_copy
+
+    return mine_copy(world, tmp_path_factory.mktemp("mined") / "data")
 
 
 @pytest.fixture(scope="session")

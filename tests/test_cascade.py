@@ -29,14 +29,17 @@ from pipeline.cascade import choose_looks, needs_full_look
 from pipeline.commits import CascadePlan, Generation, TakenDown
 from pipeline.config import Config, EncoderConfig, load_config
 from pipeline.decisions import find_wrong_decisions
+from pipeline.encoders import Preprocessing
 from pipeline.errors import ConfigError
 from pipeline.images import Decoded, decode_image, decode_small
 from pipeline.keys import unit_hash
+from pipeline.mine import mine
 from pipeline.parts import SpanTask, SpanWorker
 from pipeline.records import ImageSettings
 from pipeline.reference import KnownPositives
 from pipeline.rules import read_rule
 from pipeline.runtimes import prepare_cascade
+from pipeline.scorer import Scorer
 from pipeline.sources import open_entry
 from pipeline.steps.select import SelectionRule, select_batch
 from pipeline.tables import plan_table
@@ -408,6 +411,20 @@ def test_embeddings_of_a_cascade_are_of_full_looks_alone(cascaded: Built, tmp_pa
 def test_cascade_is_not_turned_on_in_a_dataset_without_one(built: Built) -> None:
     with pytest.raises(ConfigError, match=r"selection\.cascade: None in the data set, True in"):
         build_inline(cascade_config(built.root, built.entries))
+
+
+def test_data_set_of_a_cascade_is_not_mined(cascaded: Built) -> None:
+    unused = Preprocessing(64, 64, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    scorer = Scorer(
+        model=b"",
+        reads="embedding",
+        num_folds=1,
+        preprocessing=unused,
+        fingerprint="none",
+        about={},
+    )
+    with pytest.raises(ConfigError, match=r"selection\.cascade=off"):
+        mine(cascaded.config, scorer)
 
 
 def test_network_of_one_size_is_refused() -> None:

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from pipeline import storage
-from pipeline.cli import ConfigPath, Overrides, app, console
+from pipeline.cli import Address, ConfigPath, Overrides, Sources, app, console, load
 from pipeline.errors import ConfigError, InfinegError
 
 _INTERRUPTED = 130
@@ -83,6 +83,35 @@ def predict(
 
     for prediction in predict_paths(run, paths):
         sys.stdout.write((prediction.as_json() if as_json else prediction.as_text()) + "\n")
+
+
+@app.command()
+def mine(
+    config: ConfigPath,
+    run: Annotated[str, typer.Option(metavar="RUN", help="Of the model that chooses.")],
+    budget: Annotated[
+        int | None,
+        typer.Option(min=1, help="New training negatives; default a third of those there are."),
+    ] = None,
+    source: Sources = None,
+    overrides: Overrides = None,
+    address: Address = None,
+) -> None:
+    """A new generation with more of the negatives that a trained model takes for the target."""
+    from train.mine import mine_run, mined_table
+
+    loaded = load(config, overrides, address)
+    mined = mine_run(loaded, run, budget=budget, only=source or ())
+    number, path = mined.generation.number, loaded.output.path
+    if not mined.is_new:
+        console.print(f"nothing to do: {path} has been mined by {run} (generation {number})")
+        return
+    console.print(mined_table(mined))
+    console.print(
+        f"committed generation {number} of {path}. Next: infineg train {config} "
+        f"--set train.run={run}-{number}",
+        soft_wrap=True,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -4,7 +4,7 @@ Shapes: B batch, C H W image, D embedding, K targets, N rows of the train split,
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -92,15 +92,17 @@ class AugmentedImages:
         return augment(pixels_CHW, size=self.image_size, strength=self._strength, rng=rng)
 
 
+class Inputs(Protocol):
+    """What is read of rows; positions_B, their places in the whole stream, seed all chance."""
+
+    def read(self, rows_B: Rows, positions_B: Rows) -> Tensor: ...
+
+
 class Batches:
     """Batch t is this rank's slice of global batch t, whoever asks for it and whenever."""
 
     def __init__(
-        self,
-        rows: TrainRows,
-        terms: LossTerms,
-        order: BatchOrder,
-        inputs: CachedEmbeddings | AugmentedImages,
+        self, rows: TrainRows, terms: LossTerms, order: BatchOrder, inputs: Inputs
     ) -> None:
         self._rows = rows
         self._terms = terms

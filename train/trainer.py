@@ -91,7 +91,7 @@ def _run_phase(job: Job, run: Run, phase: _Phase, log: RunLog | None) -> None:
     model = _begin_phase(job, phase)
     meter = Meter(open_stream(job, phase.mode, phase.steps), train_config.batch_size)
     for step, batch in zip(phase.steps, meter, strict=True):
-        loss, clipped_mass = _train_step(job, model, batch, step)
+        loss, clipped_mass = train_step(job, model, batch, step)
         done = step + 1
         if done % train_config.log_every == 0 or done == phase.steps.stop:
             # Every process takes part in the sum, one writes it.
@@ -123,7 +123,7 @@ def _begin_phase(job: Job, phase: _Phase) -> nn.Module:
     return DistributedDataParallel(model, device_ids=devices, static_graph=True)
 
 
-def _train_step(job: Job, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+def train_step(job: Job, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
     """One optimizer step; returns this process's share of the loss, and the clipped mass."""
     train_config, world = job.train_config, job.world
     set_learning_rates(job.optimizer, step)

@@ -139,11 +139,18 @@ def draw(
     content_hashes: Sequence[str],
     is_positive_B: NDArray[np.bool_],
     is_train_B: NDArray[np.bool_],
+    at_least_B: NDArray[np.float32] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """inclusion_probability_B, and whether the permanent random number of each row is below it."""
+    """inclusion_probability_B, and whether the permanent random number of each row is below it.
+
+    at_least_B: what a later rule has raised it to. The union of two draws by the same number is
+    one by the larger probability.
+    """
     probability_B = np.where(
         is_train_B, rule.train_probability(similarity_B), np.float32(rule.eval_probability)
     )
+    if at_least_B is not None:
+        probability_B = np.maximum(probability_B, at_least_B)
     probability_B[is_positive_B] = 1.0
     chance_B = np.array([unit_hash(rule.seed, content_hash) for content_hash in content_hashes])
     return probability_B, chance_B < probability_B

@@ -1,0 +1,87 @@
+"""Images and embeddings of candidates that were seen before: read again from where they were.
+
+Knows nothing of why they are wanted.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import manifest, storage
+from pipeline.config import Config
+from pipeline.errors import InfinegError
+from pipeline.records import ImageSettings, Partition, RawSample
+from pipeline.sources import Source, open_entry, read_from
+from pipeline.steps.decode import decode_batch
+
+_READ = ("source", "partition", "ordinal", "uri", "rotation", "content_hash")
+
+
+def read_images(config: Config, partitions: Sequence[Partition], rows: pa.Table) -> pa.Array:
+    """The images of rows of one source, as shards hold them.
+
+    rows: of a ledger, in its order, of `partitions`. Raises InfinegError where the source has
+    others now.
+    """
+    entry = next(e for e in config.entries if e.name == rows["source"][0].as_py())
+    source = open_entry(entry, config.role_of(entry))
+    by_id = {partition.id: partition for partition in partitions}
+    settings = config.output.image_settings
+    described = rows.select(list(_READ)).to_pylist()
+    images = [
+        _decode(sample, row, settings)
+        for name, of_partition in groupby(described, key=lambda row: row["partition"])
+        for sample, row in _read_samples(source, by_id[name], list(of_partition))
+    ]
+    return pa.array(images, pa.large_binary())
+
+
+def read_kept(root: str, rows: pa.Table) -> pa.Array:
+    """The embeddings of rows by `embedding_path` and `embedding_row`, whose paths come together."""
+    tables = []
+    for path in dict.fromkeys(rows["embedding_path"].to_pylist()):
+        places = rows["embedding_row"].filter(pc.equal(rows["embedding_path"], path))
+        tables.append(manifest.read_table(root, path, ["embedding"]).take(places))
+    return pa.concat_tables(tables)["embedding"].combine_chunks()
+
+
+def changed_source(source: str, where: str) -> InfinegError:
+    return InfinegError(
+        f"source {source!r}: {storage.shown(where)} is not what it was when the data set was "
+        "built. Restore the source, or leave it out (--source)"
+    )
+
+
+def _read_samples(
+    source: Source, partition: Partition, rows: Sequence[dict[str, object]]
+) -> Iterator[tuple[RawSample, dict[str, object]]]:
+    """The sample of each row, by its ordinal; reads no further than the last."""
+    first = rows[0]["ordinal"]
+    assert isinstance(first, int)
+    position, samples = first, read_from(source, partition, first)
+    for row in rows:
+        for sample in samples:
+            position += 1
+            if position - 1 == row["ordinal"]:
+                yield sample, row
+                break
+        else:
+            raise changed_source(str(row["source"]), str(row["uri"]))
+
+
+def _decode(sample: RawSample, row: dict[str, object], settings: ImageSettings) -> bytes:
+    if hashlib.sha256(sample.image).hexdigest() != row["content_hash"]:
+        raise changed_source(str(row["source"]), str(row["uri"]))
+    read = pa.table(
+        {
+            "image": pa.array([sample.image], pa.large_binary()),
+            "rotation": pa.array([row["rotation"]], pa.int32()),
+            "reject_reason": pa.nulls(1, pa.string()),
+        }
+    )
+    image = decode_batch(read, settings)["image"][0].as_py()
+    assert isinstance(image, bytes), "the same bytes were decoded before"
+    return image

@@ -1,0 +1,204 @@
+"""What mining asks of a worker: to score candidates, and to read again those that were chosen.
+
+Knows nothing of Ray, of other workers, or of what becomes of the numbers. Files of work in progress
+lie in `mining/<fingerprint>/` of the data set; one that is there is whole, and is not made again.
+Shapes: B batch, N rows, D embedding, F folds.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from more_itertools import chunked
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from pipeline import manifest, storage
+from pipeline.commits import TakenDown
+from pipeline.config import Config
+from pipeline.embedding import origin_of
+from pipeline.encoders import crop_pixels
+from pipeline.fetch import changed_source, read_images, read_kept
+from pipeline.parts import SAMPLES_PER_PART, SpanTask, SpanWorker
+from pipeline.records import Partition, embedding_matrix, row_schema
+from pipeline.runtimes import PreparedEncoder
+from pipeline.scorer import OpenScorer, Scorer
+from pipeline.shards import LEDGER_COLUMNS
+from pipeline.sources import open_entry, read_partitions
+from pipeline.steps.decode import decode_batch
+from pipeline.steps.embed import embed_batch
+from pipeline.steps.read import read_batch
+from pipeline.steps.refuse import refuse_batch
+
+SCORES = pa.schema(
+    [("content_hash", pa.string()), ("log_odds", pa.float32()), ("margin", pa.float32())]
+)
+_ROWS_PER_PASS = 512  # of the head; of a detector, `encoder.batch_size`
+# Originals of this many samples are in memory at once.
+_SAMPLES_PER_READ = 64
+
+
+class EmbedTask(BaseModel, frozen=True):
+    """Consecutive partitions whose embeddings are not kept, and how many samples they have."""
+
+    source: str
+    partitions: tuple[Partition, ...]
+    num_samples: int
+    stem: str  # path of the files to write, without the number of the part
+
+
+class ScoreTask(BaseModel, frozen=True):
+    """Candidates by files of embeddings or, for a model that reads pixels, by partitions."""
+
+    source: str
+    path: str  # to write
+    embeddings: tuple[str, ...] = ()
+    partitions: tuple[Partition, ...] = ()
+
+
+class FetchTask(BaseModel, frozen=True):
+    """Rows of a ledger, decided, whose images are wanted.
+
+    rows_path: `LEDGER_COLUMNS`, embedding_path and embedding_row; of `partitions`, in their order.
+    """
+
+    source: str
+    path: str  # to write
+    rows_path: str
+    num_rows: int
+    partitions: tuple[Partition, ...]
+
+
+class MineWorker:
+    """Holds what is costly to make: the model and, where it is needed, the encoder."""
+
+    def __init__(
+        self, config: Config, scorer: Scorer, encoder: PreparedEncoder | None, taken_down: TakenDown
+    ) -> None:
+        storage.configure(config.storage)
+        self._config = config
+        self._root = config.output.path
+        self._settings = config.output.image_settings
+        self._scorer = scorer
+        self._encoder = encoder
+        self._taken_down = taken_down
+        self._entries = {entry.name: entry for entry in config.entries}
+
+    def embed(self, task: EmbedTask) -> Iterator[pa.Table]:
+        """Embeds partitions anew, in parts as a build does."""
+        paths = [
+            f"{task.stem}-{part:06d}.parquet"
+            for part in range(-(-task.num_samples // SAMPLES_PER_PART))
+        ]
+        if not all(storage.exists(storage.join(self._root, path)) for path in paths):
+            span = SpanTask(source=task.source, partitions=task.partitions)
+            # strict: what the source has more or less of is no candidate that was read.
+            for path, rows in _zip_same(paths, self._spans.embed(span), task):
+                self._write(path, rows.select(["content_hash", "reject_reason", "embedding"]))
+        yield pa.table({"num_rows": [task.num_samples]})
+
+    def score(self, task: ScoreTask) -> Iterator[pa.Table]:
+        """Writes content_hash, log_odds and margin of each candidate, null of what is no image."""
+        if not storage.exists(storage.join(self._root, task.path)):
+            tables = self._score_files(task) if task.embeddings else self._score_images(task)
+            self._write(task.path, pa.concat_tables([SCORES.empty_table(), *tables]))
+        with storage.open_read(storage.join(self._root, task.path)) as file:
+            num_rows = pq.read_metadata(file).num_rows
+        yield pa.table({"num_rows": [num_rows]})
+
+    def fetch(self, task: FetchTask) -> Iterator[pa.Table]:
+        """Writes the rows as a build would have, with image and embedding."""
+        if not storage.exists(storage.join(self._root, task.path)):
+            rows = manifest.read_table(self._root, task.rows_path)
+            images = read_images(self._config, task.partitions, rows)
+            embeddings = self._read_embeddings(rows, images)
+            schema = row_schema(embeddings.type.list_size)
+            rows = rows.select(list(LEDGER_COLUMNS))
+            rows = rows.append_column("image", images).append_column("embedding", embeddings)
+            self._write(task.path, rows.select(schema.names).cast(schema))
+        yield pa.table({"num_rows": [task.num_rows]})
+
+    def _score_files(self, task: ScoreTask) -> Iterator[pa.Table]:
+        for path in task.embeddings:
+            rows = manifest.read_table(self._root, path, ["content_hash", "embedding"])
+            usable = rows["embedding"].is_valid()
+            yield self._scored(rows, usable, embedding_matrix(rows.filter(usable)), _ROWS_PER_PASS)
+
+    def _score_images(self, task: ScoreTask) -> Iterator[pa.Table]:
+        entry = self._entries[task.source]
+        source = open_entry(entry, self._config.role_of(entry))
+        samples = read_partitions(source, task.partitions, 0)
+        for batch in chunked(samples, _SAMPLES_PER_READ):
+            rows = refuse_batch(read_batch(batch, origin_of(self._config, entry)), self._taken_down)
+            rows = decode_batch(rows, self._settings)
+            usable = rows["reject_reason"].is_null()
+            pixels = [
+                crop_pixels(image.as_py(), self._scorer.preprocessing).numpy()
+                for image in rows.filter(usable)["image"]
+            ]
+            size = self._scorer.preprocessing.image_size
+            pixels_NCHW = np.stack(pixels) if pixels else np.empty((0, 3, size, size), np.uint8)
+            yield self._scored(rows, usable, pixels_NCHW, self._config.encoder.batch_size)
+
+    def _scored(
+        self, rows: pa.Table, usable: pa.ChunkedArray, inputs_N: NDArray[Any], batch_size: int
+    ) -> pa.Table:
+        hashes = rows.filter(usable)["content_hash"].to_pylist()
+        scored_N2 = self._model.score(inputs_N, hashes, batch_size)
+        usable_N = usable.to_numpy()
+        padded_N2 = np.zeros((rows.num_rows, 2), np.float32)
+        padded_N2[usable_N] = scored_N2
+        columns = {
+            name: pa.array(padded_N2[:, column], mask=~usable_N)
+            for column, name in enumerate(("log_odds", "margin"))
+        }
+        return pa.table({"content_hash": rows["content_hash"], **columns})
+
+    def _read_embeddings(self, rows: pa.Table, images: pa.Array) -> pa.Array:
+        """As they were kept; embedded anew where none are."""
+        if not rows["embedding_path"].null_count:
+            return read_kept(self._root, rows)
+        encoder = self._encoder
+        assert encoder is not None
+        decoded = pa.table({"image": images, "reject_reason": pa.nulls(len(images), pa.string())})
+        embedded = embed_batch(
+            decoded,
+            runtime=self._runtime,
+            preprocessing=encoder.preprocessing,
+            embedding_dim=encoder.embedding_dim,
+            batch_size=self._config.encoder.batch_size,
+        )
+        return embedded["embedding"].combine_chunks()
+
+    def _write(self, path: str, rows: pa.Table) -> None:
+        with storage.open_atomic(storage.join(self._root, path)) as file:
+            pq.write_table(rows.combine_chunks(), file, compression="none")
+
+    @functools.cached_property
+    def _model(self) -> OpenScorer:
+        return OpenScorer(self._scorer)
+
+    @functools.cached_property
+    def _runtime(self) -> Any:
+        assert self._encoder is not None
+        return self._encoder.open()
+
+    @functools.cached_property
+    def _spans(self) -> SpanWorker:
+        assert self._encoder is not None, "all embeddings are kept"
+        return SpanWorker(self._config, self._encoder, self._taken_down)
+
+
+def _zip_same(
+    paths: list[str], tables: Iterator[pa.Table], task: EmbedTask
+) -> Iterator[tuple[str, pa.Table]]:
+    num_samples = 0
+    for number, rows in enumerate(tables):
+        num_samples += rows.num_rows
+        if number < len(paths):
+            yield paths[number], rows
+    if num_samples != task.num_samples:
+        raise changed_source(task.source, f"{task.partitions[0].id} and what follows it")

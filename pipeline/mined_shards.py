@@ -1,0 +1,111 @@
+"""Shards of earlier generations whose samples a trained model makes likelier, or suspects.
+
+No file is changed. Where probabilities rise, the new generation lists the same tar with a new
+sidecar, `<stem>.g<generation>.parquet`; `inclusion_probability` in the tar's `<key>.json` stays
+that of the generation that wrote it. A shard that holds a suspect is replaced by one without it.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline import manifest
+from pipeline.commits import DatasetInfo, Generation, ShardFile, ShardRecord
+from pipeline.pack import write_table
+from pipeline.revise import read_shard
+from pipeline.shards import group_of, write_shard
+
+
+class Change(NamedTuple):
+    """What becomes of a selected sample."""
+
+    probability: float
+    is_suspect: bool
+
+
+def replace_shard(
+    root: str,
+    info: DatasetInfo,
+    shard: ShardRecord,
+    changes: Mapping[str, Change],
+    *,
+    generation: int,
+    numbers: dict[str, int],
+) -> list[ShardRecord]:
+    """What a new generation lists instead of a shard: itself, the same tar, another, or nothing.
+
+    changes: by key, of every sample in it. `numbers` is the generation's `next_numbers`.
+    """
+    sidecar = manifest.read_sidecar(root, shard, ("key", "inclusion_probability"))
+    changed = [changes[key] for key in sidecar["key"].to_pylist()]
+    probability_N = np.array([change.probability for change in changed], np.float32)
+    if any(change.is_suspect for change in changed):
+        is_kept_N = np.array([not change.is_suspect for change in changed])
+        return _without(root, info, shard, probability_N, is_kept_N, numbers)
+    if np.array_equal(sidecar["inclusion_probability"].to_numpy(), probability_N):
+        return [shard]
+    rows = _with_probability(manifest.read_sidecar(root, shard), probability_N)
+    path = f"{shard.path.removesuffix('.tar')}.g{generation:06d}.parquet"
+    sha256 = write_table(root, path, rows).sha256
+    return [shard.model_copy(update={"sidecar_path": path, "sidecar_sha256": sha256})]
+
+
+def replace_shards(
+    root: str,
+    parent: Generation,
+    names: Collection[str],
+    changes: Mapping[str, Change],
+    *,
+    numbers: dict[str, int],
+) -> Iterator[ShardRecord]:
+    """The parent's shards, as a generation lists them in which sources `names` are mined."""
+    info = manifest.require_info(root)
+    for shard in parent.shards:
+        if shard.source in names and shard.split == "train" and not shard.label:
+            yield from replace_shard(
+                root, info, shard, changes, generation=parent.number + 1, numbers=numbers
+            )
+        else:
+            yield shard
+
+
+def has_mined_sidecar(file: ShardFile) -> bool:
+    """Whether the probabilities of its samples have risen since its tar was written."""
+    stem = file.path.removesuffix(".tar")
+    return re.fullmatch(re.escape(stem) + r"\.g\d{6}\.parquet", file.sidecar_path) is not None
+
+
+def _without(
+    root: str,
+    info: DatasetInfo,
+    shard: ShardRecord,
+    probability_N: NDArray[np.float32],
+    is_kept_N: NDArray[np.bool_],
+    numbers: dict[str, int],
+) -> list[ShardRecord]:
+    """A shard of the samples that are kept, if any."""
+    rows, round_number = read_shard(root, shard)
+    rows = _with_probability(rows, probability_N).filter(pa.array(is_kept_N))
+    if not rows.num_rows:
+        return []
+    group = group_of(shard.path)
+    number = numbers.get(group, 0)
+    numbers[group] = number + 1
+    file = write_shard(
+        root,
+        rows,
+        stem=f"{group}-{number:06d}",
+        targets=info.targets,
+        encoder=info.encoder,
+        round_number=round_number,
+    )
+    return [ShardRecord(**file.model_dump(), split=shard.split, label=shard.label)]
+
+
+def _with_probability(rows: pa.Table, probability_N: NDArray[np.float32]) -> pa.Table:
+    column = rows.schema.get_field_index("inclusion_probability")
+    return rows.set_column(column, "inclusion_probability", pa.array(probability_N, pa.float32()))

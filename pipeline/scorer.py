@@ -1,0 +1,60 @@
+"""A trained model as workers run it. Knows nothing of how it was trained.
+
+Shapes: B batch, F folds.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.encoders import Preprocessing
+from pipeline.hardness import fold_of
+from pipeline.runtimes import export_module, open_session
+
+Reads = Literal["embedding", "pixels"]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A trained model as mining runs it: ONNX, one input (B first), output scored_BF2.
+
+    [..., 0] is the log-odds of showing a target in the mix of val, the largest of all targets;
+    [..., 1] by how much the logit is above what 95 % of the positives of val reach. Fold f was
+    scored by a model that saw no negative of fold f (`hardness`).
+    """
+
+    model: bytes
+    reads: Reads
+    num_folds: int
+    preprocessing: Preprocessing  # of pixels
+    fingerprint: str
+    about: Mapping[str, Any]  # for `MinedRecord`
+
+
+def make_scorer(module: torch.nn.Module, example: torch.Tensor, **fields: Any) -> Scorer:
+    """A scorer of a module that maps inputs_B to scored_BF2; fields: the others of `Scorer`."""
+    return Scorer(model=export_module(module, example, inputs="inputs", outputs="scored"), **fields)
+
+
+class OpenScorer:
+    """A scorer that runs, on one CPU core. Equal batches give equal bits on one machine."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._session = open_session(scorer.model)
+        self._num_folds = scorer.num_folds
+
+    def score(
+        self, inputs_N: NDArray[Any], content_hashes: Sequence[str], batch_size: int
+    ) -> NDArray[np.float32]:
+        """scored_N2, each row by the model that left its fold out."""
+        fold_N = fold_of(content_hashes, self._num_folds)
+        scored_N2 = np.empty((len(content_hashes), 2), np.float32)
+        for start in range(0, len(content_hashes), batch_size):
+            here = slice(start, start + batch_size)
+            scored_BF2 = self._session.run(None, {"inputs": inputs_N[here]})[0]
+            scored_N2[here] = scored_BF2[np.arange(len(scored_BF2)), fold_N[here]]
+        return scored_N2

@@ -1,0 +1,198 @@
+"""The trained model as the scorer of a new generation: what `pipeline.mine` runs, and its guard.
+
+A head is scored on the embeddings that the data set keeps, by heads that each leave a fold out
+(`cross_fit`). A finetuned detector sees the images, and is its own judge: to leave folds out it
+would have to be finetuned once a fold; negatives it was trained on then seem less likely than they
+are, and weigh more than their inclusion probability should let them, up to twice.
+Shapes: B batch, N rows of val, F folds, K targets.
+"""
+
+import hashlib
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from rich.table import Table
+from torch import Tensor, nn
+
+from pipeline import manifest
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+from pipeline.mine import Mined, Tally, mine
+from pipeline.scorer import Scorer, make_scorer
+from train.calibrate import fit_platt
+from train.config import load_train_config
+from train.cross_fit import fold_heads
+from train.data import read_eval_batches
+from train.metrics import threshold_at_tpr
+from train.model import Head, ModelInfo, load_model
+from train.predictions import of_target
+
+# A suspect is what is above the logit that this share of the positives of val reach.
+GUARD_TPR = 0.95
+NUM_FOLDS = 3  # each head is trained on two thirds of the negatives
+
+
+class _Judge(nn.Module):
+    """inputs_B -> scored_BF2: log-odds, and the margin over the guard; see `Scorer`."""
+
+    scale_FK: Tensor
+    bias_FK: Tensor
+    guard_FK: Tensor
+
+    def __init__(self, models: Sequence[nn.Module], constants_3FK: NDArray[np.float64]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+        scale_FK, bias_FK, guard_FK = torch.from_numpy(constants_3FK).float()
+        self.register_buffer("scale_FK", scale_FK)
+        self.register_buffer("bias_FK", bias_FK)
+        self.register_buffer("guard_FK", guard_FK)
+
+    def forward(self, inputs_B: Tensor) -> Tensor:
+        logits_BFK = torch.stack([model(inputs_B) for model in self.models], dim=1).float()
+        log_odds_BF = (logits_BFK * self.scale_FK + self.bias_FK).amax(dim=2)
+        margin_BF = (logits_BFK - self.guard_FK).amax(dim=2)
+        return torch.stack([log_odds_BF, margin_BF], dim=2)
+
+
+def mine_run(
+    config: Config,
+    run_dir: str | os.PathLike[str],
+    *,
+    budget: int | None = None,
+    only: Sequence[str] = (),
+) -> Mined:
+    """Mines the data set of a config with a run's model.
+
+    Raises ConfigError for a run that is not finished, not calibrated, or of another data set.
+    """
+    scorer = prepare_scorer(config, run_dir)
+    return mine(config, scorer, budget=budget, only=only)
+
+
+def mined_table(mined: Mined) -> Table:
+    """One row a source and the sum: what mining looked at, and what it did."""
+    table = Table(title=f"mined generation {mined.generation.number}")
+    columns = ("candidates", "expected", "selected", "quarantined", "duplicates")
+    for column in ("source", *columns):
+        table.add_column(column, justify="left" if column == "source" else "right")
+
+    def add(name: str, tallies: Collection[Tally]) -> None:
+        table.add_row(
+            name,
+            f"{sum(tally.num_scored for tally in tallies):,}",
+            f"{sum(tally.num_expected for tally in tallies):,.1f}",
+            f"{sum(tally.num_selected for tally in tallies):,}",
+            f"{sum(tally.num_suspected for tally in tallies):,}",
+            f"{sum(tally.num_refused for tally in tallies):,}",
+        )
+
+    for name, tally in mined.tallies.items():
+        add(name, [tally])
+    table.add_section()
+    add("all", mined.tallies.values())
+    return table
+
+
+def prepare_scorer(config: Config, run_dir: str | os.PathLike[str]) -> Scorer:
+    """The run's model, ready to be sent to workers."""
+    run = Path(run_dir)
+    detector, info = load_model(run)
+    if info.calibration is None:
+        raise ConfigError(f"{run}: not calibrated yet; run `infineg evaluate {run}`")
+    dataset = manifest.require_info(config.output.path)
+    if info.dataset != dataset.fingerprint:
+        raise ConfigError(
+            f"--run {run}: trained on another data set than {config.output.path} (settings "
+            f"{info.dataset[:12]}, not {dataset.fingerprint[:12]})"
+        )
+    if info.mode == "head":
+        models, constants_3FK = _fold_models(config, run, info)
+        example = torch.zeros(2, info.embedding_dim)
+    else:
+        models, constants_3FK = [detector], _own_constants(run, info)
+        size = info.preprocessing.image_size
+        example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+    judge = _Judge(models, constants_3FK).eval()
+    return make_scorer(
+        judge,
+        example,
+        reads="embedding" if info.mode == "head" else "pixels",
+        num_folds=len(models),
+        preprocessing=info.preprocessing,
+        fingerprint=_fingerprint(judge),
+        about={
+            "run": run.name,
+            "mode": info.mode,
+            "generation": info.generation,
+            "targets": list(info.targets),
+            "guard_logits": constants_3FK[2].tolist(),  # by fold and target
+        },
+    )
+
+
+def _fold_models(
+    config: Config, run: Path, info: ModelInfo
+) -> tuple[list[nn.Module], NDArray[np.float64]]:
+    _, train_config, _ = load_train_config(run / "config.yaml")
+    heads = fold_heads(
+        run,
+        config,
+        train_config,
+        manifest.require_info(config.output.path),
+        generation=info.generation,
+        num_folds=NUM_FOLDS,
+    )
+    return list(heads), _calibrate_heads(config.output.path, info, heads)
+
+
+def _calibrate_heads(root: str, info: ModelInfo, heads: Sequence[Head]) -> NDArray[np.float64]:
+    """constants_3FK: scale and bias of Platt's fit on val, and the guard, of each fold's head."""
+    batches = read_eval_batches(
+        root,
+        manifest.read_generation(root, info.generation),
+        splits=("val",),
+        mode="head",
+        preprocessing=None,
+    )
+    labels: list[str] = []
+    weights, logits = [], []
+    with torch.inference_mode():
+        for rows, embedding_BD in batches:
+            labels += rows["label"].to_pylist()
+            weights.append(1 / rows["inclusion_probability"].to_numpy().astype(np.float64))
+            logits.append(torch.stack([head(embedding_BD) for head in heads], dim=1).numpy())
+    logits_NFK, weights_N = np.concatenate(logits), np.concatenate(weights)
+    constants_3FK = np.empty((3, len(heads), len(info.targets)))
+    for k, target in enumerate(info.targets):
+        is_positive_N = np.array(labels, object) == target
+        for f in range(len(heads)):
+            logits_N = logits_NFK[:, f, k]
+            guard = threshold_at_tpr(logits_N[is_positive_N], tpr=GUARD_TPR)
+            constants_3FK[:, f, k] = *fit_platt(logits_N, is_positive_N, weights_N), guard
+    return constants_3FK
+
+
+def _own_constants(run: Path, info: ModelInfo) -> NDArray[np.float64]:
+    """constants_3FK of the run's own calibration and predictions; F is 1."""
+    assert info.calibration is not None
+    predictions = pq.read_table(run / "predictions.parquet")
+    constants = []
+    for target in info.targets:
+        val = of_target(predictions, target, split="val", targets=info.targets)
+        own = info.calibration[target]
+        guard = threshold_at_tpr(val.logits_N[val.is_positive_N], tpr=GUARD_TPR)
+        constants.append((own.scale, own.bias, guard))
+    return np.array(constants).T[:, None, :]
+
+
+def _fingerprint(judge: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(judge.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
