@@ -5,7 +5,7 @@ Pure: reads a pilot's rows, opens no image and starts nothing.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.commits import CascadePlan, ReferenceInfo
 from pipeline.config import Config
 from pipeline.listing import UNKNOWN_PARTITION_SIZE, Listing
-from pipeline.records import Partition
+from pipeline.records import Partition, RejectReason
 from pipeline.steps.select import decisive_similarity
 
 
@@ -31,6 +31,7 @@ class Findings:
 
     num_rows: int  # candidates read
     usable: pa.Table
+    rejected: Mapping[str, int]  # the others, by RejectReason
     samples_per_partition: float
     mean_bytes: float  # of a usable picture, as it goes into a shard
     seconds: float  # a candidate takes one worker; in a cascade one that gets no full look
@@ -57,14 +58,15 @@ def read_pilot(
     reject_reason, size_bytes, seconds, partition_size; in a cascade cheap_similarity and
     full_seconds, which `seconds` includes, too.
     """
-    is_usable = pc.and_(pilot["reject_reason"].is_null(), pilot["doubt"].is_null())
+    reasons = pc.coalesce(pilot["reject_reason"], pilot["doubt"])
     if config.selection.quarantine == "auto":
         is_unknown = pc.and_(
             pc.equal(pilot["label"], ""), pc.equal(pilot["label_state"], "unknown")
         )
         is_suspected = pc.and_(is_unknown, pc.greater(pilot["similarity"], reference.ceiling))
-        is_usable = pc.and_(is_usable, pc.invert(pc.coalesce(is_suspected, False)))
-    usable = pilot.filter(is_usable)
+        suspected = pc.if_else(is_suspected, RejectReason.SUSPECTED_POSITIVE.value, None)
+        reasons = pc.coalesce(reasons, suspected)
+    usable = pilot.filter(reasons.is_null())
     samples_per_partition = listing.samples_per_partition
     if samples_per_partition is None:
         samples_per_partition = _samples_in_pilot(listing, pilot)
@@ -73,6 +75,7 @@ def read_pilot(
     return Findings(
         num_rows=pilot.num_rows,
         usable=usable,
+        rejected=Counter(reasons.drop_null().to_pylist()),
         samples_per_partition=samples_per_partition,
         mean_bytes=_mean(usable["size_bytes"]),
         seconds=_mean(pilot["seconds"]) - full_seconds,

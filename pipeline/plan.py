@@ -78,8 +78,7 @@ def make_plan(
         eval_probability=eval_probability,
         expected_selected={key: n * per_pilot for key, n in sorted(expected.items())},
         expected_rejected={
-            item["values"]: item["counts"] * per_pilot
-            for item in pc.value_counts(pilot["reject_reason"].drop_null()).to_pylist()
+            reason: number * per_pilot for reason, number in sorted(findings.rejected.items())
         },
         expected_bytes=findings.mean_bytes * sum(expected.values()) * per_pilot,
         num_pilot=pilot.num_rows,

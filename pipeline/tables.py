@@ -8,42 +8,46 @@ from pipeline.records import SPLITS
 
 
 def plan_table(plans: list[SourcePlan], num_workers: int) -> Table:
-    """One row a source: what is read, what is expected of it, and the time on these workers."""
+    """One row a source and the sum: what is read, what is expected of it, and the time."""
     strata = sorted({key.partition("/")[2] for plan in plans for key in plan.expected_selected})
     table = Table(title=f"plan for {num_workers} workers", caption="expected, from a pilot")
-    has_cascade = any(plan.cascade for plan in plans)
-    looks = ("full look",) if has_cascade else ()
+    looks = ("full look",) if any(plan.cascade for plan in plans) else ()
     columns = ("candidates", *looks, "selected", "of it train", *strata, "rejected", "MB", "time")
     for column in ("source", *columns):
         table.add_column(column, justify="left" if column == "source" else "right")
-    for each in plans:
-        expected = each.expected_selected
-        by_stratum = [
-            sum(n for key, n in expected.items() if key.endswith(f"/{stratum}"))
-            for stratum in strata
-        ]
-        in_train = sum(n for key, n in expected.items() if key.startswith("train/"))
-        seconds = each.num_candidates * each.seconds_per_candidate / num_workers
+
+    def add(name: str, of_row: list[SourcePlan]) -> None:
+        selected = [item for plan in of_row for item in plan.expected_selected.items()]
+        by_stratum = [sum(n for key, n in selected if key.endswith(f"/{s}")) for s in strata]
+        in_train = sum(n for key, n in selected if key.startswith("train/"))
+        seconds = sum(plan.num_candidates * plan.seconds_per_candidate for plan in of_row)
         table.add_row(
-            each.source,
-            f"{each.num_candidates:,}",
-            *([_full_looks(each)] if has_cascade else []),
-            f"{sum(expected.values()):,.0f}",
+            name,
+            f"{sum(plan.num_candidates for plan in of_row):,}",
+            *([_full_looks(of_row)] if looks else []),
+            f"{sum(n for _, n in selected):,.0f}",
             f"{in_train:,.0f}",
             *(f"{n:,.0f}" if n else "" for n in by_stratum),
-            f"{sum(each.expected_rejected.values()):,.0f}",
-            f"{each.expected_bytes / 1e6:,.1f}",
-            format_duration(seconds),
+            f"{sum(n for plan in of_row for n in plan.expected_rejected.values()):,.0f}",
+            f"{sum(plan.expected_bytes for plan in of_row) / 1e6:,.1f}",
+            format_duration(seconds / num_workers),
         )
+
+    for plan in plans:
+        add(plan.source, [plan])
+    table.add_section()
+    add("all", plans)
     return table
 
 
-def _full_looks(plan: SourcePlan) -> str:
-    """Candidates that a cascade looks at fully, and the share of hard ones that it keeps."""
-    if plan.cascade is None:
-        return f"{plan.num_candidates:,}"
-    number = plan.cascade.expected_full_share * plan.num_candidates
-    return f"{number:,.0f} ({plan.cascade.expected_recall:.1%} kept)"
+def _full_looks(plans: list[SourcePlan]) -> str:
+    """Candidates that get a full look and, of one source, the share of hard ones that it keeps."""
+    number = sum(
+        plan.num_candidates * (plan.cascade.expected_full_share if plan.cascade else 1)
+        for plan in plans
+    )
+    recall = plans[0].cascade.expected_recall if len(plans) == 1 and plans[0].cascade else None
+    return f"{number:,.0f}" + ("" if recall is None else f" ({recall:.1%} kept)")
 
 
 def counts_table(generation: Generation) -> Table:

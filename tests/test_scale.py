@@ -1,7 +1,6 @@
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 from test_plan import ENTRY, REFERENCE, config_with, pilot_of
@@ -92,7 +91,11 @@ def test_suspected_positives_are_not_expected_to_be_selected() -> None:
         "label_state": ["unknown", "unknown", "unknown", "verified_absent"],
     }
     pilot = pilot_of(4, **columns)
-    for quarantine, expected in (("auto", 3), ("off", 4)):
+    for quarantine, num_usable, rejected in (
+        ("auto", 3, {"suspected_positive": 1}),
+        ("off", 4, {}),
+    ):
         config = config_with(quarantine=quarantine)
-        usable: pa.Table = read_pilot(config, listing_of(config), pilot, REFERENCE).usable
-        assert usable.num_rows == expected
+        findings = read_pilot(config, listing_of(config), pilot, REFERENCE)
+        assert findings.usable.num_rows == num_usable
+        assert findings.rejected == rejected
