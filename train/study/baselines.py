@@ -69,7 +69,11 @@ def multi_label(material: Material) -> Floats:
     labels_NK = np.repeat(np.eye(len(groups), dtype=int), [len(group) for group in groups], axis=0)
     scaler = StandardScaler().fit(embedding_ND)
     model = MLPClassifier(
-        (256,), alpha=1e-3, max_iter=60, batch_size=64, random_state=material.seed
+        (256,),
+        alpha=1e-3,
+        max_iter=60,
+        batch_size=min(64, len(embedding_ND)),
+        random_state=material.seed,
     )
     with warnings.catch_warnings():
         # The number of passes is fixed: that the loss would go on falling is no news.

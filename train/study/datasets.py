@@ -41,6 +41,7 @@ class Choice:
     num_positives: int
     beta: float
     budget: int
+    mined_budget: int = 0  # chosen by a model trained on `budget`; see `mining`
 
     @property
     def stream(self) -> str:
@@ -50,7 +51,8 @@ class Choice:
     @property
     def name(self) -> str:
         """Of the data set: budgets are generations of it."""
-        return f"{self.stream}-n{self.num_positives}-b{self.beta:g}"
+        mined = f"-m{self.mined_budget}" if self.mined_budget else ""
+        return f"{self.stream}-n{self.num_positives}-b{self.beta:g}{mined}"
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class DataSets:
     def get(self, choice: Choice) -> Built:
         """Builds it where it is not there. Raises what `build` raises."""
         config = self.config_of(choice)
-        record = self._out / "data" / f"{choice.name}.{choice.budget}.json"
+        record = self.record_of(choice, f"{choice.budget}")
         if record.exists():
             return Built(config, json.loads(record.read_text())["generation"])
         base = self._base_of(choice)
@@ -96,10 +98,18 @@ class DataSets:
         storage.write_atomic(str(record), json.dumps({"generation": generation.number}).encode())
         return Built(config, generation.number)
 
+    def record_of(self, choice: Choice, what: str) -> Path:
+        """Where the number of a generation is kept: of a budget, or of what was mined."""
+        return self._out / "data" / f"{choice.name}.{what}.json"
+
+    def stream_source(self, choice: Choice) -> str:
+        """The source that negatives are chosen from."""
+        return f"stream_{choice.stream}"
+
     def config_of(self, choice: Choice) -> Config:
         base = self._base_of(choice)
         stream, splits, left = self._stream(choice.seed, choice.near_share)
-        sources = {f"stream_{choice.stream}": stream}
+        sources = {self.stream_source(choice): stream}
         if left:
             splits |= dict.fromkeys((photo.content_hash for photo in left), "test")
             sources[f"{HELD_OUT}_{choice.stream}"] = left
@@ -157,7 +167,7 @@ class DataSets:
 
     def _base_of(self, choice: Choice) -> Choice | None:
         """The choice whose data set has embedded the same images already; None of the first."""
-        uniform = replace(choice, beta=0.0, budget=self._settings.budgets[0])
+        uniform = replace(choice, beta=0.0, budget=self._settings.budgets[0], mined_budget=0)
         if choice.beta:
             return uniform
         numbers = self._settings.positives

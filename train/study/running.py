@@ -5,7 +5,7 @@ import json
 import logging
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -20,6 +20,7 @@ from train.model import load_model
 from train.study.baselines import BASELINES, Material
 from train.study.datasets import TARGET, Built, DataSets
 from train.study.measuring import HeldOut, measure_logits, read_held_out
+from train.study.mining import get_mined
 from train.study.photos import Photos, strata_of
 from train.study.runs import Run, plan_runs
 from train.study.settings import Settings
@@ -68,11 +69,14 @@ def run_study(
 
 def _do(study: Study, run: Run, name: str) -> dict[str, Any]:
     began = time.monotonic()
-    built = study.data_sets.get(run.choice(study.settings.budgets[0]))
+    built = _build(study, run, name)
     built_after = time.monotonic() - began
     held_out = read_held_out(built)
+    others: dict[str, int] = {}
     if run.arm.baseline:
-        logits_N = BASELINES[run.arm.baseline](_material(study, run, built, held_out))
+        material = _material(study, run, built, held_out)
+        logits_N = BASELINES[run.arm.baseline](material)
+        others = {kind: len(rows) for kind, rows in material.others.items()}
     else:
         logits_N = _train_and_predict(study, run, built, name)
     return {
@@ -83,10 +87,20 @@ def _do(study: Study, run: Run, name: str) -> dict[str, Any]:
         "num_positives": run.num_positives,
         "budget": run.budget,
         **_trained_on(built, run),
+        "others": others,
         **measure_logits(held_out, logits_N, alpha=study.settings.alpha),
         "build_seconds": round(built_after, 1),
         "seconds": round(time.monotonic() - began - built_after, 1),
     }
+
+
+def _build(study: Study, run: Run, name: str) -> Built:
+    choice = run.choice(study.settings.budgets[0])
+    if not choice.mined_budget:
+        return study.data_sets.get(choice)
+    miner = replace(run, arm=replace(run.arm, correction="weight", mode="head"))
+    train_config = miner.train_config(study.settings, study.out / "train" / f"{name}-miner")
+    return get_mined(study.data_sets, choice, train_config=train_config)
 
 
 def _train_and_predict(study: Study, run: Run, built: Built, name: str) -> Floats:

@@ -40,7 +40,8 @@ class Arm:
             return _BASELINE_NAMES[self.baseline]
         words: list[str] = [self.negatives]
         if self.beta:
-            words.append(f"exp({self.beta:g} s)")
+            first = "half by " if self.negatives == "mined" else ""
+            words.append(f"{first}exp({self.beta:g} s)")
         if self.beta and self.correction == "weight":
             words.append("loss weighted 1/pi")
         return ", ".join([*words, *([_FINETUNED] if self.mode == "finetune" else [])])
@@ -66,12 +67,15 @@ class Run:
 
     def choice(self, first_budget: int) -> Choice:
         """The images that it is trained or, without negatives, measured on."""
+        budget = self.budget or first_budget
+        mined_budget = budget // 2 if self.arm.negatives == "mined" else 0
         return Choice(
             seed=self.seed,
             near_share=self.near_share,
             num_positives=self.num_positives,
             beta=self.arm.beta,
-            budget=self.budget or first_budget,
+            budget=budget - mined_budget,
+            mined_budget=mined_budget,
         )
 
     def key(self, settings: Settings, photos: str) -> str:
@@ -122,11 +126,13 @@ def plan_runs(
     cases += [(None, number) for number in common]
     arms = [(budget, arm) for budget in budgets for arm in _head_arms(settings)]
     arms += [(0, arm) for arm in _arms_without_negatives(settings)]
+    mined = [(budget, arm) for budget in budgets for arm in _mined_arms(settings)]
     runs = [
         Run(arm=arm, seed=seed, near_share=near_share, num_positives=number, budget=budget)
+        for some_arms in (arms, mined)
         for near_share, number in cases
         for seed in settings.seeds
-        for budget, arm in arms
+        for budget, arm in some_arms
     ]
     return [*runs, *_finetuned(runs, settings, budgets[0])]
 
@@ -143,6 +149,14 @@ def _head_arms(settings: Settings) -> list[Arm]:
     return arms
 
 
+def _mined_arms(settings: Settings) -> list[Arm]:
+    """Half by the smallest beta, half mined."""
+    if not settings.has_mined:
+        return []
+    beta = min(settings.betas)
+    return [Arm(negatives="mined", beta=beta, correction=c) for c in settings.corrections]
+
+
 def _arms_without_negatives(settings: Settings) -> list[Arm]:
     negatives: dict[str, Negatives] = {
         "neighbours": "none", "one_class_svm": "none", "multi_label": "others",
@@ -156,7 +170,7 @@ def _arms_without_negatives(settings: Settings) -> list[Arm]:
 
 def _finetuned(runs: list[Run], settings: Settings, budget: int) -> list[Run]:
     """Uniform, the largest beta without correction, and mined, where look-alikes are rare."""
-    wanted = {("uniform", 0.0), ("weighted", max(settings.betas, default=0.0)), ("mined", 0.0)}
+    wanted = {("uniform", 0.0), ("weighted", max(settings.betas)), ("mined", min(settings.betas))}
     return [
         replace(run, arm=replace(run.arm, mode="finetune"))
         for run in runs
