@@ -14,6 +14,7 @@ from builds import ENCODER, InlineCluster
 from stand_ins import CAT_WNIDS, TIGER_WNID, drawings, things, write_folder
 
 import pipeline.build
+import pipeline.mine
 from pipeline import manifest
 from pipeline.errors import ConfigError
 from pipeline.keys import split_of
@@ -39,7 +40,11 @@ from train.study.table import markdown, write_tables
 SMALL = replace(
     quick(Settings()),
     positives=(20,),
-    budgets=(15,),
+    budgets=(20,),
+    has_mined=True,
+    finetune_steps=1,
+    finetune_batch_size=8,
+    finetune_positives=(20,),
     pilot=100,
     steps=10,
     batch_size=32,
@@ -202,15 +207,17 @@ def test_ratio_needs_the_same_seeds() -> None:
 def test_study_on_drawings(
     photos_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        pipeline.build, "open_cluster", lambda _: contextlib.nullcontext(InlineCluster())
-    )
+    for module in (pipeline.build, pipeline.mine):
+        monkeypatch.setattr(
+            module, "open_cluster", lambda _: contextlib.nullcontext(InlineCluster())
+        )
     photos = find_photos(str(photos_root))
     results = run_study(SMALL, photos, tmp_path)
     assert [r["arm"] for r in results] == [
         "uniform", "logistic regression, uniform", "weighted, exp(20 s)",
         "nearest positives, no negatives", "one-class SVM, no negatives",
-        "multi-label, no background",
+        "multi-label, no background", "mined, half by exp(20 s)", "uniform, finetuned",
+        "weighted, exp(20 s), finetuned", "mined, half by exp(20 s), finetuned",
     ]  # fmt: skip
     for each in results:
         # All near/ but its 10 % of the stream's train and val is held out.
@@ -236,7 +243,7 @@ def check_images_of_arms(settings: Settings, photos: Any, out: Path) -> None:
     hashes: dict[float, dict[str, set[str]]] = {}
     for beta in (0.0, 20.0):
         built = data_sets.get(
-            Choice(seed=0, near_share=0.1, num_positives=20, beta=beta, budget=15)
+            Choice(seed=0, near_share=0.1, num_positives=20, beta=beta, budget=20)
         )
         hashes[beta] = {}
         for shard in manifest.read_generation(built.root, built.generation).shards:
