@@ -133,6 +133,8 @@ def plan_runs(
         for near_share, number in cases
         for seed in settings.seeds
         for budget, arm in some_arms
+        # It is trained on part of near/, nearly all of which is held out where it is rare.
+        if arm.negatives != "others" or near_share is None
     ]
     return [*runs, *_finetuned(runs, settings, budgets[0])]
 

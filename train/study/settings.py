@@ -26,7 +26,8 @@ class Settings:
     # Share of near/ in the stream that is chosen from: in what comes along, look-alikes are rare.
     # All that is left of near/ is held out.
     near_share: float = 0.02
-    # Numbers of positives for which the stream also has its part of all of near/.
+    # Numbers of positives for which there also is a stream with its part of all of near/, on which
+    # `multi_label` is measured, too.
     common_positives: tuple[int, ...] = (200,)
     pilot: int = 1000  # candidates that fix the scale of the inclusion probabilities
     steps: int = 300  # of the head, of `batch_size` samples
@@ -46,7 +47,7 @@ def quick(settings: Settings) -> Settings:
         settings,
         seeds=settings.seeds[:1],
         positives=settings.positives[:1],
-        common_positives=(),
+        common_positives=settings.positives[:1],
         budgets=settings.budgets[:1],
         betas=settings.betas[-1:],
         corrections=("none",),
