@@ -29,15 +29,15 @@ class Pooled:
     num_images: int  # different ones
 
 
-def pool_rate(results: Sequence[Result], stratum: str) -> Pooled | None:
-    """The false-positive rate at TPR 95 %, alarms of all seeds over images tested of all seeds.
+def pool_rate(results: Sequence[Result], *strata: str) -> Pooled | None:
+    """The false-positive rate at TPR 95 % in some strata: alarms over images tested, of all seeds.
 
     The same picture is tested by several seeds, and seeds differ in split, draw and weights: both
     are resampled, independently (the pigeonhole bootstrap, Owen, Annals of Applied Statistics
     2007), which is conservative. Where no picture raised an alarm that has no width; the interval
     is then Clopper-Pearson's of 0 of as many as there are different pictures.
     """
-    counts = _Counts.of(results, stratum)
+    counts = _Counts.of(results, strata)
     if counts is None:
         return None
     num_alarms, n = int(counts.alarms_RP.sum()), int(counts.tested_RP.sum())
@@ -56,7 +56,7 @@ def pool_ratio(
 
     None where the other arm raised no alarm. One half is added to both numbers of alarms.
     """
-    counts = _Counts.of([*results, *baseline], stratum)
+    counts = _Counts.of([*results, *baseline], (stratum,))
     if counts is None or len(results) != len(baseline):
         return None
     if [r["seed"] for r in results] != [r["seed"] for r in baseline]:
@@ -82,15 +82,18 @@ class _Counts:
     tested_RP: NDArray[np.float64]
 
     @classmethod
-    def of(cls, results: Sequence[Result], stratum: str) -> "_Counts | None":
-        if not results or any(stratum not in result["tested"] for result in results):
+    def of(cls, results: Sequence[Result], strata: Sequence[str]) -> "_Counts | None":
+        """None where a run lacks one of the strata."""
+        if not results or any(each not in r["tested"] for r in results for each in strata):
             return None
-        names = sorted({name for result in results for name in result["tested"][stratum]})
+        tested = [_images_of(result, "tested", strata) for result in results]
+        names = sorted({name for of_run in tested for name in of_run})
         column = {name: number for number, name in enumerate(names)}
         alarms_RP, tested_RP = np.zeros((2, len(results), len(names)))
         for row, result in enumerate(results):
-            tested_RP[row, [column[name] for name in result["tested"][stratum]]] = 1
-            alarms_RP[row, [column[name] for name in result["alarms"][stratum]]] = 1
+            tested_RP[row, [column[name] for name in tested[row]]] = 1
+            alarms = _images_of(result, "alarms", strata)
+            alarms_RP[row, [column[name] for name in alarms]] = 1
         return cls(alarms_RP, tested_RP)
 
     def slice(self, start: int, stop: int) -> "_Counts":
@@ -108,6 +111,10 @@ class _Counts:
         sums = [((runs_BR @ each_RP) * images_BP).sum(1) for each_RP in
                 (self.alarms_RP, self.tested_RP)]  # fmt: skip
         return sums[0], np.maximum(sums[1], 1)
+
+
+def _images_of(result: Result, what: str, strata: Sequence[str]) -> list[str]:
+    return [name for stratum in strata for name in result[what][stratum]]
 
 
 def _weights(shape: tuple[int, ...]) -> tuple[Floats, Floats]:
