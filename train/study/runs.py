@@ -122,7 +122,9 @@ def plan_runs(
         )
     numbers = [min(n, num_train_positives) for n in settings.positives]
     common = [n for n in settings.common_positives if n in numbers]
-    cases: list[tuple[float | None, int]] = [(settings.near_share, n) for n in sorted(set(numbers))]
+    cases: list[tuple[float | None, int]] = [
+        (settings.near_share, n) for n in dict.fromkeys(numbers)
+    ]
     cases += [(None, number) for number in common]
     arms = [(budget, arm) for budget in budgets for arm in _head_arms(settings)]
     arms += [(0, arm) for arm in _arms_without_negatives(settings)]

@@ -14,10 +14,12 @@ POSITIVE_SHARES: dict[Split, float] = {"val": 0.09, "test": 0.21}
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """One study. `positives`: numbers of training positives; one over what there is means all."""
+    """One study. `positives`: numbers of training positives, in the order in which they are done;
+    one over what there is means all.
+    """
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    positives: tuple[int, ...] = (50, 200, 500)
+    positives: tuple[int, ...] = (200, 50, 500)
     budgets: tuple[int, ...] = (100, 400)  # training negatives
     betas: tuple[float, ...] = (8.0, 20.0)
     corrections: tuple[str, ...] = ("weight", "none")
