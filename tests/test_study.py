@@ -22,6 +22,7 @@ from train.study import running
 from train.study.baselines import BASELINES, Material
 from train.study.datasets import Choice, DataSets
 from train.study.figure import draw_study
+from train.study.page import markdown
 from train.study.photos import (
     Photo,
     assign_splits,
@@ -35,7 +36,7 @@ from train.study.pooling import pool_rate, pool_ratio
 from train.study.running import run_study
 from train.study.runs import plan_runs
 from train.study.settings import NEGATIVE_SHARES, Settings, quick
-from train.study.table import markdown, write_tables
+from train.study.table import write_tables
 
 SMALL = replace(
     quick(Settings()),
@@ -231,6 +232,8 @@ def test_study_on_drawings(
     # What is done is not done again.
     monkeypatch.setattr(running, "_do", None)
     assert run_study(SMALL, photos, tmp_path) == results
+    with pytest.raises(ConfigError, match="other photographs or settings"):
+        run_study(replace(SMALL, pilot=50), photos, tmp_path)
     write_tables(tmp_path, results, SMALL)
     draw_study(tmp_path, results)
     assert json.loads((tmp_path / "study.json").read_text())["runs"][0]["arm"] == "uniform"

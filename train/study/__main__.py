@@ -11,10 +11,11 @@ import typer
 
 from pipeline.errors import InfinegError
 from train.study.figure import draw_study
+from train.study.page import markdown
 from train.study.photos import find_photos
 from train.study.running import run_study
 from train.study.settings import Settings, quick
-from train.study.table import markdown, write_tables
+from train.study.table import write_tables
 
 app = typer.Typer(add_completion=False)
 

@@ -12,6 +12,7 @@ from typing import IO, Any, Self
 import numpy as np
 
 from pipeline import manifest, storage
+from pipeline.errors import ConfigError
 from pipeline.progress import Progress
 from train.data import read_eval_batches
 from train.evaluate import predict_splits
@@ -48,6 +49,7 @@ def run_study(
 
     lock: a file to lock for some runs at a time, where several jobs share a machine.
     """
+    _claim(out, settings, photos)
     study = Study(settings, photos, out, DataSets(settings, photos, out))
     runs = plan_runs(
         settings,
@@ -65,6 +67,20 @@ def run_study(
                 _log_result(result)
                 progress.advance()
     return [json.loads(path.read_text()) for path in paths]
+
+
+def _claim(out: Path, settings: Settings, photos: Photos) -> None:
+    """Raises ConfigError where the folder has the data sets of other photographs or settings."""
+    inputs = (photos.fingerprint, settings.near_share, settings.pilot, settings.encoder,
+              settings.image_size)  # fmt: skip
+    ours, path = json.dumps(inputs, sort_keys=True), out / "data" / "of.json"
+    if not path.exists():
+        storage.write_atomic(str(path), ours.encode())
+    elif path.read_text() != ours:
+        raise ConfigError(
+            f"{out} has a study of other photographs or settings; choose another --out, or remove "
+            "that folder"
+        )
 
 
 def _do(study: Study, run: Run, name: str) -> dict[str, Any]:
