@@ -62,7 +62,7 @@ def photos_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_folder(root / "cats", drawings("cat", 60))
     write_folder(root / "near" / "tiger", drawings("tiger", 24))
     write_folder(root / "near" / "dog", drawings("dog", 24))
-    write_folder(root / "random" / "things", things(100))
+    write_folder(root / "random" / "things", things(80))
     write_folder(root / "imagenet_sample" / TIGER_WNID, drawings("tiger", 4, seed=9))
     write_folder(root / "imagenet_sample" / CAT_WNIDS[0], drawings("cat", 4, seed=9))
     return root
@@ -75,7 +75,7 @@ def photos_of(kind: str, number: int) -> list[Photo]:
 def test_cats_of_imagenet_are_no_negatives(photos_root: Path) -> None:
     photos = find_photos(str(photos_root))
     assert Counter(photo.kind for photo in photos.negatives) == {
-        "near/tiger": 24, "near/dog": 24, "random/things": 100, f"imagenet_sample/{TIGER_WNID}": 4,
+        "near/tiger": 24, "near/dog": 24, "random/things": 80, f"imagenet_sample/{TIGER_WNID}": 4,
     }  # fmt: skip
     assert len(photos.positives) == 60
 
@@ -224,7 +224,8 @@ def test_study_on_drawings(
     rare = [each for each in results if each["near_share"] is not None]
     common = [each for each in results if each["near_share"] is None]
     assert {each["arm"] for each in rare} == both | finetuned
-    assert {each["arm"] for each in common} == both | {"multi-label, no background"}
+    known = {"multi-label, no background", *(arm for arm in both if not arm.startswith("mined"))}
+    assert {each["arm"] for each in common} == known
     for some in (rare, common):
         assert all(each["tested"] == some[0]["tested"] for each in some)
     assert rare[0]["fpr_at_tpr95"]["near"]["n"] > common[0]["fpr_at_tpr95"]["near"]["n"] > 10

@@ -27,7 +27,7 @@ from train.study.runs import Run, plan_runs
 from train.study.settings import Settings
 from train.trainer import train
 
-_LOCKED_SECONDS = 90.0
+_LOCKED_SECONDS = 240.0
 
 _log = logging.getLogger(__name__)
 

@@ -113,7 +113,11 @@ class Run:
 def plan_runs(
     settings: Settings, *, num_train_positives: int, num_train_negatives: int
 ) -> list[Run]:
-    """All runs, those that take longest last. Budgets over what there is are left out."""
+    """All runs, those that take longest last. Budgets over what there is are left out.
+
+    Mining is done at the smallest budget where look-alikes are rare. What knows the look-alikes
+    is measured where they are not: elsewhere nearly all that it was trained on is held out.
+    """
     budgets = [budget for budget in settings.budgets if budget < num_train_negatives]
     if not budgets:
         raise ConfigError(
@@ -128,15 +132,15 @@ def plan_runs(
     cases += [(None, number) for number in common]
     arms = [(budget, arm) for budget in budgets for arm in _head_arms(settings)]
     arms += [(0, arm) for arm in _arms_without_negatives(settings)]
-    mined = [(budget, arm) for budget in budgets for arm in _mined_arms(settings)]
+    mined = [(budgets[0], arm) for arm in _mined_arms(settings)]
     runs = [
         Run(arm=arm, seed=seed, near_share=near_share, num_positives=number, budget=budget)
         for some_arms in (arms, mined)
         for near_share, number in cases
         for seed in settings.seeds
         for budget, arm in some_arms
-        # It is trained on part of near/, nearly all of which is held out where it is rare.
-        if arm.negatives != "others" or near_share is None
+        if near_share is None or arm.negatives != "others"
+        if near_share is not None or arm.negatives != "mined"
     ]
     return [*runs, *_finetuned(runs, settings, budgets[0])]
 
