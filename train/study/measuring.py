@@ -16,12 +16,11 @@ from scipy.special import expit
 from pipeline import manifest
 from train.calibrate import calibrate_target
 from train.data import read_eval_batches
+from train.intervals import Rate, clopper_pearson
 from train.metrics import (
     Bools,
     Floats,
-    Rate,
     area_under_roc,
-    clopper_pearson,
     reliability,
     threshold_at_tpr,
 )
