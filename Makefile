@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test check bench photos clean
+.PHONY: help demo test check bench photos study clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -17,6 +17,10 @@ photos: $(READY) ## the whole job on your photographs: make photos PHOTOS=/path
 	PHOTOS="$(PHOTOS)" $(BIN)/infineg build configs/photos.yaml
 	PHOTOS="$(PHOTOS)" $(BIN)/infineg train configs/photos.yaml --resume
 	$(BIN)/infineg evaluate runs/photos
+
+study: $(READY) ## which negatives are worth it, measured, into study/: make study PHOTOS=/path
+	@test -n "$(PHOTOS)" || { echo 'make study PHOTOS=/path (with cats/, near/KIND/, random/KIND/, imagenet_sample/WNID/)'; exit 2; }
+	$(BIN)/python -m train.study "$(PHOTOS)" --out study
 
 test: $(READY) ## every test
 	$(BIN)/python -m pytest --cov=pipeline --cov=train --cov-report=term:skip-covered

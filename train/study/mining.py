@@ -1,0 +1,33 @@
+"""Negatives of which half were mined: a model trained on the first half chooses the second."""
+
+import json
+import shutil
+from pathlib import Path
+
+from pipeline import storage
+from train.config import TrainConfig
+from train.evaluate import evaluate_run
+from train.mine import mine_run
+from train.study.datasets import Built, Choice, DataSets
+from train.trainer import train
+
+
+def get_mined(data_sets: DataSets, choice: Choice, *, train_config: TrainConfig) -> Built:
+    """Build, train, calibrate, mine; where it is done already, only the generation is told.
+
+    choice: `budget` negatives by similarity, then `mined_budget` more by the model.
+    """
+    built = data_sets.get(choice)
+    record = data_sets.record_of(choice, "mined")
+    if not record.exists():
+        path = Path(train_config.run)
+        train_config = train_config.model_copy(update={"generation": built.generation})
+        train(built.config, train_config, resume=(path / "checkpoints").exists())
+        evaluate_run(path)  # mining asks for a calibrated model
+        mined = mine_run(
+            built.config, path, budget=choice.mined_budget, only=(data_sets.stream_source(choice),)
+        )
+        number = mined.generation.number
+        storage.write_atomic(str(record), json.dumps({"generation": number}).encode())
+        shutil.rmtree(path)
+    return Built(built.config, json.loads(record.read_text())["generation"])

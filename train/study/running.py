@@ -1,0 +1,220 @@
+"""Does the runs of a study one by one and keeps what each gives."""
+
+import fcntl
+import json
+import logging
+import shutil
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO, Any, Self
+
+import numpy as np
+
+from pipeline import manifest, storage
+from pipeline.errors import ConfigError
+from pipeline.progress import Progress
+from train.data import read_eval_batches
+from train.evaluate import predict_splits
+from train.metrics import Floats
+from train.model import load_model
+from train.study.baselines import BASELINES, Material
+from train.study.datasets import TARGET, Built, DataSets
+from train.study.measuring import HeldOut, measure_logits, read_held_out
+from train.study.mining import get_mined
+from train.study.photos import Photos, strata_of
+from train.study.runs import Run, plan_runs
+from train.study.settings import Settings
+from train.trainer import train
+
+_LOCKED_SECONDS = 240.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What every run needs."""
+
+    settings: Settings
+    photos: Photos
+    out: Path
+    data_sets: DataSets
+
+
+def run_study(
+    settings: Settings, photos: Photos, out: Path, *, lock: Path | None = None
+) -> list[dict[str, Any]]:
+    """The results of all runs, in their order; those that are kept are only read.
+
+    lock: a file to lock for some runs at a time, where several jobs share a machine.
+    """
+    _claim(out, settings, photos)
+    study = Study(settings, photos, out, DataSets(settings, photos, out))
+    runs = plan_runs(
+        settings,
+        num_train_positives=study.data_sets.num_train_positives,
+        num_train_negatives=study.data_sets.num_train_negatives,
+    )
+    paths = [out / "runs" / f"{run.key(settings, photos.fingerprint)}.json" for run in runs]
+    with Progress("study", total=len(runs), unit="runs") as progress, _SharedLock(lock) as shared:
+        progress.expect_less(sum(path.exists() for path in paths))
+        for run, path in zip(runs, paths, strict=True):
+            if not path.exists():
+                shared.take()
+                result = _do(study, run, path.stem)
+                storage.write_atomic(str(path), json.dumps(result).encode())
+                _log_result(result)
+                progress.advance()
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def _claim(out: Path, settings: Settings, photos: Photos) -> None:
+    """Raises ConfigError where the folder has the data sets of other photographs or settings."""
+    inputs = (photos.fingerprint, settings.near_share, settings.pilot, settings.encoder,
+              settings.image_size)  # fmt: skip
+    ours, path = json.dumps(inputs, sort_keys=True), out / "data" / "of.json"
+    if not path.exists():
+        storage.write_atomic(str(path), ours.encode())
+    elif path.read_text() != ours:
+        raise ConfigError(
+            f"{out} has a study of other photographs or settings; choose another --out, or remove "
+            "that folder"
+        )
+
+
+def _do(study: Study, run: Run, name: str) -> dict[str, Any]:
+    began = time.monotonic()
+    built = _build(study, run, name)
+    built_after = time.monotonic() - began
+    held_out = read_held_out(built)
+    others: dict[str, int] = {}
+    if run.arm.baseline:
+        material = _material(study, run, built, held_out)
+        logits_N = BASELINES[run.arm.baseline](material)
+        others = {kind: len(rows) for kind, rows in material.others.items()}
+    else:
+        logits_N = _train_and_predict(study, run, built, name)
+    return {
+        "arm": run.arm.name,
+        **asdict(run.arm),
+        "seed": run.seed,
+        "near_share": run.near_share,
+        "num_positives": run.num_positives,
+        "budget": run.budget,
+        **_trained_on(built, run),
+        "others": others,
+        **measure_logits(held_out, logits_N, alpha=study.settings.alpha),
+        "build_seconds": round(built_after, 1),
+        "seconds": round(time.monotonic() - began - built_after, 1),
+    }
+
+
+def _build(study: Study, run: Run, name: str) -> Built:
+    choice = run.choice(study.settings.budgets[0])
+    if not choice.mined_budget:
+        return study.data_sets.get(choice)
+    miner = replace(run, arm=replace(run.arm, correction="weight", mode="head"))
+    train_config = miner.train_config(study.settings, study.out / "train" / f"{name}-miner")
+    return get_mined(study.data_sets, choice, train_config=train_config)
+
+
+def _train_and_predict(study: Study, run: Run, built: Built, name: str) -> Floats:
+    """logits_N of the held-out images, in the order of the shards; leaves no run behind."""
+    path = study.out / "train" / name
+    train_config = run.train_config(study.settings, path)
+    train_config = train_config.model_copy(update={"generation": built.generation})
+    train(built.config, train_config, resume=(path / "checkpoints").exists())
+    detector, info = load_model(path)
+    predictions = predict_splits(detector, info, dataset=built.root)
+    shutil.rmtree(path)
+    logits_N: Floats = predictions["logit"].to_numpy()
+    return logits_N
+
+
+def _material(study: Study, run: Run, built: Built, held_out: HeldOut) -> Material:
+    generation = manifest.read_generation(built.root, built.generation)
+    batches = read_eval_batches(
+        built.root, generation, splits=("train",), mode="head", preprocessing=None
+    )
+    by_label: dict[str, list[Floats]] = {TARGET: [], "": []}
+    for rows, inputs in batches:
+        is_target = np.array(rows["label"].to_pylist()) == TARGET
+        by_label[TARGET].append(inputs.numpy()[is_target])
+        by_label[""].append(inputs.numpy()[~is_target])
+    return Material(
+        positive_ND=np.concatenate(by_label[TARGET]),
+        negative_ND=np.concatenate(by_label[""]),
+        others=_others(study, run, built) if run.arm.negatives == "others" else {},
+        held_out_MD=held_out.embedding_ND,
+        seed=run.seed,
+    )
+
+
+def _others(study: Study, run: Run, built: Built) -> dict[str, Floats]:
+    """Training images of every look-alike kind: kind -> embedding_ND."""
+    embeddings = study.data_sets.embeddings(built)
+    others: dict[str, list[Any]] = {}
+    for content_hash, kind in study.data_sets.train_photos(run.seed, "near").items():
+        if content_hash in embeddings:
+            others.setdefault(kind, []).append(embeddings[content_hash])
+    return {kind: np.stack(rows).astype(np.float32) for kind, rows in sorted(others.items())}
+
+
+def _trained_on(built: Built, run: Run) -> dict[str, Any]:
+    """How many negatives there really were, and the share of look-alikes among them."""
+    if run.arm.negatives in ("none", "others"):
+        return {"num_negatives": 0, "near_in_training": None}
+    generation = manifest.read_generation(built.root, built.generation)
+    kinds = [
+        kind
+        for shard in generation.shards
+        if shard.split == "train" and not shard.label
+        for kind in manifest.read_sidecar(built.root, shard, ("class_name",))[
+            "class_name"
+        ].to_pylist()
+    ]
+    num_near = sum("near" in strata_of(kind) for kind in kinds)
+    return {"num_negatives": len(kinds), "near_in_training": num_near / len(kinds)}
+
+
+class _SharedLock:
+    """A file locked while runs are done, and let go of now and then, for others to have their turn.
+
+    Without a path it does nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._file: IO[str] | None = None
+        self._since = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._release()
+
+    def take(self) -> None:
+        if self._file is not None and time.monotonic() - self._since > _LOCKED_SECONDS:
+            self._release()
+        if self._path is not None and self._file is None:
+            self._file = self._path.open("a")
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            self._since = time.monotonic()
+
+    def _release(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _log_result(result: dict[str, Any]) -> None:
+    rates = ", ".join(
+        f"{name} {rate['value']:.1%}" for name, rate in result["fpr_at_tpr95"].items()
+    )
+    _log.info(
+        "%s, seed %d, %d positives, %d negatives: FPR at TPR 95 %%: %s; TPR %.1f %%; %.1f + %.1f s",
+        result["arm"], result["seed"], result["num_positives"], result["num_negatives"], rates,
+        100 * result["tpr"]["value"], result["build_seconds"], result["seconds"],
+    )  # fmt: skip
