@@ -80,7 +80,7 @@ def interrupt_training(
     dataset: Path, run: Path, monkeypatch: pytest.MonkeyPatch, *, at: int, **section: Any
 ) -> None:
     """A run that ends in the middle of step `at`, as Ctrl-C would end it."""
-    train_step = trainer._train_step
+    train_step = trainer.train_step
 
     def interrupted(job: Any, model: Any, batch: Any, step: int) -> Any:
         if step == at:
@@ -88,7 +88,7 @@ def interrupt_training(
         return train_step(job, model, batch, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "_train_step", interrupted)
+        patch.setattr(trainer, "train_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_training(dataset, run, **section)
 
