@@ -109,7 +109,7 @@ def mine(
     console.print(mined_table(mined))
     console.print(
         f"committed generation {number} of {path}. Next: infineg train {config} "
-        f"--set train.run={run}-{number}",
+        f"--set train.run={run}-{number} --set train.generation={number}",
         soft_wrap=True,
     )
 
