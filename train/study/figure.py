@@ -72,15 +72,20 @@ def draw_study(out: Path, results: Sequence[Result]) -> None:
             axes.set_title(f"{'frozen' if mode == 'head' else 'finetuned'}, {budget} negatives")
         for axes in grid[-1]:
             axes.set_xlabel("positives")
-        handles, labels = grid[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+        arms: dict[str, Any] = {}
+        for axes in grid[0]:
+            handles, labels = axes.get_legend_handles_labels()
+            arms |= dict(zip(labels, handles, strict=True))
+        figure.legend(
+            list(arms.values()), list(arms), loc="outside lower center", ncols=2, fontsize=8
+        )
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(out / "study.svg", metadata=nothing, facecolor="white")
         figure.savefig(out / "study.png", dpi=200, facecolor="white")
 
 
 def _lines(groups: Groups, budget: int, looks: dict[str, tuple[str, str]]) -> list[_Line]:
-    """Arms of a budget and those without any; first what is trained here, as it came."""
+    """Arms of a budget and those without any; first what is trained here."""
     by_arm: dict[str, list[tuple[Case, Sequence[Result]]]] = {}
     for case, runs in groups.items():
         if case.budget in (0, budget):
@@ -97,7 +102,8 @@ def _lines(groups: Groups, budget: int, looks: dict[str, tuple[str, str]]) -> li
                 points=tuple(sorted((case.num_positives, runs) for case, runs in cases)),
             )
         )
-    return sorted(lines, key=lambda line: line.is_baseline)
+    # By name, so that places and dashes are the same in every panel; uniform ones are first.
+    return sorted(lines, key=lambda line: (line.is_baseline, "uniform" not in line.arm, line.arm))
 
 
 def _negatives(result: Result) -> str:
@@ -119,7 +125,7 @@ def _draw_panel(axes: Axes, lines: Sequence[_Line], strata: Sequence[str]) -> No
         }
         _draw_line(axes, line, strata, numbers, None, look)
     axes.set_yscale("log")
-    axes.set_ylim(_FLOOR * 0.8, 0.5)
+    axes.set_ylim(_FLOOR * 0.8, 0.2)
     axes.set_xlim(-0.5, len(numbers) - 0.5)
     axes.set_xticks(range(len(numbers)), [str(number) for number in numbers])
     axes.set_yticks([_FLOOR, 1e-3, 1e-2, 1e-1], ["0", "0.1 %", "1 %", "10 %"])
