@@ -140,7 +140,9 @@ def _notes(results: Sequence[Result]) -> str:
         known = ", ".join(f"{kind} {number}" for kind, number in others.items())
         notes.append(
             f"{_MULTI_LABEL}: one network with a sigmoid each for cat and for {known} (training "
-            "images, seed 0), shown nothing else; near/ is what it knows, far and ImageNet are not."
+            "images, seed 0), shown nothing else. To the sigmoid of cat these others are "
+            f"negatives: {sum(others.values())} look-alikes, whatever the budget of other arms. "
+            "near/ is what it knows, far and ImageNet are what it does not."
         )
     return "\n\n".join(notes)
 
