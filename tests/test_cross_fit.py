@@ -10,7 +10,7 @@ from pipeline import manifest
 from pipeline.hardness import fold_of
 from train import cross_fit
 from train.config import load_train_config
-from train.cross_fit import fold_heads, rows_without
+from train.cross_fit import fold_heads, read_folds
 from train.distributed import World
 from train.job import Job, prepare_job
 from train.model import Head
@@ -44,10 +44,12 @@ def test_a_fold_leaves_out_its_negatives_and_nothing_else(job: Job) -> None:
         rows = manifest.read_sidecar(root, shard, ("key", "content_hash", "label"))
         hash_of |= {row["key"]: (row["content_hash"], row["label"]) for row in rows.to_pylist()}
     left_out: list[str] = []
+    fold_N, embedding_ND = read_folds(root, job.rows, NUM_FOLDS)
+    assert len(embedding_ND) == len(fold_N) == len(job.rows.keys)
     for fold in range(NUM_FOLDS):
-        rows, embedding_ND = rows_without(job, fold, NUM_FOLDS)
+        rows = job.rows.where(fold_N != fold)
         kept = rows.keys.to_pylist()
-        assert len(kept) == len(embedding_ND) == rows.starts[-1]
+        assert len(kept) == len(embedding_ND[fold_N != fold]) == rows.starts[-1]
         gone = set(hash_of) - set(kept)
         assert {hash_of[key][1] for key in gone} == {""}
         assert set(fold_of([hash_of[key][0] for key in gone], NUM_FOLDS)) == {fold}

@@ -17,7 +17,7 @@ from train.data import (
     read_eval_batches,
 )
 from train.order import BatchOrder, RankSlice, shuffle_epoch
-from train.rows import TrainRows, read_train_rows
+from train.rows import TrainRows, read_embeddings, read_train_rows
 
 POSITIVES = [range(7), range(7, 10)]
 ALONE = RankSlice()
@@ -38,6 +38,10 @@ def rows(dataset: tuple[str, Generation]) -> TrainRows:
 @pytest.fixture(scope="module")
 def terms(rows: TrainRows) -> LossTerms:
     return loss_terms(rows, "weight", corrects_unknown=False)
+
+
+def embeddings(root: str, rows: TrainRows) -> CachedEmbeddings:
+    return CachedEmbeddings(read_embeddings(root, rows))
 
 
 def order(*, seed: int = 0, part: RankSlice = ALONE) -> BatchOrder:
@@ -90,7 +94,7 @@ def test_shuffle_stays_within_the_window_of_shards() -> None:
 def test_batch_holds_the_share_of_positives_with_their_weights(
     dataset: tuple[str, Generation], rows: TrainRows, terms: LossTerms
 ) -> None:
-    batch = Batches(rows, terms, order_of(rows), CachedEmbeddings(dataset[0], rows)).read(3)
+    batch = Batches(rows, terms, order_of(rows), embeddings(dataset[0], rows)).read(3)
     assert batch.targets_BK[:, 0].tolist() == [1, 1] + [0] * 6
     keys = rows.keys.take(batch.rows_B.numpy()).to_pylist()
     probability = {"my_cat": 1.0} | {source: p for source, _, p, _ in NEGATIVES}
@@ -102,7 +106,7 @@ def test_embeddings_are_those_of_their_keys(
     dataset: tuple[str, Generation], rows: TrainRows, terms: LossTerms
 ) -> None:
     root, generation = dataset
-    batch = Batches(rows, terms, order_of(rows), CachedEmbeddings(root, rows)).read(0)
+    batch = Batches(rows, terms, order_of(rows), embeddings(root, rows)).read(0)
     keys = rows.keys.take(batch.rows_B.numpy()).to_pylist()
     pairs = list(zip(keys, batch.inputs, strict=True))
     for table, embedding_BD in read_eval_batches(

@@ -6,14 +6,14 @@ negative that shows the target: label errors are found out of sample (Northcutt,
 2021, Confident learning). Shapes: N rows, D embedding.
 """
 
+import copy
 import logging
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pipeline import manifest
 from pipeline.commits import DatasetInfo
@@ -21,28 +21,14 @@ from pipeline.config import Config
 from pipeline.hardness import fold_of
 from pipeline.progress import Progress
 from train.config import TrainConfig
-from train.corrections import loss_terms
-from train.data import Batches
 from train.distributed import World
-from train.job import Job, prepare_job
+from train.job import Job, embedding_batches, optimizer_of, prepare_job, terms_of
 from train.model import Head
-from train.order import BatchOrder, Rows
 from train.rows import TrainRows, embeddings_of
 from train.tensors import load_into, read_tensors, write_tensors
 from train.trainer import train_step
 
 _log = logging.getLogger(__name__)
-
-
-class _Embeddings:
-    """Those of some rows of the train split."""
-
-    def __init__(self, embedding_ND: NDArray[np.float16]) -> None:
-        self._embedding_ND = embedding_ND
-
-    def read(self, rows_B: Rows, positions_B: Rows) -> Tensor:  # noqa: ARG002 (no chance here)
-        """embedding_BD float32."""
-        return torch.from_numpy(self._embedding_ND[rows_B]).float()
 
 
 def fold_heads(
@@ -60,71 +46,78 @@ def fold_heads(
     """
     path = run / "fold_heads.safetensors"
     tensors = read_tensors(path) if path.exists() else {}
-    is_kept = len({name.partition(".")[0] for name in tensors}) == num_folds
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    world = World(rank=0, size=1, device=device)
-    of_generation = manifest.read_generation(config.output.path, generation)
-    heads = []
-    total = 0 if is_kept else num_folds * train_config.steps
-    with Progress("cross-fit", total=total, unit="steps") as progress:
-        for fold in range(num_folds):
-            job = prepare_job(config, train_config, dataset, of_generation, world)
-            if is_kept:
-                prefix = f"{fold}."
-                own = {
-                    n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)
-                }
-                load_into(job.detector.head, own, path)
-            else:
-                _train_without(job, fold, num_folds, progress)
-            heads.append(job.detector.head.cpu().eval())
-    if not is_kept:
+    of_fold: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        fold, _, own = name.partition(".")
+        of_fold.setdefault(fold, {})[own] = tensor
+    if len(of_fold) != num_folds:
+        heads = _train_heads(config, train_config, dataset, generation, num_folds)
         states = (head.state_dict().items() for head in heads)
         write_tensors(
             path, {f"{f}.{name}": t for f, state in enumerate(states) for name, t in state}
         )
         _log.info("trained %d heads, each without the negatives of one fold", num_folds)
+        return heads
+    heads = []
+    for number in range(num_folds):
+        head = Head(
+            dataset.embedding_dim,
+            len(config.targets),
+            hidden_dim=train_config.hidden_dim,
+            dropout=train_config.dropout,
+        )
+        load_into(head, of_fold[str(number)], path)
+        heads.append(head.eval())
     return heads
 
 
-def _train_without(job: Job, fold: int, num_folds: int, progress: Progress) -> None:
-    """Trains the job's head on all rows but the negatives of a fold."""
-    rows, embedding_ND = rows_without(job, fold, num_folds)
-    job = replace(job, rows=rows)
-    settings = job.train_config
-    order = BatchOrder(
-        rows.positives,
-        rows.negatives,
-        num_positives=settings.num_positives,
-        batch_size=settings.batch_size,
-        window=settings.shuffle_window,
-        seed=settings.seed,
-    )
-    terms = loss_terms(rows, settings.correction, corrects_unknown=settings.unknown == "nnpu")
-    batches = Batches(rows, terms, order, _Embeddings(embedding_ND))
+def _train_heads(
+    config: Config,
+    train_config: TrainConfig,
+    dataset: DatasetInfo,
+    generation: int,
+    num_folds: int,
+) -> list[Head]:
+    """All heads begin as the run's did."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    world = World(rank=0, size=1, device=device)
+    of_generation = manifest.read_generation(config.output.path, generation)
+    job = prepare_job(config, train_config, dataset, of_generation, world)
+    fold_N, embedding_ND = read_folds(config.output.path, job.rows, num_folds)
+    first = copy.deepcopy(job.detector.head.state_dict())
+    heads = []
+    with Progress("cross-fit", total=num_folds * train_config.steps, unit="steps") as progress:
+        for fold in range(num_folds):
+            is_kept_N = fold_N != fold
+            rows = job.rows.where(is_kept_N)
+            job.detector.head.load_state_dict(first)
+            of_fold = replace(
+                job,
+                rows=rows,
+                terms=terms_of(rows, train_config),
+                optimizer=optimizer_of(job.detector, train_config),
+            )
+            _train(of_fold, embedding_ND[is_kept_N], progress)
+            heads.append(copy.deepcopy(job.detector.head).cpu().eval())
+    return heads
+
+
+def _train(job: Job, embedding_ND: NDArray[np.float16], progress: Progress) -> None:
+    batches = embedding_batches(job, embedding_ND)
     head = job.detector.head.train()
-    for step in range(settings.steps):
+    for step in range(job.train_config.steps):
         train_step(job, head, batches.read(step), step)
         progress.advance()
 
 
-def rows_without(job: Job, fold: int, num_folds: int) -> tuple[TrainRows, NDArray[np.float16]]:
-    rows, root = job.rows, job.config.output.path
-    kept, embeddings, sizes = [], [], []
+def read_folds(
+    root: str, rows: TrainRows, num_folds: int
+) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
+    """fold_N, -1 of positives, which are in every fold's training; and embedding_ND."""
+    folds, embeddings = [], []
     for shard in rows.shards:
         sidecar = manifest.read_sidecar(root, shard, ("content_hash", "embedding"))
-        is_kept_N = np.ones(sidecar.num_rows, bool)
-        if not shard.label:
-            is_kept_N = fold_of(sidecar["content_hash"].to_pylist(), num_folds) != fold
-        kept.append(is_kept_N)
-        embeddings.append(embeddings_of(sidecar)[is_kept_N])
-        sizes.append(int(is_kept_N.sum()))
-    is_kept_N = np.concatenate(kept)
-    columns = [each.name for each in fields(rows) if each.name.endswith("_N")]
-    fewer = replace(
-        rows,
-        starts=np.cumsum([0, *sizes]),
-        keys=rows.keys.take(np.flatnonzero(is_kept_N)),
-        **{name: getattr(rows, name)[is_kept_N] for name in columns},
-    )
-    return fewer, np.concatenate(embeddings)
+        hashes = sidecar["content_hash"].to_pylist()
+        folds.append(np.full(len(hashes), -1) if shard.label else fold_of(hashes, num_folds))
+        embeddings.append(embeddings_of(sidecar))
+    return np.concatenate(folds), np.concatenate(embeddings)

@@ -5,7 +5,9 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import JsonValue
 from torch import nn
 
@@ -25,7 +27,7 @@ from train.distributed import World
 from train.model import Detector, ModelInfo, build_detector
 from train.optim import Schedule, make_optimizer
 from train.order import BatchOrder, RankSlice
-from train.rows import TrainRows, read_train_rows
+from train.rows import TrainRows, read_embeddings, read_train_rows
 
 _log = logging.getLogger(__name__)
 
@@ -66,9 +68,7 @@ def prepare_job(
             "processes, which share every batch"
         )
     rows = read_train_rows(config.output.path, generation, config.target_names)
-    terms = loss_terms(
-        rows, train_config.correction, corrects_unknown=train_config.unknown == "nnpu"
-    )
+    terms = terms_of(rows, train_config)
     _warn_of_repetition(train_config, rows)
     torch.manual_seed(train_config.seed)
     encoder = load_encoder(config.encoder)
@@ -81,26 +81,22 @@ def prepare_job(
         dropout=train_config.dropout,
     )
     detector.to(world.device).to(memory_format=torch.channels_last)
-    optimizer = _optimizer_of(detector, train_config)
+    optimizer = optimizer_of(detector, train_config)
     return Job(config, train_config, dataset, generation, world, rows, terms, detector, optimizer)
+
+
+def terms_of(rows: TrainRows, train_config: TrainConfig) -> LossTerms:
+    return loss_terms(
+        rows, train_config.correction, corrects_unknown=train_config.unknown == "nnpu"
+    )
 
 
 def open_stream(job: Job, mode: Mode, steps: range) -> Iterator[Batch]:
     """This process's batches of `steps`: embeddings for the head, images for the backbone."""
-    train_config, world, rows = job.train_config, job.world, job.rows
-    order = BatchOrder(
-        rows.positives,
-        rows.negatives,
-        num_positives=train_config.num_positives,
-        batch_size=train_config.batch_size,
-        window=train_config.shuffle_window,
-        seed=train_config.seed,
-        part=RankSlice(world.rank, world.size),
-    )
+    train_config, rows = job.train_config, job.rows
     root = job.config.output.path
     if mode == "head":
-        batches = Batches(rows, job.terms, order, CachedEmbeddings(root, rows))
-        return batches.stream(steps, workers=0)
+        return embedding_batches(job, read_embeddings(root, rows)).stream(steps, workers=0)
     images = AugmentedImages(
         root,
         rows,
@@ -112,7 +108,25 @@ def open_stream(job: Job, mode: Mode, steps: range) -> Iterator[Batch]:
     workers = train_config.workers
     if workers is None:
         workers = min(os.cpu_count() or 1, _MAX_WORKERS)
-    return Batches(rows, job.terms, order, images).stream(steps, workers=workers)
+    return Batches(rows, job.terms, _order_of(job), images).stream(steps, workers=workers)
+
+
+def embedding_batches(job: Job, embedding_ND: NDArray[np.float16]) -> Batches:
+    """Batches of the embeddings of the job's rows."""
+    return Batches(job.rows, job.terms, _order_of(job), CachedEmbeddings(embedding_ND))
+
+
+def _order_of(job: Job) -> BatchOrder:
+    train_config = job.train_config
+    return BatchOrder(
+        job.rows.positives,
+        job.rows.negatives,
+        num_positives=train_config.num_positives,
+        batch_size=train_config.batch_size,
+        window=train_config.shuffle_window,
+        seed=train_config.seed,
+        part=RankSlice(job.world.rank, job.world.size),
+    )
 
 
 def describe_model(job: Job, settings: Mapping[str, JsonValue]) -> ModelInfo:
@@ -154,7 +168,7 @@ def _trained_priors(job: Job) -> dict[str, float] | None:
     }
 
 
-def _optimizer_of(detector: Detector, train_config: TrainConfig) -> torch.optim.AdamW:
+def optimizer_of(detector: Detector, train_config: TrainConfig) -> torch.optim.AdamW:
     warmup, last = train_config.warmup_steps, train_config.steps
     parts: list[tuple[nn.Module, Schedule]] = [
         (detector.head, Schedule(train_config.learning_rate, 0, warmup, last))

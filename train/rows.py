@@ -4,7 +4,7 @@ Shapes: B batch, D embedding, K targets, N rows.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +53,16 @@ class TrainRows:
         labels = [self.shards[i].label for i in self.shard_of(rows_B)]
         return torch.tensor([[label == name for name in self.targets] for label in labels]).float()
 
+    def where(self, is_kept_N: NDArray[np.bool_]) -> "TrainRows":
+        """Some of the rows, numbered anew; shards may be left without any."""
+        columns = [each.name for each in fields(self) if each.name.endswith("_N")]
+        return replace(
+            self,
+            starts=np.concatenate([[0], np.cumsum(is_kept_N)])[self.starts],
+            keys=self.keys.filter(pa.array(is_kept_N)),
+            **{name: getattr(self, name)[is_kept_N] for name in columns},
+        )
+
     def _ranges(self) -> Iterator[tuple[ShardRecord, range]]:
         bounds = zip(self.shards, self.starts[:-1].tolist(), self.starts[1:].tolist(), strict=True)
         return ((shard, range(start, stop)) for shard, start, stop in bounds)
@@ -87,6 +97,12 @@ def read_train_rows(root: str, generation: Generation, targets: Sequence[str]) -
             pc.equal(table["label"], ""), pc.equal(table["label_state"], "unknown")
         ).to_numpy(),
     )
+
+
+def read_embeddings(root: str, rows: TrainRows) -> NDArray[np.float16]:
+    """embedding_ND of all rows. Raises InfinegError where one has none."""
+    tables = (manifest.read_sidecar(root, shard, ("embedding",)) for shard in rows.shards)
+    return np.concatenate([embeddings_of(table) for table in tables])
 
 
 def embeddings_of(rows: pa.Table) -> NDArray[np.float16]:
