@@ -5,7 +5,7 @@ Holds what is costly to make, the networks. Knows nothing of Ray, of parts or of
 
 import itertools
 import time
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 
 import numpy as np
 import pyarrow as pa
@@ -43,10 +43,8 @@ class Embedder:
         self._cheap_runtime = encoder.cheap.open() if encoder.cheap else None
 
     def read(self, samples: Iterator[Positioned], entry: SourceEntry) -> Iterator[pa.Table]:
-        """Rows, read but not decoded, some at a time; the last table is empty."""
-        origin = origin_of(self._config, entry)
-        for batch in itertools.chain(chunked(samples, _SAMPLES_PER_READ), [[]]):
-            yield refuse_batch(read_batch(batch, origin), self._taken_down)
+        """`read_rows` of the entry."""
+        return read_rows(samples, origin_of(self._config, entry), self._taken_down)
 
     def decode(self, rows: pa.Table) -> pa.Table:
         return decode_batch(rows, self._settings)
@@ -54,7 +52,17 @@ class Embedder:
     def full(self, samples: Iterator[Positioned], entry: SourceEntry) -> pa.Table:
         """Rows with `embedding`."""
         decoded = [self.decode(rows) for rows in self.read(samples, entry)]
-        return self._embed(pa.concat_tables(decoded))
+        return self.embed(pa.concat_tables(decoded))
+
+    def embed(self, rows: pa.Table) -> pa.Table:
+        """Rows, decoded, with `embedding`."""
+        return embed_batch(
+            rows,
+            runtime=self._runtime,
+            preprocessing=self._encoder.preprocessing,
+            embedding_dim=self._encoder.embedding_dim,
+            batch_size=self._batch_size,
+        )
 
     def both(self, samples: Iterator[Positioned], entry: SourceEntry) -> tuple[pa.Table, float]:
         """Rows with `embedding` and `cheap_embedding`, and the seconds of the full look."""
@@ -66,7 +74,7 @@ class Embedder:
             decoded.append(self.decode(rows))
             seconds += time.monotonic() - began
         began = time.monotonic()
-        rows = self._embed(pa.concat_tables(decoded))
+        rows = self.embed(pa.concat_tables(decoded))
         return rows, seconds + time.monotonic() - began
 
     def cascade(
@@ -87,7 +95,7 @@ class Embedder:
             looked.append(self.decode(rows.filter(pa.array(full_B))))
             skipped.append(rows.filter(pa.array(~full_B)))
             masks.append(full_B)
-        full = self._embed(pa.concat_tables(looked))
+        full = self.embed(pa.concat_tables(looked))
         rest = pa.concat_tables(skipped).drop_columns(["image"])
         rows = pa.concat_tables([full, rest], promote_options="default")
         full_N = np.concatenate(masks)
@@ -119,14 +127,13 @@ class Embedder:
             batch_size=self._batch_size,
         )
 
-    def _embed(self, rows: pa.Table) -> pa.Table:
-        return embed_batch(
-            rows,
-            runtime=self._runtime,
-            preprocessing=self._encoder.preprocessing,
-            embedding_dim=self._encoder.embedding_dim,
-            batch_size=self._batch_size,
-        )
+
+def read_rows(
+    samples: Iterable[Positioned], origin: Origin, taken_down: TakenDown
+) -> Iterator[pa.Table]:
+    """Rows, read but not decoded, some at a time; the last table is empty."""
+    for batch in itertools.chain(chunked(samples, _SAMPLES_PER_READ), [[]]):
+        yield refuse_batch(read_batch(batch, origin), taken_down)
 
 
 def origin_of(config: Config, entry: SourceEntry) -> Origin:

@@ -19,26 +19,21 @@ from pydantic import BaseModel
 from pipeline import manifest, storage
 from pipeline.commits import TakenDown
 from pipeline.config import Config
-from pipeline.embedding import origin_of
+from pipeline.embedding import Embedder, origin_of, read_rows
 from pipeline.encoders import crop_pixels
 from pipeline.fetch import changed_source, read_images, read_kept
-from pipeline.parts import SAMPLES_PER_PART, SpanTask, SpanWorker
-from pipeline.records import Partition, embedding_matrix, row_schema
+from pipeline.parts import SAMPLES_PER_PART
+from pipeline.records import Partition, Positioned, embedding_matrix, row_schema
 from pipeline.runtimes import PreparedEncoder
 from pipeline.scorer import OpenScorer, Scorer
 from pipeline.shards import LEDGER_COLUMNS
 from pipeline.sources import open_entry, read_partitions
 from pipeline.steps.decode import decode_batch
-from pipeline.steps.embed import embed_batch
-from pipeline.steps.read import read_batch
-from pipeline.steps.refuse import refuse_batch
 
 SCORES = pa.schema(
     [("content_hash", pa.string()), ("log_odds", pa.float32()), ("margin", pa.float32())]
 )
 _ROWS_PER_PASS = 512  # of the head; of a detector, `encoder.batch_size`
-# Originals of this many samples are in memory at once.
-_SAMPLES_PER_READ = 64
 
 
 class EmbedTask(BaseModel, frozen=True):
@@ -81,7 +76,6 @@ class MineWorker:
         storage.configure(config.storage)
         self._config = config
         self._root = config.output.path
-        self._settings = config.output.image_settings
         self._scorer = scorer
         self._encoder = encoder
         self._taken_down = taken_down
@@ -94,9 +88,13 @@ class MineWorker:
             for part in range(-(-task.num_samples // SAMPLES_PER_PART))
         ]
         if not all(storage.exists(storage.join(self._root, path)) for path in paths):
-            span = SpanTask(source=task.source, partitions=task.partitions)
-            # strict: what the source has more or less of is no candidate that was read.
-            for path, rows in _zip_same(paths, self._spans.embed(span), task):
+            entry = self._entries[task.source]
+            tables = (
+                self._embedder.full(iter(samples), entry)
+                for samples in chunked(self._read(task), SAMPLES_PER_PART)
+            )
+            # What the source has more or less of is no candidate that was read.
+            for path, rows in _zip_same(paths, tables, task):
                 self._write(path, rows.select(["content_hash", "reject_reason", "embedding"]))
         yield pa.table({"num_rows": [task.num_samples]})
 
@@ -128,12 +126,9 @@ class MineWorker:
             yield self._scored(rows, usable, embedding_matrix(rows.filter(usable)), _ROWS_PER_PASS)
 
     def _score_images(self, task: ScoreTask) -> Iterator[pa.Table]:
-        entry = self._entries[task.source]
-        source = open_entry(entry, self._config.role_of(entry))
-        samples = read_partitions(source, task.partitions, 0)
-        for batch in chunked(samples, _SAMPLES_PER_READ):
-            rows = refuse_batch(read_batch(batch, origin_of(self._config, entry)), self._taken_down)
-            rows = decode_batch(rows, self._settings)
+        origin = origin_of(self._config, self._entries[task.source])
+        for read in read_rows(self._read(task), origin, self._taken_down):
+            rows = decode_batch(read, self._config.output.image_settings)
             usable = rows["reject_reason"].is_null()
             pixels = [
                 crop_pixels(image.as_py(), self._scorer.preprocessing).numpy()
@@ -161,17 +156,13 @@ class MineWorker:
         """As they were kept; embedded anew where none are."""
         if not rows["embedding_path"].null_count:
             return read_kept(self._root, rows)
-        encoder = self._encoder
-        assert encoder is not None
         decoded = pa.table({"image": images, "reject_reason": pa.nulls(len(images), pa.string())})
-        embedded = embed_batch(
-            decoded,
-            runtime=self._runtime,
-            preprocessing=encoder.preprocessing,
-            embedding_dim=encoder.embedding_dim,
-            batch_size=self._config.encoder.batch_size,
-        )
-        return embedded["embedding"].combine_chunks()
+        return self._embedder.embed(decoded)["embedding"].combine_chunks()
+
+    def _read(self, task: EmbedTask | ScoreTask) -> Iterator[Positioned]:
+        entry = self._entries[task.source]
+        source = open_entry(entry, self._config.role_of(entry))
+        return read_partitions(source, task.partitions, 0)
 
     def _write(self, path: str, rows: pa.Table) -> None:
         with storage.open_atomic(storage.join(self._root, path)) as file:
@@ -182,14 +173,9 @@ class MineWorker:
         return OpenScorer(self._scorer)
 
     @functools.cached_property
-    def _runtime(self) -> Any:
-        assert self._encoder is not None
-        return self._encoder.open()
-
-    @functools.cached_property
-    def _spans(self) -> SpanWorker:
+    def _embedder(self) -> Embedder:
         assert self._encoder is not None, "all embeddings are kept"
-        return SpanWorker(self._config, self._encoder, self._taken_down)
+        return Embedder(self._config, self._encoder, self._taken_down)
 
 
 def _zip_same(
