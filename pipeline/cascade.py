@@ -42,17 +42,18 @@ def needs_full_look(rows: pa.Table, rule: SelectionRule, positive_hashes: Set[st
     """
     is_positive_B = ~_mask(pc.equal(rows["label"], ""))
     is_train_B = _mask(pc.equal(rows["split"], "train"))
+    hashes = rows["content_hash"].to_pylist()
     unseen = rows.append_column("similarity", pa.nulls(rows.num_rows, pa.float32()))
     _, is_drawn_B = draw(
         rule,
         similarity_B=decisive_similarity(unseen, rule.cascade),
-        content_hashes=rows["content_hash"].to_pylist(),
+        content_hashes=hashes,
         is_positive_B=is_positive_B,
         is_train_B=is_train_B,
     )
-    known = pc.is_in(rows["content_hash"], value_set=pa.array(sorted(positive_hashes), pa.string()))
+    is_known_B = np.array([content_hash in positive_hashes for content_hash in hashes], bool)
     conflicting = pc.equal(rows["doubt"], RejectReason.CONFLICTING_LABELS.value)
-    is_conflicting_B = (_mask(known) | _mask(conflicting)) & ~is_positive_B
+    is_conflicting_B = (is_known_B | _mask(conflicting)) & ~is_positive_B
     to_quarantine_B = _mask(pc.equal(rows["doubt"], RejectReason.SUSPECTED_POSITIVE.value))
     may_be_positive_B = _may_be_positive(rows, rule) & is_train_B
     full_B = is_drawn_B | to_quarantine_B | may_be_positive_B
