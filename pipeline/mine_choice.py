@@ -28,7 +28,7 @@ from pipeline.hardness import (
 from pipeline.mine_scores import KeptFile, Locator, MinedRound, read_scored
 from pipeline.mine_worker import FetchTask
 from pipeline.mined_shards import Change
-from pipeline.pack import HASH_COLUMNS, PartRows, positions_by_group, write_table
+from pipeline.pack import PartRows, positions_by_group, write_decided, write_table
 from pipeline.shards import count_rows, refuse_rows
 
 _ROWS_PER_FETCH = 1024  # 25 MB of images at 256 px
@@ -137,7 +137,7 @@ class Chooser:
         self._note_changes(scored.rows, rows)
         ledger, hashes = round_.ledger, round_.hashes
         if not rows.equals(scored.rows):
-            ledger, hashes = self._write_tables(round_.source, rows)
+            ledger, hashes = write_decided(self._root, round_.source, rows, self._numbers)
         chosen = ChosenRound(round_, ledger, hashes, count_rows(rows))
         self._plan_fetches(chosen, rows, np.flatnonzero(is_wanted_N), kept, locator)
         return chosen
@@ -166,16 +166,6 @@ class Chooser:
             *(of_shards[name].to_pylist() for name in columns), strict=True
         ):
             self.changes[key] = Change(probability, is_suspect=reason is not None)
-
-    def _write_tables(self, source: str, rows: pa.Table) -> tuple[TableRecord, TableRecord]:
-        ledger, hashes = f"ledger/{source}", f"hashes/{source}"
-        number = self._numbers.get(ledger, 1)
-        self._numbers[ledger] = self._numbers[hashes] = number + 1
-        selected = rows.filter(rows["selected"]).select(HASH_COLUMNS)
-        return (
-            write_table(self._root, f"{ledger}-{number:06d}.parquet", rows),
-            write_table(self._root, f"{hashes}-{number:06d}.parquet", selected),
-        )
 
     def _plan_fetches(
         self,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline import manifest
 from pipeline.commits import DatasetInfo, Generation, ShardFile, ShardRecord
-from pipeline.pack import write_table
+from pipeline.pack import take_number, write_table
 from pipeline.revise import read_shard
 from pipeline.shards import group_of, write_shard
 
@@ -93,12 +93,10 @@ def _without(
     if not rows.num_rows:
         return []
     group = group_of(shard.path)
-    number = numbers.get(group, 0)
-    numbers[group] = number + 1
     file = write_shard(
         root,
         rows,
-        stem=f"{group}-{number:06d}",
+        stem=f"{group}-{take_number(numbers, group):06d}",
         targets=info.targets,
         encoder=info.encoder,
         round_number=round_number,

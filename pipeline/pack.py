@@ -99,6 +99,29 @@ def write_tables(
     )
 
 
+def write_decided(
+    root: str, source: str, rows: pa.Table, numbers: dict[str, int]
+) -> tuple[TableRecord, TableRecord]:
+    """A ledger that is decided anew, and the hashes of what is selected in it.
+
+    `numbers` is the generation's `next_numbers`; a ledger and its hashes share a number.
+    """
+    number = take_number(numbers, f"ledger/{source}", first=1)
+    numbers[f"hashes/{source}"] = number + 1
+    selected = rows.filter(rows["selected"]).select(HASH_COLUMNS)
+    return (
+        write_table(root, f"ledger/{source}-{number:06d}.parquet", rows),
+        write_table(root, f"hashes/{source}-{number:06d}.parquet", selected),
+    )
+
+
+def take_number(numbers: dict[str, int], group: str, *, first: int = 0) -> int:
+    """The number of a group's next file, which no other will get."""
+    number = numbers.get(group, first)
+    numbers[group] = number + 1
+    return number
+
+
 def read_seen_images(root: str, generation: Generation) -> SeenImages:
     """The images of all shards that a generation lists."""
     seen = SeenImages()

@@ -25,7 +25,7 @@ from pipeline.commits import (
     TableRecord,
     add_counts,
 )
-from pipeline.pack import HASH_COLUMNS, read_seen_images, write_table
+from pipeline.pack import read_seen_images, take_number, write_decided
 from pipeline.records import RejectReason
 from pipeline.shards import (
     count_rows,
@@ -164,29 +164,17 @@ class _Revision:
         named_N = is_named.to_numpy()
         position_N[named_N] = rows.num_rows + np.arange(decided.num_rows)
         rows = pa.concat_tables([rows, decided]).take(pa.array(position_N))
-        number = self._next_number(f"ledger/{source}", first=1)
-        self.numbers[f"hashes/{source}"] = number + 1
-        selected = rows.filter(rows["selected"]).select(HASH_COLUMNS)
-        return (
-            write_table(self._root, f"ledger/{source}-{number:06d}.parquet", rows),
-            write_table(self._root, f"hashes/{source}-{number:06d}.parquet", selected),
-            rows,
-        )
+        return *write_decided(self._root, source, rows, self.numbers), rows
 
     def _write(self, rows: pa.Table, group: str, round_number: int) -> ShardFile:
         return write_shard(
             self._root,
             rows,
-            stem=f"{group}-{self._next_number(group):06d}",
+            stem=f"{group}-{take_number(self.numbers, group):06d}",
             targets=self._info.targets,
             encoder=self._info.encoder,
             round_number=round_number,
         )
-
-    def _next_number(self, group: str, *, first: int = 0) -> int:
-        number = self.numbers.get(group, first)
-        self.numbers[group] = number + 1
-        return number
 
     def _is_named(self, rows: pa.Table) -> pa.ChunkedArray:
         return pc.is_in(rows["key"], value_set=self._keys)
