@@ -27,7 +27,6 @@ def main(
     seeds: Annotated[int, typer.Option(help="Runs of each arm.")] = 3,
     is_quick: Annotated[bool, typer.Option("--quick", help="Two arms, one seed: minutes.")] = False,
     finetune_steps: Annotated[int, typer.Option(help="Of 32 images; 0: frozen arms only.")] = 40,
-    lock: Annotated[Path | None, typer.Option(help="File to lock during each run.")] = None,
 ) -> None:
     """Uniform, similarity-weighted and mined negatives, frozen and finetuned, and baselines."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -36,7 +35,7 @@ def main(
     settings = replace(Settings(), finetune_steps=finetune_steps, seeds=tuple(range(seeds)))
     try:
         settings = quick(settings) if is_quick else settings
-        results = run_study(settings, find_photos(photos), out, lock=lock)
+        results = run_study(settings, find_photos(photos), out)
         write_tables(out, results, settings)
         draw_study(out, results)
     except InfinegError as error:

@@ -16,7 +16,7 @@ from scipy.special import expit
 from pipeline import manifest
 from train.calibrate import calibrate_target
 from train.data import read_eval_batches
-from train.intervals import Rate, clopper_pearson
+from train.intervals import Rate, event_rate
 from train.metrics import (
     Bools,
     Floats,
@@ -131,6 +131,4 @@ def _auroc(positive_logits: Floats, negative_logits: Floats) -> float | None:
 
 
 def _rate(events_N: Bools) -> Rate:
-    n, num_events = len(events_N), int(events_N.sum())
-    low, high = clopper_pearson(num_events, n)
-    return Rate(value=num_events / n, low=low, high=high, n=n)
+    return event_rate(events_N, np.ones(len(events_N)))

@@ -1,13 +1,12 @@
 """Does the runs of a study one by one and keeps what each gives."""
 
-import fcntl
 import json
 import logging
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -27,8 +26,6 @@ from train.study.runs import Run, plan_runs
 from train.study.settings import Settings
 from train.trainer import train
 
-_LOCKED_SECONDS = 240.0
-
 _log = logging.getLogger(__name__)
 
 
@@ -42,13 +39,8 @@ class Study:
     data_sets: DataSets
 
 
-def run_study(
-    settings: Settings, photos: Photos, out: Path, *, lock: Path | None = None
-) -> list[dict[str, Any]]:
-    """The results of all runs, in their order; those that are kept are only read.
-
-    lock: a file to lock for some runs at a time, where several jobs share a machine.
-    """
+def run_study(settings: Settings, photos: Photos, out: Path) -> list[dict[str, Any]]:
+    """The results of all runs, in their order; those that are kept are only read."""
     _claim(out, settings, photos)
     study = Study(settings, photos, out, DataSets(settings, photos, out))
     runs = plan_runs(
@@ -57,11 +49,10 @@ def run_study(
         num_train_negatives=study.data_sets.num_train_negatives,
     )
     paths = [out / "runs" / f"{run.key(settings, photos.fingerprint)}.json" for run in runs]
-    with Progress("study", total=len(runs), unit="runs") as progress, _SharedLock(lock) as shared:
+    with Progress("study", total=len(runs), unit="runs") as progress:
         progress.expect_less(sum(path.exists() for path in paths))
         for run, path in zip(runs, paths, strict=True):
             if not path.exists():
-                shared.take()
                 result = _do(study, run, path.stem)
                 storage.write_atomic(str(path), json.dumps(result).encode())
                 _log_result(result)
@@ -176,37 +167,6 @@ def _trained_on(built: Built, run: Run) -> dict[str, Any]:
     ]
     num_near = sum("near" in strata_of(kind) for kind in kinds)
     return {"num_negatives": len(kinds), "near_in_training": num_near / len(kinds)}
-
-
-class _SharedLock:
-    """A file locked while runs are done, and let go of now and then, for others to have their turn.
-
-    Without a path it does nothing.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._file: IO[str] | None = None
-        self._since = 0.0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._release()
-
-    def take(self) -> None:
-        if self._file is not None and time.monotonic() - self._since > _LOCKED_SECONDS:
-            self._release()
-        if self._path is not None and self._file is None:
-            self._file = self._path.open("a")
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-            self._since = time.monotonic()
-
-    def _release(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
 
 def _log_result(result: dict[str, Any]) -> None:
