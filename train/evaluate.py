@@ -25,7 +25,7 @@ from train.measure import measure, write_metrics
 from train.model import Detector, ModelInfo, TargetCalibration, load_model, write_model_info
 from train.predictions import of_target, prediction_rows, write_predictions
 from train.report.composition import describe_dataset
-from train.report.page import TargetReport, report_on_dataset
+from train.report.page import report_on_dataset, target_reports
 from train.report.wording import format_percent
 
 _log = logging.getLogger(__name__)
@@ -58,12 +58,8 @@ def evaluate_run(
     metrics = measure(tests, info, evaluate_config) | {
         "dataset": describe_dataset(dataset, generation, config)
     }
-    reports = [
-        TargetReport(test=test, metrics=metrics["target"][name], calibration=calibration[name])
-        for name, test in zip(info.targets, tests, strict=True)
-    ]
     page = report_on_dataset(
-        reports,
+        target_reports(tests, metrics, calibration),
         metrics,
         title=f"{', '.join(info.targets)}: evaluation of {run.name}",
         subtitle=_subtitle(info, predictions),

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,14 @@ from pipeline import storage
 from pipeline.errors import ConfigError
 from train.config import load_train_config
 from train.measure import measure, write_metrics
-from train.model import TargetCalibration, read_model_info
+from train.model import read_model_info
 from train.predict import predict_paths
 from train.predictions import (
-    TargetPredictions,
     of_target,
     prediction_rows,
     write_predictions,
 )
-from train.report.page import TargetReport, report_on_folders
+from train.report.page import report_on_folders, target_reports
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +61,7 @@ def evaluate_folders(
     write_predictions(out, predictions)
     names = ", ".join(Path(folder).name for folder, _ in folders)
     page = report_on_folders(
-        _reports(tests, metrics, info.calibration),
+        target_reports(tests, metrics, info.calibration),
         metrics,
         title=f"{', '.join(info.targets)}: {run.name} on {names}",
         subtitle=f"{len(predictions):,} pictures; {num_unreadable:,} files were no images",
@@ -72,21 +71,6 @@ def evaluate_folders(
     write_metrics(out, metrics)
     _log.info("evaluated %d images, %d files unreadable: %s", len(predictions), num_unreadable, out)
     return metrics
-
-
-def _reports(
-    tests: Sequence[TargetPredictions],
-    metrics: Mapping[str, Any],
-    calibration: Mapping[str, TargetCalibration],
-) -> list[TargetReport]:
-    return [
-        TargetReport(
-            test=test,
-            metrics=metrics["target"][test.target],
-            calibration=calibration[test.target],
-        )
-        for test in tests
-    ]
 
 
 def _predict_folder(

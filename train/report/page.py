@@ -30,6 +30,22 @@ class TargetReport:
     calibration: TargetCalibration
 
 
+def target_reports(
+    tests: Sequence[TargetPredictions],
+    metrics: Mapping[str, Any],
+    calibration: Mapping[str, TargetCalibration],
+) -> list[TargetReport]:
+    """metrics: all of metrics.json; calibration: by target."""
+    return [
+        TargetReport(
+            test=test,
+            metrics=metrics["target"][test.target],
+            calibration=calibration[test.target],
+        )
+        for test in tests
+    ]
+
+
 def report_on_dataset(
     targets: Sequence[TargetReport],
     metrics: Mapping[str, Any],
