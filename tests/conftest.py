@@ -77,6 +77,30 @@ def mined_root(world: "World", tmp_path_factory: pytest.TempPathFactory) -> Path
     return mine_copy(world, tmp_path_factory.mktemp("mined") / "data")
 
 
+@pytest.fixture
+def world_copy(world: "World", tmp_path: Path) -> Path:
+    """A copy of its data set, to be changed."""
+    from builds import copy_dataset
+
+    return copy_dataset(world.root, tmp_path / "data")
+
+
+@pytest.fixture
+def mined_copy(mined_root: Path, tmp_path: Path) -> Path:
+    """A copy of the mined one, to be changed."""
+    from builds import copy_dataset
+
+    return copy_dataset(mined_root, tmp_path / "mined")
+
+
+@pytest.fixture(scope="session")
+def suspects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set with a quarantine to review. Not to be changed."""
+    from review_server import write_suspects
+
+    return write_suspects(tmp_path_factory.mktemp("suspects"))
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
     with run_s3_server() as server:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from builds import build_inline, copy_dataset, file_hashes, sidecar_rows
+from builds import build_inline, file_hashes, sidecar_rows
 from mined_world import (
     BUDGET,
     World,
@@ -33,16 +33,6 @@ from train.mine import prepare_scorer
 from train.model import load_model, read_model_info, write_model_info
 
 FILES = ("shards/", "quarantine/", "ledger/", "hashes/", "generations/")
-
-
-@pytest.fixture
-def root(world: World, tmp_path: Path) -> Path:
-    return copy_dataset(world.root, tmp_path / "data")
-
-
-@pytest.fixture
-def mined_copy(mined_root: Path, tmp_path: Path) -> Path:
-    return copy_dataset(mined_root, tmp_path / "mined")
 
 
 def test_every_row_has_the_larger_of_both_probabilities_and_is_drawn_by_it(
@@ -192,12 +182,12 @@ def test_what_mining_selects_is_as_if_it_had_been_selected_at_first(
 def test_interrupted_mining_leaves_nothing_half_done_and_ends_the_same(
     world: World,
     mined_root: Path,
-    root: Path,
+    world_copy: Path,
     monkeypatch: pytest.MonkeyPatch,
     module: object,
     name: str,
 ) -> None:
-    config = at(world.config, root)
+    config = at(world.config, world_copy)
     whole, num_calls = getattr(module, name), 0
 
     def second_call_fails(*arguments: object, **options: object) -> object:
@@ -211,35 +201,37 @@ def test_interrupted_mining_leaves_nothing_half_done_and_ends_the_same(
         patch.setattr(module, name, second_call_fails)
         with pytest.raises(KeyboardInterrupt):
             mine_inline(config, world.scorer, budget=BUDGET)
-    assert manifest.latest_generation_number(str(root)) == 1
-    assert verify_dataset(str(root)).problems == []
+    assert manifest.latest_generation_number(str(world_copy)) == 1
+    assert verify_dataset(str(world_copy)).problems == []
     mine_inline(config, world.scorer, budget=BUDGET)
-    assert file_hashes(root, FILES) == file_hashes(mined_root, FILES)
-    assert not (root / "mining").exists() or not list((root / "mining").rglob("*.parquet"))
+    assert file_hashes(world_copy, FILES) == file_hashes(mined_root, FILES)
+    assert not (world_copy / "mining").exists() or not list(
+        (world_copy / "mining").rglob("*.parquet")
+    )
 
 
 def test_a_detector_that_reads_pixels_mines_what_its_head_would(
-    world: World, root: Path, tmp_path: Path
+    world: World, world_copy: Path, tmp_path: Path
 ) -> None:
     """The run as if it had been finetuned: the whole detector sees every image."""
     run = Path(shutil.copytree(world.run, tmp_path / "run"))
     info = read_model_info(run)
     assert info is not None
     write_model_info(run, info.model_copy(update={"mode": "finetune"}))
-    config = at(world.config, root)
+    config = at(world.config, world_copy)
     scorer = prepare_scorer(config, run)
     assert (scorer.reads, scorer.num_folds) == ("pixels", 1)
     mined = mine_inline(config, scorer, budget=BUDGET)
-    assert verify_dataset(str(root)).problems == []
+    assert verify_dataset(str(world_copy)).problems == []
     record = mined.generation.mined[0]
     assert record.num_expected == pytest.approx(BUDGET, rel=1e-6)
     detector, _ = load_model(run)
     assert info.calibration is not None
-    own, before = info.calibration["cat"], generations(root)[0]
-    then = ledger_rows(root, before).to_pylist()
+    own, before = info.calibration["cat"], generations(world_copy)[0]
+    then = ledger_rows(world_copy, before).to_pylist()
     pi1 = {row["key"]: row["inclusion_probability"] for row in then}
     rows = pa.concat_tables(
-        manifest.read_sidecar(str(root), shard) for shard in negatives_of(mined.generation)
+        manifest.read_sidecar(str(world_copy), shard) for shard in negatives_of(mined.generation)
     )
     with torch.inference_mode():
         logits = detector.head_logits(torch.from_numpy(embedding_matrix(rows))).numpy()[:, 0]

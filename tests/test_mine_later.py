@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builds import build_inline, copy_dataset, file_hashes, sidecar_rows, squares, write_config
+from builds import build_inline, file_hashes, sidecar_rows, squares, write_config
 from commands import run_infineg
 from mined_world import (
     BUDGET,
@@ -34,16 +34,6 @@ from train.mine import prepare_scorer
 from train.model import read_model_info, write_model_info
 
 FILES = ("shards/", "quarantine/", "ledger/", "hashes/", "generations/")
-
-
-@pytest.fixture
-def root(world: World, tmp_path: Path) -> Path:
-    return copy_dataset(world.root, tmp_path / "data")
-
-
-@pytest.fixture
-def mined_copy(mined_root: Path, tmp_path: Path) -> Path:
-    return copy_dataset(mined_root, tmp_path / "mined")
 
 
 def test_the_same_again_is_nothing_to_do_and_more_of_it_is_a_generation(
@@ -184,18 +174,18 @@ def test_verify_finds_a_probability_that_rose_without_mining(mined_copy: Path) -
 
 
 def test_embeddings_that_are_gone_are_made_again(
-    world: World, mined_root: Path, root: Path
+    world: World, mined_root: Path, world_copy: Path
 ) -> None:
-    shutil.rmtree(root / "embeddings/drawn")
-    mine_inline(at(world.config, root), world.scorer, budget=BUDGET)
-    assert file_hashes(root, FILES) == file_hashes(mined_root, FILES)
-    assert not (root / "embeddings/drawn").exists()
+    shutil.rmtree(world_copy / "embeddings/drawn")
+    mine_inline(at(world.config, world_copy), world.scorer, budget=BUDGET)
+    assert file_hashes(world_copy, FILES) == file_hashes(mined_root, FILES)
+    assert not (world_copy / "embeddings/drawn").exists()
 
 
 def test_source_that_has_changed_since_is_refused_and_changes_nothing(
-    world: World, root: Path
+    world: World, world_copy: Path
 ) -> None:
-    config = at(world.config, root)
+    config = at(world.config, world_copy)
     with pytest.MonkeyPatch.context() as patch:
         read = image_folder.Source.read
 
@@ -206,12 +196,14 @@ def test_source_that_has_changed_since_is_refused_and_changes_nothing(
         patch.setattr(image_folder.Source, "read", read_others)
         with pytest.raises(InfinegError, match=r"source 'strays': .* is not what it was when"):
             mine_inline(config, world.scorer, budget=BUDGET)
-    assert manifest.latest_generation_number(str(root)) == 1
-    assert verify_dataset(str(root)).problems == []
+    assert manifest.latest_generation_number(str(world_copy)) == 1
+    assert verify_dataset(str(world_copy)).problems == []
 
 
-def test_what_cannot_be_mined_is_refused_by_name(world: World, root: Path, tmp_path: Path) -> None:
-    config = at(world.config, root)
+def test_what_cannot_be_mined_is_refused_by_name(
+    world: World, world_copy: Path, tmp_path: Path
+) -> None:
+    config = at(world.config, world_copy)
     with pytest.raises(ConfigError, match="no finished run there"):
         prepare_scorer(config, tmp_path)
     run = Path(shutil.copytree(world.run, tmp_path / "run"))
@@ -228,29 +220,31 @@ def test_what_cannot_be_mined_is_refused_by_name(world: World, root: Path, tmp_p
         mine_inline(config, world.scorer, only=["cats"])
     entries = [{**world.entries[0], "weight": 9.0}, *world.entries[1:]]
     with pytest.raises(ConfigError, match="'drawn' is not built as the config says"):
-        mine_inline(world_config(root, entries), world.scorer)
-    assert manifest.latest_generation_number(str(root)) == 1
+        mine_inline(world_config(world_copy, entries), world.scorer)
+    assert manifest.latest_generation_number(str(world_copy)) == 1
 
 
-def test_one_source_alone_is_mined_and_others_keep_their_files(world: World, root: Path) -> None:
-    mined = mine_inline(at(world.config, root), world.scorer, budget=10, only=["drawn"])
+def test_one_source_alone_is_mined_and_others_keep_their_files(
+    world: World, world_copy: Path
+) -> None:
+    mined = mine_inline(at(world.config, world_copy), world.scorer, budget=10, only=["drawn"])
     assert set(mined.tallies) == {"drawn"}
-    before, after = generations(root)
+    before, after = generations(world_copy)
     assert [s for s in after.sources if s.name != "drawn"] == [
         s for s in before.sources if s.name != "drawn"
     ]
     assert {s for s in before.shards if s.source != "drawn"} <= set(after.shards)
     assert after.mined[0].sources == ("drawn",)
-    assert verify_dataset(str(root)).problems == []
+    assert verify_dataset(str(world_copy)).problems == []
 
 
 def test_command_mines_on_ray_what_is_mined_without(
-    world: World, mined_root: Path, root: Path, tmp_path: Path
+    world: World, mined_root: Path, world_copy: Path, tmp_path: Path
 ) -> None:
-    path = write_config(tmp_path / "config.yaml", at(world.config, root))
+    path = write_config(tmp_path / "config.yaml", at(world.config, world_copy))
     arguments = ("mine", path, "--run", world.run, "--budget", BUDGET)
     code, output = run_infineg(*arguments, log=tmp_path / "log")
     assert code == 0, output
     assert "committed generation 2" in output
     assert f"--set train.run={world.run}-2" in output
-    assert file_hashes(root, FILES) == file_hashes(mined_root, FILES)
+    assert file_hashes(world_copy, FILES) == file_hashes(mined_root, FILES)

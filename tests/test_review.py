@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from builds import copy_dataset
 from commands import run_infineg, start_infineg, wait_until
-from review_server import NUM_SUSPECTS, Served, serve_review, write_suspects
+from review_server import NUM_SUSPECTS, Served, serve_review
 
 from pipeline import manifest, storage
 from pipeline.commits import TakenDown
@@ -25,11 +25,6 @@ from pipeline.review.server import serve_review as serve_here
 from pipeline.takedown import take_down
 from pipeline.verdicts import read_verdicts
 from pipeline.verify import verify_dataset
-
-
-@pytest.fixture(scope="module")
-def suspects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_suspects(tmp_path_factory.mktemp("suspects"))
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from review_server import (
     NUM_SUSPECTS,
     Served,
     serve_review,
-    write_suspects,
 )
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
@@ -31,11 +30,6 @@ pytestmark = pytest.mark.skipif(
     CHROMIUM is None or DRIVER is None,
     reason="no chromium and chromedriver (Debian: apt-get install chromium chromium-driver)",
 )
-
-
-@pytest.fixture(scope="module")
-def suspects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_suspects(tmp_path_factory.mktemp("suspects"))
 
 
 @pytest.fixture
