@@ -2,9 +2,10 @@
 
     score all candidates -> fit c -> decide every row -> read chosen images -> shards -> generation
 
-Scores and images are work in progress (`mining/`), kept until the generation is committed: a run
-that was interrupted goes on where it stopped, and what it commits is the same, byte for byte. What
-is chosen with what probability is `hardness`; what becomes of older shards, `mined_shards`.
+What the model said, and images, are work in progress (`mining/`), kept until the generation is
+committed: a run that was interrupted goes on where it stopped, and what it commits is the same,
+byte for byte. What is chosen with what probability is `hardness`; what becomes of older shards,
+`mined_shards`.
 """
 
 import logging

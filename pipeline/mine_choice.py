@@ -25,7 +25,7 @@ from pipeline.hardness import (
     judge,
     log_probability,
 )
-from pipeline.mine_scores import KeptFile, Locator, MinedRound, read_scored
+from pipeline.mine_rounds import KeptFile, Locator, MinedRound, read_scored
 from pipeline.mine_worker import FetchTask
 from pipeline.mined_shards import Change
 from pipeline.pack import PartRows, positions_by_group, write_decided, write_table

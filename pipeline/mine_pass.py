@@ -26,7 +26,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.generations import pack_shards
 from pipeline.mine_choice import Chooser, ChosenRound, Tally, fit_scales, write_eligible
-from pipeline.mine_scores import (
+from pipeline.mine_rounds import (
     KeptFile,
     Locator,
     MinedRound,

@@ -30,7 +30,7 @@ from pipeline.shards import LEDGER_COLUMNS
 from pipeline.sources import open_entry, read_partitions
 from pipeline.steps.decode import decode_batch
 
-SCORES = pa.schema(
+SCORED = pa.schema(
     [("content_hash", pa.string()), ("log_odds", pa.float32()), ("margin", pa.float32())]
 )
 _ROWS_PER_PASS = 512  # of the head; of a detector, `encoder.batch_size`
@@ -102,7 +102,7 @@ class MineWorker:
         """Writes content_hash, log_odds and margin of each candidate, null of what is no image."""
         if not storage.exists(storage.join(self._root, task.path)):
             tables = self._score_files(task) if task.embeddings else self._score_images(task)
-            self._write(task.path, pa.concat_tables([SCORES.empty_table(), *tables]))
+            self._write(task.path, pa.concat_tables([SCORED.empty_table(), *tables]))
         with storage.open_read(storage.join(self._root, task.path)) as file:
             num_rows = pq.read_metadata(file).num_rows
         yield pa.table({"num_rows": [num_rows]})

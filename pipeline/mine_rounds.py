@@ -18,7 +18,7 @@ from pipeline import manifest, storage
 from pipeline.commits import SourceRecord, TableRecord
 from pipeline.errors import InfinegError
 from pipeline.listing import take_partitions
-from pipeline.mine_worker import SCORES, EmbedTask, ScoreTask
+from pipeline.mine_worker import SCORED, EmbedTask, ScoreTask
 from pipeline.records import Partition
 from pipeline.shards import LEDGER_COLUMNS
 from pipeline.sources import Source
@@ -117,14 +117,14 @@ def score_tasks(round_: MinedRound, kept: Sequence[KeptFile]) -> Iterator[ScoreT
     """For a model that reads embeddings."""
     for number, files in enumerate(chunked(kept, _FILES_PER_TASK)):
         paths = tuple(file.path for file in files)
-        path = round_.path("scores", number)
+        path = round_.path("scored", number)
         yield ScoreTask(source=round_.source, path=path, embeddings=paths)
 
 
 def look_tasks(root: str, round_: MinedRound, locator: Locator) -> Iterator[ScoreTask]:
     """For a model that reads pixels."""
     for number, (partitions, _) in enumerate(_spans(root, round_, locator)):
-        path = round_.path("scores", number)
+        path = round_.path("scored", number)
         yield ScoreTask(source=round_.source, path=path, partitions=partitions)
 
 
@@ -158,16 +158,16 @@ class Scored(NamedTuple):
 def read_scored(root: str, round_: MinedRound) -> Scored:
     """Raises InfinegError where the candidates that were scored are not those of the ledger."""
     rows = manifest.read_table(root, round_.ledger.path, LEDGER_COLUMNS)
-    folder = f"{round_.folder}/scores/{round_.name}"
+    folder = f"{round_.folder}/scored/{round_.name}"
     names = sorted(storage.list_files(storage.join(root, folder), (".parquet",)))
     tables = [manifest.read_table(root, f"{folder}/{name}") for name in names]
-    scores = pa.concat_tables([SCORES.empty_table(), *tables])
-    if not scores["content_hash"].equals(rows["content_hash"]):
+    said = pa.concat_tables([SCORED.empty_table(), *tables])
+    if not said["content_hash"].equals(rows["content_hash"]):
         raise InfinegError(
             f"source {round_.source!r}: it is not what it was when the data set was built. Restore "
             "the source, or mine without it (--source)"
         )
-    return Scored(rows, *(_with_nan(scores[name]) for name in ("log_odds", "margin")))
+    return Scored(rows, *(_with_nan(said[name]) for name in ("log_odds", "margin")))
 
 
 def _with_nan(column: pa.ChunkedArray) -> NDArray[np.float32]:
