@@ -92,7 +92,7 @@ class SelectionConfig(BaseModel, frozen=True, extra="forbid"):
     min_probability: float = Field(0.01, gt=0, le=1)  # floor of the inclusion probability
     candidates_per_selected: float = Field(10.0, ge=1)  # how much of an endless source is looked at
     num_neighbors: int = Field(5, ge=1)  # k of the k largest cosines that similarity averages
-    pilot: _Count = Field(500, ge=1)  # candidates a source, to fit the scale (or 1% of the budget)
+    pilot: _Count = Field(500, ge=1)  # candidates a source at first, or 1% of the budget
     quarantine: Literal["auto", "off"] = "auto"  # auto: ceiling fitted on the positives
     cascade: bool = False  # a cheap look first, the full one only where it can change a decision
     seed: int = 0
