@@ -22,10 +22,14 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Counts `advance`d units towards `total`, with the rate and the time that is left."""
+    """Counts `advance`d units towards `total`, with the rate and the time that is left.
+
+    `note`, where set, is shown beside them.
+    """
 
     def __init__(self, what: str, *, total: int, unit: str) -> None:
         self._what, self._total, self._unit = what, total, unit
+        self.note = ""
         self._done = 0
         self._began = self._last_time = time.monotonic()
         self._last_done = 0
@@ -39,10 +43,13 @@ class Progress:
                 MofNCompleteColumn(),
                 TextColumn(f"{self._unit}, {{task.fields[rate]:,.1f}}/s, left"),
                 TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
                 console=Console(stderr=True),
                 transient=True,
             )
-            self._task = self._bar.add_task(self._what, total=self._total or None, rate=0.0)
+            self._task = self._bar.add_task(
+                self._what, total=self._total or None, rate=0.0, note=""
+            )
             self._bar.start()
         return self
 
@@ -66,19 +73,20 @@ class Progress:
         now = time.monotonic()
         if self._bar is not None:
             rate = self._done / max(now - self._began, 1e-9)
-            self._bar.update(self._task, completed=self._done, rate=rate)
+            self._bar.update(self._task, completed=self._done, rate=rate, note=self.note)
         elif now - self._last_time >= _SECONDS_BETWEEN_LINES:
             # Of late, not on the whole: work may consist of fast and slow stretches.
             rate = (self._done - self._last_done) / (now - self._last_time)
             self._last_time, self._last_done = now, self._done
             _log.info(
-                "%s: %s of %s %s, %.1f/s, %s left",
+                "%s: %s of %s %s, %.1f/s, %s left%s",
                 self._what,
                 f"{self._done:,}",
                 f"{self._total:,}" if self._total else "?",
                 self._unit,
                 rate,
                 format_duration(max(self._total - self._done, 0) / rate) if self._total else "?",
+                f", {self.note}" if self.note else "",
             )
 
 

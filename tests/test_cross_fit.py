@@ -33,7 +33,13 @@ def heads_of(job: Job) -> list[Head]:
     run = Path(job.train_config.run)
     run.mkdir(exist_ok=True)
     return fold_heads(
-        run, job.config, job.train_config, job.dataset, generation=1, num_folds=NUM_FOLDS
+        run,
+        job.config,
+        job.train_config,
+        job.dataset,
+        generation=1,
+        num_folds=NUM_FOLDS,
+        num_steps=job.train_config.steps,
     )
 
 

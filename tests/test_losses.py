@@ -11,7 +11,7 @@ from train.data import Batch
 from train.distributed import World
 from train.hard_negatives import hardest_negatives
 from train.losses import cross_entropy, focal_loss, importance_weights
-from train.objective import batch_loss
+from train.objective import batch_loss, batch_weights
 from train.unlabelled import hidden_weights, nonnegative_risk
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
@@ -50,7 +50,8 @@ def test_a_positive_of_one_target_is_a_negative_of_the_other() -> None:
 def test_loss_is_that_of_a_hand_computation() -> None:
     train_config = TrainConfig(run="r", batch_size=3, positive_share=0.34)
     batch = batch_of(column(1, 0, 0), torch.tensor([1.0, 1, 3]), torch.tensor([0.5, 0.5, -1]))
-    loss, _ = batch_loss(column(2.5, -0.5, 0), batch, train_config, ALONE)
+    weight_BK = batch_weights(batch, train_config, ALONE).weight_BK
+    loss = batch_loss(column(2.5, -0.5, 0), batch, weight_BK, train_config, ALONE)
     # softplus(-2) + 0.5 * softplus(-1) + 1.5 * softplus(1), over 3 samples.
     wanted = (0.126928 + 0.5 * 0.313262 + 1.5 * 1.313262) / 3
     assert loss.item() == pytest.approx(wanted, abs=1e-5)

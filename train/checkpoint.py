@@ -5,6 +5,7 @@ rates and noise are pure functions of the step, so that the step is all the stat
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from pipeline import storage
 from pipeline.errors import InfinegError
 from train.tensors import load_into, read_tensors, write_tensors
 
-_MODEL, _OPTIMIZER = "model.", "optimizer."
+_MODEL, _OPTIMIZER, _EXTRA = "model.", "optimizer.", "extra."
 
 
 class Checkpoint(BaseModel, frozen=True, extra="forbid"):
@@ -33,13 +34,18 @@ def save_checkpoint(
     *,
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
+    extra: Mapping[str, Tensor],
     keep: int,
 ) -> None:
-    """Commits a checkpoint, then removes all but the last `keep`."""
+    """Commits a checkpoint, then removes all but the last `keep`.
+
+    extra: whatever state there is besides; `load_checkpoint` returns it.
+    """
     stem = _stem(run_dir, checkpoint.step)
     tensors = {_MODEL + name: tensor for name, tensor in module.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"{_OPTIMIZER}{index}.{name}": tensor for name, tensor in state.items()}
+    tensors |= {_EXTRA + name: tensor for name, tensor in extra.items()}
     write_tensors(f"{stem}.safetensors", tensors)
     storage.write_atomic(f"{stem}.json", (checkpoint.model_dump_json(indent=1) + "\n").encode())
     for path in _committed(run_dir)[:-keep]:
@@ -65,8 +71,11 @@ def load_checkpoint(
     *,
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
-) -> None:
-    """Brings module and optimizer to where they were. Raises InfinegError where they do not fit."""
+) -> dict[str, Tensor]:
+    """Brings module and optimizer to where they were, and returns the extra state.
+
+    Raises InfinegError where they do not fit.
+    """
     path = f"{_stem(run_dir, checkpoint.step)}.safetensors"
     tensors = read_tensors(path)
     model = {k.removeprefix(_MODEL): v for k, v in tensors.items() if k.startswith(_MODEL)}
@@ -79,6 +88,7 @@ def load_checkpoint(
             state.setdefault(int(index), {})[field] = _as_stored(tensor, parameters[int(index)])
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+    return {k.removeprefix(_EXTRA): v for k, v in tensors.items() if k.startswith(_EXTRA)}
 
 
 def _as_stored(tensor: Tensor, parameter: Tensor) -> Tensor:

@@ -8,6 +8,11 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from pipeline.config import Config, describe_errors, load_config
 from pipeline.errors import ConfigError
+from train.augment import Strength
+from train.early_stopping import EarlyStopping
+from train.finetuning import Finetuning
+from train.mixing import Regularization
+from train.run_log import WandbConfig
 
 Mode = Literal["head", "finetune"]
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -48,10 +53,23 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     unknown: Literal["negative", "nnpu"] = "negative"
     unknown_prior: float | None = Field(None, gt=0, lt=1)
     head_steps: int = Field(300, ge=0)  # finetune: of `steps`, on the head alone before unfreezing
-    amp: Literal["auto", "bf16", "off"] = "auto"  # autocast; auto is bf16 on a GPU, else off
-    augment: Literal["off", "light", "heavy"] = (
-        "light"  # finetune; heavy adds two random distortions
-    )
+    finetuning: Finetuning = Finetuning()  # rates by depth, unfreezing, image sizes
+    regularization: Regularization = Regularization()  # label smoothing, mixup, cutmix
+    early_stopping: EarlyStopping | None = None  # by a metric of the val split
+    max_grad_norm: float | None = Field(None, gt=0)  # gradients are scaled down to it; logged
+    # Of a moving average of the weights, which is evaluated and exported in their place; 0.999
+    # averages over about the last 1,000 steps.
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    accumulate: int = Field(1, ge=1)  # parts of a process's batch, one in memory at a time
+    # Autocast. auto is bf16 on a GPU, else off; fp16, for GPUs without bf16, scales the loss.
+    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
+    compile: bool = False  # torch.compile: slow first step of each phase, faster ones after
+    # Of images in finetune, and of the views. heavy: light and two mild distortions;
+    # randaugment: two operations of magnitude 9 of 30; trivialaugment: one of any magnitude.
+    augment: Strength = "light"
+    # Views of each positive that the head is trained on: its embedding as the data set has it, and
+    # views - 1 of augmented crops, embedded once. 0 and 1 are the data set's alone.
+    views: int = Field(1, ge=0)
     shuffle_window: int = Field(
         16, ge=1
     )  # shards shuffled together; more mixes, fewer reads in order
@@ -60,6 +78,8 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     checkpoint_every: int = Field(500, ge=1)  # steps that a crash can cost
     keep_checkpoints: int = Field(2, ge=1)
     log_every: int = Field(10, ge=1)  # steps between lines of log.jsonl
+    wandb: WandbConfig | None = None  # logs to Weights & Biases, too
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
     workers: int | None = Field(
         None, ge=0
     )  # decoding processes a rank; default one a core, at most 8
@@ -86,12 +106,50 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
                 f"unknown_prior {self.unknown_prior} with unknown: {self.unknown}; nnpu needs "
                 "the share of the target among the unknown samples, negative has no use for it"
             )
+        self._check_unfreezing()
+        self._check_batch_wide_losses()
+        if self.views > 1 and self.augment == "off":
+            raise ValueError(f"views {self.views} with augment: off would all be the same picture")
+        return self
+
+    def _check_unfreezing(self) -> None:
+        if self.mode == "head":
+            if self.finetuning != Finetuning() or self.regularization.cutmix:
+                raise ValueError(
+                    "finetuning and regularization.cutmix are about images; mode: head has none"
+                )
+            return
+        for step, _ in self.finetuning.unfreeze:
+            if not self.head_steps <= step < self.steps:
+                raise ValueError(
+                    f"finetuning.unfreeze step {step} must lie from head_steps {self.head_steps} "
+                    f"on and under steps {self.steps}"
+                )
+        if self.views > 1 and self.head_steps == 0:
+            raise ValueError(f"views {self.views} are for steps on embeddings; head_steps is 0")
+
+    def _check_batch_wide_losses(self) -> None:
+        """ohem and nnpu look at a whole batch of samples with one label each."""
+        regularization = self.regularization
+        looks_at_all = "ohem" if self.loss == "ohem" else self.unknown
+        if looks_at_all in ("ohem", "nnpu"):
+            if self.accumulate > 1:
+                raise ValueError(
+                    f"accumulate {self.accumulate} with {looks_at_all}, which needs the losses of "
+                    "the whole batch at once; take accumulate: 1 and a smaller batch_size"
+                )
+            if regularization.mixes:
+                raise ValueError(
+                    f"regularization mixup or cutmix with {looks_at_all}, which ranks or corrects "
+                    "samples of one label; take loss: bce or focal and unknown: negative"
+                )
+        if self.unknown == "nnpu" and regularization.label_smoothing:
+            raise ValueError("regularization.label_smoothing with unknown: nnpu; take one of them")
         if self.unknown == "nnpu" and self.loss == "ohem":
             raise ValueError(
                 "loss ohem with unknown: nnpu would train on the positives hidden among the "
                 "unknown samples, which are the hardest negatives; take bce or focal"
             )
-        return self
 
     @property
     def num_positives(self) -> int:
@@ -110,6 +168,8 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
             "checkpoint_every",
             "keep_checkpoints",
             "log_every",
+            "wandb",
+            "device",
             "workers",
             "cache_dir",
         }

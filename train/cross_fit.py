@@ -8,7 +8,6 @@ negative that shows the target: label errors are found out of sample (Northcutt,
 
 import copy
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +21,11 @@ from pipeline.hardness import fold_of
 from pipeline.progress import Progress
 from train.config import TrainConfig
 from train.distributed import World
-from train.job import Job, embedding_batches, optimizer_of, prepare_job, terms_of
+from train.job import Job, embedding_batches, prepare_job, with_rows
 from train.model import Head
 from train.rows import TrainRows, embeddings_of
+from train.step import train_step
 from train.tensors import load_into, read_tensors, write_tensors
-from train.trainer import train_step
 
 _log = logging.getLogger(__name__)
 
@@ -39,9 +38,11 @@ def fold_heads(
     *,
     generation: int,
     num_folds: int,
+    num_steps: int,
 ) -> list[Head]:
     """One head a fold, in eval mode on the CPU, trained as the run's was but without the fold.
 
+    num_steps: after which the run's weights were taken, fewer than `steps` where it stopped early.
     Kept in the run as `fold_heads.safetensors`, and not trained again.
     """
     path = run / "fold_heads.safetensors"
@@ -51,7 +52,7 @@ def fold_heads(
         fold, _, own = name.partition(".")
         of_fold.setdefault(fold, {})[own] = tensor
     if len(of_fold) != num_folds:
-        heads = _train_heads(config, train_config, dataset, generation, num_folds)
+        heads = _train_heads(config, train_config, dataset, generation, num_folds, num_steps)
         states = (head.state_dict().items() for head in heads)
         write_tensors(
             path, {f"{f}.{name}": t for f, state in enumerate(states) for name, t in state}
@@ -77,6 +78,7 @@ def _train_heads(
     dataset: DatasetInfo,
     generation: int,
     num_folds: int,
+    num_steps: int,
 ) -> list[Head]:
     """All heads begin as the run's did."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -86,26 +88,22 @@ def _train_heads(
     fold_N, embedding_ND = read_folds(config.output.path, job.rows, num_folds)
     first = copy.deepcopy(job.detector.head.state_dict())
     heads = []
-    with Progress("cross-fit", total=num_folds * train_config.steps, unit="steps") as progress:
+    with Progress("cross-fit", total=num_folds * num_steps, unit="steps") as progress:
         for fold in range(num_folds):
             is_kept_N = fold_N != fold
-            rows = job.rows.where(is_kept_N)
             job.detector.head.load_state_dict(first)
-            of_fold = replace(
-                job,
-                rows=rows,
-                terms=terms_of(rows, train_config),
-                optimizer=optimizer_of(job.detector, train_config),
-            )
-            _train(of_fold, embedding_ND[is_kept_N], progress)
-            heads.append(copy.deepcopy(job.detector.head).cpu().eval())
+            of_fold = with_rows(job, job.rows.where(is_kept_N))
+            _train(of_fold, embedding_ND[is_kept_N], num_steps, progress)
+            head = copy.deepcopy(of_fold.evaluated)
+            assert isinstance(head, Head)
+            heads.append(head.cpu().eval())
     return heads
 
 
-def _train(job: Job, embedding_ND: NDArray[np.float16], progress: Progress) -> None:
+def _train(job: Job, embedding_ND: NDArray[np.float16], num_steps: int, progress: Progress) -> None:
     batches = embedding_batches(job, embedding_ND)
     head = job.detector.head.train()
-    for step in range(job.train_config.steps):
+    for step in range(num_steps):
         train_step(job, head, batches.read(step), step)
         progress.advance()
 

@@ -4,10 +4,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from pipeline.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -45,29 +48,37 @@ class World:
 
 
 @contextmanager
-def join_world() -> Iterator[World]:
+def join_world(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[World]:
     """Joins the process group that the launcher describes, and leaves it at the end.
+
+    Raises ConfigError where a GPU is asked for and there is none.
 
     gloo on CPUs, nccl on GPUs, one GPU a process. A group that is there already (Ray Train makes
     its own) is used and left alone.
     """
-    device = _own_device()
+    own_device = _own_device(device)
     has_group = dist.is_available() and dist.is_initialized()
     is_alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     if is_alone and not has_group:
-        yield World(rank=0, size=1, device=device)
+        yield World(rank=0, size=1, device=own_device)
         return
     if not has_group:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if own_device.type == "cuda" else "gloo")
     try:
-        yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
+        yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=own_device)
     finally:
         if not has_group:
             dist.destroy_process_group()
 
 
-def _own_device() -> torch.device:
-    if not torch.cuda.is_available():
+def _own_device(wanted: str) -> torch.device:
+    has_gpu = torch.cuda.is_available()
+    if wanted == "cuda" and not has_gpu:
+        raise ConfigError(
+            f"train.device: cuda, but torch {torch.__version__} finds no CUDA device here; auto "
+            "takes a GPU where there is one, nvidia-smi lists them"
+        )
+    if wanted == "cpu" or not has_gpu:
         return torch.device("cpu")
     device = torch.device(
         "cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()

@@ -27,8 +27,7 @@ class ShardImages:
         self, root: str, shards: Sequence[ShardRecord], cache_dir: str | None = None
     ) -> None:
         self._uris = [storage.join(root, shard.path) for shard in shards]
-        cache_home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        self._cache_dir = Path(cache_dir or f"{cache_home}/infineg").expanduser()
+        self._cache_dir = cache_folder(cache_dir)
         self._maps: dict[int, mmap.mmap] = {}
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
@@ -38,6 +37,12 @@ class ShardImages:
             with storage.fetch(self._uris[shard], self._cache_dir).open("rb") as file:
                 self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return self._maps[shard][offset : offset + size]
+
+
+def cache_folder(cache_dir: str | None) -> Path:
+    """Where copies of remote shards, and embedded views, are kept."""
+    cache_home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache_dir or f"{cache_home}/infineg").expanduser()
 
 
 def crop_images(

@@ -1,20 +1,24 @@
 """What a run trains, and on what: made the same in every process that takes part."""
 
-import logging
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import JsonValue
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from pipeline.commits import DatasetInfo, Generation
 from pipeline.config import Config
-from pipeline.encoders import Encoder, encoder_identity, load_encoder
-from pipeline.errors import ConfigError
+from pipeline.encoders import Encoder, Preprocessing, encoder_identity, load_encoder
+from train.checks import (
+    check_embeddings,
+    check_image_sizes,
+    check_processes,
+    warn_of_repetition,
+)
 from train.config import Mode, TrainConfig
 from train.corrections import LossTerms, loss_terms
 from train.data import (
@@ -22,14 +26,14 @@ from train.data import (
     Batch,
     Batches,
     CachedEmbeddings,
+    Inputs,
 )
 from train.distributed import World
-from train.model import Detector, ModelInfo, build_detector
-from train.optim import Schedule, make_optimizer
+from train.learning import average_of_weights, optimizer_of, trained_part
+from train.model import Detector, build_detector
 from train.order import BatchOrder, RankSlice
 from train.rows import TrainRows, read_embeddings, read_train_rows
-
-_log = logging.getLogger(__name__)
+from train.views import ViewedEmbeddings, ViewMaker
 
 _MAX_WORKERS = 8  # decoding processes by default: what feeds one GPU
 
@@ -47,11 +51,28 @@ class Job:
     terms: LossTerms
     detector: Detector
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler  # of the loss, with fp16; else it does nothing
+    average: AveragedModel | None  # of `trained`
+    view_VPD: NDArray[np.float16] | None  # of positives, beside the data set's (train.views)
 
     @property
     def trained(self) -> nn.Module:
         """The module that checkpoints carry."""
-        return self.detector.head if self.train_config.mode == "head" else self.detector
+        return trained_part(self.detector, self.train_config)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The module, or its average, that is evaluated and exported."""
+        return self.trained if self.average is None else self.average.module
+
+    @property
+    def uses_amp(self) -> bool:
+        amp = self.train_config.amp
+        return amp in ("bf16", "fp16") or (amp == "auto" and self.world.device.type == "cuda")
+
+    @property
+    def amp_dtype(self) -> torch.dtype:
+        return torch.float16 if self.train_config.amp == "fp16" else torch.bfloat16
 
 
 def prepare_job(
@@ -62,18 +83,14 @@ def prepare_job(
     world: World,
 ) -> Job:
     """Reads the rows, builds detector and optimizer. Raises ConfigError where they do not fit."""
-    if train_config.batch_size % world.size:
-        raise ConfigError(
-            f"train.batch_size: {train_config.batch_size} must be a multiple of the {world.size} "
-            "processes, which share every batch"
-        )
+    check_processes(train_config, world)
     rows = read_train_rows(config.output.path, generation, config.target_names)
     terms = terms_of(rows, train_config)
-    _warn_of_repetition(train_config, rows)
+    warn_of_repetition(train_config, rows)
     torch.manual_seed(train_config.seed)
     encoder = load_encoder(config.encoder)
     if train_config.mode == "head" or train_config.head_steps:
-        _check_embeddings(config, dataset, encoder)
+        check_embeddings(config, dataset, encoder)
     detector = build_detector(
         encoder,
         len(config.targets),
@@ -81,8 +98,32 @@ def prepare_job(
         dropout=train_config.dropout,
     )
     detector.to(world.device).to(memory_format=torch.channels_last)
-    optimizer = optimizer_of(detector, train_config)
-    return Job(config, train_config, dataset, generation, world, rows, terms, detector, optimizer)
+    check_image_sizes(detector, train_config)
+    return Job(
+        config,
+        train_config,
+        dataset,
+        generation,
+        world,
+        rows,
+        terms,
+        detector,
+        optimizer_of(detector, train_config),
+        torch.amp.GradScaler(world.device.type, enabled=train_config.amp == "fp16"),
+        average_of_weights(detector, train_config),
+        _views_of(config, train_config, rows, encoder, world),
+    )
+
+
+def with_rows(job: Job, rows: TrainRows) -> Job:
+    """The same job on some of its rows, with optimizer and average as at the beginning."""
+    return replace(
+        job,
+        rows=rows,
+        terms=terms_of(rows, job.train_config),
+        optimizer=optimizer_of(job.detector, job.train_config),
+        average=average_of_weights(job.detector, job.train_config),
+    )
 
 
 def terms_of(rows: TrainRows, train_config: TrainConfig) -> LossTerms:
@@ -91,7 +132,7 @@ def terms_of(rows: TrainRows, train_config: TrainConfig) -> LossTerms:
     )
 
 
-def open_stream(job: Job, mode: Mode, steps: range) -> Iterator[Batch]:
+def open_stream(job: Job, mode: Mode, steps: range, *, image_size: int) -> Iterator[Batch]:
     """This process's batches of `steps`: embeddings for the head, images for the backbone."""
     train_config, rows = job.train_config, job.rows
     root = job.config.output.path
@@ -100,7 +141,7 @@ def open_stream(job: Job, mode: Mode, steps: range) -> Iterator[Batch]:
     images = AugmentedImages(
         root,
         rows,
-        preprocessing=job.detector.encoder.preprocessing,
+        preprocessing=_at_size(job.detector.encoder.preprocessing, image_size),
         strength=train_config.augment,
         seed=train_config.seed,
         cache_dir=train_config.cache_dir,
@@ -113,7 +154,12 @@ def open_stream(job: Job, mode: Mode, steps: range) -> Iterator[Batch]:
 
 def embedding_batches(job: Job, embedding_ND: NDArray[np.float16]) -> Batches:
     """Batches of the embeddings of the job's rows."""
-    return Batches(job.rows, job.terms, _order_of(job), CachedEmbeddings(embedding_ND))
+    inputs: Inputs = CachedEmbeddings(embedding_ND)
+    if job.view_VPD is not None:
+        inputs = ViewedEmbeddings(
+            embedding_ND, job.view_VPD, positives=job.rows.positives, seed=job.train_config.seed
+        )
+    return Batches(job.rows, job.terms, _order_of(job), inputs)
 
 
 def _order_of(job: Job) -> BatchOrder:
@@ -129,74 +175,24 @@ def _order_of(job: Job) -> BatchOrder:
     )
 
 
-def describe_model(job: Job, settings: Mapping[str, JsonValue]) -> ModelInfo:
-    """`model.json` of the trained, not yet calibrated, detector."""
-    train_config, encoder = job.train_config, job.detector.encoder
-    return ModelInfo(
-        targets=job.config.target_names,
-        encoder=job.config.encoder,
-        preprocessing=encoder.preprocessing,
-        embedding_dim=encoder.embedding_dim,
-        hidden_dim=train_config.hidden_dim,
-        dropout=train_config.dropout,
-        mode=train_config.mode,
-        positive_share=train_config.num_positives / train_config.batch_size,
-        trained_priors=_trained_priors(job),
-        generation=job.generation.number,
-        dataset=job.dataset.fingerprint,
-        samples_seen=train_config.num_samples,
-        settings=dict(settings),
-    )
-
-
-def _trained_priors(job: Job) -> dict[str, float] | None:
-    """Each target's share of the mix that its logits were trained on, where that is the stream's.
-
-    None where hard negatives count for more than they are, or easy samples for less: then a logit
-    is no log-odds in any mix that is known. Positives of other targets are negatives as often as
-    they are drawn.
-    """
-    train_config = job.train_config
-    if train_config.correction == "none" or train_config.loss != "bce":
+def _views_of(
+    config: Config, train_config: TrainConfig, rows: TrainRows, encoder: Encoder, world: World
+) -> NDArray[np.float16] | None:
+    if train_config.views <= 1:
         return None
-    share_of_label = train_config.num_positives / train_config.batch_size
-    label_N = job.rows.label_N
-    num_positives = int((label_N != "").sum())
-    return {
-        target: share_of_label * int((label_N == target).sum()) / num_positives
-        for target in job.rows.targets
-    }
+    maker = ViewMaker(
+        root=config.output.path,
+        encoder=encoder,
+        identity=encoder_identity(encoder, config.encoder),
+        strength=train_config.augment,
+        seed=train_config.seed,
+        cache_dir=train_config.cache_dir,
+    )
+    return maker.read(rows, num_views=train_config.views, world=world)
 
 
-def optimizer_of(detector: Detector, train_config: TrainConfig) -> torch.optim.AdamW:
-    warmup, last = train_config.warmup_steps, train_config.steps
-    parts: list[tuple[nn.Module, Schedule]] = [
-        (detector.head, Schedule(train_config.learning_rate, 0, warmup, last))
-    ]
-    if train_config.mode == "finetune":
-        rate, first = train_config.backbone_learning_rate, train_config.head_steps
-        parts.append((detector.encoder.backbone, Schedule(rate, first, warmup, last)))
-    return make_optimizer(parts, weight_decay=train_config.weight_decay)
-
-
-def _warn_of_repetition(train_config: TrainConfig, rows: TrainRows) -> None:
-    num_positives = sum(map(len, rows.positives))
-    repetition = train_config.steps * train_config.num_positives / num_positives
-    if repetition > train_config.max_repetition_factor:
-        _log.warning(
-            "each of the %s positives is drawn %.0f times, over train.max_repetition_factor %g; "
-            "fewer train.steps, a smaller train.positive_share or more positives help",
-            f"{num_positives:,}", repetition, train_config.max_repetition_factor,
-        )  # fmt: skip
-
-
-def _check_embeddings(config: Config, dataset: DatasetInfo, encoder: Encoder) -> None:
-    """A head fits the embeddings of one encoder only: those that the data set holds."""
-    seen = encoder_identity(encoder, config.encoder)
-    if not dataset.encoder.startswith(f"{seen}:"):
-        raise ConfigError(
-            f"encoder: {seen}, but the embeddings of {config.output.path} come from "
-            f"{dataset.encoder}. A head is trained on the encoder of the data set; "
-            "train.mode: finetune with train.head_steps: 0 takes any."
-        )
-    assert encoder.embedding_dim == dataset.embedding_dim
+def _at_size(preprocessing: Preprocessing, image_size: int) -> Preprocessing:
+    scale = image_size / preprocessing.image_size
+    return replace(
+        preprocessing, image_size=image_size, resize_size=round(preprocessing.resize_size * scale)
+    )

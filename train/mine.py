@@ -146,6 +146,7 @@ def _fold_models(
         manifest.require_info(config.output.path),
         generation=info.generation,
         num_folds=NUM_FOLDS,
+        num_steps=info.samples_seen // train_config.batch_size,
     )
     return list(heads), _calibrate_heads(config.output.path, info, heads)
 

@@ -15,6 +15,7 @@ from pipeline import storage
 from pipeline.config import EncoderConfig
 from pipeline.encoders import Encoder, Preprocessing, load_encoder
 from pipeline.errors import ConfigError, InfinegError
+from train.finetuning import open_last_groups
 from train.tensors import load_into, read_tensors, write_tensors
 
 
@@ -54,12 +55,12 @@ class Detector(nn.Module):
         logits_BK: Tensor = self.head(embedding_BD)
         return logits_BK.float()
 
-    def train_backbone(self) -> None:
-        """Unfreezes the backbone, except for the statistics of its batch norms.
+    def train_backbone(self, num_groups: int) -> None:
+        """Unfreezes its last groups, except for the statistics of batch norms.
 
         Those would depend on how a batch is split over processes, and on 25% positives.
         """
-        self.encoder.backbone.requires_grad_(True)
+        open_last_groups(self.encoder.backbone, num_groups)
         self.train()
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -3,8 +3,6 @@
 Shapes: B samples of this process, K targets.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -12,34 +10,32 @@ from train.config import TrainConfig
 from train.data import Batch
 from train.distributed import World
 from train.hard_negatives import hardest_negatives
-from train.losses import cross_entropy, focal_loss, importance_weights
+from train.losses import ImportanceWeights, cross_entropy, focal_loss, importance_weights
 from train.unlabelled import nonnegative_risk
 
 
-class BatchLoss(NamedTuple):
-    """This process's share of the loss, and the share of weight that the clip took away."""
-
-    loss: Tensor
-    clipped_mass: Tensor
-
-
-def batch_loss(
-    logits_BK: Tensor, batch: Batch, train_config: TrainConfig, world: World
-) -> BatchLoss:
-    """Mean over the global batch and the K targets of weight * loss of logit - offset.
-
-    Scaled by the number of processes, since DistributedDataParallel averages their gradients:
-    the average is then the gradient of the loss of one process with the whole batch.
-    """
-    targets_BK = batch.targets_BK
-    shifted_BK = logits_BK.float() - batch.offset_B[:, None]
-    weights = importance_weights(
-        targets_BK,
+def batch_weights(batch: Batch, train_config: TrainConfig, world: World) -> ImportanceWeights:
+    """Of this process's samples, normalised over the global batch."""
+    return importance_weights(
+        batch.targets_BK,
         batch.importance_B,
         max_weight=train_config.max_weight,
         reduce_sum=world.all_reduce_sum,
     )
-    weight_BK = weights.weight_BK
+
+
+def batch_loss(
+    logits_BK: Tensor, batch: Batch, weight_BK: Tensor, train_config: TrainConfig, world: World
+) -> Tensor:
+    """This process's share of the loss of the global batch.
+
+    That is the mean over its samples and the K targets of weight * loss of logit - offset, times
+    the number of processes, since DistributedDataParallel averages their gradients: the average
+    is then the gradient of the loss of one process with the whole batch. Shares of parts of the
+    batch add up to that of the batch, except with ohem and nnpu, which look at all of it.
+    """
+    targets_BK = batch.targets_BK
+    shifted_BK = logits_BK.float() - batch.offset_B[:, None]
     loss_BK = _sample_loss(shifted_BK, targets_BK, train_config)
     if train_config.loss == "ohem":
         weight_BK = weight_BK * hardest_negatives(
@@ -59,10 +55,23 @@ def batch_loss(
             reduce_sum=world.all_reduce_sum,
         )
     scale = world.size / (train_config.batch_size * targets_BK.shape[1])
-    return BatchLoss(risk_BK.sum() * scale, weights.clipped_mass)
+    return risk_BK.sum() * scale
 
 
 def _sample_loss(logits_BK: Tensor, targets_BK: Tensor, train_config: TrainConfig) -> Tensor:
+    """With labels smoothed by e, that of the label and of its opposite, 1 - e/2 to e/2.
+
+    Of cross-entropy that is the loss of targets e/2 and 1 - e/2 (Szegedy et al. 2016,
+    arXiv:1512.00567, two classes); weights stay those of the label.
+    """
+    loss_BK = _plain_loss(logits_BK, targets_BK, train_config)
+    flipped = train_config.regularization.label_smoothing / 2
+    if flipped == 0:
+        return loss_BK
+    return torch.lerp(loss_BK, _plain_loss(logits_BK, 1 - targets_BK, train_config), flipped)
+
+
+def _plain_loss(logits_BK: Tensor, targets_BK: Tensor, train_config: TrainConfig) -> Tensor:
     if train_config.loss != "focal":
         return cross_entropy(logits_BK, targets_BK)
     return focal_loss(

@@ -1,34 +1,60 @@
 """The log of a run: lines in a file, curves for TensorBoard, progress for whoever waits."""
 
+import importlib
 import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
+from pydantic import BaseModel, JsonValue
 from torch.utils.tensorboard import SummaryWriter
 
 from pipeline import storage
+from pipeline.errors import ConfigError
+from pipeline.keys import sha256_hex
 from pipeline.progress import Progress
 
 ItemT = TypeVar("ItemT")
+
+
+class WandbConfig(BaseModel, frozen=True, extra="forbid"):
+    """Weights & Biases, which is not installed with this package and else never imported."""
+
+    project: str
+    name: str | None = None  # of the run there; default the run's folder
+    # offline writes RUN/wandb, which `wandb sync` uploads when you say so; online calls home.
+    mode: Literal["offline", "online"] = "offline"
 
 
 class RunLog:
     """`log.jsonl`, a line each logged step; the same in `tensorboard/`; and a progress line.
 
     What an interrupted run logged at `first_step` or later is dropped: it happens again.
+    `settings` are told to Weights & Biases, where that is asked for.
     """
 
-    def __init__(self, run_dir: Path, *, first_step: int, num_steps: int, batch_size: int) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        first_step: int,
+        num_steps: int,
+        batch_size: int,
+        wandb: WandbConfig | None = None,
+        settings: Mapping[str, JsonValue] | None = None,
+    ) -> None:
         self._run_dir = run_dir
         self._first_step = first_step
         self._batch_size = batch_size
         samples_left = (num_steps - first_step) * batch_size
         self._progress = Progress("train", total=samples_left, unit="samples")
+        self._wandb = wandb
+        self._settings = dict(settings or {})
 
     def __enter__(self) -> Self:
+        self._wandb_run = _begin_wandb(self._wandb, self._run_dir, self._settings)
         path = self._run_dir / "log.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if _is_before(line, self._first_step)]
@@ -48,6 +74,11 @@ class RunLog:
         self._file.write(json.dumps(line) + "\n")
         for name, value in values.items():
             self._tensorboard.add_scalar(f"train/{name}", value, samples_seen)
+        if self._wandb_run is not None:
+            named = {f"train/{name}": value for name, value in values.items()}
+            self._wandb_run.log(named, step=samples_seen)
+        if "data_wait" in values:
+            self._progress.note = f"data wait {values['data_wait']:.0%}"
 
     def advance(self) -> None:
         """Counts one step done."""
@@ -62,6 +93,8 @@ class RunLog:
         self._progress.__exit__(kind, error, trace)
         self._tensorboard.close()
         self._file.close()
+        if self._wandb_run is not None:
+            self._wandb_run.finish(exit_code=0 if kind is None else 1)
 
 
 class Meter(Generic[ItemT]):
@@ -70,7 +103,7 @@ class Meter(Generic[ItemT]):
     def __init__(self, batches: Iterator[ItemT], batch_size: int) -> None:
         self._batches = batches
         self._batch_size = batch_size
-        self._restart()
+        self.restart()
 
     def __iter__(self) -> Iterator[ItemT]:
         return self
@@ -89,13 +122,35 @@ class Meter(Generic[ItemT]):
             "samples_per_s": self._num_batches * self._batch_size / elapsed_s,
             "data_wait": self._waited_s / elapsed_s,
         }
-        self._restart()
+        self.restart()
         return values
 
-    def _restart(self) -> None:
+    def restart(self) -> None:
+        """What passed since the last reading counts for nothing."""
         self._began = time.perf_counter()
         self._waited_s = 0.0
         self._num_batches = 0
+
+
+def _begin_wandb(
+    wandb: WandbConfig | None, run_dir: Path, settings: dict[str, JsonValue]
+) -> Any | None:
+    """A resumed run goes on under the same id, made of the folder's path."""
+    if wandb is None:
+        return None
+    try:
+        module = importlib.import_module("wandb")
+    except ImportError:
+        raise ConfigError("train.wandb: wandb is not installed; pip install wandb") from None
+    return module.init(
+        project=wandb.project,
+        name=wandb.name or run_dir.name,
+        id=sha256_hex(str(run_dir.resolve()).encode())[:16],
+        resume="allow",
+        dir=str(run_dir),
+        mode=wandb.mode,
+        config=settings,
+    )
 
 
 def _is_before(line: str, step: int) -> bool:

@@ -6,11 +6,9 @@ Shapes: B samples of this process, K targets.
 import logging
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -18,14 +16,17 @@ from pipeline.config import Config
 from pipeline.errors import InfinegError
 from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.config import Mode, TrainConfig
-from train.data import Batch
+from train.describe import describe_model
 from train.distributed import join_world
-from train.job import Job, describe_model, open_stream, prepare_job
+from train.early_stopping import Watch
+from train.job import Job, open_stream, prepare_job
+from train.learning import stages_of
 from train.model import save_model
-from train.objective import batch_loss
-from train.optim import set_learning_rates
+from train.optim import restore_update_state, update_state
 from train.run_dir import Run, open_run, write_config
 from train.run_log import Meter, RunLog
+from train.step import StepResult, train_step
+from train.validation import Validation
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ class _Phase:
 
     mode: Mode
     steps: range
+    num_open: int  # of the backbone's last groups
+    image_size: int  # pixels
 
 
 def train(config: Config, train_config: TrainConfig, *, resume: bool = False) -> Path:
@@ -45,17 +48,17 @@ def train(config: Config, train_config: TrainConfig, *, resume: bool = False) ->
     checkpoint with the very next sample. Raises ConfigError for settings that cannot work and
     InfinegError where the data set or the loss cannot be used.
     """
-    with join_world() as world:
+    with join_world(train_config.device) as world:
         run = open_run(config, train_config, resume=resume)
         if run.is_finished:
             _log.info("%s is finished, nothing to do", run.path)
             return run.path
         job = prepare_job(config, train_config, run.dataset, run.generation, world)
-        first_step = 0
-        if run.checkpoint is not None:
-            load_checkpoint(run.path, run.checkpoint, module=job.trained, optimizer=job.optimizer)
-            first_step = run.checkpoint.step
-            _log.info("%s continues at step %s", run.path, f"{first_step:,}")
+        first_step, extra = _restore(job, run)
+        validation = None
+        if train_config.early_stopping is not None:
+            watch = Watch.of_state(extra)
+            validation = Validation(job, train_config.early_stopping, run.path, watch)
         if world.is_main:
             write_config(run, config, train_config)
         log = RunLog(
@@ -63,50 +66,63 @@ def train(config: Config, train_config: TrainConfig, *, resume: bool = False) ->
             first_step=first_step,
             num_steps=train_config.steps,
             batch_size=train_config.batch_size,
+            wandb=train_config.wandb,
+            settings=run.settings,
         )
         with log if world.is_main else nullcontext() as log_of_main:
-            for phase in _phases(train_config, first_step):
-                _run_phase(job, run, phase, log_of_main)
+            for phase in _phases(job, first_step):
+                if validation is None or not validation.is_over:
+                    _run_phase(job, run, phase, log_of_main, validation)
         if world.is_main:
-            save_model(run.path, job.detector, describe_model(job, run.settings))
-            _log.info("trained %s on %s samples", run.path, f"{train_config.num_samples:,}")
+            _export(job, run, validation)
         world.barrier()
         return run.path
 
 
-def _phases(train_config: TrainConfig, first_step: int) -> list[_Phase]:
+def _phases(job: Job, first_step: int) -> list[_Phase]:
     """The phases that are left at `first_step`."""
-    head_stop = train_config.steps if train_config.mode == "head" else train_config.head_steps
-    bounds: list[tuple[Mode, int, int]] = [
-        ("head", 0, head_stop),
-        ("finetune", head_stop, train_config.steps),
+    train_config = job.train_config
+    size = job.detector.encoder.preprocessing.image_size
+    is_head = train_config.mode == "head"
+    head_stop = train_config.steps if is_head else train_config.head_steps
+    phases = [_Phase("head", range(head_stop), num_open=0, image_size=size)]
+    if not is_head:
+        phases += [
+            _Phase("finetune", stage.steps, stage.num_open, stage.image_size)
+            for stage in stages_of(job.detector, train_config)
+        ]
+    left = [
+        replace(phase, steps=range(max(phase.steps.start, first_step), phase.steps.stop))
+        for phase in phases
     ]
-    phases = [_Phase(mode, range(max(start, first_step), stop)) for mode, start, stop in bounds]
-    return [phase for phase in phases if phase.steps]
+    return [phase for phase in left if phase.steps]
 
 
-def _run_phase(job: Job, run: Run, phase: _Phase, log: RunLog | None) -> None:
-    """The loop itself."""
+def _run_phase(
+    job: Job, run: Run, phase: _Phase, log: RunLog | None, validation: Validation | None
+) -> None:
+    """The loop itself. Ends early where validation says so."""
     train_config = job.train_config
     model = _begin_phase(job, phase)
-    meter = Meter(open_stream(job, phase.mode, phase.steps), train_config.batch_size)
+    batches = open_stream(job, phase.mode, phase.steps, image_size=phase.image_size)
+    meter = Meter(batches, train_config.batch_size)
     for step, batch in zip(phase.steps, meter, strict=True):
-        loss, clipped_mass = train_step(job, model, batch, step)
+        result = train_step(job, model, batch, step)
         done = step + 1
-        if done % train_config.log_every == 0 or done == phase.steps.stop:
-            # Every process takes part in the sum, one writes it.
-            values = {
-                "loss": _finite(job.world.all_reduce_sum(loss).item() / job.world.size, step),
-                "clipped_mass": clipped_mass.item(),
-                "learning_rate": job.optimizer.param_groups[0]["lr"],
-                **meter.read(),
-            }
+        looks = validation is not None and validation.is_due(done)
+        if looks or done % train_config.log_every == 0 or done == phase.steps.stop:
+            values = {**_measured(job, result, step), **meter.read()}
+            if validation is not None and looks:
+                values |= validation.look(done, phase.mode)
+                meter.restart()
             if log is not None:
                 log.write(step, values)
         if log is not None:
             log.advance()
+        if validation is not None and validation.is_over:
+            return
         if done % train_config.checkpoint_every == 0 and done < train_config.steps:
-            _save(job, run, done)
+            _save(job, run, done, validation)
 
 
 def _begin_phase(job: Job, phase: _Phase) -> nn.Module:
@@ -114,8 +130,10 @@ def _begin_phase(job: Job, phase: _Phase) -> nn.Module:
     if phase.mode == "head":
         model: nn.Module = job.detector.head.train()
     else:
-        job.detector.train_backbone()
+        job.detector.train_backbone(phase.num_open)
         model = job.detector
+    if job.train_config.compile:
+        model.compile()
     if job.world.size == 1:
         return model
     devices = [job.world.device] if job.world.device.type == "cuda" else None
@@ -123,26 +141,19 @@ def _begin_phase(job: Job, phase: _Phase) -> nn.Module:
     return DistributedDataParallel(model, device_ids=devices, static_graph=True)
 
 
-def train_step(job: Job, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
-    """One optimizer step; returns this process's share of the loss, and the clipped mass."""
-    train_config, world = job.train_config, job.world
-    set_learning_rates(job.optimizer, step)
-    # Noise is a function of the step too, so that a checkpoint needs no generator's state.
-    noise_seed = np.random.SeedSequence((train_config.seed, step, world.rank))
-    torch.manual_seed(int(noise_seed.generate_state(1)[0]))
-    batch = Batch(*(tensor.to(world.device) for tensor in batch))
-    with torch.autocast(world.device.type, torch.bfloat16, enabled=_uses_bf16(job)):
-        logits_BK = model(batch.inputs)
-    loss, clipped_mass = batch_loss(logits_BK, batch, train_config, world)
-    job.optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    job.optimizer.step()
-    return loss.detach(), clipped_mass
-
-
-def _uses_bf16(job: Job) -> bool:
-    amp = job.train_config.amp
-    return amp == "bf16" or (amp == "auto" and job.world.device.type == "cuda")
+def _measured(job: Job, result: StepResult, step: int) -> dict[str, float]:
+    """Every process takes part in the sum, one writes it."""
+    loss = job.world.all_reduce_sum(result.loss).item() / job.world.size
+    values = {
+        "loss": _finite(loss, step),
+        "clipped_mass": result.clipped_mass.item(),
+        "learning_rate": job.optimizer.param_groups[0]["lr"],
+    }
+    if result.grad_norm is not None:
+        values["grad_norm"] = result.grad_norm.item()
+    if job.scaler.is_enabled():
+        values["loss_scale"] = job.scaler.get_scale()
+    return values
 
 
 def _finite(loss: float, step: int) -> float:
@@ -154,7 +165,7 @@ def _finite(loss: float, step: int) -> float:
     return loss
 
 
-def _save(job: Job, run: Run, step: int) -> None:
+def _save(job: Job, run: Run, step: int, validation: Validation | None) -> None:
     if not job.world.is_main:
         return
     checkpoint = Checkpoint(
@@ -163,5 +174,37 @@ def _save(job: Job, run: Run, step: int) -> None:
         generation=run.generation.number,
         settings=run.settings,
     )
-    keep = job.train_config.keep_checkpoints
-    save_checkpoint(run.path, checkpoint, module=job.trained, optimizer=job.optimizer, keep=keep)
+    extra = update_state(job.scaler, job.average)
+    if validation is not None:
+        extra |= validation.watch.state()
+    save_checkpoint(
+        run.path,
+        checkpoint,
+        module=job.trained,
+        optimizer=job.optimizer,
+        extra=extra,
+        keep=job.train_config.keep_checkpoints,
+    )
+
+
+def _restore(job: Job, run: Run) -> tuple[int, dict[str, Tensor]]:
+    """Back to the last checkpoint, if any: steps done, and what validation has seen."""
+    if run.checkpoint is None:
+        return 0, {}
+    extra = load_checkpoint(run.path, run.checkpoint, module=job.trained, optimizer=job.optimizer)
+    restore_update_state(job.scaler, job.average, extra)
+    _log.info("%s continues at step %s", run.path, f"{run.checkpoint.step:,}")
+    return run.checkpoint.step, extra
+
+
+def _export(job: Job, run: Run, validation: Validation | None) -> None:
+    """The best weights, or the last ones; their average where there is one."""
+    steps = job.train_config.steps
+    if validation is None:
+        job.trained.load_state_dict(job.evaluated.state_dict())
+    else:
+        validation.load_best()
+        steps = validation.watch.step
+    save_model(run.path, job.detector, describe_model(job, run.settings, steps=steps))
+    samples = steps * job.train_config.batch_size
+    _log.info("trained %s on %s samples", run.path, f"{samples:,}")

@@ -1,0 +1,72 @@
+"""What is refused, or warned of, before the first step."""
+
+import logging
+
+import torch
+
+from pipeline.commits import DatasetInfo
+from pipeline.config import Config
+from pipeline.encoders import Encoder, encoder_identity
+from pipeline.errors import ConfigError
+from train.config import TrainConfig
+from train.distributed import World
+from train.model import Detector
+from train.rows import TrainRows
+
+_log = logging.getLogger(__name__)
+
+
+def check_processes(train_config: TrainConfig, world: World) -> None:
+    """Raises ConfigError where they cannot share a batch, or their devices cannot compute so."""
+    if train_config.batch_size % world.size:
+        raise ConfigError(
+            f"train.batch_size: {train_config.batch_size} must be a multiple of the {world.size} "
+            "processes, which share every batch"
+        )
+    accumulate, num_samples = train_config.accumulate, train_config.batch_size // world.size
+    if accumulate > num_samples:
+        raise ConfigError(
+            f"train.accumulate: {accumulate} parts of {num_samples} samples, which a process has "
+            f"of train.batch_size {train_config.batch_size}"
+        )
+    if train_config.amp == "fp16" and world.device.type != "cuda":
+        raise ConfigError(
+            f"train.amp: fp16 is for GPUs, and this runs on {world.device.type}; bf16 runs "
+            "everywhere, off is float32"
+        )
+
+
+def check_image_sizes(detector: Detector, train_config: TrainConfig) -> None:
+    """Some networks, most transformers among them, take images of one size only."""
+    for _, size in train_config.finetuning.image_sizes:
+        pixels_BCHW = torch.zeros(1, 3, size, size, dtype=torch.uint8)
+        try:
+            with torch.inference_mode():
+                detector(pixels_BCHW.to(detector.encoder.mean.device))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"train.finetuning.image_sizes: {size} px does not fit the backbone: {error}"
+            ) from None
+
+
+def warn_of_repetition(train_config: TrainConfig, rows: TrainRows) -> None:
+    num_positives = sum(map(len, rows.positives))
+    repetition = train_config.steps * train_config.num_positives / num_positives
+    if repetition > train_config.max_repetition_factor:
+        _log.warning(
+            "each of the %s positives is drawn %.0f times, over train.max_repetition_factor %g; "
+            "fewer train.steps, a smaller train.positive_share or more positives help",
+            f"{num_positives:,}", repetition, train_config.max_repetition_factor,
+        )  # fmt: skip
+
+
+def check_embeddings(config: Config, dataset: DatasetInfo, encoder: Encoder) -> None:
+    """A head fits the embeddings of one encoder only: those that the data set holds."""
+    seen = encoder_identity(encoder, config.encoder)
+    if not dataset.encoder.startswith(f"{seen}:"):
+        raise ConfigError(
+            f"encoder: {seen}, but the embeddings of {config.output.path} come from "
+            f"{dataset.encoder}. A head is trained on the encoder of the data set; "
+            "train.mode: finetune with train.head_steps: 0 takes any."
+        )
+    assert encoder.embedding_dim == dataset.embedding_dim

@@ -1,0 +1,93 @@
+"""Label smoothing, mixup and cutmix, in a way that keeps the importance weights right.
+
+Sample i is blended with its partner p(i), p a random permutation of this process's batch:
+
+    mixup    x = share * x_i + (1 - share) * x_p(i)      Zhang et al. 2018 (arXiv:1710.09412)
+    cutmix   a box of x_i, 1 - share of its area, is that of x_p(i)    Yun et al. 2019 (1905.04899)
+
+and with weights w, labels y and offsets o the loss of a batch is, target by target,
+
+    sum_i share * w_i * l(f(x) - o_i, y_i)  +  (1 - share) * w_p(i) * l(f(x) - o_p(i), y_p(i))
+
+Labels are never averaged: each keeps the weight and the offset of the sample that it belongs to.
+`share` is the same for a whole global batch and p is a permutation, so that the weight of a sample
+over the batch is share * w + (1 - share) * w = w: the sum of the weights, and with it the prior
+trained on, stays what it is without mixing. (Mixed labels weighed by the first sample alone would
+move weight between labels.) What a weight does not undo is which partners a sample meets: those
+come at the rate of the batch, not of the stream. Weights of w_i * w_p(i) would, at the price of
+the variance of a product.
+
+Shapes: B samples of this process, D embedding, C H W image.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+
+class Regularization(BaseModel, frozen=True, extra="forbid"):
+    """Any of these leaves logits that are no log-odds until they are calibrated."""
+
+    label_smoothing: float = Field(0.0, ge=0, lt=1)  # e: targets are e/2 and 1 - e/2
+    # Beta(a, a) is what the shares of mixup and cutmix are drawn from, 0 is off; 0.2 blends a
+    # little, 1 evenly. Where both are on, each step takes one of them by chance.
+    mixup: float = Field(0.0, ge=0)  # of embeddings and images
+    cutmix: float = Field(0.0, ge=0)  # of images; a step on embeddings goes without
+
+    @property
+    def mixes(self) -> bool:
+        return self.mixup > 0 or self.cutmix > 0
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How the samples of one batch are blended. `box`: rows and columns; None is mixup."""
+
+    share: float  # of each sample itself
+    partner_B: Tensor
+    box: tuple[slice, slice] | None = None
+
+    def blend(self, inputs: Tensor) -> Tensor:
+        """Of embedding_BD, or of pixels_BCHW uint8, which stay that."""
+        partners = inputs[self.partner_B]
+        if self.box is not None:
+            mixed = inputs.clone()
+            mixed[..., *self.box] = partners[..., *self.box]
+            return mixed
+        mixed = torch.lerp(partners.float(), inputs.float(), self.share)
+        return mixed if inputs.is_floating_point() else mixed.round().to(inputs.dtype)
+
+
+def draw_mixing(
+    regularization: Regularization, inputs: Tensor, *, seed: Sequence[int], rank: int
+) -> Mixing | None:
+    """The mixing of a step, None where there is none; a pure function of seed, shape and rank."""
+    rng = np.random.default_rng(seed)  # the same on every rank, and with it the share
+    mixup, cutmix = regularization.mixup, regularization.cutmix
+    takes_cutmix = cutmix > 0 and (mixup == 0 or rng.random() < 0.5)
+    alpha = cutmix if takes_cutmix else mixup
+    if alpha == 0 or (takes_cutmix and inputs.ndim == 2):
+        return None
+    share, box = float(rng.beta(alpha, alpha)), None
+    if takes_cutmix:
+        height, width = inputs.shape[2:]
+        box = _random_box(height, width, area=1 - share, rng=rng)
+        rows, columns = box
+        share = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
+    partner_B = np.random.default_rng((*seed, rank)).permutation(len(inputs))
+    return Mixing(share, torch.from_numpy(partner_B).to(inputs.device), box)
+
+
+def _random_box(
+    height: int, width: int, *, area: float, rng: np.random.Generator
+) -> tuple[slice, slice]:
+    """Rows and columns of the picture's shape around a random centre, cut off at its edges."""
+    half_height, half_width = (side * area**0.5 / 2 for side in (height, width))
+    y, x = rng.uniform(0, height), rng.uniform(0, width)
+    rows = slice(round(max(y - half_height, 0)), round(min(y + half_height, height)))
+    columns = slice(round(max(x - half_width, 0)), round(min(x + half_width, width)))
+    return rows, columns

@@ -1,0 +1,172 @@
+"""The val split, as a run looks at it between steps to know which weights are best.
+
+Shapes: N rows of val, K targets.
+"""
+
+import copy
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline import manifest, storage
+from pipeline.errors import ConfigError
+from train.config import Mode
+from train.data import read_eval_batches
+from train.early_stopping import EarlyStopping, Metric, Watch
+from train.job import Job
+from train.metrics import (
+    Bools,
+    Floats,
+    area_under_roc,
+    average_precision,
+    log_loss,
+    weights_at_prior,
+)
+from train.tensors import load_into, read_tensors, write_tensors
+
+_log = logging.getLogger(__name__)
+
+
+class Validation:
+    """Every process looks at its part of val, and all come to the same conclusion."""
+
+    def __init__(self, job: Job, settings: EarlyStopping, run_dir: Path, watch: Watch) -> None:
+        """Raises ConfigError where val lacks what the metric needs."""
+        self.watch = watch
+        self._job, self._settings = job, settings
+        self._best_path = run_dir / "checkpoints" / "best.safetensors"
+        shards = [shard for shard in job.generation.shards if shard.split == "val"]
+        columns = ("label", "inclusion_probability")
+        tables = [manifest.read_sidecar(job.config.output.path, each, columns) for each in shards]
+        starts = np.cumsum([0, *(len(each) for each in tables)]).tolist()
+        mine = slice(job.world.rank, None, job.world.size)
+        self._own = list(zip(shards, starts, strict=False))[mine]
+        rows = pa.concat_tables(tables) if tables else pa.table({column: [] for column in columns})
+        self._label_N = np.array(rows["label"].to_pylist(), dtype=object)
+        self._weight_N = 1 / rows["inclusion_probability"].to_numpy().astype(np.float64)
+        for target in job.config.target_names:
+            num_positives = int((self._label_N == target).sum())
+            if num_positives in (0, len(self._label_N)):
+                raise ConfigError(
+                    f"train.early_stopping: val of generation {job.generation.number} has "
+                    f"{num_positives:,} samples of {target} and "
+                    f"{len(self._label_N) - num_positives:,} others; it needs both"
+                )
+
+    def is_due(self, done: int) -> bool:
+        """After `done` steps."""
+        return done % self._settings.every == 0 or done == self._job.train_config.steps
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no better weights are to be expected."""
+        return self.watch.num_worse >= self._settings.patience
+
+    def look(self, done: int, mode: Mode) -> dict[str, float]:
+        """Measures the weights that would be exported now, and keeps them if they are the best."""
+        metric = self._settings.metric
+        value = self._measure(self._logits(mode))
+        self.watch = self.watch.after(done, value, metric)
+        if self.watch.step == done and self._job.world.is_main:
+            write_tensors(self._best_path, self._job.evaluated.state_dict())
+            about = {"step": done, metric: value}
+            content = json.dumps(about, indent=1) + "\n"
+            storage.write_atomic(str(self._best_path.with_suffix(".json")), content.encode())
+        if self.is_over:
+            _log.info(
+                "stopped early at step %s: no %s better than %.5f, of step %s, in %d looks",
+                f"{done:,}", metric, self.watch.value, f"{self.watch.step:,}",
+                self.watch.num_worse,
+            )  # fmt: skip
+        return {metric: value}
+
+    def load_best(self) -> None:
+        """Brings the trained module to the best weights."""
+        load_into(self._job.trained, read_tensors(self._best_path), self._best_path)
+
+    def _logits(self, mode: Mode) -> NDArray[np.float32]:
+        """logits_NK, on all processes."""
+        job = self._job
+        # A copy, so that the module that learns stays in training mode, and compiled for it.
+        module = copy.deepcopy(job.evaluated).eval()
+        to_logits = module
+        if mode == "head" and job.train_config.mode == "finetune":
+            to_logits = module.get_submodule("head")
+        num_targets = len(job.config.target_names)
+        logits_NK = torch.zeros(len(self._label_N), num_targets, device=job.world.device)
+        with torch.inference_mode():
+            for places, inputs in self._read_own(mode):
+                logits_NK[places] = to_logits(inputs.to(job.world.device)).float()
+        return job.world.all_reduce_sum(logits_NK).cpu().numpy()
+
+    def _read_own(self, mode: Mode) -> Iterator[tuple[slice, Tensor]]:
+        """Places in val, and inputs, of this process's shards."""
+        job = self._job
+        for shard, start in self._own:
+            batches = read_eval_batches(
+                job.config.output.path,
+                job.generation.model_copy(update={"shards": (shard,)}),
+                splits=("val",),
+                mode=mode,
+                preprocessing=job.detector.encoder.preprocessing,
+                cache_dir=job.train_config.cache_dir,
+            )
+            for rows, inputs in batches:
+                yield slice(start, start + len(rows)), inputs
+                start += len(rows)
+
+    def _measure(self, logits_NK: NDArray[np.float32]) -> float:
+        """The mean over the targets."""
+        share = self._job.train_config.num_positives / self._job.train_config.batch_size
+        values = [
+            measure_target(
+                self._label_N == target,
+                logits_NK[:, index],
+                self._weight_N,
+                self._settings,
+                positive_share=share,
+            )
+            for index, target in enumerate(self._job.config.target_names)
+        ]
+        return float(np.mean(values))
+
+
+def measure_target(
+    is_positive_N: Bools,
+    logits_N: Floats,
+    weights_N: Floats,
+    settings: EarlyStopping,
+    *,
+    positive_share: float,
+) -> float:
+    """One target's metric; negatives weigh 1 / inclusion_probability.
+
+    val_loss is in nats, classes brought to the shares that they have in training. val_tpr_at_fpr
+    is the share of positives above the lowest threshold that keeps the weighted FPR.
+    """
+    metric: Metric = settings.metric
+    if metric == "val_loss":
+        at_share_N = weights_at_prior(is_positive_N, weights_N, prior=positive_share)
+        return log_loss(is_positive_N, logits_N, at_share_N)
+    if metric == "val_tpr_at_fpr":
+        return tpr_at_fpr(is_positive_N, logits_N, weights_N, fpr=settings.fpr)
+    area = area_under_roc if metric == "val_auroc" else average_precision
+    value = area(is_positive_N, logits_N, weights_N)
+    assert value is not None
+    return value
+
+
+def tpr_at_fpr(is_positive_N: Bools, logits_N: Floats, weights_N: Floats, *, fpr: float) -> float:
+    """Share of positives over the highest negatives that hold more than `fpr` of their weight."""
+    negative_logits, weights = logits_N[~is_positive_N], weights_N[~is_positive_N]
+    descending = np.argsort(-negative_logits, kind="stable")
+    mass = np.cumsum(weights[descending])
+    index = int(np.searchsorted(mass, fpr * mass[-1], side="right"))
+    return float(np.mean(logits_N[is_positive_N] > negative_logits[descending[index]]))
