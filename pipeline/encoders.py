@@ -235,13 +235,12 @@ def _drop_classifier(backbone: Any) -> None:
     if hasattr(backbone, "reset_classifier"):  # timm
         backbone.reset_classifier(0)
         return
-    linear = [name for name, m in backbone.named_modules() if isinstance(m, nn.Linear)]
-    if not linear:
-        raise ConfigError(
-            f"encoder.name: {type(backbone).__name__} has no linear classifier to drop"
-        )
-    parent, _, attribute = linear[-1].rpartition(".")
+    # A fully convolutional classifier, as SqueezeNet's, is pooled after it.
+    last = [name for name, m in backbone.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    parent, _, attribute = last[-1].rpartition(".")
     setattr(backbone.get_submodule(parent), attribute, nn.Identity())
+    if hasattr(backbone, "aux_logits"):
+        backbone.aux_logits = False  # in training, Inception's give more than one output
 
 
 class _Penultimate(nn.Module):

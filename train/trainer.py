@@ -137,8 +137,13 @@ def _begin_phase(job: Job, phase: _Phase) -> nn.Module:
     if job.world.size == 1:
         return model
     devices = [job.world.device] if job.world.device.type == "cuda" else None
-    # Static: no gradient reaches the blocks above a penultimate layer.
-    return DistributedDataParallel(model, device_ids=devices, static_graph=True)
+    # No gradient reaches the blocks above a penultimate layer. A static graph finds that out once,
+    # but does not go with gradients that are held back (torch 2.14 stops by an assertion).
+    is_static = job.train_config.accumulate == 1
+    has_unused = job.config.encoder.layer == "penultimate" and not is_static
+    return DistributedDataParallel(
+        model, device_ids=devices, static_graph=is_static, find_unused_parameters=has_unused
+    )
 
 
 def _measured(job: Job, result: StepResult, step: int) -> dict[str, float]:
