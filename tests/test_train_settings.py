@@ -33,6 +33,44 @@ def test_learning_rate_rises_falls_and_begins_where_its_phase_does() -> None:
             {"train": {"loss": "ohem", "unknown": "nnpu", "unknown_prior": 0.1}},
             r"train\.loss ohem with unknown: nnpu",
         ),
+        (
+            {"train": {"loss": "ohem", "accumulate": 2}},
+            r"train\.accumulate 2 with ohem, which needs the losses of the whole batch",
+        ),
+        (
+            {"train": {"unknown": "nnpu", "unknown_prior": 0.1, "accumulate": 2}},
+            r"train\.accumulate 2 with nnpu",
+        ),
+        (
+            {"train": {"loss": "ohem", "regularization": {"mixup": 0.2}}},
+            r"train\.regularization mixup or cutmix with ohem",
+        ),
+        (
+            {
+                "train": {
+                    "unknown": "nnpu",
+                    "unknown_prior": 0.1,
+                    "regularization": {"label_smoothing": 0.1},
+                }
+            },
+            r"train\.regularization\.label_smoothing with unknown: nnpu",
+        ),
+        ({"train": {"regularization": {"cutmix": 1}}}, r"cutmix are about images; mode: head"),
+        (
+            {"train": {"finetuning": {"layer_decay": 0.5}}},
+            r"train\.finetuning .*mode: head has none",
+        ),
+        ({"train": {"views": 4, "augment": "off"}}, r"train\.views 4 with augment: off"),
+        (
+            {"train": {"mode": "finetune", "head_steps": 0, "views": 4}},
+            r"train\.views 4 are for steps on embeddings; head_steps is 0",
+        ),
+        ({"train": {"amp": "fp8"}}, r"train\.amp: .*'fp16' or 'off', got 'fp8'"),
+        (
+            {"train": {"early_stopping": {"metric": "auroc"}}},
+            r"train\.early_stopping\.metric: .*'val_tpr_at_fpr', got 'auroc'",
+        ),
+        ({"train": {"wandb": {}}}, r"train\.wandb\.project: Field required"),
         ({"train": {"correction": "offsets"}}, r"train\.correction: .*'offset' or 'none'"),
         ({"evaluate": {"calibration": "isotonic"}}, r"evaluate\.calibration: .*'temperature'"),
         ({"evaluate": {"alpha": 2}}, r"evaluate\.alpha: .* less than 1, got 2"),
