@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -138,6 +139,9 @@ def _begin_wandb(
     """A resumed run goes on under the same id, made of the folder's path."""
     if wandb is None:
         return None
+    if wandb.mode == "offline":
+        # Errors of its own it would report to its makers, online or not.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     try:
         module = importlib.import_module("wandb")
     except ImportError:
