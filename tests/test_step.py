@@ -174,6 +174,24 @@ def test_more_parts_than_samples_are_refused(dataset: Path, tmp_path: Path) -> N
         run_training(dataset, tmp_path / "run", **SHORT | {"accumulate": 17})
 
 
+def test_compiling_without_a_compiler_is_refused(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(
+        ConfigError, match=r"train\.compile: .* none of .*, clang\+\+ is on the PATH"
+    ):
+        run_training(dataset, tmp_path / "run", **SHORT | {"compile": True})
+
+
+def test_images_and_weights_are_channels_last(dataset: Path, tmp_path: Path) -> None:
+    job = job_of(dataset, tmp_path / "run", **FINETUNE)
+    batch = next(open_stream(job, "finetune", range(1), image_size=32))
+    kernels = [p for p in job.detector.encoder.parameters() if p.ndim == 4 and p.shape[-1] > 1]
+    for tensor in (batch.inputs, *kernels):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("section", [SHORT, FINETUNE], ids=["head", "finetune"])
 def test_compiled_networks_learn_the_same(

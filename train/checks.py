@@ -1,6 +1,8 @@
 """What is refused, or warned of, before the first step."""
 
 import logging
+import os
+import shutil
 
 import torch
 
@@ -28,6 +30,12 @@ def check_processes(train_config: TrainConfig, world: World) -> None:
         raise ConfigError(
             f"train.accumulate: {accumulate} parts of {num_samples} samples, which a process has "
             f"of train.batch_size {train_config.batch_size}"
+        )
+    compilers = (os.environ.get("CXX", "g++"), "clang++")
+    if train_config.compile and not any(shutil.which(name) for name in compilers):
+        raise ConfigError(
+            "train.compile: torch.compile needs a C++ compiler, and none of "
+            f"{', '.join(compilers)} is on the PATH"
         )
     if train_config.amp == "fp16" and world.device.type != "cuda":
         raise ConfigError(

@@ -60,12 +60,13 @@ def average_of(module: nn.Module, decay: float) -> AveragedModel:
     random, would else be a third of it after 1,000 steps at 0.999.
     """
 
-    def update(averaged: _Tensors, current: _Tensors, num_averaged: Tensor | int) -> None:
-        num = int(num_averaged)
+    def update(averaged: _Tensors, current: _Tensors, _: Tensor | int) -> None:
+        num = int(average.n_averaged)  # the argument is a copy on the device, slow to wait for
         kept = min(decay, (1 + num) / (10 + num))
         torch._foreach_lerp_(averaged, current, 1 - kept)
 
-    return AveragedModel(module, multi_avg_fn=update)
+    average = AveragedModel(module, multi_avg_fn=update)
+    return average
 
 
 def update_state(scaler: torch.amp.GradScaler, average: AveragedModel | None) -> dict[str, Tensor]:
