@@ -1,4 +1,4 @@
-"""The `train:` and `evaluate:` sections of a config file."""
+"""The `train:` section of a config file, and how the whole file is read."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ from pipeline.config import Config, describe_errors, load_config
 from pipeline.errors import ConfigError
 from train.augment import Strength
 from train.early_stopping import EarlyStopping
+from train.evaluate_config import EvaluateConfig
 from train.finetuning import Finetuning
 from train.mixing import Regularization
 from train.run_log import WandbConfig
@@ -106,13 +107,13 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
                 f"unknown_prior {self.unknown_prior} with unknown: {self.unknown}; nnpu needs "
                 "the share of the target among the unknown samples, negative has no use for it"
             )
-        self._check_unfreezing()
+        self._check_mode()
         self._check_batch_wide_losses()
         if self.views > 1 and self.augment == "off":
             raise ValueError(f"views {self.views} with augment: off would all be the same picture")
         return self
 
-    def _check_unfreezing(self) -> None:
+    def _check_mode(self) -> None:
         if self.mode == "head":
             if self.finetuning != Finetuning() or self.regularization.cutmix:
                 raise ValueError(
@@ -174,25 +175,6 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
             "cache_dir",
         }
         return self.model_dump(mode="json", exclude=how_only)
-
-
-class EvaluateConfig(BaseModel, frozen=True, extra="forbid"):
-    """Operating point, and what is told of it."""
-
-    alpha: float = Field(1e-3, gt=0, lt=1)  # false-positive rate that the threshold keeps under
-    delta: float = Field(0.05, gt=0, lt=1)  # chance that it does not
-    deploy_prior: float = Field(1e-3, gt=0, lt=1)  # share of pictures with the target, in use
-    # From logits to probabilities: platt fits scale and bias; temperature the scale alone, for few
-    # val samples, the bias following from the prior trained on.
-    calibration: Literal["platt", "temperature"] = "platt"
-    num_bins: int = Field(15, ge=2)  # of the reliability diagram and of ECE
-    tpr_levels: tuple[float, ...] = (0.95, 0.99)  # at which the false-positive rate is told
-
-    @model_validator(mode="after")
-    def _levels_are_rates(self) -> Self:
-        if not all(0 < level < 1 for level in self.tpr_levels):
-            raise ValueError(f"tpr_levels must lie in (0, 1): {self.tpr_levels}")
-        return self
 
 
 def load_train_config(

@@ -19,8 +19,9 @@ from pipeline.commits import Generation
 from pipeline.errors import InfinegError
 from pipeline.records import Split
 from train.calibrate import calibrate_target
-from train.config import EvaluateConfig, load_train_config
+from train.config import load_train_config
 from train.data import read_eval_batches
+from train.evaluate_config import EvaluateConfig
 from train.measure import measure, write_metrics
 from train.model import Detector, ModelInfo, TargetCalibration, load_model, write_model_info
 from train.predictions import of_target, prediction_rows, write_predictions
