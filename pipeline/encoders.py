@@ -239,8 +239,10 @@ def _drop_classifier(backbone: Any) -> None:
     last = [name for name, m in backbone.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     parent, _, attribute = last[-1].rpartition(".")
     setattr(backbone.get_submodule(parent), attribute, nn.Identity())
-    if hasattr(backbone, "aux_logits"):
-        backbone.aux_logits = False  # in training, Inception's give more than one output
+    for name in ("aux1", "aux2", "AuxLogits"):  # of Inceptions: more outputs, in training alone
+        if hasattr(backbone, name):
+            setattr(backbone, name, None)
+            backbone.aux_logits = False
 
 
 class _Penultimate(nn.Module):

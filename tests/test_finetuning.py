@@ -180,6 +180,18 @@ def test_any_backbone_is_finetuned_with_groups_of_its_own(
         assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+def test_classifiers_beside_the_last_one_are_no_groups() -> None:
+    encoder = load_encoder(
+        EncoderConfig(name="torchvision/googlenet", weights="random", image_size=64)
+    )
+    detector = build_detector(encoder, 1, hidden_dim=0, dropout=0.0)
+    detector.train_backbone(1)
+    detector(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).sum().backward()
+    last = backbone_groups(encoder.backbone)[-1]
+    assert last
+    assert all(parameter.grad is not None for parameter in last)
+
+
 @pytest.mark.parametrize(
     ("finetuning", "message"),
     [

@@ -1,11 +1,20 @@
 """One step: gradients in parts, their norm, averages, the scaler's state, compiled networks."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_trainer import FINETUNE, SHORT, read_losses, run_training, write_run_config
+from test_trainer import (
+    FINETUNE,
+    SHORT,
+    interrupt_training,
+    read_losses,
+    run_training,
+    write_run_config,
+)
 from train_dataset import write_dataset
 
 from pipeline.errors import ConfigError
@@ -138,6 +147,44 @@ def test_scaler_and_average_come_back_from_their_state() -> None:
     )
     nothing = torch.amp.GradScaler("cpu", enabled=False)
     assert update_state(nothing, None) == {}
+
+
+def test_steps_in_half_precision_with_a_scaled_loss_learn_like_those_in_full(
+    dataset: Path, tmp_path: Path
+) -> None:
+    """On a CPU, where a run in fp16 is refused for being slow."""
+    told: dict[str, list[tuple[float, float]]] = {}
+    for amp in ("off", "fp16"):
+        job = job_of(dataset, tmp_path / amp, **SHORT | {"max_grad_norm": 1.0, "dropout": 0.0})
+        if amp == "fp16":
+            job = replace(
+                job,
+                train_config=job.train_config.model_copy(update={"amp": "fp16"}),
+                scaler=torch.amp.GradScaler("cpu"),
+            )
+        head = job.detector.head.train()
+        for step, batch in enumerate(open_stream(job, "head", range(12), image_size=32)):
+            result = train_step(job, head, batch, step)
+            told.setdefault(amp, []).append((result.loss.item(), result.grad_norm.item()))
+    assert told["fp16"] != told["off"]
+    for half, full in zip(told["fp16"], told["off"], strict=True):
+        assert half == pytest.approx(full, rel=0.02, abs=0.005)
+
+
+@pytest.mark.gpu
+def test_fp16_run_on_a_gpu_resumes_with_its_loss_scale(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = FINETUNE | {"amp": "fp16", "device": "cuda", "dropout": 0.0, "ema_decay": 0.9}
+    undisturbed = run_training(dataset, tmp_path / "a", **section)
+    interrupt_training(dataset, tmp_path / "b", monkeypatch, at=10, **section)
+    resumed = run_training(dataset, tmp_path / "b", resume=True, **section)
+    assert read_losses(resumed) == pytest.approx(read_losses(undisturbed), abs=1e-3)
+    scales = [
+        [json.loads(line)["loss_scale"] for line in (run / "log.jsonl").read_text().splitlines()]
+        for run in (undisturbed, resumed)
+    ]
+    assert scales[0] == scales[1]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
