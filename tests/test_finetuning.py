@@ -180,6 +180,7 @@ def test_any_backbone_is_finetuned_with_groups_of_its_own(
         assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
 def test_classifiers_beside_the_last_one_are_no_groups() -> None:
     encoder = load_encoder(
         EncoderConfig(name="torchvision/googlenet", weights="random", image_size=64)
