@@ -108,6 +108,7 @@ def open_cluster(config: BuildConfig) -> Iterator[Cluster]:
         num_cpus = os.cpu_count() or 1
         wanted = round((config.workers or 1) * config.cpus_per_worker)
         options |= {
+            "address": "local",  # else Ray joins any cluster that others run on this machine
             "num_cpus": max(num_cpus, wanted),
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,

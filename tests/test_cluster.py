@@ -1,9 +1,10 @@
-"""What Ray says of dead machines is a message; what it says of code is a bug."""
+"""A Ray of our own; what Ray says of dead machines is a message, what it says of code is a bug."""
 
 import pytest
 from ray.exceptions import NodeDiedError, RayTaskError
 
-from pipeline.cluster import named_deaths
+from pipeline.cluster import named_deaths, open_cluster
+from pipeline.config import BuildConfig
 from pipeline.errors import InfinegError
 
 
@@ -17,3 +18,11 @@ def test_error_in_the_code_of_a_task_stays_what_it_is() -> None:
     with pytest.raises(RayTaskError) as caught, named_deaths():
         raise bug
     assert caught.value is bug
+
+
+@pytest.mark.timeout(120)
+def test_cluster_of_others_on_this_machine_is_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that `ray start` has left running is found in the same way as this address."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    with open_cluster(BuildConfig(workers=3)) as cluster:
+        assert cluster.num_workers == 3

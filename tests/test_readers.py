@@ -92,7 +92,9 @@ def test_json_member_says_what_the_sidecar_says(built: Built) -> None:
 
 @pytest.mark.timeout(120)
 def test_ray_reads_the_shards(built: Built, expected: dict[str, int]) -> None:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        "local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+    )
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
         rows = ray.data.read_webdataset(paths(built), file_extensions=["tar"]).take_all()
