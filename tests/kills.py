@@ -194,6 +194,13 @@ class KilledBuild:
                 self._see_the_end(kill.target)
                 return
 
+    def strike_in(self, phase: Phase, kill: Kill) -> None:
+        """Strikes, again and again where a busy machine has let the phase pass by."""
+        self.strike(kill)
+        while self.struck[-1].phase != phase:
+            assert not self.is_finished, f"never in {phase}:\n{self.output}"
+            self.strike(kill)
+
     def finish(self) -> None:
         """Lets the build do what is left."""
         code = 1

