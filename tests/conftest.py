@@ -28,11 +28,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whichever test comes first also waits for the data set."""
+    """Whichever test comes first also waits for the data set.
+
+    Files of tests that may take long come first: `make test` gives a file at a time to each of its
+    processes, and a long one at the end would keep one of them busy alone.
+    """
+    longest = dict.fromkeys((item.path for item in items), 0)
     for item in items:
         waits = {"built", "world"} & set(getattr(item, "fixturenames", ()))
         if waits and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(120))
+        if limit := item.get_closest_marker("timeout"):
+            longest[item.path] = max((longest[item.path], *limit.args))
+    items.sort(key=lambda item: -longest[item.path])
 
 
 @dataclass(frozen=True)
