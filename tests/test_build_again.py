@@ -148,4 +148,4 @@ def test_other_encoder_weights_are_refused(built: Built, tmp_path: Path) -> None
     manifest.write_info(str(root), info.model_copy(update={"encoder": "other:0123:last:64px"}))
     more = [*built.entries, squares("more", num_pictures=10, seed=3)]
     with pytest.raises(ConfigError, match=r"embedded by other:0123.*this would be timm/test_eff"):
-        build(config_of(root, more))
+        build_inline(config_of(root, more))

@@ -17,15 +17,6 @@ from train.config import load_train_config
 from train.trainer import train
 
 
-@pytest.fixture(params=["local", "s3"])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A data set that is not there yet."""
-    if request.param == "local":
-        return str(tmp_path / "data")
-    s3_root: str = request.getfixturevalue("s3_root")
-    return s3_root
-
-
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """Output of a command that ends well, in this process."""
     with pytest.raises(SystemExit) as end:
@@ -36,8 +27,9 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 @pytest.mark.timeout(240)
 def test_of_two_builds_at_once_the_second_is_refused_and_the_first_goes_on(
-    root: str, built: Built, tmp_path: Path
+    built: Built, tmp_path: Path
 ) -> None:
+    root = str(tmp_path / "data")
     config = write_config(tmp_path / "config.yaml", config_of(root, built.entries))
     log = tmp_path / "log-1"
     first = start_infineg("build", config, log=log)

@@ -125,34 +125,46 @@ def test_interrupted_build_exits_with_130_and_says_how_to_go_on(tmp_path: Path) 
 
 
 @pytest.mark.timeout(240)
-def test_main_job_from_plan_to_prediction(tmp_path: Path) -> None:
+def test_main_job_from_plan_to_prediction(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What needs Ray, trains or draws is a process; the others would only import it all again."""
+    monkeypatch.setenv("HERE", str(tmp_path))
     config, data, run = config_file(tmp_path), tmp_path / "data", tmp_path / "run"
 
     def infineg(*arguments: object) -> str:
-        output = tmp_path / f"log-{len(list(tmp_path.glob('log-*')))}"
-        code, text = run_infineg(*arguments, log=output, HERE=str(tmp_path))
+        code, text = run_infineg(*arguments, log=tmp_path / f"log-{arguments[0]}")
+        assert code == 0, text
+        return text
+
+    def infineg_here(*arguments: object) -> str:
+        code, text = call(capsys, *map(str, arguments))
         assert code == 0, text
         return text
 
     assert "squares" in infineg("plan", config)
     assert not (data / "shards").exists(), "a plan writes nothing but the plan"
-    assert "squares://0/0" in infineg("check", config, "--source", "squares")
+    assert "squares://0/0" in infineg_here("check", config, "--source", "squares")
 
     built = infineg("build", config)
     assert "committed squares round 1 span 0 part 0: " in built
     assert "committed generation 1" in built
-    assert "nothing to do" in infineg("build", config)
-    status = json.loads(infineg("status", data, "--json"))
+    assert "nothing to do" in infineg_here("build", config)
+    status = json.loads(infineg_here("status", data, "--json"))
     counts = status["counts"]
     assert counts["read"] == 348
     assert counts["read"] == counts["selected"] + counts["not_selected"] + sum(
         counts["rejected"].values()
     )
     assert sum(status["samples"].values()) == counts["selected"]
-    assert "good." in infineg("verify", data)
+    assert "good." in infineg_here("verify", data)
 
     infineg("train", config)
-    assert "nothing to do" in infineg("train", config)
+    infineg_here("train", config)
+    assert "nothing to do" in caplog.text
     infineg("evaluate", run)
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["target"]["cat"]["fpr_at_tpr95"]["generated"]["n"] > 0
@@ -165,4 +177,4 @@ def test_main_job_from_plan_to_prediction(tmp_path: Path) -> None:
     of_cat, of_text = (json.loads(line) for line in lines if line.startswith("{"))
     assert set(of_cat) == {"path", "label", "logits", "probabilities", "one_in"}
     assert of_text == {"path": str(text), "error": "no usable image: unreadable"}
-    assert re.search(r"cat\.jpg\t(cat)?\tcat \d", infineg("predict", run, cat))
+    assert re.search(r"cat\.jpg\t(cat)?\tcat \d", infineg_here("predict", run, cat))
