@@ -1,17 +1,13 @@
 """Early stopping: what is measured, what is kept, and that all processes stop alike."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
-from test_trainer import FINETUNE, SHORT, run_training, write_run_config
+from test_trainer import FINETUNE, SHORT, run_training
 from train_dataset import EVAL_PROBABILITY, write_dataset
 
 from pipeline.errors import ConfigError
@@ -139,21 +135,3 @@ def test_val_without_the_target_is_refused_before_the_first_step(tmp_path: Path)
     with pytest.raises(ConfigError, match=r"early_stopping: val of generation 1 has 0 samples of"):
         run_training(tmp_path / "data", tmp_path / "run", **section)
     assert not (tmp_path / "run" / "log.jsonl").exists()
-
-
-@pytest.mark.timeout(120)  # two more processes import torch
-def test_all_processes_stop_at_the_same_step(dataset: Path, tmp_path: Path) -> None:
-    section: dict[str, Any] = WILD | {"dropout": 0.0}
-    one = run_training(dataset, tmp_path / "one", **section)
-    path = write_run_config(dataset, tmp_path / "two", **section)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    subprocess.run(
-        [*launcher, "--nproc-per-node", "2", "-m", "train", "train", str(path)],
-        check=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=110,
-        capture_output=True,
-    )
-    looks = [read_looks(run, "val_auroc") for run in (one, tmp_path / "two")]
-    assert list(looks[0]) == list(looks[1])
-    assert list(looks[1].values()) == pytest.approx(list(looks[0].values()), abs=1e-3)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_early_stopping import WILD, read_looks
 from test_trainer import (
     FINETUNE,
     SHORT,
@@ -82,10 +83,12 @@ def test_every_setting_changes_what_comes_out(dataset: Path, tmp_path: Path) -> 
 def test_two_processes_do_with_these_settings_what_one_does(dataset: Path, tmp_path: Path) -> None:
     """But mixing, whose partners are those of a process, and operations that round otherwise."""
     without = {"regularization": {"label_smoothing": 0.1}, "dropout": 0.0, "amp": "off"}
+    sections = {mode: section | without for mode, section in EVERYTHING.items()}
+    sections["stops_early"] = WILD | {"dropout": 0.0}
     configs = []
-    for mode, section in EVERYTHING.items():
-        run_training(dataset, tmp_path / "one" / mode, **section | without)
-        configs.append(write_run_config(dataset, tmp_path / "two" / mode, **section | without))
+    for name, section in sections.items():
+        run_training(dataset, tmp_path / "one" / name, **section)
+        configs.append(write_run_config(dataset, tmp_path / "two" / name, **section))
     script = tmp_path / "train_all.py"
     script.write_text(
         "import sys\n"
@@ -104,10 +107,16 @@ def test_two_processes_do_with_these_settings_what_one_does(dataset: Path, tmp_p
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         timeout=170,
     )
-    for mode in EVERYTHING:
-        one, two = (read_log(tmp_path / number / mode) for number in ("one", "two"))
+    for name in EVERYTHING:
+        one, two = (read_log(tmp_path / number / name) for number in ("one", "two"))
         for mine, theirs in zip(one, two, strict=True):
             assert theirs == pytest.approx(mine, abs=1e-4)
+    looks = [
+        read_looks(tmp_path / number / "stops_early", "val_auroc") for number in ("one", "two")
+    ]
+    assert max(looks[0]) < WILD["steps"]
+    assert list(looks[0]) == list(looks[1]), "both processes stop where one does"
+    assert list(looks[1].values()) == pytest.approx(list(looks[0].values()), abs=1e-3)
 
 
 def read_log(run: Path) -> list[dict[str, float]]:
