@@ -1,9 +1,11 @@
 """A generation of a data set -> batches to train on, and batches to evaluate on.
 
-Shapes: B batch, C H W image, D embedding, K targets, N rows of the train split, R slots of a ring.
+Shapes: B batch, C H W image, D embedding, K targets, N rows of the train split.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
+from itertools import tee
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -11,7 +13,6 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from pipeline import manifest
 from pipeline.commits import Generation
@@ -19,11 +20,10 @@ from pipeline.encoders import Preprocessing, crop_pixels, decode_rgb
 from pipeline.records import Split
 from train.augment import Strength, augment
 from train.corrections import LossTerms
+from train.hand_over import LoaderKind, fill_ahead
 from train.images import ShardImages, crop_images
 from train.order import BatchOrder, Rows
 from train.rows import TrainRows, embeddings_of
-
-_PREFETCH = 2  # batches that each worker is ahead
 
 
 class Batch(NamedTuple):
@@ -69,21 +69,22 @@ class AugmentedImages:
         self._strength = strength
         self._seed = seed
 
-    def read(self, rows_B: Rows, positions_B: Rows, *, into_BHWC: Tensor | None = None) -> Tensor:
-        """pixels_BCHW uint8, channels last, as the decoder gives them and convolutions like them.
+    def read(self, rows_B: Rows, positions_B: Rows) -> Tensor:
+        """pixels_BCHW uint8, channels last, as the decoder gives them and convolutions like them."""
+        size = self.image_size
+        pixels_BHWC = torch.empty((len(rows_B), size, size, 3), dtype=torch.uint8)
+        self.fill((rows_B, positions_B), pixels_BHWC)
+        return pixels_BHWC.permute(0, 3, 1, 2)
 
-        Written into `into_BHWC` where that is given.
-        """
-        if into_BHWC is None:
-            size = self.image_size
-            into_BHWC = torch.empty((len(rows_B), size, size, 3), dtype=torch.uint8)
-        pixels_BCHW = into_BHWC.permute(0, 3, 1, 2)
+    def fill(self, rows_and_positions: tuple[Rows, Rows], pixels_BHWC: Tensor) -> None:
+        """`read` into memory that is there already."""
+        rows_B, positions_B = rows_and_positions
+        pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2)
         shards = self._rows.shard_of(rows_B)
         for i, (shard, row, position) in enumerate(zip(shards, rows_B, positions_B, strict=True)):
             offset, size = self._rows.tar_offset_N[row], self._rows.tar_size_N[row]
             image = self._images.read(int(shard), int(offset), int(size))
             pixels_BCHW[i] = self._view(image, np.random.default_rng((self._seed, int(position))))
-        return pixels_BCHW
 
     def _view(self, image: bytes, rng: np.random.Generator) -> Tensor:
         if self._strength == "off":
@@ -113,30 +114,31 @@ class Batches:
         rows_B, positions_B = self._order.batch(step)
         return self._describe(rows_B, self._inputs.read(rows_B, positions_B))
 
-    def stream(self, steps: range, *, workers: int) -> Iterator[Batch]:
-        """The batches of `steps` in order; images are decoded by `workers` processes, if any.
+    def stream(
+        self, steps: range, *, workers: int, kind: LoaderKind = "process", pin: bool = False
+    ) -> Iterator[Batch]:
+        """The batches of `steps` in order; images are decoded ahead by `workers`, if any.
 
-        The inputs of a batch may be overwritten once the next but one has been asked for.
+        The inputs of a batch may be overwritten once the next but one has been asked for. `pin`
+        locks their memory for copies to a GPU.
         """
         if not isinstance(self._inputs, AugmentedImages) or workers == 0 or not steps:
             yield from (self.read(step) for step in steps)
             return
-        rows_B, _ = self._order.batch(steps.start)
         size = self._inputs.image_size
-        ring_RBHWC = torch.empty(
-            (_PREFETCH * workers + 2, len(rows_B), size, size, 3), dtype=torch.uint8
-        ).share_memory_()  # type: ignore[no-untyped-call]
-        loader: DataLoader[int] = DataLoader(
-            _FilledSlots(self._order, self._inputs, ring_RBHWC),
-            batch_size=None,
-            sampler=steps,
-            num_workers=workers,
-            prefetch_factor=_PREFETCH,
+        # Twice, since the workers are ahead; what is in between is a few integers a sample.
+        ordered, ahead = tee(self._order.batch(step) for step in steps)
+        slots = fill_ahead(
+            self._inputs.fill,
+            ahead,
+            slot_shape=(len(self._order.batch(steps.start)[0]), size, size, 3),
+            workers=workers,
+            kind=kind,
+            pin=pin,
         )
-        for step in loader:
-            rows_B, _ = self._order.batch(step)
-            pixels_BHWC = ring_RBHWC[step % len(ring_RBHWC)]
-            yield self._describe(rows_B, pixels_BHWC.permute(0, 3, 1, 2))
+        with closing(slots):
+            for (rows_B, _), pixels_BHWC in zip(ordered, slots, strict=True):
+                yield self._describe(rows_B, pixels_BHWC.permute(0, 3, 1, 2))
 
     def _describe(self, rows_B: Rows, inputs: Tensor) -> Batch:
         return Batch(
@@ -148,26 +150,6 @@ class Batches:
             hidden_weight_B=torch.from_numpy(self._terms.hidden_weight_N[rows_B]),
             rows_B=torch.from_numpy(rows_B),
         )
-
-
-class _FilledSlots(Dataset[int]):
-    """Item t writes the images of batch t into a ring of shared memory and is just t.
-
-    Images that travel between processes cost more than decoding a fifth of them. DataLoader asks
-    for a batch when it hands out the one _PREFETCH * workers before, so that two slots more than
-    that keep a batch intact while it is in use.
-    """
-
-    def __init__(self, order: BatchOrder, images: AugmentedImages, ring_RBHWC: Tensor) -> None:
-        self._order = order
-        self._images = images
-        self._ring_RBHWC = ring_RBHWC
-
-    def __getitem__(self, step: int) -> int:
-        rows_B, positions_B = self._order.batch(step)
-        slot_BHWC = self._ring_RBHWC[step % len(self._ring_RBHWC)]
-        self._images.read(rows_B, positions_B, into_BHWC=slot_BHWC)
-        return step
 
 
 def read_eval_batches(
