@@ -1,4 +1,4 @@
-"""Random views of a picture: uint8 in, uint8 out, all chance from the generator passed in.
+"""Random views of a picture: uint8 out, all chance from the generator passed in, on any device.
 
 Shapes: C H W image.
 """
@@ -30,6 +30,7 @@ def augment(
 ) -> Tensor:
     """A random crop of `size` by `size`, flipped; re-coloured, a small rectangle greyed out.
 
+    pixels_CHW: uint8, or the same numbers as float32, in which they are then resampled.
     randaugment and trivialaugment have their own operations after crop and flip.
     """
     assert strength != "off"
@@ -38,7 +39,7 @@ def augment(
     # Copied first: the resampler takes a part of a channels-last picture for no such, which costs
     # twice the time here, and more where its result is copied into a batch.
     crop_1CHW = crop_1CHW.contiguous(memory_format=torch.channels_last)
-    view_CHW = interpolate(crop_1CHW, (size, size), mode="bilinear", antialias=True)[0]
+    view_CHW = as_uint8(interpolate(crop_1CHW, (size, size), mode="bilinear", antialias=True)[0])
     if rng.random() < 0.5:
         view_CHW = view_CHW.flip(2)
     if strength == "crop":
@@ -52,6 +53,13 @@ def augment(
         for index in rng.choice(len(_DISTORTIONS), size=2, replace=False):
             view_CHW = _DISTORTIONS[index](view_CHW, rng.random())
     return _erase(view_CHW, rng) if rng.random() < _ERASE_CHANCE else view_CHW
+
+
+def as_uint8(pixels: Tensor) -> Tensor:
+    """Pixels resampled in float, rounded as the resampler of uint8 rounds."""
+    if pixels.dtype == torch.uint8:
+        return pixels
+    return pixels.round().clamp(0, 255).to(torch.uint8)
 
 
 def _random_crop(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -69,8 +77,11 @@ def _jitter_colors(view_CHW: Tensor, rng: np.random.Generator) -> Tensor:
     """Brightness, contrast and saturation: each is affine in a pixel's color, so all are one."""
     brightness, contrast, saturation = rng.uniform(1 - _JITTER, 1 + _JITTER, 3).tolist()
     pixels_1CHW = view_CHW[None].float()
-    mean_grey = _LUMA_C @ pixels_1CHW.mean((0, 2, 3))
-    mix_CC = saturation * torch.eye(3) + (1 - saturation) * _LUMA_C.expand(3, 3)
+    luma_C = _LUMA_C.to(view_CHW.device)
+    mean_grey = luma_C @ pixels_1CHW.mean((0, 2, 3))
+    mix_CC = saturation * torch.eye(3, device=luma_C.device) + (1 - saturation) * luma_C.expand(
+        3, 3
+    )
     matrix_CC = contrast * brightness * mix_CC
     offset_C = ((1 - contrast) * brightness * mean_grey).expand(3)
     jittered_1CHW = conv2d(pixels_1CHW, matrix_CC[:, :, None, None], offset_C)

@@ -42,6 +42,11 @@ def check_processes(train_config: TrainConfig, world: World) -> None:
             f"train.amp: fp16 is for GPUs, and this runs on {world.device.type}; bf16 runs "
             "everywhere, off is float32"
         )
+    if train_config.decode == "cuda" and world.device.type != "cuda":
+        raise ConfigError(
+            f"train.decode: cuda, but training runs on the {world.device.type}, where "
+            "train.decode: cpu is what there is"
+        )
 
 
 def check_image_sizes(detector: Detector, train_config: TrainConfig) -> None:

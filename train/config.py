@@ -65,9 +65,12 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     # Autocast. auto is bf16 on a GPU, else off; fp16, for GPUs without bf16, scales the loss.
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
     compile: bool = False  # torch.compile: slow first step of each phase, faster ones after
-    # Of images in finetune, and of the views. heavy: light and two mild distortions;
+    # Of images in finetune, and of the views. crop: crop and flip alone; heavy: light and two mild distortions;
     # randaugment: two operations of magnitude 9 of 30; trivialaugment: one of any magnitude.
     augment: Strength = "light"
+    # finetune; where images are decoded: cuda on the GPU that trains, for machines with few cores
+    # a GPU. Its pixels are not quite the CPU's.
+    decode: Literal["cpu", "cuda"] = "cpu"
     # Views of each positive that the head is trained on: its embedding as the data set has it, and
     # views - 1 of augmented crops, embedded once. 0 and 1 are the data set's alone.
     views: int = Field(1, ge=0)
@@ -83,7 +86,10 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
     workers: int | None = Field(
         None, ge=0
-    )  # decoding processes a rank; default one a core, at most 8
+    )  # that decode ahead, a rank; default one a core, at most 8
+    # What they are: forked processes, or threads, which need no fork and no more memory, but share
+    # the interpreter with the training and wait with it for the disk.
+    loader: Literal["process", "thread"] = "process"
     cache_dir: str | None = None  # local copies of remote shards; default ~/.cache/infineg
 
     @model_validator(mode="before")
@@ -172,6 +178,7 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
             "wandb",
             "device",
             "workers",
+            "loader",
             "cache_dir",
         }
         return self.model_dump(mode="json", exclude=how_only)

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from pipeline import manifest
 from pipeline.commits import Generation
-from pipeline.encoders import Preprocessing, crop_pixels, decode_rgb
+from pipeline.encoders import Preprocessing, crop_decoded, decode_rgb
 from pipeline.records import Split
-from train.augment import Strength, augment
+from train.augment import Strength, as_uint8, augment
 from train.corrections import LossTerms
 from train.hand_over import LoaderKind, fill_ahead
 from train.images import ShardImages, crop_images
@@ -70,7 +70,7 @@ class AugmentedImages:
         self._seed = seed
 
     def read(self, rows_B: Rows, positions_B: Rows) -> Tensor:
-        """pixels_BCHW uint8, channels last, as the decoder gives them and convolutions like them."""
+        """pixels_BCHW uint8, channels last, as decoders give them and convolutions like them."""
         size = self.image_size
         pixels_BHWC = torch.empty((len(rows_B), size, size, 3), dtype=torch.uint8)
         self.fill((rows_B, positions_B), pixels_BHWC)
@@ -80,16 +80,23 @@ class AugmentedImages:
         """`read` into memory that is there already."""
         rows_B, positions_B = rows_and_positions
         pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2)
-        shards = self._rows.shard_of(rows_B)
-        for i, (shard, row, position) in enumerate(zip(shards, rows_B, positions_B, strict=True)):
-            offset, size = self._rows.tar_offset_N[row], self._rows.tar_size_N[row]
-            image = self._images.read(int(shard), int(offset), int(size))
-            pixels_BCHW[i] = self._view(image, np.random.default_rng((self._seed, int(position))))
+        for i, (image, position) in enumerate(
+            zip(self.encoded(rows_B), positions_B.tolist(), strict=True)
+        ):
+            pixels_CHW = torch.from_numpy(decode_rgb(image)).permute(2, 0, 1)
+            pixels_BCHW[i] = self.view(pixels_CHW, position)
 
-    def _view(self, image: bytes, rng: np.random.Generator) -> Tensor:
+    def encoded(self, rows_B: Rows) -> Iterator[bytes]:
+        """The JPEGs of the rows, as they lie in the shards."""
+        shards = self._rows.shard_of(rows_B).tolist()
+        offsets, sizes = self._rows.tar_offset_N[rows_B], self._rows.tar_size_N[rows_B]
+        return map(self._images.read, shards, offsets.tolist(), sizes.tolist())
+
+    def view(self, pixels_CHW: Tensor, position: int) -> Tensor:
+        """view_CHW uint8 of a decoded picture, at its place in the stream, on its device."""
         if self._strength == "off":
-            return crop_pixels(image, self._preprocessing)
-        pixels_CHW = torch.from_numpy(decode_rgb(image)).permute(2, 0, 1)
+            return as_uint8(crop_decoded(pixels_CHW.permute(1, 2, 0), self._preprocessing))
+        rng = np.random.default_rng((self._seed, position))
         return augment(pixels_CHW, size=self.image_size, strength=self._strength, rng=rng)
 
 

@@ -15,7 +15,7 @@ import signal
 import traceback
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -44,7 +44,7 @@ def fill_ahead(
     workers: int,
     kind: LoaderKind = "process",
     pin: bool = False,
-) -> Iterator[Tensor]:
+) -> Generator[Tensor, None, None]:
     """A uint8 slot a task, in the order of the tasks, filled by `workers` processes or threads.
 
     A slot may be overwritten once the next but one has been asked for. `pin` locks the ring for
@@ -89,7 +89,8 @@ _Begin = Callable[[int, Any], Callable[[], Tensor]]
 
 @contextmanager
 def _start_threads(fill: Fill[Any], ring_R: Tensor, workers: int) -> Iterator[_Begin]:
-    # Of the threads of this pool alone: more than one each would only get in one another's way.
+    # One core each. Threads that have asked for their number before keep it, as this one here.
+    num_threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(workers, "loader", torch.set_num_threads, (1,))
 
     def begin(number: int, task: Any) -> Callable[[], Tensor]:
@@ -106,6 +107,7 @@ def _start_threads(fill: Fill[Any], ring_R: Tensor, workers: int) -> Iterator[_B
         yield begin
     finally:
         pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(num_threads)
 
 
 class _Worker(NamedTuple):

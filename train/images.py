@@ -31,12 +31,15 @@ class ShardImages:
         self._maps: dict[int, mmap.mmap] = {}
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
-        if shard not in self._maps:
+        mapped = self._maps.get(shard)
+        if mapped is None:
             if len(self._maps) >= _MAX_OPEN_SHARDS:
-                self._maps.pop(next(iter(self._maps))).close()
+                # Closed by whichever thread is the last to hold it.
+                self._maps.pop(next(iter(tuple(self._maps))), None)
             with storage.fetch(self._uris[shard], self._cache_dir).open("rb") as file:
-                self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._maps[shard][offset : offset + size]
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._maps[shard] = mapped
+        return mapped[offset : offset + size]
 
 
 def cache_folder(cache_dir: str | None) -> Path:

@@ -28,6 +28,7 @@ from train.data import (
     CachedEmbeddings,
     Inputs,
 )
+from train.device import DecodedOnDevice
 from train.distributed import World
 from train.learning import average_of_weights, optimizer_of, trained_part
 from train.model import Detector, build_detector
@@ -149,7 +150,13 @@ def open_stream(job: Job, mode: Mode, steps: range, *, image_size: int) -> Itera
     workers = train_config.workers
     if workers is None:
         workers = min(os.cpu_count() or 1, _MAX_WORKERS)
-    return Batches(rows, job.terms, _order_of(job), images).stream(steps, workers=workers)
+    device = job.world.device
+    if train_config.decode == "cuda":
+        decoded = DecodedOnDevice(images, device)
+        return Batches(rows, job.terms, _order_of(job), decoded).stream(steps, workers=0)
+    return Batches(rows, job.terms, _order_of(job), images).stream(
+        steps, workers=workers, kind=train_config.loader, pin=device.type == "cuda"
+    )
 
 
 def embedding_batches(job: Job, embedding_ND: NDArray[np.float16]) -> Batches:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, TypeVar
 
+import torch
 from pydantic import BaseModel, JsonValue
 from torch.utils.tensorboard import SummaryWriter
 
@@ -18,6 +19,7 @@ from pipeline.keys import sha256_hex
 from pipeline.progress import Progress
 
 ItemT = TypeVar("ItemT")
+_CPU = torch.device("cpu")
 
 
 class WandbConfig(BaseModel, frozen=True, extra="forbid"):
@@ -101,20 +103,36 @@ class RunLog:
 class Meter(Generic[ItemT]):
     """Hands batches on, and measures how fast they go and how long they kept the loop waiting."""
 
-    def __init__(self, batches: Iterator[ItemT], batch_size: int) -> None:
+    def __init__(
+        self, batches: Iterator[ItemT], batch_size: int, device: torch.device = _CPU
+    ) -> None:
         self._batches = batches
         self._batch_size = batch_size
+        self._device = device
+        self._issued: torch.cuda.Event | None = None
         self.restart()
 
     def __iter__(self) -> Iterator[ItemT]:
         return self
 
     def __next__(self) -> ItemT:
+        if self._device.type == "cuda":
+            self._let_device_catch_up()
         asked = time.perf_counter()
         batch = next(self._batches)
         self._waited_s += time.perf_counter() - asked
         self._num_batches += 1
         return batch
+
+    def _let_device_catch_up(self) -> None:
+        """Waits for the step before the last.
+
+        A loop further ahead of its GPU would wait for data that the GPU does not need yet.
+        """
+        issued = torch.cuda.current_stream(self._device).record_event()
+        if self._issued is not None:
+            self._issued.synchronize()
+        self._issued = issued
 
     def read(self) -> dict[str, float]:
         """Samples a second, and the share of the time spent waiting, since the last reading."""

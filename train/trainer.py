@@ -17,6 +17,7 @@ from pipeline.errors import InfinegError
 from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.config import Mode, TrainConfig
 from train.describe import describe_model
+from train.device import on_device
 from train.distributed import join_world
 from train.early_stopping import Watch
 from train.job import Job, open_stream, prepare_job
@@ -104,8 +105,9 @@ def _run_phase(
     """The loop itself. Ends early where validation says so."""
     train_config = job.train_config
     model = _begin_phase(job, phase)
+    device = job.world.device
     batches = open_stream(job, phase.mode, phase.steps, image_size=phase.image_size)
-    meter = Meter(batches, train_config.batch_size)
+    meter = Meter(on_device(batches, device), train_config.batch_size, device)
     for step, batch in zip(phase.steps, meter, strict=True):
         result = train_step(job, model, batch, step)
         done = step + 1

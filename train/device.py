@@ -1,0 +1,83 @@
+"""Batches on their way to a GPU, and decoding there. Written without a GPU at hand: unmeasured.
+
+Shapes: B batch, C H W image.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from pipeline.encoders import decode_rgb
+from train.data import AugmentedImages, Batch
+from train.order import Rows
+
+Decode = Callable[..., list[Tensor]]  # as torchvision.io.decode_jpeg of a list
+
+
+def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """The batches on `device`, copied (or decoded) there while the step before still runs."""
+    if device.type != "cuda":
+        yield from batches
+        return
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    copied: deque[torch.cuda.Event] = deque()
+    while True:
+        if len(copied) == 2:
+            copied.popleft().synchronize()  # the loader overwrites that batch when asked
+        with torch.cuda.stream(side):
+            batch = next(batches, None)
+            if batch is None:
+                return
+            batch = Batch(*(_copy(tensor, device) for tensor in batch))
+            copied.append(side.record_event())
+        current = torch.cuda.current_stream(device)
+        current.wait_event(copied[-1])
+        for tensor in batch:
+            tensor.record_stream(current)  # else its memory is the side stream's to use again
+        yield batch
+
+
+def _copy(tensor: Tensor, device: torch.device) -> Tensor:
+    if tensor.device == device:
+        return tensor
+    pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
+    return pinned.to(device, non_blocking=True)
+
+
+class DecodedOnDevice:
+    """`AugmentedImages` whose encoded bytes travel to a GPU; chance and crops are the same.
+
+    Pixels differ by rounding, and by what nvJPEG does otherwise than libjpeg.
+    """
+
+    def __init__(self, images: AugmentedImages, device: torch.device) -> None:
+        self._images = images
+        self._device = device
+
+    def read(self, rows_B: Rows, positions_B: Rows) -> Tensor:
+        """pixels_BCHW uint8 on the device, channels last."""
+        pictures = decode_on(self._device, list(self._images.encoded(rows_B)))
+        views = [
+            # In float, since CUDA's antialiased resampler knows no uint8.
+            self._images.view(pixels_CHW.float(), int(position))
+            for pixels_CHW, position in zip(pictures, positions_B, strict=True)
+        ]
+        return torch.stack(views).contiguous(memory_format=torch.channels_last)
+
+
+def decode_on(
+    device: torch.device, images: Sequence[bytes], *, decode: Decode = decode_jpeg
+) -> list[Tensor]:
+    """pixels_CHW uint8 of each image; one that `decode` cannot do on `device` is done by a CPU."""
+    encoded = [torch.frombuffer(bytearray(image), dtype=torch.uint8) for image in images]
+    try:
+        return decode(encoded, mode=ImageReadMode.RGB, device=device)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        if len(images) > 1:  # one spoils them all, which is not said
+            return [decode_on(device, [image], decode=decode)[0] for image in images]
+        return [torch.from_numpy(decode_rgb(images[0])).permute(2, 0, 1).to(device)]
