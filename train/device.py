@@ -3,6 +3,7 @@
 Shapes: B batch, C H W image.
 """
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
@@ -74,7 +75,10 @@ def decode_on(
     """pixels_CHW uint8 of each image; one that `decode` cannot do on `device` is done by a CPU."""
     encoded = [torch.frombuffer(bytearray(image), dtype=torch.uint8) for image in images]
     try:
-        return decode(encoded, mode=ImageReadMode.RGB, device=device)
+        with warnings.catch_warnings():
+            # torchvision 0.29 moves its decoders to TorchCodec, which older releases do not have.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return decode(encoded, mode=ImageReadMode.RGB, device=device)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError:

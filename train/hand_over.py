@@ -181,19 +181,23 @@ def _fork(fill: Fill[Any], ring_R: Tensor) -> _Worker:
     process = context.Process(
         target=_serve, args=(fill, ring_R, theirs, os.getpid()), name="loader", daemon=True
     )
-    with warnings.catch_warnings():
-        # Python 3.12 warns of forks beside threads: of locks that they hold, this child takes none.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        process.start()
+    # Sent to all processes of a run whose trainer may need batches still, before it saves: a worker
+    # has them blocked from its first moment to its last.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        with warnings.catch_warnings():
+            # Python 3.12 warns of forks beside threads, for the locks that these may hold: a
+            # worker takes none.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     theirs.close()
     return _Worker(process, ours)
 
 
 def _serve(fill: Fill[Any], ring_R: Tensor, connection: Connection, parent: int) -> None:
     """All that a worker process does."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # Sent to all processes of a run, whose trainer may need batches still, before it saves.
-        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)  # OpenMP's threads did not come along; and one core is one worker's
     while True:
         while not connection.poll(_ORPHAN_S):

@@ -1,0 +1,160 @@
+"""Slots filled ahead, and what becomes of those who fill them."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.errors import InfinegError
+from train.hand_over import LoaderKind, fill_ahead
+
+KINDS: tuple[LoaderKind, ...] = ("process", "thread")
+# A stream of its own process, which says when it runs. Its workers are its children.
+SCRIPT = """
+import os, sys, time
+from train.hand_over import fill_ahead
+slots = fill_ahead(lambda task, slot: slot.fill_(task), range(100), slot_shape=(4,), workers=2)
+next(slots)
+print("runs", flush=True)
+{then}
+"""
+
+
+def write_number(task: int, slot: Tensor) -> None:
+    slot.fill_(task % 251)
+
+
+def refuse_seven(task: int, _: Tensor) -> None:
+    if task == 7:
+        raise InfinegError("shard 7 is missing")
+
+
+def open_slots(
+    num_tasks: int = 40, *, workers: int = 2, kind: LoaderKind = "process"
+) -> Iterator[Tensor]:
+    return fill_ahead(
+        write_number, range(num_tasks), slot_shape=(16,), workers=workers, kind=kind
+    )  # fmt: skip
+
+
+def loader_processes() -> list[multiprocessing.process.BaseProcess]:
+    return [child for child in multiprocessing.active_children() if child.name == "loader"]
+
+
+def wait_until_gone(pids: set[int]) -> None:
+    deadline = time.monotonic() + 20
+    while alive := {pid for pid in pids if is_running(pid)}:
+        assert time.monotonic() < deadline, f"still there: {alive}"
+        time.sleep(0.1)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def children_of(pid: int) -> set[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return set(map(int, text.split()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_slots_come_in_the_order_of_their_tasks(kind: LoaderKind, workers: int) -> None:
+    seen = [slot.tolist() for slot in open_slots(workers=workers, kind=kind)]
+    assert seen == [[number] * 16 for number in range(40)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_slot_stays_until_the_next_but_one_is_asked_for(kind: LoaderKind) -> None:
+    slots = open_slots(kind=kind)
+    before = next(slots)
+    for number in range(1, 40):
+        now = next(slots)
+        time.sleep(0.01)  # whoever could overwrite it has the time
+        assert before.tolist() == [number - 1] * 16
+        before = now
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_in_a_worker_is_raised_here_as_it_is(kind: LoaderKind) -> None:
+    slots = fill_ahead(refuse_seven, range(20), slot_shape=(1,), workers=2, kind=kind)
+    with pytest.raises(InfinegError) as raised:
+        list(slots)
+    assert str(raised.value) == "shard 7 is missing"
+    assert not loader_processes()
+
+
+def test_a_killed_worker_is_an_error_at_once() -> None:
+    slots = open_slots(10**6)
+    next(slots)
+    victim = loader_processes()[0]
+    began = time.monotonic()
+    os.kill(victim.pid, signal.SIGKILL)
+    with pytest.raises(InfinegError, match=rf"loader process {victim.pid} was ended by SIGKILL"):
+        deque(slots, maxlen=0)
+    assert time.monotonic() - began < 5
+    assert not loader_processes()
+
+
+def test_workers_end_with_the_stream_and_leave_no_file() -> None:
+    slots = open_slots()
+    next(slots)
+    workers = loader_processes()
+    assert len(workers) == 2
+    for pid in (os.getpid(), workers[0].pid):
+        assert "/dev/shm" not in Path(f"/proc/{pid}/maps").read_text()
+    slots.close()
+    assert not any(worker.is_alive() for worker in workers)
+    list(open_slots())
+    assert not loader_processes()
+
+
+def test_a_signal_to_all_processes_leaves_the_trainer_its_batches() -> None:
+    slots = open_slots()
+    next(slots)
+    for worker in loader_processes():
+        os.kill(worker.pid, signal.SIGTERM)
+        os.kill(worker.pid, signal.SIGINT)
+    assert [slot[0].item() for slot in slots] == list(range(1, 40))
+
+
+@pytest.mark.parametrize(
+    ("then", "code"), [("raise OSError", 1), ("sys.exit(3)", 3), ("time.sleep(60)", -9)]
+)
+def test_workers_end_with_their_process_however_it_ends(then: str, code: int) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT.format(then=then)],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    with process:
+        workers = children_of(process.pid) if process.stdout.readline() and code == -9 else set()
+        if code == -9:
+            assert len(workers) == 2
+            process.kill()
+        assert process.wait(timeout=20) == code
+    wait_until_gone(workers)
+
+
+def test_threads_leave_the_trainer_its_own() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        slots = open_slots(kind="thread")
+        next(slots)
+        assert torch.get_num_threads() == 2
+        list(slots)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
