@@ -10,6 +10,7 @@ Runs where only torch, torchvision, simplejpeg and the loader are installed.
 """
 
 import contextlib
+import importlib
 import io
 import json
 import multiprocessing
@@ -222,28 +223,24 @@ def cpu_s() -> float:
 
 
 def main() -> None:
-    side, data, formats, num_batches = (
-        sys.argv[1],
-        Path(sys.argv[2]),
-        Path(sys.argv[3]),
-        int(sys.argv[4]),
-    )
-    name, _, how = side.partition(":")
+    name, _, how = sys.argv[1].partition(":")
+    data, formats = map(Path, sys.argv[2:4])
     if name == "convert":
         convert(data, formats)
         return
+    num_batches = int(sys.argv[4])
+    openers = {
+        "webdataset": partial(of_webdataset, data),
+        "litdata": partial(of_litdata, formats),
+        "streaming": partial(of_streaming, formats),
+    }
     if name == "bare":
         found = bare(data, VIEWS[how], num_batches)
     elif name == "ours":
-        ours(data, how, num_batches)  # imports
+        ours(data, how, 1)  # imports
         found = measure(lambda: ours(data, how, SKIPPED + num_batches), num_batches)
     else:
-        openers = {
-            "webdataset": partial(of_webdataset, data),
-            "litdata": partial(of_litdata, formats),
-            "streaming": partial(of_streaming, formats),
-        }
-        __import__(name)
+        importlib.import_module(name)
         found = measure(lambda: openers[name](VIEWS[how]), num_batches)
     sys.stdout.write(json.dumps(found) + "\n")
 

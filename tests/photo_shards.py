@@ -26,7 +26,7 @@ _SETTINGS = ImageSettings(image_size=256)
 
 
 def write_photo_shards(
-    root: Path, images: Sequence[bytes], *, embedding_dim: int = 8
+    root: Path, images: Sequence[bytes], *, embedding_dim: int = 8, encoder: str = "toy"
 ) -> Generation:
     """Commits `images` as a train split, every fourth shard positive; embeddings are random."""
     rng = np.random.default_rng(0)
@@ -47,7 +47,7 @@ def write_photo_shards(
     counts = {"my_cat": 0, "photos": 0}
     for shard in shards:
         counts["my_cat" if shard.label else "photos"] += shard.num_samples
-    return commit_dataset(root, ("cat",), "toy", embedding_dim, shards, counts)
+    return commit_dataset(root, ("cat",), encoder, embedding_dim, shards, counts)
 
 
 def _row(image: bytes, source: str, label: str, ordinal: int, embedding_D: np.ndarray) -> dict:

@@ -147,6 +147,23 @@ def test_workers_end_with_their_process_however_it_ends(then: str, code: int) ->
     wait_until_gone(workers)
 
 
+def test_memory_is_flat_however_many_batches() -> None:
+    slots = fill_ahead(write_number, range(4000), slot_shape=(1 << 18,), workers=2)
+    for _ in range(300):
+        next(slots)
+    pids = [os.getpid(), *(worker.pid for worker in loader_processes())]
+    early = [resident_mb(pid) for pid in pids]
+    for _ in range(3600):
+        next(slots)
+    late = [resident_mb(pid) for pid in pids]
+    assert max(now - then for now, then in zip(late, early, strict=True)) < 4
+    slots.close()
+
+
+def resident_mb(pid: int) -> float:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
 def test_threads_leave_the_trainer_its_own() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)

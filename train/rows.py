@@ -1,10 +1,11 @@
 """Rows of a generation's train split, numbered over its shards.
 
-Shapes: B batch, D embedding, K targets, N rows.
+Shapes: B batch, D embedding, K targets, N rows, S shards.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -50,8 +51,13 @@ class TrainRows:
 
     def targets_of(self, rows_B: NDArray[np.int64]) -> Tensor:
         """targets_BK float32."""
-        labels = [self.shards[i].label for i in self.shard_of(rows_B)]
-        return torch.tensor([[label == name for name in self.targets] for label in labels]).float()
+        return self._targets_SK[torch.from_numpy(self.shard_of(rows_B))]
+
+    @cached_property
+    def _targets_SK(self) -> Tensor:
+        """Of each shard."""
+        shown = [[shard.label == name for name in self.targets] for shard in self.shards]
+        return torch.tensor(shown).float()
 
     def where(self, is_kept_N: NDArray[np.bool_]) -> "TrainRows":
         """Some of the rows, numbered anew; shards may be left without any."""
