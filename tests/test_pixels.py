@@ -37,6 +37,7 @@ def test_pixels_are_those_of_pillow(jpegs: list[bytes]) -> None:
 
 
 def test_a_crop_is_resized_as_by_pillow(jpegs: list[bytes]) -> None:
+    means = []
     for number, image in enumerate(jpegs):
         pixels_HWC = decode_rgb(image)
         chance = np.random.default_rng(number)
@@ -49,5 +50,6 @@ def test_a_crop_is_resized_as_by_pillow(jpegs: list[bytes]) -> None:
         rng = np.random.default_rng(number)
         found_CHW = augment(pixels_CHW, size=SIZE, strength="crop", rng=rng)
         difference = np.abs(found_CHW.permute(1, 2, 0).numpy().astype(int) - np.asarray(wanted))
-        assert difference.max() <= 1
-        assert difference.mean() < 0.2  # of 255
+        assert difference.max() <= 1, "of 255: a rounding of grain, at most"
+        means.append(difference.mean())
+    assert np.mean(means) < 0.05

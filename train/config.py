@@ -69,7 +69,7 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     # randaugment: two operations of magnitude 9 of 30; trivialaugment: one of any magnitude.
     augment: Strength = "light"
     # finetune; where images are decoded: cuda on the GPU that trains, for machines with few cores
-    # a GPU. Its pixels are not quite the CPU's.
+    # a GPU. Its pixels are not quite the CPU's. Written without a GPU at hand: unmeasured.
     decode: Literal["cpu", "cuda"] = "cpu"
     # Views of each positive that the head is trained on: its embedding as the data set has it, and
     # views - 1 of augmented crops, embedded once. 0 and 1 are the data set's alone.
