@@ -31,7 +31,7 @@ from train.config import load_train_config
 from train.distributed import World
 from train.job import Job, open_stream, prepare_job
 from train.run_log import Meter
-from train.trainer import train_step
+from train.step import train_step
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 PEERS_PYTHON = os.environ.get("PEERS_PYTHON", "")
@@ -124,7 +124,7 @@ def test_head_training_is_a_hundred_times_decoding_and_embedding_again(tmp_path:
     head, again, waits = [], [], []
     for number in range(ROUNDS):
         steps = range(STEPS * number, STEPS * (number + 1))
-        batches = open_stream(job, "head", steps)
+        batches = open_stream(job, "head", steps, image_size=224)
         first = next(batches)  # reads the cache, which is done once a run
         train_step(job, model, first, steps.start)
         meter = Meter(batches, BATCH_SIZE)

@@ -65,8 +65,8 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     # Autocast. auto is bf16 on a GPU, else off; fp16, for GPUs without bf16, scales the loss.
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
     compile: bool = False  # torch.compile: slow first step of each phase, faster ones after
-    # Of images in finetune, and of the views. crop: crop and flip alone; heavy: light and two mild distortions;
-    # randaugment: two operations of magnitude 9 of 30; trivialaugment: one of any magnitude.
+    # Of images in finetune, and of the views. crop: crop and flip alone; heavy: light and two mild
+    # distortions; randaugment: two operations of magnitude 9 of 30; trivialaugment: one of any.
     augment: Strength = "light"
     # finetune; where images are decoded: cuda on the GPU that trains, for machines with few cores
     # a GPU. Its pixels are not quite the CPU's. Written without a GPU at hand: unmeasured.

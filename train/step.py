@@ -45,7 +45,10 @@ def train_step(job: Job, model: nn.Module, batch: Batch, step: int) -> StepResul
     set_learning_rates(job.optimizer, step)
     # Noise is a function of the step too, so that a checkpoint needs no generator's state.
     noise_seed = np.random.SeedSequence((train_config.seed, step, world.rank))
-    torch.manual_seed(int(noise_seed.generate_state(1)[0]))
+    # Not torch.manual_seed: it seeds devices that are not there too, a tenth of a head's step.
+    torch.default_generator.manual_seed(int(noise_seed.generate_state(1)[0]))
+    if world.device.type == "cuda":
+        torch.cuda.manual_seed(int(noise_seed.generate_state(1)[0]))
     batch = Batch(*(tensor.to(world.device) for tensor in batch))
     weights = batch_weights(batch, train_config, world)
     labels = [_Labels(1.0, batch, weights.weight_BK)]
