@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline.errors import InfinegError
 from train.hand_over import LoaderKind, fill_ahead
+from train.run_log import Meter
 
 KINDS: tuple[LoaderKind, ...] = ("process", "thread")
 # A stream of its own process, which says when it runs. Its workers are its children.
@@ -175,3 +176,23 @@ def test_threads_leave_the_trainer_its_own() -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_data_wait_is_what_the_loop_waits_and_not_what_workers_take(kind: LoaderKind) -> None:
+    def slow(_: int, slot: Tensor) -> None:
+        time.sleep(0.04)
+        slot.fill_(1)
+
+    def wait_of(step_s: float) -> float:
+        slots = fill_ahead(slow, range(24), slot_shape=(1,), workers=2, kind=kind)
+        meter = Meter(slots, 1)
+        next(meter)
+        meter.restart()
+        for _ in meter:
+            time.sleep(step_s)
+        return meter.read()["data_wait"]
+
+    # Two workers make a batch in 20 ms.
+    assert wait_of(0.06) < 0.2
+    assert wait_of(0.002) > 0.5
