@@ -78,7 +78,7 @@ def table_of(found: Found) -> str:
         first = [run["first_s"] for run in runs]
         lines.append(
             f"| {side} | {spread(rates, 0)} | {spread(share, 2)} | {spread(cpu, 3)} "
-            f"| {spread(first, 2)} |"
+            f"| {spread(first, 2) if any(first) else '-'} |"
         )
     return "\n".join(lines)
 
@@ -113,7 +113,7 @@ def test_loader_is_at_its_ceiling_and_ahead_of_others(tmp_path: Path) -> None:
     assert statistics.median(shares(found, BARE, OURS)) >= 0.90
     assert statistics.median(ratios[best]) >= 1.3
     assert statistics.median(ratios[RECIPE]) >= 2.4
-    assert min(run["first_s"] for run in found[OURS]) <= 2
+    assert statistics.median(run["first_s"] for run in found[OURS]) <= 2
 
 
 def test_head_training_is_a_hundred_times_decoding_and_embedding_again(tmp_path: Path) -> None:
