@@ -48,7 +48,7 @@ def build(
     finished = None if follow else finished_generation(config, only)
     if finished is not None:
         return finished, False
-    with hold_lease(root) as lease:
+    with hold_lease(root, wait_s=config.build.lease_wait_s) as lease:
         _clean_up(root)
         changes = find_changes(config, only, follow=follow)
         number = manifest.latest_generation_number(root)

@@ -90,28 +90,33 @@ def status(
     dataset: Annotated[str, typer.Argument(metavar="DATASET")],
     as_json: Annotated[bool, typer.Option("--json", help="Machine readable.")] = False,
 ) -> None:
-    """What a data set holds, source by source."""
+    """What a data set holds, source by source, and how far a build of it has come, anywhere."""
     from pipeline import manifest
-    from pipeline.tables import counts_table, status_json
+    from pipeline.running import read_running
+    from pipeline.tables import counts_table, running_line, running_table, status_json
 
-    info = manifest.require_info(dataset)
+    running = read_running(dataset)
+    # A build that has just begun has written nothing else yet.
+    info = manifest.read_info(dataset) if running else manifest.require_info(dataset)
     number = manifest.latest_generation_number(dataset)
-    if number == 0:
-        if as_json:
-            sys.stdout.write(json.dumps({"dataset": dataset, "generation": None}) + "\n")
-        else:
-            console.print(f"{dataset}: begun, no generation is committed yet")
-        return
-    generation = manifest.read_generation(dataset)
+    generation = manifest.read_generation(dataset, number) if number else None
     if as_json:
-        sys.stdout.write(json.dumps(status_json(dataset, generation), indent=1) + "\n")
+        told = status_json(dataset, generation, running)
+        sys.stdout.write(json.dumps(told, indent=1) + "\n")
         return
-    console.print(counts_table(generation))
-    num_bytes = sum(shard.size_bytes for shard in generation.shards)
-    console.print(
-        f"generation {generation.number}, targets {', '.join(info.targets)}, "
-        f"{len(generation.shards):,} shards, {num_bytes / 1e6:,.1f} MB, encoder {info.encoder}"
-    )
+    if generation is None or info is None:
+        console.print(f"{dataset}: begun, no generation is committed yet")
+    else:
+        console.print(counts_table(generation))
+        num_bytes = sum(shard.size_bytes for shard in generation.shards)
+        console.print(
+            f"generation {generation.number}, targets {', '.join(info.targets)}, "
+            f"{len(generation.shards):,} shards, {num_bytes / 1e6:,.1f} MB, encoder {info.encoder}"
+        )
+    if running is not None:
+        if running.sources:
+            console.print(running_table(running))
+        console.print(running_line(running), soft_wrap=True)
 
 
 @app.command()

@@ -1,11 +1,13 @@
 """The YAML config: its pydantic models, `load_config`, overrides and fingerprints.
 
-Sections `train:` and `evaluate:` are carried as they are; `train.config` owns their models.
+Sections `train:`, `evaluate:` and `cluster:` are carried as they are; `train.config` and
+`pipeline.launch` own their models.
 """
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -153,6 +155,8 @@ class BuildConfig(BaseModel, frozen=True, extra="forbid"):
     address: str | None = None  # of a Ray cluster; default a local one
     keep_embeddings: bool = True  # 2.5 kB a candidate, beside the data set, to score them anew
     embeddings_from: str | None = None  # a data set of the same encoder, for what it has embedded
+    # Seconds to wait for another build of this data set, or for the lease of one that was killed.
+    lease_wait_s: float = Field(0.0, ge=0)
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
@@ -172,6 +176,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     storage: dict[str, dict[str, Any]] = Field(default_factory=dict)
     train: dict[str, Any] = Field(default_factory=dict)
     evaluate: dict[str, Any] = Field(default_factory=dict)
+    cluster: dict[str, Any] = Field(default_factory=dict)  # over infra/values.yaml, for `launch`
 
     @model_validator(mode="before")
     @classmethod
@@ -256,8 +261,30 @@ def fingerprint(inputs: Mapping[str, Any]) -> str:
     return sha256_hex(json.dumps(inputs, sort_keys=True, separators=(",", ":")).encode())
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads YAML, applies `a.b=value` overrides, fills ${NAME}; raises ConfigError."""
+def load_config(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    environment: MutableMapping[str, str] | None = None,
+) -> Config:
+    """Reads YAML, applies `a.b=value` overrides, fills ${NAME}; raises ConfigError.
+
+    ${NAME} is looked for in the config's own `variables`, then in `environment`, by default that
+    of this process.
+    """
+    data = read_yaml(path, overrides)
+    around = os.environ if environment is None else environment
+    variables = ChainMap[str, str]({**(data.get("variables") or {})}, around)
+    try:
+        config = Config.model_validate(fill_variables(data, variables, str(path)))
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {describe_errors(error)}") from None
+    storage.configure(config.storage)
+    return config
+
+
+def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A YAML mapping with overrides applied and ${NAME} as it stands; raises ConfigError."""
     try:
         text = Path(path).read_text()
     except OSError as error:
@@ -270,13 +297,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: a mapping is wanted, got {type(data).__name__}")
     for override in overrides:
         apply_override(data, override)
-    variables = data.get("variables") or {}
-    try:
-        config = Config.model_validate(fill_variables(data, {**os.environ, **variables}, str(path)))
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {describe_errors(error)}") from None
-    storage.configure(config.storage)
-    return config
+    return data
 
 
 def describe_errors(error: ValidationError) -> str:

@@ -19,6 +19,7 @@ import shlex
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +36,7 @@ _MAX_COMMAND = 200
 _NUM_TRIES = 5
 # A renewal may hang in a storage that is gone; the end of a build does not wait for it.
 _MAX_WAIT_S = 10.0
+_SECONDS_BETWEEN_LOOKS = 5.0
 
 
 class LeaseRecord(BaseModel, frozen=True):
@@ -47,6 +49,20 @@ class LeaseRecord(BaseModel, frozen=True):
     acquired_at: datetime
     expires_at: datetime
     ttl_s: float
+
+    @property
+    def heartbeat_age_s(self) -> float:
+        """Seconds since the last renewal, by the clock of this machine."""
+        return self.ttl_s - (self.expires_at - _now()).total_seconds()
+
+    @property
+    def is_free(self) -> bool:
+        """True where another may take it over: its holder is no more, or long silent."""
+        return _why_free(self) is not None
+
+
+class Held(InfinegError):
+    """Another process holds the lease."""
 
 
 class Lease:
@@ -118,18 +134,37 @@ def lease_uri(root: str) -> str:
     return storage.join(root, "lease.json")
 
 
-@contextlib.contextmanager
-def hold_lease(root: str, ttl_s: float = 60.0) -> Iterator[Lease]:
-    """Holds the lease of a data set, renewed by a thread; InfinegError where another holds it.
+def read_lease(root: str) -> LeaseRecord | None:
+    """Who builds the data set, None where nobody does; one that crashed is still named."""
+    return _read(lease_uri(root))[0]
 
-    The folder need not exist. The lease lasts `ttl_s` beyond its last renewal.
+
+@contextlib.contextmanager
+def hold_lease(root: str, ttl_s: float = 60.0, *, wait_s: float = 0.0) -> Iterator[Lease]:
+    """Holds the lease of a data set, renewed by a thread.
+
+    The folder need not exist. The lease lasts `ttl_s` beyond its last renewal. Raises Held where
+    another has it and keeps it for `wait_s`.
     """
-    lease = Lease(root, _acquire(root, ttl_s))
+    lease = Lease(root, _wait_for(root, ttl_s, wait_s))
     lease.start()
     try:
         yield lease
     finally:
         lease.release()
+
+
+def _wait_for(root: str, ttl_s: float, wait_s: float) -> LeaseRecord:
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            return _acquire(root, ttl_s)
+        except Held as held:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise
+            _log.info("waiting for %.0f s at most: %s", left_s, held)
+            time.sleep(min(left_s, _SECONDS_BETWEEN_LOOKS))
 
 
 def _acquire(root: str, ttl_s: float) -> LeaseRecord:
@@ -142,7 +177,7 @@ def _acquire(root: str, ttl_s: float) -> LeaseRecord:
                 return mine
         elif (reason := _why_free(other)) is None:
             assert other is not None
-            raise InfinegError(_refusal(root, other))
+            raise Held(_refusal(root, other))
         elif storage.replace_if(uri, content, _encode(mine)):
             _log.warning("took over the lease of %s: %s", _name(other), reason)
             return mine

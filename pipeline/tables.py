@@ -5,6 +5,7 @@ from rich.table import Table
 from pipeline.commits import Counts, Generation, SourcePlan
 from pipeline.progress import format_duration
 from pipeline.records import SPLITS
+from pipeline.running import Running
 
 
 def plan_table(plans: list[SourcePlan], num_workers: int) -> Table:
@@ -69,10 +70,81 @@ def counts_table(generation: Generation) -> Table:
     return table
 
 
-def status_json(dataset: str, generation: Generation) -> dict[str, object]:
+def running_table(running: Running) -> Table:
+    """One row a source that is not done."""
+    table = Table(title="building" if running.is_alive else "not finished")
+    for column in ("source", "partitions", "planned", "candidates", "planned", "done"):
+        table.add_column(column, justify="left" if column == "source" else "right")
+    for source in running.sources:
+        numbers = (
+            source.num_partitions,
+            source.num_partitions_planned,
+            source.num_read,
+            source.num_planned,
+        )
+        share = source.num_read / max(source.num_planned, 1)
+        table.add_row(source.name, *(f"{n:,}" for n in numbers), f"{min(share, 1):.0%}")
+    return table
+
+
+def running_line(running: Running) -> str:
+    """Who builds, how fast, and how long it will take; or what to do about one that is no more."""
+    lease = running.lease
+    if lease is None:
+        return "nobody builds it now; `infineg build` goes on from here"
+    who = f"{lease.host}, process {lease.process.pid} ({lease.command})"
+    heartbeat = f"last heartbeat {format_duration(max(lease.heartbeat_age_s, 0))} ago"
+    if lease.is_free:
+        return f"interrupted: {who} is no more, {heartbeat}. Run it again: it resumes"
+    since = lease.acquired_at.astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
+    line = f"built by {who} since {since}, {heartbeat}"
+    if not running.sources:
+        return f"{line}; planning, or packing what it has read"
+    if running.candidates_per_second is None or running.seconds_left is None:
+        return f"{line}; nothing committed yet"
+    rate, left = running.candidates_per_second, format_duration(running.seconds_left)
+    return f"{line}; {rate:,.1f} candidates/s since it began to read, {left} left"
+
+
+def running_json(running: Running | None) -> dict[str, object] | None:
+    if running is None:
+        return None
+    lease = running.lease
+    return {
+        "alive": running.is_alive,
+        "holder": lease
+        and {
+            "host": lease.host,
+            "pid": lease.process.pid,
+            "command": lease.command,
+            "since": lease.acquired_at.isoformat(),
+            "heartbeat_age_s": round(lease.heartbeat_age_s, 1),
+        },
+        "sources": {
+            source.name: {
+                "partitions": source.num_partitions,
+                "partitions_planned": source.num_partitions_planned,
+                "candidates": source.num_read,
+                "candidates_planned": source.num_planned,
+            }
+            for source in running.sources
+        },
+        "candidates_per_second": running.candidates_per_second,
+        "seconds_left": running.seconds_left,
+    }
+
+
+def status_json(
+    dataset: str, generation: Generation | None, running: Running | None
+) -> dict[str, object]:
+    """`generation` is None where none is committed yet, `running` where nothing is unfinished."""
+    building = {"building": running_json(running)}
+    if generation is None:
+        return {"dataset": dataset, "generation": None, **building}
     return {
         "dataset": dataset,
         "generation": generation.number,
+        **building,
         "counts": _counts_json(generation.counts),
         "sources": {
             source.name: {

@@ -11,6 +11,7 @@ from pipeline.storage.files import (
     fetch,
     list_files,
     list_prefix,
+    list_times,
     open_read,
     read_bytes,
     read_many,
@@ -20,7 +21,7 @@ from pipeline.storage.files import (
     sha256_of,
     size_of,
 )
-from pipeline.storage.locations import configure, join, shown
+from pipeline.storage.locations import configure, join, refuse_credentials, shown
 from pipeline.storage.transient import retry
 
 __all__ = [
@@ -32,11 +33,13 @@ __all__ = [
     "join",
     "list_files",
     "list_prefix",
+    "list_times",
     "open_atomic",
     "open_read",
     "read_bytes",
     "read_many",
     "read_range",
+    "refuse_credentials",
     "remove_if",
     "remove_many",
     "remove_tree",

@@ -69,7 +69,7 @@ def configure(options: Mapping[str, Mapping[str, Any]]) -> None:
         if "://" not in prefix:
             raise ConfigError(f"storage {prefix!r}: a prefix is a URL such as s3://bucket or s3://")
         _protocol_of(prefix)
-        _refuse_credentials(f"storage {shown(prefix)!r}", given)
+        refuse_credentials(f"storage {shown(prefix)!r}", given)
     _options.clear()
     _options.update({prefix: dict(given) for prefix, given in options.items()})
 
@@ -168,10 +168,11 @@ def _defaults(protocol: str) -> dict[str, Any]:
     return {} if protocol in ("memory", "sftp", "hdfs") else {"use_listings_cache": False}
 
 
-def _refuse_credentials(where: str, options: Mapping[str, Any]) -> None:
+def refuse_credentials(where: str, options: Mapping[str, Any]) -> None:
+    """Raises ConfigError where a name or a value of `options` is that of a credential."""
     for name, value in options.items():
         if isinstance(value, Mapping):
-            _refuse_credentials(f"{where}, {name}", value)
+            refuse_credentials(f"{where}, {name}", value)
         elif name == "token" and value in _TOKEN_WORDS:
             continue
         elif _SECRET_NAME.search(name.lower().replace("-", "_")) or shown(str(value)) != str(value):
