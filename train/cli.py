@@ -15,6 +15,7 @@ import typer
 from pipeline import storage
 from pipeline.cli import Address, ConfigPath, Overrides, Sources, app, console, load
 from pipeline.errors import ConfigError, InfinegError
+from pipeline.launch.names import JobKind, Platform
 
 _INTERRUPTED = 130
 
@@ -112,6 +113,40 @@ def mine(
         f"--set train.run={run}-{number} --set train.generation={number}",
         soft_wrap=True,
     )
+
+
+@app.command()
+def launch(
+    job: Annotated[JobKind, typer.Argument(help="cluster: machines for jobs to come, by ray up.")],
+    config: ConfigPath,
+    on: Annotated[Platform, typer.Option(help="Where it runs.")],
+    values: Annotated[
+        str | None, typer.Option(metavar="FILE", help="YAML over infra/values.yaml.")
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(metavar="CRON", help="Each time, e.g. '0 1 * * *'; on kuberay.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be submitted; start nothing.")
+    ] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Start a build or a training on a cluster, by the platform's own client; see infra/."""
+    from pipeline.launch.platforms import prepare
+    from pipeline.launch.submission import submit
+
+    submission = prepare(
+        job, config, on, overrides=overrides or (), values=values, schedule=schedule
+    )
+    if dry_run:
+        sys.stdout.write(submission.text or f"{submission.command}\n")
+        sys.stderr.write(f"submitted by: {submission.command}\n")
+    elif code := submit(submission):
+        if submission.text:  # else it was infineg itself, and has said why
+            sys.stderr.write(f"infineg: {submission.command} ended with exit code {code}\n")
+        sys.exit(code)
+    if submission.watch:
+        sys.stderr.write(f"{submission.watch}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

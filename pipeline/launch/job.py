@@ -1,0 +1,117 @@
+"""What is to be launched: a command, its config as it travels, and the values of the site."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline import storage
+from pipeline.config import Config, load_config, read_yaml
+from pipeline.errors import ConfigError
+from pipeline.launch.names import JobKind
+from pipeline.launch.values import Values, read_values
+
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+# A killed build's lease lasts 90 s; whatever takes its place on another machine waits that long.
+LEASE_WAIT_S = 180
+_MAX_NAME = 40  # KubeRay appends to it, and a Kubernetes name has 63
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command on one config. `data` keeps ${NAME}, `config` has what is known here filled in."""
+
+    kind: JobKind
+    path: Path
+    overrides: tuple[str, ...]
+    data: Mapping[str, Any]
+    config: Config
+    values: Values
+
+    @property
+    def name(self) -> str:
+        """`infineg-build-cats`: allowed in every platform, the same for the same config."""
+        stem = re.sub(r"[^a-z0-9]+", "-", self.path.stem.lower()).strip("-")
+        return f"infineg-{self.kind}-{stem}"[:_MAX_NAME].rstrip("-")
+
+    @property
+    def variables(self) -> list[str]:
+        """Names of ${NAME} that neither the config's `variables:` nor `cluster.env` set."""
+        used = set(_VARIABLE.findall(self.text))
+        return sorted(used - set(self.config.variables) - set(self.values.env))
+
+    @property
+    def text(self) -> str:
+        """The config as YAML, overrides applied and ${NAME} kept."""
+        return yaml.safe_dump(dict(self.data), sort_keys=False, allow_unicode=True)
+
+    def on_cluster(self, *, grows: bool) -> str:
+        """`text` for a Ray cluster of other machines; one that grows is told how far it may."""
+        if self.kind != JobKind.BUILD:
+            return self.text
+        build = {"address": "auto", "lease_wait_s": LEASE_WAIT_S}
+        if grows:
+            # What Ray reports at the start is a cluster that has not grown yet.
+            number = int(self.values.build_cpus / self.config.build.cpus_per_worker)
+            build["workers"] = max(1, number)
+        data = {**self.data, "build": {**build, **(self.data.get("build") or {})}}
+        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+    def command(self, config: str, *options: str) -> list[str]:
+        """`infineg build CONFIG`, `infineg train CONFIG --resume`, with more options."""
+        resume = ["--resume"] if self.kind == JobKind.TRAIN else []
+        return ["infineg", self.kind.value, config, *resume, *options]
+
+    @property
+    def places(self) -> dict[str, str]:
+        """What the job writes to, by field of the config, as far as it is known here."""
+        found = {"output.path": self.config.output.path}
+        if self.kind == JobKind.TRAIN:
+            found["train.run"] = str(self.config.train.get("run", "run"))
+        return {field: place for field, place in found.items() if not _VARIABLE.search(place)}
+
+
+def read_job(
+    kind: JobKind, path: str, overrides: Sequence[str], values_path: str | None, *, is_here: bool
+) -> Job:
+    """Reads and checks everything that can be checked before the job starts.
+
+    Where it runs on other machines (not `is_here`), ${NAME} need not be set on this one. Raises
+    ConfigError, also for a credential in the config, which is stored and shown.
+    """
+    data = read_yaml(path, overrides)
+    _refuse_secrets(path, data)
+    values = read_values(values_path, data.get("cluster") or {})
+    known = None if is_here else _Unknown(values.env)
+    config = load_config(path, overrides, environment=known)
+    if kind == JobKind.TRAIN and "run" not in config.train:
+        raise ConfigError(f"{path}: train.run is wanted: the folder of the run")
+    return Job(kind, Path(path), tuple(overrides), data, config, values)
+
+
+class _Unknown(dict[str, str]):
+    """Variables of another machine: what is not known here stays as it is."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __missing__(self, name: str) -> str:
+        return f"${{{name}}}"
+
+
+def _refuse_secrets(path: str, node: Any, where: str = "") -> None:
+    """A manifest is stored and shown: signed addresses and the like come by ${NAME}."""
+    if isinstance(node, Mapping):
+        for key, child in node.items():
+            _refuse_secrets(path, child, f"{where}.{key}" if where else str(key))
+    elif isinstance(node, list):
+        for number, child in enumerate(node):
+            _refuse_secrets(path, child, f"{where}.{number}")
+    elif isinstance(node, str) and storage.shown(node) != node:
+        raise ConfigError(
+            f"{path}: {where}: {storage.shown(node)!r} holds a credential, and would stand in the "
+            "manifest. Write ${NAME} in its place, and give NAME by a Secret or the environment"
+        )

@@ -1,0 +1,143 @@
+"""On Kubernetes: KubeRay for builds and Ray Train, Kubeflow Trainer for torchrun."""
+
+import shlex
+from importlib.metadata import version
+from typing import Any
+
+from pipeline.errors import ConfigError
+from pipeline.launch.job import Job
+from pipeline.launch.names import JobKind
+from pipeline.launch.submission import Submission
+from pipeline.launch.templates import fill_yaml, header_of, to_yaml
+from pipeline.launch.values import Nodes
+
+_CONFIG_DIR = "/etc/infineg"
+_CONFIG = f"{_CONFIG_DIR}/config.yaml"
+
+
+def on_kuberay(job: Job, *, schedule: str | None = None) -> Submission:
+    """A RayJob; with `schedule`, five fields of cron, a RayCronJob."""
+    _require_lasting_places(job)
+    if schedule is not None and (job.kind != JobKind.BUILD or len(schedule.split()) != 5):
+        raise ConfigError(
+            f"--schedule {schedule!r} with {job.kind}: wanted five fields of cron, such as "
+            "'0 1 * * *', and a build"
+        )
+    values = _values(job)
+    workers = ("--launcher", "ray", "--num-workers", str(job.values.training_processes))
+    command = job.command(_CONFIG, *(workers if job.kind == JobKind.TRAIN else ()))
+    values |= {
+        "config": job.on_cluster(grows=job.values.kubernetes.queue is None),
+        "command": shlex.join(command),
+        "ray_version": version("ray"),
+    }
+    template = f"kuberay/{job.kind}.yaml.j2"
+    manifest = fill_yaml(template, values)
+    kind = "rayjob"
+    if schedule is not None:
+        template, kind = "kuberay/nightly.yaml.j2", "raycronjob"
+        manifest = fill_yaml(template, {**values, "build": manifest, "schedule": schedule})
+    return _apply(job, template, values, manifest, kind)
+
+
+def on_kubeflow(job: Job) -> Submission:
+    """A TrainJob of Kubeflow Trainer."""
+    if job.kind != JobKind.TRAIN:
+        raise ConfigError(f"--on kubeflow: trains only; {job.kind} goes --on kuberay")
+    _require_lasting_places(job)
+    values = _values(job)
+    pod = _pod(values, "node", job.values.trainers)
+    values |= {
+        "config": job.text,
+        "arguments": ["torchrun", "-m", "train", *job.command(_CONFIG)[1:]],
+        "processes_per_node": max(job.values.trainers.gpus, 1),
+        "node": pod["spec"]["containers"][0],
+        "security": pod["spec"]["securityContext"],
+    }
+    template = "kubeflow/train.yaml.j2"
+    return _apply(job, template, values, fill_yaml(template, values), "trainjob")
+
+
+def _apply(job: Job, template: str, values: dict[str, Any], manifest: Any, kind: str) -> Submission:
+    config = fill_yaml("kubernetes/config.yaml.j2", values)
+    text = f"{header_of(template)}\n{to_yaml(config)}---\n{to_yaml(manifest)}"
+    where = f"--namespace {job.values.kubernetes.namespace}"
+    watch = (
+        f"watch: kubectl get {kind} {job.name} {where}; to run it again once it has ended: "
+        f"kubectl delete {kind} {job.name} {where}"
+    )
+    if job.variables:
+        watch = (
+            f"{', '.join(job.variables)} of the config: from the Secret "
+            f"{job.values.kubernetes.secret}, or set cluster.env\n{watch}"
+        )
+    return Submission(["kubectl", "apply", "-f", "-"], text, watch=watch)
+
+
+def _values(job: Job) -> dict[str, Any]:
+    """All that the templates name."""
+    site = job.values
+    groups = {"decode": site.cpu_workers, "embed": site.gpu_workers}
+    values: dict[str, Any] = {
+        **site.model_dump(),
+        "job": job.name,
+        "environment": _environment(job),
+        "mounts": [
+            {"name": "config", "mountPath": _CONFIG_DIR, "readOnly": True},
+            {"name": "data", "mountPath": site.kubernetes.volume_path},
+            {"name": "shm", "mountPath": "/dev/shm"},  # between processes of a pod
+        ],
+        "volumes": [
+            {"name": "config", "configMap": {"name": job.name}},
+            {"name": "data", **_data_volume(site.kubernetes.volume_claim)},
+            {"name": "shm", "emptyDir": {"medium": "Memory"}},
+        ],
+        "workers": {name: nodes.model_dump() for name, nodes in groups.items() if nodes.max},
+    }
+    values["pod"] = lambda name, nodes: _pod(values, name, Nodes.model_validate(nodes))
+    return values
+
+
+def _pod(values: dict[str, Any], name: str, nodes: Nodes) -> Any:
+    return fill_yaml("kubernetes/pod.yaml.j2", {**values, "name": name, "nodes": nodes})
+
+
+def _environment(job: Job) -> list[dict[str, Any]]:
+    """Plain values as they are, all others by reference to the Secret."""
+    kubernetes = job.values.kubernetes
+    plain = [{"name": name, "value": value} for name, value in job.values.env.items()]
+    names = dict.fromkeys([*job.variables, *kubernetes.secret_keys])
+    return plain + [
+        {
+            "name": name,
+            "valueFrom": {
+                "secretKeyRef": {"name": kubernetes.secret, "key": name, "optional": True}
+            },
+        }
+        for name in names
+        if name not in job.values.env
+    ]
+
+
+def _data_volume(claim: str | None) -> dict[str, Any]:
+    return {"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}
+
+
+def _require_lasting_places(job: Job) -> None:
+    """Raises ConfigError where what the job writes would be gone with its pod."""
+    kubernetes = job.values.kubernetes
+    for field, place in job.places.items():
+        if "://" in place:
+            continue
+        if kubernetes.volume_claim is None:
+            raise ConfigError(
+                f"{field} {place!r} would be gone with its pod: name a URL, or a volume: "
+                "--set cluster.kubernetes.volume_claim=NAME of a ReadWriteMany claim"
+            )
+        root = kubernetes.volume_path
+        if place.startswith("/") and not f"{place}/".startswith(f"{root.rstrip('/')}/"):
+            raise ConfigError(
+                f"{field} {place!r} would be gone with its pod: the volume "
+                f"{kubernetes.volume_claim} is mounted at {root}; name a path in it, or a relative "
+                "one"
+            )
