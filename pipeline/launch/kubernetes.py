@@ -63,7 +63,7 @@ def _apply(job: Job, template: str, values: dict[str, Any], manifest: Any, kind:
     text = f"{header_of(template)}\n{to_yaml(config)}---\n{to_yaml(manifest)}"
     where = f"--namespace {job.values.kubernetes.namespace}"
     watch = (
-        f"watch: kubectl get {kind} {job.name} {where}; to run it again once it has ended: "
+        f"watch: kubectl get {kind} {job.name} {where}; to end it, or before it is launched again: "
         f"kubectl delete {kind} {job.name} {where}"
     )
     if job.variables:
