@@ -17,6 +17,7 @@ from train.cli import main
 
 COMMANDS = (
     "demo", "plan", "build", "status", "verify", "check", "review", "train", "evaluate", "predict",
+    "launch",
 )  # fmt: skip
 
 

@@ -17,7 +17,9 @@ def on_this_machine(job: Job) -> Submission:
     python = [sys.executable, "-m"]
     train = ["train", *job.command(str(job.path))[1:], *_set(job.overrides)]
     processes = job.values.training_processes
-    if job.kind == JobKind.TRAIN and "cluster" in job.data and processes > 1:
+    # The site's own number is of the site's machines.
+    is_sized = "trainers" in (job.data.get("cluster") or {})
+    if job.kind == JobKind.TRAIN and is_sized and processes > 1:
         launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         return Submission([*python, *launcher, "-m", *train], "")
     return Submission([*python, *train], "")
