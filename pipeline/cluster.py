@@ -20,7 +20,7 @@ import ray
 import ray.data
 from more_itertools import chunked
 from pydantic import BaseModel
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import AuthenticationError, RayError, RayTaskError
 
 from pipeline import errors
 from pipeline.config import BuildConfig
@@ -115,7 +115,13 @@ def open_cluster(config: BuildConfig) -> Iterator[Cluster]:
         }
     else:
         options |= {"address": config.address}
-    ray.init(**options)
+    try:
+        ray.init(**options)
+    except (ConnectionError, AuthenticationError) as error:
+        raise InfinegError(
+            f"cannot join the Ray cluster at {config.address}: {error}. Is it there? If it wants a "
+            "token: export RAY_AUTH_MODE=token, with RAY_AUTH_TOKEN or ~/.ray/auth_token"
+        ) from error
     try:
         _configure_ray_data(debug)
         # Without them Ray hangs for up to a minute, or ends this process without a word.

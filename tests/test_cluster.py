@@ -26,3 +26,18 @@ def test_cluster_of_others_on_this_machine_is_not_joined(monkeypatch: pytest.Mon
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     with open_cluster(BuildConfig(workers=3)) as cluster:
         assert cluster.num_workers == 3
+
+
+def test_cluster_that_cannot_be_joined_is_named_with_what_to_look_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(**_: object) -> None:
+        raise ConnectionError("Failed to connect")
+
+    monkeypatch.setattr("ray.init", refuse)
+    config = BuildConfig(address="node-1:6379")
+    with (
+        pytest.raises(InfinegError, match=r"node-1:6379: .*RAY_AUTH_MODE=token"),
+        open_cluster(config),
+    ):
+        pass
