@@ -61,7 +61,8 @@ def read_generation(root: str, number: int | None = None) -> Generation:
         raise ConfigError(f"{root}: no generation is committed yet; run `infineg build`")
     path = storage.join(root, generation_path(number))
     if not storage.exists(path):
-        raise ConfigError(f"{root}: no generation {number}")
+        latest = latest_generation_number(root)
+        raise ConfigError(f"{root}: no generation {number}; the latest is {latest or 'none yet'}")
     return _read_record(path, Generation)
 
 

@@ -143,24 +143,17 @@ def test_other_errors_are_not_tried_again(error: type[Exception], waits: list[fl
     assert (len(calls), waits) == (1, [])
 
 
-def test_fetched_file_is_local(tmp_path: Path) -> None:
-    storage.write_atomic("memory://bucket/weights.bin", b"weights")
-    fetched = storage.fetch("memory://bucket/weights.bin", tmp_path)
-    assert fetched.read_bytes() == b"weights"
-    assert storage.fetch("memory://bucket/weights.bin", tmp_path) == fetched
-    assert storage.fetch(str(fetched), tmp_path / "other") == fetched, "a local file is not copied"
-    assert len(list(tmp_path.iterdir())) == 1
+def test_sizes_are_those_of_what_is_there(root: str) -> None:
+    uris = [storage.join(root, name) for name in ("a/x.tar", "a/y.tar", "b/z.tar", "c/no_such")]
+    for number, uri in enumerate(uris[:3]):
+        storage.write_atomic(uri, b"x" * (number + 1))
+    assert storage.sizes_of(uris) == dict(zip(uris[:3], (1, 2, 3), strict=True))
+    assert storage.sizes_of([]) == {}
 
 
-def test_fetches_at_once_give_one_whole_file(tmp_path: Path, s3_root: str) -> None:
-    """On S3: fsspec's memory:// hands one file, with one position, to all threads."""
-    content = os.urandom(2**20)
-    uri = storage.join(s3_root, "shard.tar")
-    storage.write_atomic(uri, content)
-    with ThreadPoolExecutor(8) as pool:
-        paths = list(pool.map(lambda _: storage.fetch(uri, tmp_path), range(8)))
-    assert {path.read_bytes() for path in paths} == {content}
-    assert len(list(tmp_path.iterdir())) == 1
+def test_only_what_is_on_a_disk_has_a_local_path(tmp_path: Path) -> None:
+    assert storage.local_path(f"file://{tmp_path}/x") == tmp_path / "x"
+    assert storage.local_path("memory://bucket/x") is None
 
 
 def test_many_are_read_and_removed_in_their_order(root: str) -> None:

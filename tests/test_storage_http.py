@@ -166,7 +166,13 @@ def test_addresses_are_neither_listed_nor_written(server: FlakyServer) -> None:
 
 def test_address_is_fetched_whole(server: FlakyServer, tmp_path: Path) -> None:
     server.faults = ["cut", "503"]
-    assert storage.fetch(f"{server.url}/big", tmp_path).read_bytes() == CONTENT
+    with (tmp_path / "copy").open("wb") as file:
+        told = storage.fetch(f"{server.url}/big", file)
+    assert (tmp_path / "copy").read_bytes() == CONTENT
+    assert told == (hashlib.sha256(CONTENT).hexdigest(), len(CONTENT))
+    assert storage.sizes_of([f"{server.url}/big", f"{server.url}/no_such"]) == {
+        f"{server.url}/big": len(CONTENT)
+    }
 
 
 @pytest.fixture

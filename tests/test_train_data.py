@@ -16,7 +16,7 @@ from train.data import (
     CachedEmbeddings,
     read_eval_batches,
 )
-from train.order import BatchOrder, RankSlice, shuffle_epoch
+from train.order import BatchOrder, Portion, RankSlice, shuffle_epoch
 from train.rows import TrainRows, read_embeddings, read_train_rows
 
 POSITIVES = [range(7), range(7, 10)]
@@ -46,14 +46,16 @@ def embeddings(root: str, rows: TrainRows) -> CachedEmbeddings:
 
 def order(*, seed: int = 0, part: RankSlice = ALONE) -> BatchOrder:
     return BatchOrder(
-        POSITIVES, NEGATIVE_SHARDS, num_positives=2, batch_size=6, window=2, seed=seed, part=part
-    )
+        [Portion(POSITIVES)], [Portion(NEGATIVE_SHARDS)],
+        num_positives=2, batch_size=6, window=2, seed=seed, part=part,
+    )  # fmt: skip
 
 
 def order_of(rows: TrainRows) -> BatchOrder:
     return BatchOrder(
-        rows.positives, rows.negatives, num_positives=2, batch_size=8, window=2, seed=0
-    )
+        [Portion(rows.positives)], [Portion(rows.negatives)],
+        num_positives=2, batch_size=8, window=2, seed=0,
+    )  # fmt: skip
 
 
 def test_order_depends_on_seed_and_step_alone() -> None:

@@ -89,6 +89,34 @@ def write_dataset(
     return commit_dataset(root, targets, fingerprint, encoder.embedding_dim, shards, counts)
 
 
+def add_generation(root: Path, source: str = "news", *, num: int = 60, seed: int = 1) -> Generation:
+    """Commits the next generation: `num` training negatives of one more source beside all else."""
+    rng = np.random.default_rng(seed)
+    before = manifest.read_generation(str(root))
+    dim = manifest.require_info(str(root)).embedding_dim
+    counts = {source: 0}
+    shards = _write_group(
+        root, source, "train", "", stratum="far", probability=0.5, num=num,
+        direction_L=np.eye(_LATENT_DIM)[-1], axes_LD=np.linalg.qr(rng.normal(size=(dim, 16)))[0].T,
+        noise=0.5, rng=rng, targets=manifest.require_info(str(root)).targets, image_size=40,
+        samples_per_shard=20, counts=counts, label_state="verified_absent",
+    )  # fmt: skip
+    record = before.sources[-1].model_copy(
+        update={"name": source, "counts": Counts(read=num, selected=num)}
+    )
+    generation = before.model_copy(
+        update={
+            "number": before.number + 1,
+            "parent": before.number,
+            "sources": (*before.sources, record),
+            "shards": (*before.shards, *shards),
+        }
+    )
+    manifest.commit_generation(str(root), generation)
+    manifest.write_derived(str(root), generation)
+    return generation
+
+
 def write_config(path: Path, *, dataset: Path, run: Path, **sections: Any) -> Path:
     """Writes a config file. `sections` replace or extend `train`, `evaluate`, `encoder`, ..."""
     config: dict[str, Any] = {

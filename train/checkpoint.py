@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pipeline import storage
 from pipeline.errors import InfinegError
+from train.order import Segment
 from train.tensors import load_into, read_tensors, write_tensors
 
 _MODEL, _OPTIMIZER, _EXTRA = "model.", "optimizer.", "extra."
@@ -26,6 +27,7 @@ class Checkpoint(BaseModel, frozen=True, extra="forbid"):
     samples_seen: int
     generation: int
     settings: dict[str, JsonValue]  # of the run, which another config may not continue
+    segments: tuple[Segment, ...] = ()  # what was trained on which rows; the last goes on
 
 
 def save_checkpoint(

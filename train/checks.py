@@ -1,6 +1,5 @@
-"""What is refused, or warned of, before the first step."""
+"""What is refused before the first step."""
 
-import logging
 import os
 import shutil
 
@@ -13,9 +12,6 @@ from pipeline.errors import ConfigError
 from train.config import TrainConfig
 from train.distributed import World
 from train.model import Detector
-from train.rows import TrainRows
-
-_log = logging.getLogger(__name__)
 
 
 def check_processes(train_config: TrainConfig, world: World) -> None:
@@ -60,17 +56,6 @@ def check_image_sizes(detector: Detector, train_config: TrainConfig) -> None:
             raise ConfigError(
                 f"train.finetuning.image_sizes: {size} px does not fit the backbone: {error}"
             ) from None
-
-
-def warn_of_repetition(train_config: TrainConfig, rows: TrainRows) -> None:
-    num_positives = sum(map(len, rows.positives))
-    repetition = train_config.steps * train_config.num_positives / num_positives
-    if repetition > train_config.max_repetition_factor:
-        _log.warning(
-            "each of the %s positives is drawn %.0f times, over train.max_repetition_factor %g; "
-            "fewer train.steps, a smaller train.positive_share or more positives help",
-            f"{num_positives:,}", repetition, train_config.max_repetition_factor,
-        )  # fmt: skip
 
 
 def check_embeddings(config: Config, dataset: DatasetInfo, encoder: Encoder) -> None:

@@ -37,14 +37,20 @@ def demo(
 def train(
     config: ConfigPath,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    generation: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="Of the data set, or latest; a resumed run adopts it."),
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Train on a built data set. Under torchrun, the same on several processes."""
     from train.config import load_train_config
+    from train.run_dir import parse_generation
     from train.trainer import train as run_training
 
     loaded, train_config, _ = load_train_config(config, overrides or ())
-    run_dir = run_training(loaded, train_config, resume=resume)
+    wanted = None if generation is None else parse_generation(generation)
+    run_dir = run_training(loaded, train_config, resume=resume, generation=wanted)
     if os.environ.get("RANK", "0") == "0":
         console.print(f"trained: {run_dir}. Next: infineg evaluate {run_dir}", soft_wrap=True)
 

@@ -13,6 +13,8 @@ from train.early_stopping import EarlyStopping
 from train.evaluate_config import EvaluateConfig
 from train.finetuning import Finetuning
 from train.mixing import Regularization
+from train.mixture import MixtureEntry
+from train.row_images import BadShardPolicy
 from train.run_log import WandbConfig
 
 Mode = Literal["head", "finetune"]
@@ -78,6 +80,9 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
         16, ge=1
     )  # shards shuffled together; more mixes, fewer reads in order
     max_repetition_factor: float = Field(500.0, gt=0)  # warns when a positive is drawn more often
+    # Shares of sources in the stream of positives, or of negatives, such as
+    # [{source: near_*, proportion: 0.3}, {source: noise, repeat: 2}]; see train/mixture.py.
+    mixture: tuple[MixtureEntry, ...] = ()
 
     checkpoint_every: int = Field(500, ge=1)  # steps that a crash can cost
     keep_checkpoints: int = Field(2, ge=1)
@@ -91,6 +96,13 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     # the interpreter with the training and wait with it for the disk.
     loader: Literal["process", "thread"] = "process"
     cache_dir: str | None = None  # local copies of remote shards; default ~/.cache/infineg
+    # Of such copies, and of embeddings where they are many, all processes of a machine together;
+    # what was not used longest goes first. null is no bound.
+    cache_gb: float | None = Field(100.0, gt=0)
+    # What a missing or damaged shard does: stop the run; or skip: shards that are missing, of
+    # another size or without a sidecar are left out, and told; another image of the same shard
+    # stands in for one that cannot be decoded.
+    on_bad_shard: BadShardPolicy = "stop"
 
     @model_validator(mode="before")
     @classmethod
@@ -180,6 +192,8 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
             "workers",
             "loader",
             "cache_dir",
+            "cache_gb",
+            "on_bad_shard",
         }
         return self.model_dump(mode="json", exclude=how_only)
 

@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
+from train.mixture import Mixture
 from train.rows import TrainRows
 from train.unlabelled import hidden_weights
 
@@ -41,6 +42,7 @@ _log = logging.getLogger(__name__)
 _MIN_HIDING = 0.5  # of the positives: fewer say that quarantine has taken most hidden ones
 _MAX_KNOTS = 128
 _MIN_ROWS_PER_KNOT = 20
+_NEVER = 1e-9  # of a draw
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,17 @@ def loss_terms(
     correction: Literal["weight", "offset", "none"],
     *,
     corrects_unknown: bool,
+    mixture: Mixture | None = None,
 ) -> LossTerms:
     """Raises ConfigError where `correction` or the correction of unknown labels has no data."""
     importance_N, offset_N = rows.inverse_probability_N, np.zeros(len(rows.keys), np.float32)
+    if mixture is not None:
+        importance_N = (importance_N * mixture.importance_factor_N).astype(np.float32)
     if correction == "none":
         importance_N = np.ones_like(importance_N)
     elif correction == "offset":
-        importance_N, offset_N = _offset(rows)
+        rate_N = None if mixture is None else mixture.draw_rate_N
+        importance_N, offset_N = _offset(rows, importance_N, rate_N)
     hidden_weight_N = np.zeros_like(offset_N)
     if corrects_unknown:
         hidden_weight_N = _hidden_weight(rows)
@@ -72,37 +78,51 @@ def loss_terms(
 
 
 def selection_curve(
-    similarity_N: NDArray[np.float32], inverse_probability_N: NDArray[np.float32]
+    similarity_N: NDArray[np.float32],
+    inverse_probability_N: NDArray[np.float32],
+    draw_rate_N: NDArray[np.float64] | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """knots_M of similarity, and log p there: what share of the stream is selected around it.
 
     Of negatives alone. Knots are the means of equally many rows in the order of similarity; the
-    share is their number by the Horvitz-Thompson estimate of the stream's.
+    share is their number by the Horvitz-Thompson estimate of the stream's. With a mixture, a row
+    counts as often as it is drawn.
     """
     order = np.argsort(similarity_N, kind="stable")
     num_knots = int(np.clip(len(order) // _MIN_ROWS_PER_KNOT, 1, _MAX_KNOTS))
     groups = np.array_split(order, num_knots)
     knots_M = [similarity_N[group].mean(dtype=np.float64) for group in groups]
-    log_share_M = [-np.log(inverse_probability_N[group].mean(dtype=np.float64)) for group in groups]
-    return np.array(knots_M), np.array(log_share_M)
+    if draw_rate_N is None:
+        means = [inverse_probability_N[group].mean(dtype=np.float64) for group in groups]
+    else:
+        # Rows that are never drawn say nothing; where there are no others, they have to do.
+        rate_N = np.maximum(draw_rate_N, _NEVER)
+        means = [np.average(inverse_probability_N[g], weights=rate_N[g]) for g in groups]
+    log_share_M = -np.log(means)
+    return np.array(knots_M), log_share_M
 
 
-def _offset(rows: TrainRows) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """importance_N and offset_N."""
+def _offset(
+    rows: TrainRows, inverse_N: NDArray[np.float32], draw_rate_N: NDArray[np.float64] | None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """importance_N and offset_N, where each row stands for inverse_N of the stream."""
     if num_missing := int(np.isnan(rows.similarity_N).sum()):
         raise ConfigError(
             f"train.correction: offset needs the similarity of every training sample, "
             f"{num_missing:,} of {len(rows.keys):,} have none; weight needs it of none"
         )
     is_negative_N = rows.label_N == ""
-    inverse_N = rows.inverse_probability_N.astype(np.float64)
+    rate_N = None if draw_rate_N is None else draw_rate_N[is_negative_N]
     knots_M, log_share_M = selection_curve(
-        rows.similarity_N[is_negative_N], rows.inverse_probability_N[is_negative_N]
+        rows.similarity_N[is_negative_N], inverse_N[is_negative_N], rate_N
     )
     # Beyond the knots, where hardly a negative is, the curve goes on level.
     log_rate_N = np.interp(rows.similarity_N, knots_M, log_share_M)
-    importance_N = np.exp(log_rate_N) * inverse_N
-    mean_rate = importance_N[is_negative_N].sum() / inverse_N[is_negative_N].sum()
+    stands_for_N = inverse_N.astype(np.float64)
+    importance_N = np.exp(log_rate_N) * stands_for_N
+    drawn_N = 1.0 if rate_N is None else rate_N
+    mean_rate = (importance_N[is_negative_N] * drawn_N).sum()
+    mean_rate /= (stands_for_N[is_negative_N] * drawn_N).sum()
     return importance_N.astype(np.float32), (log_rate_N - np.log(mean_rate)).astype(np.float32)
 
 

@@ -16,13 +16,15 @@ from torch import Tensor
 
 from pipeline import manifest
 from pipeline.commits import Generation
-from pipeline.encoders import Preprocessing, crop_decoded, decode_rgb
+from pipeline.encoders import Preprocessing, crop_decoded
 from pipeline.records import Split
 from train.augment import Strength, as_uint8, augment
 from train.corrections import LossTerms
 from train.hand_over import LoaderKind, fill_ahead
+from train.embeddings import MappedEmbeddings
 from train.images import ShardImages, crop_images
 from train.order import BatchOrder, Rows
+from train.row_images import BadShardPolicy, RowImages
 from train.rows import TrainRows, embeddings_of
 
 
@@ -39,9 +41,9 @@ class Batch(NamedTuple):
 
 
 class CachedEmbeddings:
-    """The train split's embeddings, float16 in memory: 2.5 GB for a million of 1,280 numbers."""
+    """The train split's embeddings, float16: an array, or local maps (train.embeddings)."""
 
-    def __init__(self, embedding_ND: NDArray[np.float16]) -> None:
+    def __init__(self, embedding_ND: NDArray[np.float16] | MappedEmbeddings) -> None:
         self._embedding_ND = embedding_ND
 
     def read(self, rows_B: Rows, positions_B: Rows) -> Tensor:  # noqa: ARG002 (no chance here)
@@ -61,10 +63,14 @@ class AugmentedImages:
         strength: Strength,
         seed: int,
         cache_dir: str | None = None,
+        cache_gb: float | None = None,
+        on_bad_shard: BadShardPolicy = "stop",
     ) -> None:
         self.image_size = preprocessing.image_size
-        self._rows = rows
-        self._images = ShardImages(root, rows.shards, cache_dir)
+        images = ShardImages(
+            root, rows.shards, cache_dir, cache_gb=cache_gb, generation=rows.generation
+        )
+        self._images = RowImages(rows, images, on_bad_shard)
         self._preprocessing = preprocessing
         self._strength = strength
         self._seed = seed
@@ -80,17 +86,18 @@ class AugmentedImages:
         """`read` into memory that is there already."""
         rows_B, positions_B = rows_and_positions
         pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2)
-        for i, (image, position) in enumerate(
-            zip(self.encoded(rows_B), positions_B.tolist(), strict=True)
+        for i, (row, position) in enumerate(
+            zip(rows_B.tolist(), positions_B.tolist(), strict=True)
         ):
-            pixels_CHW = torch.from_numpy(decode_rgb(image)).permute(2, 0, 1)
-            pixels_BCHW[i] = self.view(pixels_CHW, position)
+            pixels_BCHW[i] = self.view(self.decoded(row), position)
 
     def encoded(self, rows_B: Rows) -> Iterator[bytes]:
-        """The JPEGs of the rows, as they lie in the shards."""
-        shards = self._rows.shard_of(rows_B).tolist()
-        offsets, sizes = self._rows.tar_offset_N[rows_B], self._rows.tar_size_N[rows_B]
-        return map(self._images.read, shards, offsets.tolist(), sizes.tolist())
+        """The JPEGs of the rows, as they lie in the shards. Raises BadShard."""
+        return map(self._images.read, rows_B.tolist())
+
+    def decoded(self, row: int) -> Tensor:
+        """pixels_CHW uint8. Raises BadShard."""
+        return torch.from_numpy(self._images.decode(row)).permute(2, 0, 1)
 
     def view(self, pixels_CHW: Tensor, position: int) -> Tensor:
         """view_CHW uint8 of a decoded picture, at its place in the stream, on its device."""
@@ -168,6 +175,7 @@ def read_eval_batches(
     preprocessing: Preprocessing | None,
     batch_size: int = 256,
     cache_dir: str | None = None,
+    cache_gb: float | None = None,
 ) -> Iterator[tuple[pa.Table, Tensor]]:
     """Every row of the splits once, shard after shard: (rows, inputs), at most batch_size of each.
 
@@ -176,7 +184,7 @@ def read_eval_batches(
     by `preprocessing` without any chance. Nothing is shuffled, weighted or dropped.
     """
     shards = [shard for shard in generation.shards if shard.split in splits]
-    images = ShardImages(root, shards, cache_dir)
+    images = ShardImages(root, shards, cache_dir, cache_gb=cache_gb, generation=generation.number)
     for number, shard in enumerate(shards):
         sidecar = manifest.read_sidecar(root, shard)
         for start in range(0, sidecar.num_rows, batch_size):

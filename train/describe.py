@@ -6,6 +6,7 @@ from pydantic import JsonValue
 
 from train.job import Job
 from train.mixing import Regularization
+from train.mixture import mix
 from train.model import ModelInfo
 
 
@@ -23,6 +24,7 @@ def describe_model(job: Job, settings: Mapping[str, JsonValue], *, steps: int) -
         positive_share=train_config.num_positives / train_config.batch_size,
         trained_priors=_trained_priors(job),
         generation=job.generation.number,
+        segments=job.segments,
         dataset=job.dataset.fingerprint,
         samples_seen=steps * train_config.batch_size,
         settings=dict(settings),
@@ -42,8 +44,9 @@ def _trained_priors(job: Job) -> dict[str, float] | None:
         return None
     share_of_label = train_config.num_positives / train_config.batch_size
     label_N = job.rows.label_N
-    num_positives = int((label_N != "").sum())
+    rate_N = mix(job.rows, train_config.mixture).draw_rate_N
+    num_positives = rate_N[label_N != ""].sum()
     return {
-        target: share_of_label * int((label_N == target).sum()) / num_positives
+        target: float(share_of_label * rate_N[label_N == target].sum() / num_positives)
         for target in job.rows.targets
     }

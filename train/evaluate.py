@@ -46,7 +46,13 @@ def evaluate_run(
     detector, info = load_model(run)
     config, train_config, evaluate_config = load_train_config(run / "config.yaml", overrides)
     dataset = config.output.path
-    predictions = predict_splits(detector, info, dataset=dataset, cache_dir=train_config.cache_dir)
+    predictions = predict_splits(
+        detector,
+        info,
+        dataset=dataset,
+        cache_dir=train_config.cache_dir,
+        cache_gb=train_config.cache_gb,
+    )
     calibration = {
         target: _calibrate(predictions, target, info, evaluate_config) for target in info.targets
     }
@@ -77,7 +83,12 @@ def evaluate_run(
 
 
 def predict_splits(
-    detector: Detector, info: ModelInfo, *, dataset: str, cache_dir: str | None = None
+    detector: Detector,
+    info: ModelInfo,
+    *,
+    dataset: str,
+    cache_dir: str | None = None,
+    cache_gb: float | None = None,
 ) -> pa.Table:
     """Rows of `predictions.parquet` for val and test, in the order of the shards."""
     generation = manifest.read_generation(dataset, info.generation)
@@ -91,6 +102,7 @@ def predict_splits(
         mode=info.mode,
         preprocessing=info.preprocessing,
         cache_dir=cache_dir,
+        cache_gb=cache_gb,
     )
     shard_of = _shards_by_key(dataset, generation)
     reference = manifest.read_reference_info(dataset)

@@ -8,42 +8,118 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
+import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import storage
 from pipeline.commits import ShardRecord
-from pipeline.encoders import Preprocessing, crop_pixels
+from pipeline.encoders import Preprocessing, crop_decoded, decode_rgb
+from pipeline.errors import BadShard
 
-_MAX_OPEN_SHARDS = 128  # a process; each costs a file descriptor
+_MAX_OPEN_SHARDS = 128  # on a disk, a process; each costs a file descriptor
+_GB = 10**9
 
 
 class ShardImages:
-    """Encoded images by range. A remote shard is copied to `cache_dir` when first needed."""
+    """Encoded images by range; threads may share it.
+
+    A remote shard is copied to a bounded folder when first needed, and its sha256 checked; of a
+    local one the size is. `generation` is for messages alone.
+    """
 
     def __init__(
-        self, root: str, shards: Sequence[ShardRecord], cache_dir: str | None = None
+        self,
+        root: str,
+        shards: Sequence[ShardRecord],
+        cache_dir: str | None = None,
+        *,
+        cache_gb: float | None = None,
+        generation: int | None = None,
     ) -> None:
         self._uris = [storage.join(root, shard.path) for shard in shards]
-        self._cache_dir = cache_folder(cache_dir)
+        self._shards = shards
+        self._generation = generation
+        self._is_local = storage.local_path(root) is not None
+        self._cache = open_cache(cache_dir, cache_gb)
         self._maps: dict[int, mmap.mmap] = {}
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
-        mapped = self._maps.get(shard)
-        if mapped is None:
-            if len(self._maps) >= _MAX_OPEN_SHARDS:
-                # Closed by whichever thread is the last to hold it.
-                self._maps.pop(next(iter(tuple(self._maps))), None)
-            with storage.fetch(self._uris[shard], self._cache_dir).open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._maps[shard] = mapped
-        return mapped[offset : offset + size]
+        """Raises BadShard where the shard is missing, or not of its record's bytes."""
+        image = self._map(shard)[offset : offset + size]
+        if len(image) != size:
+            raise self.bad(shard, f"no {size:,} bytes at offset {offset:,}")
+        return image
+
+    def decode(self, shard: int, image: bytes, *, offset: int, key: str) -> NDArray[np.uint8]:
+        """RGB pixels HWC of what was read. Raises BadShard that names it where it is no image."""
+        try:
+            return decode_rgb(image)
+        except ValueError as error:  # of simplejpeg
+            place = f"image {key} at offset {offset:,}, {len(image):,} bytes"
+            raise self.bad(shard, f"{place}, cannot be decoded ({error})") from None
+
+    def bad(self, shard: int, seen: str) -> BadShard:
+        record = self._shards[shard]
+        told = f"{record.size_bytes:,} bytes, sha256 {record.sha256}"
+        return bad_shard(self._uris[shard], seen, told, self._generation)
+
+    def _map(self, shard: int) -> mmap.mmap:
+        if not self._is_local:
+            record = self._shards[shard]
+            name = f"{record.sha256[:32]}.tar"
+            return self._cache.map(name, record.size_bytes, lambda file: self._fetch(shard, file))
+        found = self._maps.get(shard)
+        if found is None:
+            # Not closed: another thread may be reading. It ends with its last reference.
+            for oldest in list(self._maps)[: len(self._maps) - _MAX_OPEN_SHARDS + 1]:
+                self._maps.pop(oldest, None)
+            found = self._maps[shard] = self._map_local(shard)
+        return found
+
+    def _map_local(self, shard: int) -> mmap.mmap:
+        path = storage.local_path(self._uris[shard])
+        assert path is not None
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            raise self.bad(shard, "it is missing") from None
+        with file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            if size_bytes != self._shards[shard].size_bytes:
+                raise self.bad(shard, f"it has {size_bytes:,} bytes")
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def _fetch(self, shard: int, file: IO[bytes]) -> None:
+        try:
+            sha256, size_bytes = storage.fetch(self._uris[shard], file)
+        except FileNotFoundError:
+            raise self.bad(shard, "it is missing") from None
+        if sha256 != self._shards[shard].sha256:
+            raise self.bad(shard, f"it has {size_bytes:,} bytes, sha256 {sha256}")
+
+
+def bad_shard(uri: str, seen: str, told: str, generation: int | None) -> BadShard:
+    where = "" if generation is None else f" of generation {generation}"
+    return BadShard(
+        f"shard {uri}{where}: {seen}; its record says {told}. Restore it from a copy "
+        "(`infineg verify` tells what else is damaged); training goes on without what is damaged "
+        "with train.on_bad_shard: skip"
+    )
+
+
+def open_cache(cache_dir: str | None, cache_gb: float | None) -> storage.LocalCache:
+    """Local copies of what is remote, at most cache_gb of them; None is no bound."""
+    max_bytes = None if cache_gb is None else round(cache_gb * _GB)
+    return storage.LocalCache(cache_folder(cache_dir) / "copies", max_bytes)
 
 
 def cache_folder(cache_dir: str | None) -> Path:
-    """Where copies of remote shards, and embedded views, are kept."""
+    """What can be had again: default `~/.cache/infineg`."""
     cache_home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(cache_dir or f"{cache_home}/infineg").expanduser()
 
@@ -51,13 +127,15 @@ def cache_folder(cache_dir: str | None) -> Path:
 def crop_images(
     images: ShardImages, shard: int, rows: pa.Table, preprocessing: Preprocessing
 ) -> Tensor:
-    """pixels_BCHW uint8 of sidecar rows, cropped without any chance."""
-    encoded = [
-        images.read(shard, offset, size)
-        for offset, size in zip(
-            rows["tar_offset"].to_pylist(), rows["tar_size"].to_pylist(), strict=True
-        )
-    ]
+    """pixels_BCHW uint8 of sidecar rows, cropped without any chance. Raises BadShard."""
+    columns = (rows[name].to_pylist() for name in ("key", "tar_offset", "tar_size"))
+
+    def crop(row: tuple[str, int, int]) -> Tensor:
+        key, offset, size = row
+        image = images.read(shard, offset, size)
+        pixels_HWC = images.decode(shard, image, offset=offset, key=key)
+        return crop_decoded(torch.from_numpy(pixels_HWC), preprocessing)
+
     # Threads suffice: decoder and resampler let go of the interpreter.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return torch.stack(list(pool.map(lambda image: crop_pixels(image, preprocessing), encoded)))
+        return torch.stack(list(pool.map(crop, zip(*columns, strict=True))))

@@ -13,12 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from pipeline.commits import DatasetInfo, Generation
 from pipeline.config import Config
 from pipeline.encoders import Encoder, Preprocessing, encoder_identity, load_encoder
-from train.checks import (
-    check_embeddings,
-    check_image_sizes,
-    check_processes,
-    warn_of_repetition,
-)
+from train.checks import check_embeddings, check_image_sizes, check_processes
 from train.config import Mode, TrainConfig
 from train.corrections import LossTerms, loss_terms
 from train.data import (
@@ -30,10 +25,15 @@ from train.data import (
 )
 from train.device import DecodedOnDevice
 from train.distributed import World
+from train.embeddings import MappedEmbeddings, open_embeddings
+from train.images import open_cache
 from train.learning import average_of_weights, optimizer_of, trained_part
+from train.mixture import mix
 from train.model import Detector, build_detector
-from train.order import BatchOrder, RankSlice
-from train.rows import TrainRows, read_embeddings, read_train_rows
+from train.order import BatchOrder, RankSlice, Segment
+from train.repetition import check_repetition
+from train.rows import TrainRows
+from train.usable_rows import read_usable_rows
 from train.views import ViewedEmbeddings, ViewMaker
 
 _MAX_WORKERS = 8  # decoding processes by default: what feeds one GPU
@@ -47,6 +47,7 @@ class Job:
     train_config: TrainConfig
     dataset: DatasetInfo
     generation: Generation
+    segments: tuple[Segment, ...]  # the last is what is trained on now
     world: World
     rows: TrainRows
     terms: LossTerms
@@ -82,15 +83,32 @@ def prepare_job(
     dataset: DatasetInfo,
     generation: Generation,
     world: World,
+    *,
+    segments: tuple[Segment, ...] = (),
+    first_step: int = 0,
 ) -> Job:
-    """Reads the rows, builds detector and optimizer. Raises ConfigError where they do not fit."""
+    """Reads the rows, builds detector and optimizer. Raises ConfigError where they do not fit.
+
+    segments: of a run that goes on at first_step; default all steps on the generation.
+    """
     check_processes(train_config, world)
-    rows = read_train_rows(config.output.path, generation, config.target_names)
+    needs_embeddings = train_config.mode == "head" or train_config.head_steps > 0
+    rows, segments = read_usable_rows(
+        config.output.path,
+        generation,
+        config.target_names,
+        segments=segments or (Segment(generation=generation.number, first_step=0),),
+        first_step=first_step,
+        policy=train_config.on_bad_shard,
+        needs_images=train_config.mode == "finetune" or train_config.views > 1,
+        embedding_dim=dataset.embedding_dim if needs_embeddings else None,
+        world=world,
+    )
     terms = terms_of(rows, train_config)
-    warn_of_repetition(train_config, rows)
+    check_repetition(train_config, mix(rows, train_config.mixture))
     torch.manual_seed(train_config.seed)
     encoder = load_encoder(config.encoder)
-    if train_config.mode == "head" or train_config.head_steps:
+    if needs_embeddings:
         check_embeddings(config, dataset, encoder)
     detector = build_detector(
         encoder,
@@ -105,6 +123,7 @@ def prepare_job(
         train_config,
         dataset,
         generation,
+        segments,
         world,
         rows,
         terms,
@@ -129,7 +148,10 @@ def with_rows(job: Job, rows: TrainRows) -> Job:
 
 def terms_of(rows: TrainRows, train_config: TrainConfig) -> LossTerms:
     return loss_terms(
-        rows, train_config.correction, corrects_unknown=train_config.unknown == "nnpu"
+        rows,
+        train_config.correction,
+        corrects_unknown=train_config.unknown == "nnpu",
+        mixture=mix(rows, train_config.mixture) if train_config.mixture else None,
     )
 
 
@@ -138,7 +160,9 @@ def open_stream(job: Job, mode: Mode, steps: range, *, image_size: int) -> Itera
     train_config, rows = job.train_config, job.rows
     root = job.config.output.path
     if mode == "head":
-        return embedding_batches(job, read_embeddings(root, rows)).stream(steps, workers=0)
+        cache = open_cache(train_config.cache_dir, train_config.cache_gb)
+        embedding_ND = open_embeddings(root, rows, job.dataset.embedding_dim, cache)
+        return embedding_batches(job, embedding_ND).stream(steps, workers=0)
     images = AugmentedImages(
         root,
         rows,
@@ -146,6 +170,8 @@ def open_stream(job: Job, mode: Mode, steps: range, *, image_size: int) -> Itera
         strength=train_config.augment,
         seed=train_config.seed,
         cache_dir=train_config.cache_dir,
+        cache_gb=train_config.cache_gb,
+        on_bad_shard=train_config.on_bad_shard,
     )
     workers = train_config.workers
     if workers is None:
@@ -159,7 +185,7 @@ def open_stream(job: Job, mode: Mode, steps: range, *, image_size: int) -> Itera
     )
 
 
-def embedding_batches(job: Job, embedding_ND: NDArray[np.float16]) -> Batches:
+def embedding_batches(job: Job, embedding_ND: NDArray[np.float16] | MappedEmbeddings) -> Batches:
     """Batches of the embeddings of the job's rows."""
     inputs: Inputs = CachedEmbeddings(embedding_ND)
     if job.view_VPD is not None:
@@ -171,13 +197,15 @@ def embedding_batches(job: Job, embedding_ND: NDArray[np.float16]) -> Batches:
 
 def _order_of(job: Job) -> BatchOrder:
     train_config = job.train_config
+    mixture = mix(job.rows, train_config.mixture)
     return BatchOrder(
-        job.rows.positives,
-        job.rows.negatives,
+        [share.portion for share in mixture.positives],
+        [share.portion for share in mixture.negatives],
         num_positives=train_config.num_positives,
         batch_size=train_config.batch_size,
         window=train_config.shuffle_window,
         seed=train_config.seed,
+        first_step=job.segments[-1].first_step,
         part=RankSlice(job.world.rank, job.world.size),
     )
 

@@ -16,6 +16,7 @@ from pipeline.config import EncoderConfig
 from pipeline.encoders import Encoder, Preprocessing, load_encoder
 from pipeline.errors import ConfigError, InfinegError
 from train.finetuning import open_last_groups
+from train.order import Segment
 from train.tensors import load_into, read_tensors, write_tensors
 
 
@@ -94,6 +95,7 @@ class ModelInfo(BaseModel, frozen=True, extra="forbid"):
     # By target, the prior that its logits are log-odds at; None where the loss knows none.
     trained_priors: dict[str, float] | None = None
     generation: int
+    segments: tuple[Segment, ...] = ()  # which steps were trained on which rows
     dataset: str  # fingerprint of the data set's settings
     samples_seen: int
     settings: dict[

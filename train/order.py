@@ -1,7 +1,10 @@
-"""Which row is drawn when: a pure function of (seed, shard sizes, position), nothing else.
+"""Which row is drawn when: a pure function of (seed, segment, position), nothing else.
 
 Therefore a resumed run continues with the very next sample, and any number of ranks or workers
 sees the same batches. Rows are numbered over the shards of the train split, in shard order.
+
+Positives and negatives are a stream each. A stream is a mix of portions, each with its share of
+every `WINDOW` consecutive positions, and each an endless order of its own.
 """
 
 from collections.abc import Sequence
@@ -9,9 +12,36 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 Rows = NDArray[np.int64]
+WINDOW = 1000  # positions of a stream in which each portion has its exact count
 _POSITIVE, _NEGATIVE = 0, 1
+
+
+class Segment(BaseModel, frozen=True, extra="forbid"):
+    """Steps of a run on the same rows, up to the next segment's first."""
+
+    generation: int
+    first_step: int
+    skipped: tuple[str, ...] = ()  # paths of shards that could not be used, in order
+
+
+def extend_segments(
+    segments: tuple[Segment, ...], generation: int, step: int, skipped: tuple[str, ...] = ()
+) -> tuple[Segment, ...]:
+    """The same, going on at `step` with another generation, or without some more shards."""
+    trained = tuple(segment for segment in segments if segment.first_step < step)
+    return (*trained, Segment(generation=generation, first_step=step, skipped=skipped))
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Shards whose rows are drawn equally often, `count` times in every `WINDOW` positions."""
+
+    shards: Sequence[range]
+    count: int = WINDOW
+    seed: tuple[int, ...] = ()  # beside the stream's, so that portions differ
 
 
 def shuffle_epoch(shards: Sequence[range], *, window: int, rng: np.random.Generator) -> Rows:
@@ -59,6 +89,54 @@ class EndlessOrder:
         return self._rows
 
 
+class MixedOrder:
+    """Portions taken by turns: by a table of `WINDOW` positions that repeats.
+
+    As it repeats, any `WINDOW` consecutive positions hold the exact counts, and the place of any
+    position in its portion is found without a walk.
+    """
+
+    def __init__(self, portions: Sequence[Portion], *, window: int, seed: Sequence[int]) -> None:
+        drawn = [portion for portion in portions if portion.count]
+        self._counts = [portion.count for portion in drawn]
+        self._orders = [
+            EndlessOrder(portion.shards, window=window, seed=(*seed, *portion.seed))
+            for portion in drawn
+        ]
+        self._turns = take_turns(self._counts)
+        # How many turns of its own each position of the table has before it.
+        self._before = np.zeros(WINDOW, np.int64)
+        for number, count in enumerate(self._counts):
+            self._before[self._turns == number] = np.arange(count)
+
+    def rows(self, start: int, count: int) -> Rows:
+        """The rows at positions start, ..., start + count - 1."""
+        round_, place = np.divmod(np.arange(start, start + count), WINDOW)
+        turns = self._turns[place]
+        rows = np.empty(count, np.int64)
+        for number in np.unique(turns):
+            mine = np.flatnonzero(turns == number)
+            first = round_[mine[0]] * self._counts[number] + self._before[place[mine[0]]]
+            rows[mine] = self._orders[number].rows(int(first), len(mine))
+        return rows
+
+
+def take_turns(counts: Sequence[int]) -> Rows:
+    """Which portion has each of `WINDOW` positions: `counts` of them, spread as evenly as can be.
+
+    Error diffusion: every position adds its count to what each portion is owed, and goes to the
+    one that is owed most (smooth weighted round-robin).
+    """
+    assert sum(counts) == WINDOW
+    owed = np.zeros(len(counts), np.int64)
+    turns = np.empty(WINDOW, np.int64)
+    for place in range(WINDOW):
+        owed += counts
+        turns[place] = owed.argmax()
+        owed[turns[place]] -= WINDOW
+    return turns
+
+
 @dataclass(frozen=True)
 class RankSlice:
     """Which samples of each global batch are this process's."""
@@ -72,28 +150,34 @@ class BatchOrder:
 
     def __init__(
         self,
-        positives: Sequence[range],
-        negatives: Sequence[range],
+        positives: Sequence[Portion],
+        negatives: Sequence[Portion],
         *,
         num_positives: int,
         batch_size: int,
         window: int,
         seed: int,
+        first_step: int = 0,
         part: RankSlice = RankSlice(),
     ) -> None:
+        """first_step: of the segment. Its rows begin with a new epoch, in another order."""
         assert batch_size % part.world_size == 0
-        self._positives = EndlessOrder(positives, window=window, seed=(seed, _POSITIVE))
-        self._negatives = EndlessOrder(negatives, window=window, seed=(seed, _NEGATIVE))
+        later = (first_step,) if first_step else ()
+        self._positives = MixedOrder(positives, window=window, seed=(seed, _POSITIVE, *later))
+        self._negatives = MixedOrder(negatives, window=window, seed=(seed, _NEGATIVE, *later))
+        self._first_step = first_step
         self._num_positives = num_positives
         self._num_negatives = batch_size - num_positives
         self._part = part
 
     def batch(self, step: int) -> tuple[Rows, Rows]:
         """rows_B of this rank at `step`, and positions_B: their places in the whole stream."""
+        step_of_segment = step - self._first_step
+        assert step_of_segment >= 0
         rows = np.concatenate(
             [
-                self._positives.rows(step * self._num_positives, self._num_positives),
-                self._negatives.rows(step * self._num_negatives, self._num_negatives),
+                self._positives.rows(step_of_segment * self._num_positives, self._num_positives),
+                self._negatives.rows(step_of_segment * self._num_negatives, self._num_negatives),
             ]
         )
         positions = step * len(rows) + np.arange(len(rows))

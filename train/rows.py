@@ -3,26 +3,39 @@
 Shapes: B batch, D embedding, K targets, N rows, S shards.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from io import BytesIO
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import manifest
+from pipeline import manifest, storage
 from pipeline.commits import Generation, ShardRecord
-from pipeline.errors import InfinegError
+from pipeline.errors import BadShard, InfinegError
+from train.images import bad_shard
+
+_NUM_THREADS = 16  # that wait for storage; reading itself is quick
+_COLUMNS = [
+    "key", "tar_offset", "tar_size", "inclusion_probability", "similarity", "label", "label_state",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class TrainRows:
     """The train split without its images and embeddings: about 100 bytes a row."""
 
+    generation: int
     targets: tuple[str, ...]
     shards: tuple[ShardRecord, ...]
     starts: NDArray[np.int64]  # first row of each shard, and the number of rows
@@ -76,24 +89,85 @@ class TrainRows:
 
 def read_train_rows(root: str, generation: Generation, targets: Sequence[str]) -> TrainRows:
     """Reads the sidecars of the train split. Raises InfinegError where a label is missing."""
-    shards = tuple(shard for shard in generation.shards if shard.split == "train")
-    columns = (
-        "key", "tar_offset", "tar_size", "inclusion_probability", "similarity", "label",
-        "label_state",
-    )  # fmt: skip
-    tables = [manifest.read_sidecar(root, shard, columns) for shard in shards]
-    for wanted, found in (("positives", [s for s in shards if s.label]),
-                          ("negatives", [s for s in shards if not s.label])):  # fmt: skip
-        if not found:
+    shards = [shard for shard in generation.shards if shard.split == "train"]
+    found = read_rows_of_shards(root, shards, generation.number)
+    for rows in found:
+        if isinstance(rows, BadShard):
+            raise rows
+    pairs = [(s, rows) for s, rows in zip(shards, found, strict=True) if isinstance(rows, pa.Table)]
+    return join_rows(root, generation.number, targets, pairs)
+
+
+def read_rows_of_shards(
+    root: str,
+    shards: Sequence[ShardRecord],
+    generation: int,
+    *,
+    verifies: bool = False,
+    embedding_dim: int | None = None,
+) -> list[pa.Table | BadShard]:
+    """The columns that training needs, a table a shard, or what is wrong with its sidecar.
+
+    verifies: by its sha256, which takes reading all of it. Raises InfinegError where embeddings
+    are not of embedding_dim numbers, if that is given.
+    """
+
+    def read(shard: ShardRecord) -> pa.Table | BadShard:
+        uri = storage.join(root, shard.sidecar_path)
+        try:
+            return _read_rows(uri, shard, verifies, embedding_dim)
+        except (FileNotFoundError, pa.ArrowInvalid, OSError, KeyError) as error:
+            seen = "it is missing" if isinstance(error, FileNotFoundError) else f"{error}"
+            told = f"{shard.num_samples:,} rows, sha256 {shard.sidecar_sha256}"
+            return bad_shard(uri, seen.partition("\n")[0], told, generation)
+
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        return list(pool.map(read, shards))
+
+
+def _read_rows(uri: str, shard: ShardRecord, verifies: bool, embedding_dim: int | None) -> pa.Table:
+    with ExitStack() as stack:
+        if verifies:
+            content = storage.read_bytes(uri)
+            if hashlib.sha256(content).hexdigest() != shard.sidecar_sha256:
+                raise pa.ArrowInvalid(f"it has {len(content):,} bytes of another sha256")
+            file: IO[bytes] = BytesIO(content)
+        else:
+            file = stack.enter_context(storage.open_read(uri))
+        parquet = pq.ParquetFile(file)
+        if embedding_dim is not None:
+            has = parquet.schema_arrow.field("embedding").type.list_size
+            if has != embedding_dim:
+                raise InfinegError(
+                    f"{uri}: embeddings of {has} numbers, but dataset.json says {embedding_dim}; "
+                    "`infineg verify` tells what else differs"
+                )
+        rows = parquet.read(_COLUMNS)
+    if rows.num_rows != shard.num_samples:
+        raise pa.ArrowInvalid(f"it has {rows.num_rows:,} rows")
+    return rows
+
+
+def join_rows(
+    root: str,
+    generation: int,
+    targets: Sequence[str],
+    of_shards: Sequence[tuple[ShardRecord, pa.Table]],
+) -> TrainRows:
+    """Numbers the rows of shards. Raises InfinegError where a label is missing."""
+    has = {bool(shard.label) for shard, _ in of_shards}
+    for wanted, is_positive in (("positives", True), ("negatives", False)):
+        if is_positive not in has:
             raise InfinegError(
-                f"{root}: generation {generation.number} has no {wanted} in its train split; "
+                f"{root}: generation {generation} has no {wanted} in its train split; "
                 "add a source and run `infineg build`"
             )
-    table = pa.concat_tables(tables)
+    table = pa.concat_tables([rows for _, rows in of_shards])
     return TrainRows(
+        generation=generation,
         targets=tuple(targets),
-        shards=shards,
-        starts=np.cumsum([0, *(each.num_rows for each in tables)]),
+        shards=tuple(shard for shard, _ in of_shards),
+        starts=np.cumsum([0, *(rows.num_rows for _, rows in of_shards)]),
         keys=table["key"],
         tar_offset_N=table["tar_offset"].to_numpy(),
         tar_size_N=table["tar_size"].to_numpy(),

@@ -1,10 +1,12 @@
-"""The folder of a run: whether one may begin or go on there and its config."""
+"""The folder of a run: whether one may begin or go on there, on which rows, and its config."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 import yaml
 
 from pipeline import manifest, storage
@@ -13,7 +15,13 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError
 from train.checkpoint import Checkpoint, find_checkpoint
 from train.config import TrainConfig
-from train.model import read_model_info
+from train.distributed import World
+from train.model import ModelInfo, read_model_info
+from train.order import Segment, extend_segments
+
+_log = logging.getLogger(__name__)
+
+Adopted = int | Literal["latest"] | None
 
 
 @dataclass(frozen=True)
@@ -23,16 +31,24 @@ class Run:
     path: Path
     dataset: DatasetInfo
     generation: Generation
+    segments: tuple[Segment, ...]  # on which rows it was and is trained; the last goes on
     settings: dict[str, Any]  # all that the trained weights depend on
     checkpoint: Checkpoint | None
     is_finished: bool
 
 
-def open_run(config: Config, train_config: TrainConfig, *, resume: bool) -> Run:
-    """Looks, and writes nothing.
+def open_run(
+    config: Config,
+    train_config: TrainConfig,
+    world: World,
+    *,
+    resume: bool,
+    adopt: Adopted = None,
+) -> Run:
+    """Looks, and writes nothing. `adopt`: the generation to begin, or from here to go on, with.
 
     Raises ConfigError where the folder holds a run with other settings, or an unfinished one
-    that `resume` was not asked to continue.
+    that `resume` was not asked to continue, or one of a newer generation.
     """
     path = Path(train_config.run)
     root = config.output.path
@@ -44,23 +60,32 @@ def open_run(config: Config, train_config: TrainConfig, *, resume: bool) -> Run:
         )
     model_info, checkpoint = read_model_info(path), find_checkpoint(path)
     before = model_info or checkpoint
-    number = train_config.generation
-    if number is None and before is not None and resume:
-        number = before.generation  # a run ends on the data it began with
-    generation = manifest.read_generation(root, number)
+    number = _choose_generation(root, train_config, before if resume else None, adopt)
+    # One more may be committed while the processes look.
+    generation = manifest.read_generation(root, _of_main(number, world))
     settings = _settings_of(config, train_config, dataset, generation)
-    if before is not None and before.settings != settings:
-        raise ConfigError(
-            f"train.run: {path} holds a run with other settings "
-            f"({'; '.join(_differences(before.settings, settings))}). Choose another train.run, "
-            "or remove that folder."
-        )
+    if before is not None:
+        _check_settings(path, before, settings, adopts=resume and adopt is not None)
     if checkpoint is not None and model_info is None and not resume:
         raise ConfigError(
             f"train.run: {path} stopped at step {checkpoint.step:,} of {train_config.steps:,}; "
             "--resume continues it. Otherwise choose another train.run, or remove that folder."
         )
-    return Run(path, dataset, generation, settings, checkpoint, model_info is not None)
+    step = 0 if checkpoint is None else checkpoint.step
+    segments = _segments_of(before)
+    if not segments or segments[-1].generation != generation.number:
+        segments = extend_segments(segments, generation.number, step)
+    is_finished = model_info is not None
+    return Run(path, dataset, generation, segments, settings, checkpoint, is_finished)
+
+
+def parse_generation(text: str) -> Adopted:
+    """`--generation`: a number, or latest."""
+    if text == "latest":
+        return "latest"
+    if not text.isdecimal() or int(text) == 0:
+        raise ConfigError(f"--generation: {text!r}; give a number from 1, or latest")
+    return int(text)
 
 
 def write_config(run: Run, config: Config, train_config: TrainConfig) -> None:
@@ -69,6 +94,45 @@ def write_config(run: Run, config: Config, train_config: TrainConfig) -> None:
     resolved = config.model_copy(update={"train": train.model_dump(mode="json")})
     text = yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False)
     storage.write_atomic(str(run.path / "config.yaml"), text.encode())
+
+
+def _choose_generation(
+    root: str, train_config: TrainConfig, before: ModelInfo | Checkpoint | None, adopt: Adopted
+) -> int:
+    """The number of the generation to train on; `before` is the run that goes on."""
+    latest = manifest.latest_generation_number(root)
+    wanted = latest if adopt == "latest" else adopt
+    if before is None:
+        return wanted or train_config.generation or latest
+    if wanted is None:
+        known = {None, *(segment.generation for segment in _segments_of(before))}
+        is_known = train_config.generation in known
+        return before.generation if is_known else train_config.generation or latest
+    if wanted < before.generation:
+        raise ConfigError(
+            f"--generation {wanted}: {train_config.run} is trained on generation "
+            f"{before.generation} and goes on with that or a newer one ({root} has up to {latest})"
+        )
+    if isinstance(before, ModelInfo) and wanted > before.generation:
+        _log.warning(
+            "--generation %s: %s is finished on generation %d; another train.run trains on it",
+            adopt, train_config.run, before.generation,
+        )  # fmt: skip
+        return before.generation
+    return wanted
+
+
+def _segments_of(before: ModelInfo | Checkpoint | None) -> tuple[Segment, ...]:
+    """() where nothing was trained."""
+    if before is None:
+        return ()
+    return before.segments or (Segment(generation=before.generation, first_step=0),)
+
+
+def _of_main(number: int, world: World) -> int:
+    """The number that the main process has."""
+    mine = number if world.is_main else 0
+    return int(world.all_reduce_sum(torch.tensor(mine, device=world.device)).item())
 
 
 def _settings_of(
@@ -84,6 +148,23 @@ def _settings_of(
     }
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    return [f"{name} was {before.get(name)}, is {now.get(name)}" for name in names]
+def _check_settings(
+    path: Path, before: ModelInfo | Checkpoint, settings: Mapping[str, Any], *, adopts: bool
+) -> None:
+    """Raises ConfigError where they differ, in more than the generation for a run that adopts."""
+    was = before.settings
+    names = {name for name in was.keys() | settings.keys() if was.get(name) != settings.get(name)}
+    if adopts:
+        names -= {"generation"}
+    if not names:
+        return
+    told = "; ".join(
+        f"{name} was {was.get(name)}, is {settings.get(name)}" for name in sorted(names)
+    )
+    hint = ""
+    if names == {"generation"} and isinstance(before, Checkpoint):
+        hint = f" --resume --generation {settings['generation']} goes on with a newer one."
+    raise ConfigError(
+        f"train.run: {path} holds a run with other settings ({told}). Choose another train.run, "
+        f"or remove that folder.{hint}"
+    )

@@ -8,6 +8,7 @@ import math
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -42,19 +43,30 @@ class _Phase:
     image_size: int  # pixels
 
 
-def train(config: Config, train_config: TrainConfig, *, resume: bool = False) -> Path:
+def train(
+    config: Config,
+    train_config: TrainConfig,
+    *,
+    resume: bool = False,
+    generation: int | Literal["latest"] | None = None,
+) -> Path:
     """Trains one run and returns its folder; does nothing where the run is finished.
 
     Alone, or as one of the processes that torchrun started. `resume` continues after the last
-    checkpoint with the very next sample. Raises ConfigError for settings that cannot work and
-    InfinegError where the data set or the loss cannot be used.
+    checkpoint with the very next sample; with a newer `generation`, it goes on with its rows.
+    Raises ConfigError for settings that cannot work and InfinegError where the data set or the
+    loss cannot be used.
     """
     with join_world(train_config.device) as world:
-        run = open_run(config, train_config, resume=resume)
+        run = open_run(config, train_config, world, resume=resume, adopt=generation)
         if run.is_finished:
             _log.info("%s is finished, nothing to do", run.path)
             return run.path
-        job = prepare_job(config, train_config, run.dataset, run.generation, world)
+        job = prepare_job(
+            config, train_config, run.dataset, run.generation, world,
+            segments=run.segments,
+            first_step=0 if run.checkpoint is None else run.checkpoint.step,
+        )  # fmt: skip
         first_step, extra = _restore(job, run)
         validation = None
         if train_config.early_stopping is not None:
@@ -180,6 +192,7 @@ def _save(job: Job, run: Run, step: int, validation: Validation | None) -> None:
         samples_seen=step * job.train_config.batch_size,
         generation=run.generation.number,
         settings=run.settings,
+        segments=job.segments,
     )
     extra = update_state(job.scaler, job.average)
     if validation is not None:

@@ -117,6 +117,7 @@ class Validation:
                 mode=mode,
                 preprocessing=job.detector.encoder.preprocessing,
                 cache_dir=job.train_config.cache_dir,
+                cache_gb=job.train_config.cache_gb,
             )
             for rows, inputs in batches:
                 yield slice(start, start + len(rows)), inputs

@@ -26,11 +26,12 @@ from torch import Tensor
 
 from pipeline import storage
 from pipeline.commits import ShardRecord
-from pipeline.encoders import Encoder, decode_rgb
+from pipeline.encoders import Encoder
 from pipeline.keys import sha256_hex
 from pipeline.progress import Progress
 from train.augment import Strength, augment
 from train.distributed import World
+from train.embeddings import MappedEmbeddings
 from train.images import ShardImages, cache_folder
 from train.rows import TrainRows
 
@@ -42,7 +43,7 @@ class ViewedEmbeddings:
 
     def __init__(
         self,
-        embedding_ND: NDArray[np.float16],
+        embedding_ND: NDArray[np.float16] | MappedEmbeddings,
         view_VPD: NDArray[np.float16],
         *,
         positives: Sequence[range],
@@ -95,7 +96,7 @@ class ViewMaker:
         The processes share the work. One whose cache is its own makes what others made elsewhere.
         """
         numbers = [i for i, shard in enumerate(rows.shards) if shard.label]
-        images = ShardImages(self.root, rows.shards, self.cache_dir)
+        images = ShardImages(self.root, rows.shards, self.cache_dir, generation=rows.generation)
         wanted = [(view, number) for view in range(1, num_views) for number in numbers]
         self._make(rows, images, wanted[world.rank :: world.size])
         world.barrier()
@@ -134,7 +135,9 @@ class ViewMaker:
         def view_of(place: int) -> Tensor:
             offset, num_bytes = rows.tar_offset_N[first + place], rows.tar_size_N[first + place]
             image = images.read(number, int(offset), int(num_bytes))
-            pixels_CHW = torch.from_numpy(decode_rgb(image)).permute(2, 0, 1)
+            key = rows.keys[first + place].as_py()
+            pixels_HWC = images.decode(number, image, offset=int(offset), key=key)
+            pixels_CHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1)
             rng = np.random.default_rng((self.seed, view, place, int(shard.sha256[:16], 16)))
             return augment(pixels_CHW, size=size, strength=self.strength, rng=rng)
 

@@ -12,6 +12,7 @@ from pipeline.storage.files import (
     list_files,
     list_prefix,
     list_times,
+    local_path,
     open_read,
     read_bytes,
     read_many,
@@ -19,13 +20,15 @@ from pipeline.storage.files import (
     remove_many,
     remove_tree,
     sha256_of,
-    size_of,
 )
+from pipeline.storage.local_cache import LocalCache
 from pipeline.storage.locations import configure, join, refuse_credentials, shown
+from pipeline.storage.sizes import size_of, sizes_of
 from pipeline.storage.transient import retry
 
 __all__ = [
     "HashingWriter",
+    "LocalCache",
     "configure",
     "create_exclusive",
     "exists",
@@ -34,6 +37,7 @@ __all__ = [
     "list_files",
     "list_prefix",
     "list_times",
+    "local_path",
     "open_atomic",
     "open_read",
     "read_bytes",
@@ -48,5 +52,6 @@ __all__ = [
     "sha256_of",
     "shown",
     "size_of",
+    "sizes_of",
     "write_atomic",
 ]

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import itertools
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -25,6 +24,7 @@ _NUM_THREADS = 32
 _MAX_DELETED = 1000
 # Of s3fs, adlfs and memory. gcsfs gives text, which is left alone.
 _TIME_KEYS = ("LastModified", "last_modified", "created")
+_PIECE_BYTES = 2**22
 
 
 def open_read(uri: str) -> IO[bytes]:
@@ -48,7 +48,7 @@ def read_bytes(uri: str) -> bytes:
 
 def read_many(uris: Sequence[str]) -> list[bytes]:
     """The content of many small files, in their order; many at once over a network."""
-    return _map_many(read_bytes, uris, fs=resolve(uris[0])[0]) if uris else []
+    return map_many(read_bytes, uris, fs=resolve(uris[0])[0]) if uris else []
 
 
 def read_range(uri: str, offset: int, size: int) -> bytes:
@@ -60,17 +60,9 @@ def read_range(uri: str, offset: int, size: int) -> bytes:
     return bytes(retry(lambda: fs.cat_file(path, start=offset, end=offset + size), what))
 
 
-def size_of(uri: str) -> int | None:
-    """Bytes of a stored file, without reading it; None where its server does not tell."""
-    fs, path = resolve(uri)
-    _forget_listings(fs)
-    size = retry(lambda: fs.info(path), f"look for {shown(uri)}")["size"]
-    return None if size is None else int(size)
-
-
 def exists(uri: str) -> bool:
     fs, path = resolve(uri)
-    _forget_listings(fs)
+    forget_listings(fs)
     try:
         # Not fs.exists: for some drivers, whatever they cannot reach does not exist.
         retry(lambda: fs.info(path), f"look for {shown(uri)}")
@@ -84,7 +76,7 @@ def list_files(uri: str, suffixes: tuple[str, ...] = ("",)) -> list[str]:
 
     Suffixes are given in lower case, and match in any. Links to folders are followed.
     """
-    fs, path = _resolve_listable(uri)
+    fs, path = resolve_listable(uri)
     root = path.rstrip("/") + "/"
     found = _find(fs, path, f"list {shown(uri)}")
     names = (name.removeprefix(root) for name in found if name.startswith(root))
@@ -96,7 +88,7 @@ def list_times(uri: str, suffixes: tuple[str, ...] = ("",)) -> dict[str, datetim
 
     Empty where the storage tells no times.
     """
-    fs, path = _resolve_listable(uri)
+    fs, path = resolve_listable(uri)
     root = path.rstrip("/") + "/"
     what = f"list {shown(uri)}"
     times: dict[str, datetime] = {}
@@ -121,7 +113,7 @@ def list_prefix(uri_prefix: str) -> list[str]:
     What is below the folder is not listed, nor, on S3, the rest of it.
     """
     folder, _, prefix = uri_prefix.rpartition("/")
-    fs, path = _resolve_listable(folder)
+    fs, path = resolve_listable(folder)
     try:
         found = retry(lambda: _names_in(fs, path, prefix), f"list {shown(uri_prefix)}*")
     except (FileNotFoundError, NotADirectoryError):
@@ -131,7 +123,7 @@ def list_prefix(uri_prefix: str) -> list[str]:
 
 def remove_tree(uri: str) -> None:
     """Removes a folder or a file; nothing happens where there is none."""
-    fs, path = _resolve_listable(uri)
+    fs, path = resolve_listable(uri)
     what = f"remove {shown(uri)}"
     if is_local(fs):
         with contextlib.suppress(FileNotFoundError):
@@ -157,28 +149,28 @@ def sha256_of(uri: str) -> str:
     return digest.hexdigest()
 
 
-def fetch(uri: str, directory: Path) -> Path:
-    """A local path with the content of `uri`: itself when local, else a copy in `directory`."""
+def fetch(uri: str, file: IO[bytes]) -> tuple[str, int]:
+    """Copies the content of `uri` into an open file; its sha256 and size."""
+    digest, size_bytes = hashlib.sha256(), 0
+    with open_read(uri) as stream:
+        while piece := stream.read(_PIECE_BYTES):
+            digest.update(piece)
+            file.write(piece)
+            size_bytes += len(piece)
+    return digest.hexdigest(), size_bytes
+
+
+def local_path(uri: str) -> Path | None:
+    """Where `uri` is on this machine; None where it is elsewhere."""
     fs, path = resolve(uri)
-    if is_local(fs):
-        return Path(path)
-    name = hashlib.sha256(uri.encode()).hexdigest()[:16] + "-" + Path(path).name
-    local = directory / name
-    if not local.exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        # A place of its own: several workers may fetch the same file at once.
-        with tempfile.TemporaryDirectory(dir=directory, prefix=".tmp-") as temporary:
-            part = str(Path(temporary) / name)
-            retry(lambda: fs.get_file(path, part), f"fetch {shown(uri)}")
-            os.replace(part, local)
-    return local
+    return Path(path) if is_local(fs) else None
 
 
-def _resolve_listable(uri: str) -> tuple[Any, str]:
+def resolve_listable(uri: str) -> tuple[Any, str]:
     fs, path = resolve(uri)
     if is_http(fs):
         raise ConfigError(f"{shown(uri)}: http and https list nothing; name the files themselves")
-    _forget_listings(fs)
+    forget_listings(fs)
     return fs, path
 
 
@@ -226,10 +218,10 @@ def _names_in(fs: Any, path: str, prefix: str) -> list[str]:
 def _remove_all(fs: Any, paths: Sequence[str], what: str) -> None:
     if is_protocol(fs, "s3"):
         batches = [paths[i : i + _MAX_DELETED] for i in range(0, len(paths), _MAX_DELETED)]
-        refused = _map_many(lambda batch: _delete_objects(fs, batch, what), batches, fs=fs)
+        refused = map_many(lambda batch: _delete_objects(fs, batch, what), batches, fs=fs)
         # One by one, they are tried again, or tell why not.
         paths = list(itertools.chain.from_iterable(refused))
-    _map_many(lambda path: _remove_file(fs, path, what), paths, fs=fs)
+    map_many(lambda path: _remove_file(fs, path, what), paths, fs=fs)
 
 
 def _delete_objects(fs: Any, paths: Sequence[str], what: str) -> list[str]:
@@ -246,7 +238,7 @@ def _remove_file(fs: Any, path: str, what: str) -> None:
         retry(lambda: fs.rm_file(path), what)
 
 
-def _map_many(action: Callable[[A], T], arguments: Sequence[A], *, fs: Any) -> list[T]:
+def map_many(action: Callable[[A], T], arguments: Sequence[A], *, fs: Any) -> list[T]:
     """`action` of each, in order; in threads where there is a network between."""
     if is_local(fs) or len(arguments) < 2:
         return [action(argument) for argument in arguments]
@@ -254,7 +246,7 @@ def _map_many(action: Callable[[A], T], arguments: Sequence[A], *, fs: Any) -> l
         return list(pool.map(action, arguments))
 
 
-def _forget_listings(fs: Any) -> None:
+def forget_listings(fs: Any) -> None:
     """Another process may have written since: hf:// has no option against its cache."""
     if is_protocol(fs, "hf"):
         fs.invalidate_cache()

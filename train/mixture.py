@@ -1,0 +1,216 @@
+"""`train.mixture`: how often the samples of each source are drawn, and what they then weigh.
+
+Positives and negatives are a stream each, and an entry speaks of its share of one. What no entry
+names shares the rest by its size. Shares are rounded to 1/1000, so that every 1,000 consecutive
+samples of a stream hold exact counts.
+
+A mixture changes on purpose the population that the loss speaks of. inclusion_probability stays
+each sample's own; with `proportion` a share is one of the samples drawn and of the negatives'
+weight in the loss (before `max_weight` clips) alike, and within it 1 / inclusion_probability holds
+as ever. `repeat` multiplies both as they were: `repeat: 1` changes nothing. See train/shares.py.
+
+Shapes: N rows of the train split.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal, Self
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field, model_validator
+
+from pipeline.errors import ConfigError
+from train.order import WINDOW, Portion
+from train.rows import TrainRows
+from train.shares import TOLERANCE, importance_factors, round_shares
+
+Stream = Literal["positives", "negatives"]
+
+
+class MixtureEntry(BaseModel, frozen=True, extra="forbid"):
+    """The share of some sources in their stream: `proportion`, or `repeat` (default 1)."""
+
+    source: str = Field(min_length=1)  # a name, or a pattern such as near_*, taken together
+    stream: Stream | None = None  # needed where its sources have samples in both
+    proportion: float | None = Field(None, ge=0, le=1)  # of the stream; 0 draws none
+    repeat: float | None = Field(None, gt=0)  # as often as without the entry, times this
+    # Draws of one sample in the whole run; a mixture that needs more is refused.
+    max_repetition_factor: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _one_share(self) -> Self:
+        if self.proportion is not None and self.repeat is not None:
+            raise ValueError(f"{self.source}: give proportion or repeat, not both")
+        if self.proportion and self.proportion * WINDOW < 1:
+            raise ValueError(
+                f"{self.source}: proportion {self.proportion:g} is less than 1 in {WINDOW:,}; "
+                "give 0, or at least that"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Share:
+    """A portion of a stream, and what it is made of."""
+
+    portion: Portion
+    entry: MixtureEntry | None  # None: all that no entry names
+    shards: tuple[int, ...]
+    importance_factor: float  # of the 1 / pi of its rows
+
+    @property
+    def num_rows(self) -> int:
+        return sum(map(len, self.portion.shards))
+
+    def repetition(self, num_draws: int) -> float:
+        """Draws of each row where the stream has num_draws."""
+        return num_draws * self.portion.count / WINDOW / self.num_rows
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Both streams. draw_rate_N: draws of a row, in units of those without a mixture."""
+
+    positives: tuple[Share, ...]
+    negatives: tuple[Share, ...]
+    importance_factor_N: NDArray[np.float64]
+    draw_rate_N: NDArray[np.float64]
+
+
+def mix(rows: TrainRows, entries: Sequence[MixtureEntry]) -> Mixture:
+    """Raises ConfigError for entries that name no source, overlap, or do not add up."""
+    of_stream: dict[Stream, list[MixtureEntry]] = {"positives": [], "negatives": []}
+    for entry in entries:
+        of_stream[_stream_of(entry, rows)].append(entry)
+    shares = {stream: _shares(rows, stream, of_stream[stream]) for stream in of_stream}
+    factors, rates = np.ones(len(rows.shards)), np.ones(len(rows.shards))
+    for of_one in shares.values():
+        num_rows = sum(share.num_rows for share in of_one)
+        for share in of_one:
+            factors[list(share.shards)] = share.importance_factor
+            rates[list(share.shards)] = share.repetition(num_rows)
+    sizes = np.diff(rows.starts)
+    return Mixture(
+        positives=shares["positives"],
+        negatives=shares["negatives"],
+        importance_factor_N=np.repeat(factors, sizes),
+        draw_rate_N=np.repeat(rates, sizes),
+    )
+
+
+def _stream_of(entry: MixtureEntry, rows: TrainRows) -> Stream:
+    found: list[Stream] = [
+        stream
+        for stream in _STREAMS
+        if entry.stream in (None, stream) and _matched(entry, rows, stream)
+    ]
+    if not found:
+        named = {stream: _sources(rows, stream) for stream in _STREAMS}
+        there = "; ".join(f"{stream}: {', '.join(names)}" for stream, names in named.items())
+        where = "training samples" if entry.stream is None else entry.stream
+        raise ConfigError(
+            f"train.mixture: no source with {where} matches {entry.source!r}. There are {there}"
+        )
+    if len(found) == 2:
+        raise ConfigError(
+            f"train.mixture: {entry.source!r} has positives and negatives; "
+            "add stream: positives, or negatives"
+        )
+    return found[0]
+
+
+_STREAMS: tuple[Stream, Stream] = ("positives", "negatives")
+
+
+def _shards(rows: TrainRows, stream: Stream) -> list[int]:
+    """Also those that are left without rows: an order is one of shards."""
+    is_positive = stream == "positives"
+    return [n for n, shard in enumerate(rows.shards) if bool(shard.label) == is_positive]
+
+
+def _sources(rows: TrainRows, stream: Stream) -> list[str]:
+    sizes = np.diff(rows.starts)
+    return sorted({rows.shards[n].source for n in _shards(rows, stream) if sizes[n]})
+
+
+def _matched(entry: MixtureEntry, rows: TrainRows, stream: Stream) -> set[str]:
+    return {name for name in _sources(rows, stream) if fnmatchcase(name, entry.source)}
+
+
+def _shares(rows: TrainRows, stream: Stream, entries: Sequence[MixtureEntry]) -> tuple[Share, ...]:
+    """The portions of one stream, those of entries first."""
+    numbers = _shards(rows, stream)
+    entry_of: dict[str, MixtureEntry] = {}
+    for entry in entries:
+        for name in _matched(entry, rows, stream):
+            if name in entry_of:
+                raise ConfigError(
+                    f"train.mixture: source {name} is in {entry_of[name].source!r} and in "
+                    f"{entry.source!r}"
+                )
+            entry_of[name] = entry
+    groups: list[tuple[MixtureEntry | None, list[int]]] = [
+        (entry, [n for n in numbers if entry_of.get(rows.shards[n].source) is entry])
+        for entry in entries
+    ]
+    if rest := [n for n in numbers if rows.shards[n].source not in entry_of]:
+        groups.append((None, rest))
+    sizes = np.diff(rows.starts)
+    size_of = np.array([sizes[members].sum() for _, members in groups])
+    shares = _exact_shares([entry for entry, _ in groups], size_of, stream)
+    counts = round_shares(shares)
+    mean_weights = np.array([_mean_weight(rows, members) for _, members in groups])
+    is_stated = np.array([e is not None and e.proportion is not None for e, _ in groups])
+    factors = importance_factors(shares, counts / WINDOW, mean_weights, is_stated, size_of)
+    return tuple(
+        Share(
+            portion=Portion(
+                [range(rows.starts[n], rows.starts[n + 1]) for n in members],
+                int(count),
+                # By name, so that the order of entries does not matter.
+                () if entry is None else (crc32(entry.source.encode()),),
+            ),
+            entry=entry,
+            shards=tuple(members),
+            importance_factor=float(factor),
+        )
+        for (entry, members), count, factor in zip(groups, counts, factors, strict=True)
+    )
+
+
+def _exact_shares(
+    entries: Sequence[MixtureEntry | None], size_of: NDArray[np.int64], stream: Stream
+) -> NDArray[np.float64]:
+    natural = size_of / size_of.sum()
+    shares = np.zeros(len(entries))
+    for number, entry in enumerate(entries):
+        if entry is not None:
+            repeated = natural[number] * (1.0 if entry.repeat is None else entry.repeat)
+            shares[number] = repeated if entry.proportion is None else entry.proportion
+    total = float(shares.sum())
+    told = ", ".join(
+        f"{entry.source} {share:.3g}"
+        for entry, share in zip(entries, shares, strict=False)
+        if entry
+    )
+    if total > 1 + TOLERANCE:
+        raise ConfigError(f"train.mixture: shares of {stream} add up to {total:.4g} ({told})")
+    if entries[-1] is None:
+        shares[-1] = max(1 - total, 0)
+    elif total < 1 - TOLERANCE:
+        raise ConfigError(
+            f"train.mixture: shares of {stream} add up to {total:.4g} ({told}), and no other "
+            "source is left for the rest"
+        )
+    return shares
+
+
+def _mean_weight(rows: TrainRows, members: Sequence[int]) -> float:
+    inverse_N = rows.inverse_probability_N
+    total = sum(
+        float(inverse_N[rows.starts[n] : rows.starts[n + 1]].sum(dtype=np.float64)) for n in members
+    )
+    return total / int(np.diff(rows.starts)[list(members)].sum())

@@ -1,0 +1,80 @@
+"""Pictures of training rows, and which picture stands in for one that is damaged."""
+
+import logging
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import BadShard
+from train.images import ShardImages
+from train.rows import TrainRows
+
+_log = logging.getLogger(__name__)
+
+BadShardPolicy = Literal["stop", "skip"]
+
+
+class RowImages:
+    """Decoded images by row. With `skip`, a damaged one is replaced and told, once a process.
+
+    By the next row of its shard that can be read, or of the next shard with the same label: a
+    function of the row and of what is stored, so that every process draws the same. The label is
+    right, then; the weight stays that of the row that was drawn.
+    """
+
+    def __init__(self, rows: TrainRows, images: ShardImages, policy: BadShardPolicy) -> None:
+        self._rows = rows
+        self._images = images
+        self._policy = policy
+        self._bad_rows: set[int] = set()
+        self._bad_shards: set[int] = set()
+
+    def decode(self, row: int) -> NDArray[np.uint8]:
+        """RGB pixels HWC. Raises BadShard."""
+        try:
+            return self._decode(row)
+        except BadShard as error:
+            if self._policy == "stop":
+                raise
+            for stand_in in self._stand_ins(row):
+                try:
+                    pixels_HWC = self._decode(stand_in)
+                except BadShard:
+                    continue
+                self._tell(row, stand_in, error)
+                return pixels_HWC
+            raise
+
+    def _decode(self, row: int) -> NDArray[np.uint8]:
+        shard = int(self._rows.shard_of(np.array([row]))[0])
+        if shard in self._bad_shards:
+            raise self._images.bad(shard, "it could not be read before")
+        offset, size = int(self._rows.tar_offset_N[row]), int(self._rows.tar_size_N[row])
+        try:
+            image = self._images.read(shard, offset, size)
+        except BadShard:
+            if self._policy == "skip":
+                self._bad_shards.add(shard)  # not to be fetched again
+            raise
+        return self._images.decode(shard, image, offset=offset, key=self._rows.keys[row].as_py())
+
+    def _stand_ins(self, row: int) -> Iterator[int]:
+        shard = int(self._rows.shard_of(np.array([row]))[0])
+        starts, shards = self._rows.starts, self._rows.shards
+        yield from range(row + 1, starts[shard + 1])
+        yield from range(starts[shard], row)
+        for step in range(1, len(shards)):
+            other = (shard + step) % len(shards)
+            if shards[other].label == shards[shard].label and other not in self._bad_shards:
+                yield from range(starts[other], starts[other + 1])
+
+    def _tell(self, row: int, stand_in: int, error: BadShard) -> None:
+        if row not in self._bad_rows:
+            self._bad_rows.add(row)
+            keys = self._rows.keys
+            _log.warning(
+                "train.on_bad_shard: skip: %s stands in for %s, %d samples so far in this process. "
+                "%s", keys[stand_in].as_py(), keys[row].as_py(), len(self._bad_rows), error,
+            )  # fmt: skip
