@@ -13,6 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.manifest import read_info, write_info
 from train import trainer
 from train.checkpoint import find_checkpoint
+from train.cli import main
 from train.config import load_train_config
 from train.model import load_model, read_model_info
 from train.run_dir import parse_generation
@@ -172,3 +173,22 @@ def test_a_generation_is_a_number_or_latest(text: str) -> None:
     assert (parse_generation("3"), parse_generation("latest")) == (3, "latest")
     with pytest.raises(ConfigError, match=r"--generation: '.*'; give a number from 1, or latest"):
         parse_generation(text)
+
+
+def test_the_command_adopts_the_latest_generation(
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    interrupt_training(dataset, run, monkeypatch, at=9, **SECTION)
+    add_generation(dataset)
+    for word, wanted in (("newest", 2), ("latest", 0)):
+        with pytest.raises(SystemExit) as end:
+            main(["train", str(run.with_suffix(".yaml")), "--resume", "--generation", word])
+        assert end.value.code == wanted
+    assert "--generation: 'newest'; give a number from 1, or latest" in capsys.readouterr().err
+    info = read_model_info(run)
+    assert info is not None
+    assert info.generation == 2

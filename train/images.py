@@ -5,7 +5,7 @@ Shapes: B batch, C H W image.
 
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
@@ -55,12 +55,14 @@ class ShardImages:
             raise self.bad(shard, f"no {size:,} bytes at offset {offset:,}")
         return image
 
-    def decode(self, shard: int, image: bytes, *, offset: int, key: str) -> NDArray[np.uint8]:
+    def decode(
+        self, shard: int, image: bytes, *, offset: int, key: Callable[[], str]
+    ) -> NDArray[np.uint8]:
         """RGB pixels HWC of what was read. Raises BadShard that names it where it is no image."""
         try:
             return decode_rgb(image)
         except ValueError as error:  # of simplejpeg
-            place = f"image {key} at offset {offset:,}, {len(image):,} bytes"
+            place = f"image {key()} at offset {offset:,}, {len(image):,} bytes"
             raise self.bad(shard, f"{place}, cannot be decoded ({error})") from None
 
     def bad(self, shard: int, seen: str) -> BadShard:
@@ -133,7 +135,7 @@ def crop_images(
     def crop(row: tuple[str, int, int]) -> Tensor:
         key, offset, size = row
         image = images.read(shard, offset, size)
-        pixels_HWC = images.decode(shard, image, offset=offset, key=key)
+        pixels_HWC = images.decode(shard, image, offset=offset, key=lambda: key)
         return crop_decoded(torch.from_numpy(pixels_HWC), preprocessing)
 
     # Threads suffice: decoder and resampler let go of the interpreter.

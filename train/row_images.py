@@ -58,7 +58,12 @@ class RowImages:
             if self._policy == "skip":
                 self._bad_shards.add(shard)  # not to be fetched again
             raise
-        return self._images.decode(shard, image, offset=offset, key=self._rows.keys[row].as_py())
+        return self._images.decode(
+            shard,
+            image,
+            offset=offset,
+            key=lambda: self._rows.keys[row].as_py(),  # slow where shards are many
+        )
 
     def _stand_ins(self, row: int) -> Iterator[int]:
         shard = int(self._rows.shard_of(np.array([row]))[0])

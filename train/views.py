@@ -135,8 +135,9 @@ class ViewMaker:
         def view_of(place: int) -> Tensor:
             offset, num_bytes = rows.tar_offset_N[first + place], rows.tar_size_N[first + place]
             image = images.read(number, int(offset), int(num_bytes))
-            key = rows.keys[first + place].as_py()
-            pixels_HWC = images.decode(number, image, offset=int(offset), key=key)
+            pixels_HWC = images.decode(
+                number, image, offset=int(offset), key=lambda: rows.keys[first + place].as_py()
+            )
             pixels_CHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1)
             rng = np.random.default_rng((self.seed, view, place, int(shard.sha256[:16], 16)))
             return augment(pixels_CHW, size=size, strength=self.strength, rng=rng)
