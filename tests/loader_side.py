@@ -106,13 +106,14 @@ def ours(data: Path, kind: str, num_batches: int) -> Iterator[Tensor]:
     from pipeline.encoders import Preprocessing
     from train.corrections import loss_terms
     from train.data import AugmentedImages, Batches
-    from train.order import BatchOrder
+    from train.order import BatchOrder, Portion
     from train.rows import read_train_rows
 
     def open_stream() -> Iterator[Tensor]:
         rows = read_train_rows(str(data), manifest.read_generation(str(data)), ["cat"])
         order = BatchOrder(
-            rows.positives, rows.negatives, num_positives=BATCH_SIZE // 4, batch_size=BATCH_SIZE,
+            [Portion(rows.positives)], [Portion(rows.negatives)],
+            num_positives=BATCH_SIZE // 4, batch_size=BATCH_SIZE,
             window=16, seed=0,
         )  # fmt: skip
         half = (0.5, 0.5, 0.5)

@@ -179,6 +179,14 @@ def test_an_image_that_cannot_be_decoded_names_itself_or_is_replaced_and_told(
     assert f"{stand_in} stands in for {about['key']}, 1 samples so far" in caplog.text
 
 
+def test_a_worker_process_names_a_damaged_image(dataset: Path, tmp_path: Path) -> None:
+    about = damage_image(dataset, train_shards(dataset)[1], 9)
+    section = FINETUNE | {"workers": 1, "steps": 20}
+    with pytest.raises(InfinegError, match=rf"image {about['key']} at offset"):
+        run_training(dataset, tmp_path / "run", **section)
+    run_training(dataset, tmp_path / "skip", **section | SKIP)
+
+
 def test_a_shard_that_goes_in_the_middle_is_replaced_by_the_next_of_its_label(
     dataset: Path, whole: Path
 ) -> None:

@@ -24,7 +24,7 @@ from train.distributed import World, join_world
 from train.job import Job, open_stream, prepare_job
 from train.model import load_model
 from train.optim import average_of, restore_update_state, update_state
-from train.order import BatchOrder, RankSlice
+from train.order import BatchOrder, Portion, RankSlice
 from train.step import train_step
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
@@ -194,8 +194,8 @@ def test_no_rank_runs_out_before_another(world_size: int) -> None:
         sizes = set()
         for rank in range(world_size):
             order = BatchOrder(
-                [range(7), range(7, 10)], [range(10, 21), range(21, 71)], num_positives=4,
-                batch_size=12, window=2, seed=0, part=RankSlice(rank, world_size),
+                [Portion([range(7), range(7, 10)])], [Portion([range(10, 21), range(21, 71)])],
+                num_positives=4, batch_size=12, window=2, seed=0, part=RankSlice(rank, world_size),
             )  # fmt: skip
             rows, positions = order.batch(step)
             sizes.add((len(rows), len(positions)))

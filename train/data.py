@@ -20,8 +20,8 @@ from pipeline.encoders import Preprocessing, crop_decoded
 from pipeline.records import Split
 from train.augment import Strength, as_uint8, augment
 from train.corrections import LossTerms
-from train.hand_over import LoaderKind, fill_ahead
 from train.embeddings import MappedEmbeddings
+from train.hand_over import LoaderKind, fill_ahead
 from train.images import ShardImages, crop_images
 from train.order import BatchOrder, Rows
 from train.row_images import BadShardPolicy, RowImages

@@ -60,7 +60,11 @@ class DecodedOnDevice:
 
     def read(self, rows_B: Rows, positions_B: Rows) -> Tensor:
         """pixels_BCHW uint8 on the device, channels last."""
-        pictures = decode_on(self._device, list(self._images.encoded(rows_B)))
+        try:
+            pictures = decode_on(self._device, list(self._images.encoded(rows_B)))
+        except ValueError:  # of the CPU: one is damaged, which is named, or another stands in
+            decoded = (self._images.decoded(row) for row in rows_B.tolist())
+            pictures = [pixels_CHW.to(self._device) for pixels_CHW in decoded]
         views = [
             # In float, since CUDA's antialiased resampler knows no uint8.
             self._images.view(pixels_CHW.float(), int(position))

@@ -1,8 +1,8 @@
 """Pictures of training rows, and which picture stands in for one that is damaged."""
 
 import logging
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,8 @@ from train.images import ShardImages
 from train.rows import TrainRows
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 BadShardPolicy = Literal["stop", "skip"]
 
@@ -33,40 +35,53 @@ class RowImages:
 
     def decode(self, row: int) -> NDArray[np.uint8]:
         """RGB pixels HWC. Raises BadShard."""
+        return self._first(row, self._decode)
+
+    def read(self, row: int) -> bytes:
+        """The JPEG, which may yet be damaged. Raises BadShard."""
+        return self._first(row, self._read)
+
+    def _first(self, row: int, attempt: Callable[[int], T]) -> T:
+        """Of the row, or of the first that can stand in for it."""
         try:
-            return self._decode(row)
+            return attempt(row)
         except BadShard as error:
             if self._policy == "stop":
                 raise
             for stand_in in self._stand_ins(row):
                 try:
-                    pixels_HWC = self._decode(stand_in)
+                    found = attempt(stand_in)
                 except BadShard:
                     continue
                 self._tell(row, stand_in, error)
-                return pixels_HWC
+                return found
             raise
 
     def _decode(self, row: int) -> NDArray[np.uint8]:
-        shard = int(self._rows.shard_of(np.array([row]))[0])
+        return self._images.decode(
+            self._shard_of(row),
+            self._read(row),
+            offset=int(self._rows.tar_offset_N[row]),
+            key=lambda: self._rows.keys[row].as_py(),  # slow where shards are many
+        )
+
+    def _read(self, row: int) -> bytes:
+        shard = self._shard_of(row)
         if shard in self._bad_shards:
             raise self._images.bad(shard, "it could not be read before")
         offset, size = int(self._rows.tar_offset_N[row]), int(self._rows.tar_size_N[row])
         try:
-            image = self._images.read(shard, offset, size)
+            return self._images.read(shard, offset, size)
         except BadShard:
             if self._policy == "skip":
                 self._bad_shards.add(shard)  # not to be fetched again
             raise
-        return self._images.decode(
-            shard,
-            image,
-            offset=offset,
-            key=lambda: self._rows.keys[row].as_py(),  # slow where shards are many
-        )
+
+    def _shard_of(self, row: int) -> int:
+        return int(np.searchsorted(self._rows.starts, row, side="right")) - 1
 
     def _stand_ins(self, row: int) -> Iterator[int]:
-        shard = int(self._rows.shard_of(np.array([row]))[0])
+        shard = self._shard_of(row)
         starts, shards = self._rows.starts, self._rows.shards
         yield from range(row + 1, starts[shard + 1])
         yield from range(starts[shard], row)
