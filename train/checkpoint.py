@@ -30,29 +30,39 @@ class Checkpoint(BaseModel, frozen=True, extra="forbid"):
     segments: tuple[Segment, ...] = ()  # what was trained on which rows; the last goes on
 
 
-def save_checkpoint(
-    run_dir: str | os.PathLike[str],
-    checkpoint: Checkpoint,
-    *,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    extra: Mapping[str, Tensor],
-    keep: int,
-) -> None:
-    """Commits a checkpoint, then removes all but the last `keep`.
-
-    extra: whatever state there is besides; `load_checkpoint` returns it.
-    """
-    stem = _stem(run_dir, checkpoint.step)
+def snapshot(
+    module: nn.Module, optimizer: torch.optim.Optimizer, extra: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """A copy, on the CPU, of what a checkpoint holds; `load_checkpoint` returns `extra` again."""
     tensors = {_MODEL + name: tensor for name, tensor in module.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"{_OPTIMIZER}{index}.{name}": tensor for name, tensor in state.items()}
     tensors |= {_EXTRA + name: tensor for name, tensor in extra.items()}
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+
+def write_checkpoint(
+    run_dir: str | os.PathLike[str],
+    checkpoint: Checkpoint,
+    tensors: Mapping[str, Tensor],
+    *,
+    keep: int,
+) -> None:
+    """Commits a snapshot, then removes all but the last `keep`."""
+    stem = _stem(run_dir, checkpoint.step)
     write_tensors(f"{stem}.safetensors", tensors)
     storage.write_atomic(f"{stem}.json", (checkpoint.model_dump_json(indent=1) + "\n").encode())
     for path in _committed(run_dir)[:-keep]:
         path.unlink()
         path.with_suffix(".safetensors").unlink()
+
+
+def sweep(run_dir: str | os.PathLike[str]) -> None:
+    """Removes what a killed process left: files that were never whole, tensors without record."""
+    folder = Path(run_dir) / "checkpoints"
+    left = [p for p in folder.glob("step-*.safetensors") if not p.with_suffix(".json").exists()]
+    for path in (*left, *folder.glob(".tmp-*")):
+        path.unlink()
 
 
 def find_checkpoint(run_dir: str | os.PathLike[str]) -> Checkpoint | None:

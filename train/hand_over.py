@@ -183,7 +183,7 @@ def _fork(fill: Fill[Any], ring_R: Tensor) -> _Worker:
     )
     # Sent to all processes of a run whose trainer may need batches still, before it saves: a worker
     # has them blocked from its first moment to its last.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
     try:
         with warnings.catch_warnings():
             # Python 3.12 warns of forks beside threads, for the locks that these may hold: a

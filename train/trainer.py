@@ -4,10 +4,10 @@ Shapes: B samples of this process, K targets.
 """
 
 import logging
-import math
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from signal import Signals
 from typing import Literal
 
 from torch import Tensor, nn
@@ -15,19 +15,24 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config import Config
 from pipeline.errors import InfinegError
-from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from train.broken_batch import broken_loss, has_broken_weights
+from train.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from train.config import Mode, TrainConfig
+from train.data import Batch
 from train.describe import describe_model
 from train.device import on_device
 from train.distributed import join_world
 from train.early_stopping import Watch
 from train.job import Job, open_stream, prepare_job
 from train.learning import stages_of
+from train.lockstep import Lockstep
 from train.model import save_model
 from train.optim import restore_update_state, update_state
 from train.run_dir import Run, open_run, write_config
 from train.run_log import Meter, RunLog
+from train.saver import Saver
 from train.step import StepResult, train_step
+from train.stopping import RunStopped, stop_on_signals
 from train.validation import Validation
 
 _log = logging.getLogger(__name__)
@@ -43,6 +48,18 @@ class _Phase:
     image_size: int  # pixels
 
 
+@dataclass(frozen=True)
+class _Session:
+    """A run under way, which its phases share."""
+
+    job: Job
+    run: Run
+    log: RunLog | None  # of the main process, as the saver
+    saver: Saver | None
+    validation: Validation | None
+    lockstep: Lockstep
+
+
 def train(
     config: Config,
     train_config: TrainConfig,
@@ -54,8 +71,8 @@ def train(
 
     Alone, or as one of the processes that torchrun started. `resume` continues after the last
     checkpoint with the very next sample; with a newer `generation`, it goes on with its rows.
-    Raises ConfigError for settings that cannot work and InfinegError where the data set or the
-    loss cannot be used.
+    Raises ConfigError for settings that cannot work, InfinegError where the data set or the loss
+    cannot be used, and RunStopped after a signal, once a checkpoint is saved.
     """
     with join_world(train_config.device) as world:
         run = open_run(config, train_config, world, resume=resume, adopt=generation)
@@ -72,24 +89,33 @@ def train(
         if train_config.early_stopping is not None:
             watch = Watch.of_state(extra)
             validation = Validation(job, train_config.early_stopping, run.path, watch)
-        if world.is_main:
-            write_config(run, config, train_config)
-        log = RunLog(
-            run.path,
-            first_step=first_step,
-            num_steps=train_config.steps,
-            batch_size=train_config.batch_size,
-            wandb=train_config.wandb,
-            settings=run.settings,
-        )
-        with log if world.is_main else nullcontext() as log_of_main:
+        with ExitStack() as stack:
+            log = saver = None
+            if world.is_main:
+                write_config(run, config, train_config)
+                log = stack.enter_context(_open_log(run, train_config, first_step))
+                saver = stack.enter_context(Saver(run.path, keep=train_config.keep_checkpoints))
+            request = stack.enter_context(stop_on_signals())
+            lockstep = Lockstep(world, request, every=train_config.log_every)
+            session = _Session(job, run, log, saver, validation, lockstep)
             for phase in _phases(job, first_step):
                 if validation is None or not validation.is_over:
-                    _run_phase(job, run, phase, log_of_main, validation)
+                    _run_phase(session, phase)
         if world.is_main:
             _export(job, run, validation)
         world.barrier()
         return run.path
+
+
+def _open_log(run: Run, train_config: TrainConfig, first_step: int) -> RunLog:
+    return RunLog(
+        run.path,
+        first_step=first_step,
+        num_steps=train_config.steps,
+        batch_size=train_config.batch_size,
+        wandb=train_config.wandb,
+        settings=run.settings,
+    )
 
 
 def _phases(job: Job, first_step: int) -> list[_Phase]:
@@ -111,32 +137,78 @@ def _phases(job: Job, first_step: int) -> list[_Phase]:
     return [phase for phase in left if phase.steps]
 
 
-def _run_phase(
-    job: Job, run: Run, phase: _Phase, log: RunLog | None, validation: Validation | None
-) -> None:
-    """The loop itself. Ends early where validation says so."""
-    train_config = job.train_config
+def _run_phase(session: _Session, phase: _Phase) -> None:
+    """The loop itself. Ends early where validation says so; raises RunStopped after a signal."""
+    job = session.job
+    train_config, device = job.train_config, job.world.device
+    if session.saver is not None:
+        session.saver.wait()  # no thread of ours runs where loader processes are forked
     model = _begin_phase(job, phase)
-    device = job.world.device
     batches = open_stream(job, phase.mode, phase.steps, image_size=phase.image_size)
     meter = Meter(on_device(batches, device), train_config.batch_size, device)
     for step, batch in zip(phase.steps, meter, strict=True):
         result = train_step(job, model, batch, step)
-        done = step + 1
-        looks = validation is not None and validation.is_due(done)
-        if looks or done % train_config.log_every == 0 or done == phase.steps.stop:
-            values = {**_measured(job, result, step), **meter.read()}
-            if validation is not None and looks:
-                values |= validation.look(done, phase.mode)
-                meter.restart()
-            if log is not None:
-                log.write(step, values)
-        if log is not None:
-            log.advance()
-        if validation is not None and validation.is_over:
+        session.lockstep.note(result.loss)
+        received = _look(session, phase, step, result, meter)
+        if session.log is not None:
+            session.log.advance()
+        if session.validation is not None and session.validation.is_over:
             return
-        if done % train_config.checkpoint_every == 0 and done < train_config.steps:
-            _save(job, run, done, validation)
+        if step + 1 < train_config.steps:
+            _save_or_stop(session, phase, step, received)
+
+
+def _look(
+    session: _Session, phase: _Phase, step: int, result: StepResult, meter: Meter[Batch]
+) -> Signals | None:
+    """What is logged after a step, if anything; and the signal that ends the run.
+
+    Raises InfinegError where the loss of this step, or of one before it, is no number.
+    """
+    job, validation, done = session.job, session.validation, step + 1
+    validates = validation is not None and validation.is_due(done)
+    logs = validates or done % job.train_config.log_every == 0 or done == phase.steps.stop
+    if not (logs or done % job.train_config.checkpoint_every == 0 or session.lockstep.is_due()):
+        return None
+    look = session.lockstep.look(done)
+    if look.broken_step is not None:
+        raise _broken(session, phase, look.broken_step)
+    if logs:
+        values = {**_measured(job, result, look.loss), **meter.read()}
+        if validation is not None and validates:
+            values |= validation.look(done, phase.mode)
+            meter.restart()
+        if session.log is not None:
+            session.log.write(step, values)
+    return look.signal
+
+
+def _save_or_stop(session: _Session, phase: _Phase, step: int, received: Signals | None) -> None:
+    """A checkpoint where one is due, or where the run ends by a signal, which raises RunStopped."""
+    job, done = session.job, step + 1
+    if received is None and done % job.train_config.checkpoint_every != 0:
+        return
+    if has_broken_weights(job):
+        raise _broken(session, phase, step)
+    if session.saver is not None:
+        _save(session, session.saver, done)
+    if received is not None:
+        raise _stopped(session, done, received)
+
+
+def _broken(session: _Session, phase: _Phase, step: int) -> InfinegError:
+    return broken_loss(
+        session.job, session.run.path, step, mode=phase.mode, image_size=phase.image_size
+    )
+
+
+def _stopped(session: _Session, done: int, received: Signals) -> RunStopped:
+    if session.saver is not None:
+        session.saver.wait()
+    last = find_checkpoint(session.run.path)
+    kept = "nothing could be saved" if last is None else f"saved at step {last.step:,}"
+    where = f"{received.name} after step {done:,} of {session.run.path}"
+    return RunStopped(f"{where}: {kept}; --resume goes on there", received)
 
 
 def _begin_phase(job: Job, phase: _Phase) -> nn.Module:
@@ -160,11 +232,9 @@ def _begin_phase(job: Job, phase: _Phase) -> nn.Module:
     )
 
 
-def _measured(job: Job, result: StepResult, step: int) -> dict[str, float]:
-    """Every process takes part in the sum, one writes it."""
-    loss = job.world.all_reduce_sum(result.loss).item() / job.world.size
+def _measured(job: Job, result: StepResult, loss: float) -> dict[str, float]:
     values = {
-        "loss": _finite(loss, step),
+        "loss": loss,
         "clipped_mass": result.clipped_mass.item(),
         "learning_rate": job.optimizer.param_groups[0]["lr"],
     }
@@ -175,18 +245,8 @@ def _measured(job: Job, result: StepResult, step: int) -> dict[str, float]:
     return values
 
 
-def _finite(loss: float, step: int) -> float:
-    if not math.isfinite(loss):
-        raise InfinegError(
-            f"the loss is {loss} at step {step}; lower train.learning_rate or "
-            "train.backbone_learning_rate, or set train.amp: off"
-        )
-    return loss
-
-
-def _save(job: Job, run: Run, step: int, validation: Validation | None) -> None:
-    if not job.world.is_main:
-        return
+def _save(session: _Session, saver: Saver, step: int) -> None:
+    job, run, validation = session.job, session.run, session.validation
     checkpoint = Checkpoint(
         step=step,
         samples_seen=step * job.train_config.batch_size,
@@ -197,14 +257,7 @@ def _save(job: Job, run: Run, step: int, validation: Validation | None) -> None:
     extra = update_state(job.scaler, job.average)
     if validation is not None:
         extra |= validation.watch.state()
-    save_checkpoint(
-        run.path,
-        checkpoint,
-        module=job.trained,
-        optimizer=job.optimizer,
-        extra=extra,
-        keep=job.train_config.keep_checkpoints,
-    )
+    saver.save(checkpoint, module=job.trained, optimizer=job.optimizer, extra=extra)
 
 
 def _restore(job: Job, run: Run) -> tuple[int, dict[str, Tensor]]:
