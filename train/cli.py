@@ -4,6 +4,7 @@ Turns expected failures into a message and an exit code. Heavy modules are impor
 that needs them: `infineg --help` must not wait for torch and Ray.
 """
 
+import errno
 import logging
 import os
 import sys
@@ -18,6 +19,7 @@ from pipeline.errors import ConfigError, InfinegError
 from pipeline.launch.names import JobKind, Platform
 
 _INTERRUPTED = 130
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 RunDir = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run (train.run).")]
@@ -174,6 +176,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         # The reader, such as `head`, has seen enough; Python would complain again at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if is_debug or error.errno not in _FULL:
+            raise
+        sys.stderr.write(
+            f"infineg: {storage.shown(str(error))}; free some space, and the same command (of a "
+            "training with --resume) goes on\n"
+        )
         sys.exit(1)
     except SystemExit as end:
         if end.code == _INTERRUPTED:

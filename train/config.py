@@ -89,6 +89,10 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     log_every: int = Field(10, ge=1)  # steps between lines of log.jsonl
     wandb: WandbConfig | None = None  # logs to Weights & Biases, too
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
+    # Algorithms that give the same bits each time, on as many processes of the same kind of
+    # machine; slower on GPUs, and an operation that has none is an error that names it.
+    deterministic: bool = False
+    timeout_s: float = Field(600, gt=0)  # for which a process waits for another before it gives up
     workers: int | None = Field(
         None, ge=0
     )  # that decode ahead, a rank; default one a core, at most 8
@@ -189,6 +193,8 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
             "log_every",
             "wandb",
             "device",
+            "deterministic",
+            "timeout_s",
             "workers",
             "loader",
             "cache_dir",

@@ -1,16 +1,22 @@
-"""One process or many: started by torchrun (or Ray), joined through its environment variables."""
+"""One process or many: started by torchrun, srun or Ray, joined by their environment variables."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InfinegError
+from train.slurm import use_slurm_environment
+
+# What torch raises, as plain RuntimeErrors, where another process is gone or does not answer.
+_LOST = re.compile(r"gloo|nccl|timed? ?out|connection (closed|reset|refused)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -42,33 +48,84 @@ class World:
         dist.all_gather(parts, tensor.contiguous())
         return torch.cat(parts)
 
+    def any(self, claim: bool) -> bool:
+        """Whether it is true in one process at least."""
+        mine = torch.tensor(float(claim), device=self.device)
+        return self.all_reduce_sum(mine).item() > 0
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
 
 
 @contextmanager
-def join_world(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[World]:
+def join_world(
+    device: Literal["auto", "cpu", "cuda"] = "auto", *, timeout_s: float = 600
+) -> Iterator[World]:
     """Joins the process group that the launcher describes, and leaves it at the end.
 
-    Raises ConfigError where a GPU is asked for and there is none.
-
     gloo on CPUs, nccl on GPUs, one GPU a process. A group that is there already (Ray Train makes
-    its own) is used and left alone.
+    its own) is used and left alone. A process that does not answer for `timeout_s` is given up.
+
+    Raises ConfigError where a GPU is asked for and there is none, or where the environment
+    describes no group, and InfinegError where another process is lost.
     """
+    use_slurm_environment(os.environ)
     own_device = _own_device(device)
     has_group = dist.is_available() and dist.is_initialized()
-    is_alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    if is_alone and not has_group:
+    size = _int_of("WORLD_SIZE", 1)
+    if size == 1 and not has_group:
         yield World(rank=0, size=1, device=own_device)
         return
-    if not has_group:
-        dist.init_process_group("nccl" if own_device.type == "cuda" else "gloo")
     try:
-        yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=own_device)
-    finally:
         if not has_group:
+            _check_environment(size)
+            backend = "nccl" if own_device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=own_device)
+    except RuntimeError as error:
+        if not _LOST.search(str(error)):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise InfinegError(
+            f"one of the {size} processes is gone, or has not answered for {timeout_s:g} s "
+            f"(train.timeout_s): {reason}. The log of that one says why; --resume goes on from "
+            "the last checkpoint"
+        ) from error
+    finally:
+        if not has_group and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def is_restart() -> bool:
+    """Whether torchrun has started this process in the place of one that failed."""
+    return _int_of("TORCHELASTIC_RESTART_COUNT", 0) > 0
+
+
+def compute_deterministically() -> None:
+    """Of this process, from now on; https://pytorch.org/docs/stable/notes/randomness.html."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def _check_environment(size: int) -> None:
+    rank = _int_of("RANK", -1)
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing or not 0 <= rank < size:
+        seen = f"{' and '.join(missing)} not set" if missing else f"RANK {rank}"
+        raise ConfigError(
+            f"WORLD_SIZE is {size}, but {seen}: start it by torchrun or srun, which set them all, "
+            "or unset WORLD_SIZE to train in one process"
+        )
+
+
+def _int_of(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"{name}={text!r} in the environment is no number") from None
 
 
 def _own_device(wanted: str) -> torch.device:

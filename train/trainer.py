@@ -21,7 +21,7 @@ from train.config import Mode, TrainConfig
 from train.data import Batch
 from train.describe import describe_model
 from train.device import on_device
-from train.distributed import join_world
+from train.distributed import compute_deterministically, is_restart, join_world
 from train.early_stopping import Watch
 from train.job import Job, open_stream, prepare_job
 from train.learning import stages_of
@@ -70,11 +70,15 @@ def train(
     """Trains one run and returns its folder; does nothing where the run is finished.
 
     Alone, or as one of the processes that torchrun started. `resume` continues after the last
-    checkpoint with the very next sample; with a newer `generation`, it goes on with its rows.
+    checkpoint with the very next sample, as do processes that torchrun started again; with a
+    newer `generation`, it goes on with its rows.
     Raises ConfigError for settings that cannot work, InfinegError where the data set or the loss
     cannot be used, and RunStopped after a signal, once a checkpoint is saved.
     """
-    with join_world(train_config.device) as world:
+    if train_config.deterministic:
+        compute_deterministically()
+    with join_world(train_config.device, timeout_s=train_config.timeout_s) as world:
+        resume = world.any(resume or is_restart())
         run = open_run(config, train_config, world, resume=resume, adopt=generation)
         if run.is_finished:
             _log.info("%s is finished, nothing to do", run.path)
