@@ -26,7 +26,7 @@ from torch_jobs import (
 from train_dataset import write_dataset
 
 HEAD = {
-    "steps": 1500, "batch_size": 16, "warmup_steps": 3, "log_every": 5, "checkpoint_every": 100,
+    "steps": 500, "batch_size": 16, "warmup_steps": 3, "log_every": 5, "checkpoint_every": 50,
     "hidden_dim": 32, "workers": 0, "deterministic": True,
 }  # fmt: skip
 pytestmark = pytest.mark.timeout(180)  # processes that import torch, several a test
@@ -66,20 +66,20 @@ def assert_same(run: Path, undisturbed: Path) -> None:
     assert model_bytes(run) == model_bytes(undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_saves_first_and_the_resumed_run_is_the_undisturbed_one(
     dataset: Path, undisturbed: dict[int, Path], tmp_path: Path, number: signal.Signals
 ) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    config = write_job(dataset, run, **HEAD | {"checkpoint_every": 100_000})
+    config = write_job(dataset, run, **HEAD | {"checkpoint_every": 10_000})
     job = start_job(config, log=log)
-    wait_for_steps(job, run, 200, log)
+    wait_for_steps(job, run, 100, log)
     job.send_signal(number)
     finish(job, code=128 + number)
     (step,) = checkpoint_steps(run)
     assert f"{number.name} after step {step:,} of {run}: saved at step {step:,}" in log.read_text()
     assert "Traceback" not in log.read_text()
-    assert 200 <= step < HEAD["steps"]
+    assert 100 <= step < HEAD["steps"]
     finish(start_job(config, "--resume", log=log))
     assert_same(run, undisturbed[1])
 
@@ -88,9 +88,9 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_one_step(
     dataset: Path, undisturbed: dict[int, Path], tmp_path: Path
 ) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    config = write_job(dataset, run, **HEAD | {"checkpoint_every": 100_000})
+    config = write_job(dataset, run, **HEAD | {"checkpoint_every": 10_000})
     job = start_job(config, log=log, launcher=on_two())
-    wait_for_steps(job, run, 200, log)
+    wait_for_steps(job, run, 100, log)
     os.kill(workers_of(job)[1], signal.SIGTERM)
     finish(job, code=1)  # torchrun's own
     assert len(checkpoint_steps(run)) == 1
@@ -99,7 +99,9 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_one_step(
     assert_same(run, undisturbed[2])
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10))]
+)
 def test_a_killed_process_is_replaced_and_the_run_ends_as_if_undisturbed(
     dataset: Path, undisturbed: dict[int, Path], tmp_path: Path, seed: int
 ) -> None:
@@ -109,17 +111,17 @@ def test_a_killed_process_is_replaced_and_the_run_ends_as_if_undisturbed(
     job = start_job(
         write_job(dataset, run, **HEAD), log=log, launcher=on_two("--max-restarts", "1")
     )
-    wait_for_steps(job, run, rng.choice([5, rng.randrange(100, 1200)]), log)
+    wait_for_steps(job, run, rng.choice([5, rng.randrange(50, 400)]), log)
     os.kill(rng.choice(workers_of(job)), signal.SIGKILL)
     finish(job)
-    assert "SIGKILL" in log.read_text()
+    assert "failed (exitcode: " in log.read_text(), "torchrun has seen it"
     assert_same(run, undisturbed[2])
 
 
 def test_a_process_that_hangs_is_given_up(dataset: Path, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     config = write_job(dataset, run, **HEAD | {"steps": 100_000, "timeout_s": 3})
-    job = start_job(config, log=log, launcher=on_two())
+    job = start_job(config, log=log, launcher=on_two(), TORCH_ELASTIC_SHUTDOWN_TIMEOUT="2")
     wait_for_steps(job, run, 50, log)
     os.kill(workers_of(job)[1], signal.SIGSTOP)
     finish(job, code=1)
@@ -163,13 +165,13 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
     run, log = tmp_path / "run", tmp_path / "log"
     config = write_job(dataset, run, **HEAD)
     job = start_job(config, log=log)
-    wait_for_steps(job, run, 150, log)
+    wait_for_steps(job, run, 75, log)
     job.send_signal(signal.SIGTERM)
     finish(job, code=143)
     good = checkpoint_steps(run)[-1]
     finish(start_job(config, "--resume", log=log, limits="ulimit -f 80"), code=1)
     text = log.read_text()
-    assert "checkpoint of step 1,400 could not be written ([Errno 27] File too large" in text
+    assert "checkpoint of step 450 could not be written ([Errno 27] File too large" in text
     assert f"the last is of step {good:,}, and training goes on" in text
     assert "Traceback" not in text
     assert checkpoint_steps(run)[-1] == good

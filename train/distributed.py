@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.errors import ConfigError, InfinegError
+from train.meeting import meet, uses_agent_store
 from train.slurm import use_slurm_environment
 
 # What torch raises, as plain RuntimeErrors, where another process is gone or does not answer.
@@ -80,8 +81,7 @@ def join_world(
     try:
         if not has_group:
             _check_environment(size)
-            backend = "nccl" if own_device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+            _begin_group("nccl" if own_device.type == "cuda" else "gloo", size, timeout_s)
         yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=own_device)
     except RuntimeError as error:
         if not _LOST.search(str(error)):
@@ -95,6 +95,16 @@ def join_world(
     finally:
         if not has_group and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _begin_group(backend: str, size: int, timeout_s: float) -> None:
+    timeout = timedelta(seconds=timeout_s)
+    if not uses_agent_store():
+        dist.init_process_group(backend, timeout=timeout)
+        return
+    rank = int(os.environ["RANK"])
+    store = meet(rank, timeout)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
 
 
 def is_restart() -> bool:
