@@ -222,10 +222,6 @@ def test_dashboard_shows_every_metric_and_no_other() -> None:
     assert all(f"| `{m.name}` | {', '.join(m.labels)} | {m.help} |" in table for m in METRICS)
 
 
-# Of `infineg train`; another change brings them.
-_COMING = {("train", "--launcher"), ("train", "--num-workers")}
-
-
 def test_every_command_that_is_written_down_exists(config: Path) -> None:
     group: Any = typer.main.get_command(app)
     options = {
@@ -238,7 +234,7 @@ def test_every_command_that_is_written_down_exists(config: Path) -> None:
         assert command in options, f"{where}: infineg {command}: {line}"
         for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", line):
             known = option in options[command] or option in ("--debug", "--help")
-            assert known or (command, option) in _COMING, f"{where}: {command} {option}: {line}"
+            assert known, f"{where}: {command} {option}: {line}"
 
 
 def written_commands(config: Path) -> Iterator[tuple[str, str, str]]:

@@ -9,6 +9,8 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from enum import StrEnum
+from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -20,6 +22,13 @@ from pipeline.launch.names import JobKind, Platform
 
 _INTERRUPTED = 130
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Launcher(StrEnum):
+    """Who starts the processes of a training."""
+
+    ENV = "env"
+    RAY = "ray"
 
 
 RunDir = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run (train.run).")]
@@ -43,16 +52,44 @@ def train(
         str | None,
         typer.Option(metavar="N", help="Of the data set, or latest; a resumed run adopts it."),
     ] = None,
+    launcher: Annotated[
+        Launcher, typer.Option(help="env: alone, or as torchrun or srun says; ray: Ray Train.")
+    ] = Launcher.ENV,
+    num_workers: Annotated[
+        str | None,
+        typer.Option(metavar="N|MIN:MAX", help="Of --launcher ray; default one a GPU."),
+    ] = None,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="Of --launcher ray, after a worker or a machine died.")
+    ] = 3,
     overrides: Overrides = None,
+    address: Address = None,
 ) -> None:
-    """Train on a built data set. Under torchrun, the same on several processes."""
+    """Train on a built data set; under torchrun, srun or Ray Train the same on many processes."""
     from train.config import load_train_config
     from train.run_dir import parse_generation
-    from train.trainer import train as run_training
 
     loaded, train_config, _ = load_train_config(config, overrides or ())
     wanted = None if generation is None else parse_generation(generation)
-    run_dir = run_training(loaded, train_config, resume=resume, generation=wanted)
+    if launcher == Launcher.RAY:
+        _require_ray()
+        from train.ray_launcher import parse_workers, train_on_ray
+
+        run_dir = train_on_ray(
+            loaded,
+            train_config,
+            workers=None if num_workers is None else parse_workers(num_workers),
+            max_restarts=max_restarts,
+            address=address,
+            resume=resume,
+            generation=wanted,
+        )
+    elif num_workers or address:
+        raise ConfigError("--num-workers and --address are of --launcher ray; see also torchrun")
+    else:
+        from train.trainer import train as run_training
+
+        run_dir = run_training(loaded, train_config, resume=resume, generation=wanted)
     if os.environ.get("RANK", "0") == "0":
         console.print(f"trained: {run_dir}. Next: infineg evaluate {run_dir}", soft_wrap=True)
 
@@ -189,6 +226,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if end.code == _INTERRUPTED:
             sys.stderr.write("infineg: interrupted; run the same command again to resume\n")
         raise
+
+
+def _require_ray() -> None:
+    if find_spec("ray") is None:
+        raise ConfigError("--launcher ray: Ray is not installed; pip install 'infineg[pipeline]'")
 
 
 def _evaluate_folders(run: str, images: list[str], labels: list[str]) -> None:

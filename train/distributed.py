@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,10 @@ from train.slurm import use_slurm_environment
 _LOST = re.compile(r"gloo|nccl|timed? ?out|connection (closed|reset|refused)", re.IGNORECASE)
 
 
+class LostProcess(InfinegError):
+    """Another process is gone; what it has failed of, its own log tells."""
+
+
 @dataclass(frozen=True)
 class World:
     """This process among those that train together. Alone, every collective is the identity."""
@@ -27,6 +31,10 @@ class World:
     rank: int
     size: int
     device: torch.device
+
+    @classmethod
+    def alone(cls) -> Self:
+        return cls(rank=0, size=1, device=torch.device("cpu"))
 
     @property
     def is_main(self) -> bool:
@@ -69,7 +77,7 @@ def join_world(
     its own) is used and left alone. A process that does not answer for `timeout_s` is given up.
 
     Raises ConfigError where a GPU is asked for and there is none, or where the environment
-    describes no group, and InfinegError where another process is lost.
+    describes no group, and LostProcess where another one is lost.
     """
     use_slurm_environment(os.environ)
     own_device = _own_device(device)
@@ -87,8 +95,8 @@ def join_world(
         if not _LOST.search(str(error)):
             raise
         reason = str(error).partition("\n")[0]
-        raise InfinegError(
-            f"one of the {size} processes is gone, or has not answered for {timeout_s:g} s "
+        raise LostProcess(
+            f"one of the processes is gone, or has not answered for {timeout_s:g} s "
             f"(train.timeout_s): {reason}. The log of that one says why; --resume goes on from "
             "the last checkpoint"
         ) from error

@@ -1,0 +1,178 @@
+"""The same training on a Ray cluster, by Ray Train: a process a worker, started again on failure.
+
+Ray carries nothing between attempts. The run's own folder, which all machines reach, holds the
+checkpoints, and every attempt resumes from the last one.
+"""
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import storage
+from pipeline.cluster import open_cluster
+from pipeline.config import BuildConfig, Config
+from pipeline.errors import ConfigError, InfinegError
+from train.config import TrainConfig
+from train.distributed import LostProcess, World
+from train.run_dir import Adopted, open_run
+from train.trainer import train
+
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")  # read when Ray Train is imported
+
+import ray
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Workers:
+    """At least `min` and at most `max` of them; as many as the cluster has room for."""
+
+    min: int
+    max: int
+
+    def __str__(self) -> str:
+        return str(self.min) if self.min == self.max else f"{self.min}:{self.max}"
+
+
+def parse_workers(text: str) -> Workers:
+    """`--num-workers`: 8, or 2:8."""
+    first, _, last = text.partition(":")
+    try:
+        workers = Workers(int(first), int(last or first))
+    except ValueError:
+        workers = Workers(0, 0)
+    if not 1 <= workers.min <= workers.max:
+        raise ConfigError(f"--num-workers: {text!r}; give a number from 1, or MIN:MAX")
+    return workers
+
+
+def train_on_ray(
+    config: Config,
+    train_config: TrainConfig,
+    *,
+    workers: Workers | None,
+    max_restarts: int,
+    address: str | None = None,
+    resume: bool = False,
+    generation: Adopted = None,
+) -> Path:
+    """`train` in the workers of a cluster; `workers` None is one a GPU, or one where is none.
+
+    Raises ConfigError before anything starts where settings cannot work, and InfinegError where
+    the run fails in a way that starting again does not mend, or too often.
+    """
+    _check_shares(train_config, workers)
+    config, train_config = _with_absolute_paths(config, train_config)
+    # Refused here, and not by workers that Ray would start again and again.
+    found = open_run(config, train_config, World.alone(), resume=resume, adopt=generation)
+    if found.is_finished:
+        _log.info("%s is finished, nothing to do", found.path)
+        return found.path
+    address = address or ("auto" if os.environ.get("RAY_ADDRESS") else None)
+    with open_cluster(BuildConfig(address=address, workers=workers.max if workers else None)):
+        folder = found.path / "ray" / f"{time.time_ns()}"  # of this launch, for Ray's own records
+        task = {
+            "config": config.model_dump_json(),
+            "train": train_config.model_dump_json(),
+            "generation": generation,
+            "verdict": str(folder / "verdict"),
+        }
+        _fit(task, _scaling(train_config, workers), train_config, folder, max_restarts)
+        verdict = folder / "verdict"
+        if verdict.exists():
+            kind, _, message = verdict.read_text().partition("\n")
+            raise (ConfigError if kind == ConfigError.__name__ else InfinegError)(message)
+    return found.path
+
+
+def _fit(
+    task: dict[str, Any],
+    scaling: ScalingConfig,
+    train_config: TrainConfig,
+    folder: Path,
+    max_restarts: int,
+) -> None:
+    is_debug = _log.isEnabledFor(logging.DEBUG)
+    # Ray's types know the older RunConfig only.
+    run_config: Any = RunConfig(
+        name=folder.name,
+        storage_path=str(folder.parent),
+        failure_config=FailureConfig(max_failures=max_restarts),
+        logging_config=LoggingConfig(log_level="DEBUG" if is_debug else "ERROR"),
+    )
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config=task,
+        torch_config=TorchConfig(timeout_s=int(train_config.timeout_s)),
+        scaling_config=scaling,
+        run_config=run_config,
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        reason = str(error).strip().rpartition("\n")[2]
+        raise InfinegError(
+            f"Ray Train gave up after {max_restarts} restarts (--max-restarts): {reason}. The same "
+            "command with --resume goes on from the last checkpoint; --debug shows all of it"
+        ) from error
+
+
+def _train_worker(task: dict[str, Any]) -> None:
+    """In a worker of Ray Train. What starting again cannot mend is a verdict, not an error."""
+    try:
+        train(
+            Config.model_validate_json(task["config"]),
+            TrainConfig.model_validate_json(task["train"]),
+            resume=True,
+            generation=task["generation"],
+        )
+    except LostProcess:
+        raise
+    except InfinegError as error:
+        storage.write_atomic(task["verdict"], f"{type(error).__name__}\n{error}".encode())
+
+
+def _scaling(train_config: TrainConfig, workers: Workers | None) -> ScalingConfig:
+    resources: Any = ray.cluster_resources
+    has = resources()
+    num_gpus = int(has.get("GPU", 0)) if train_config.device != "cpu" else 0
+    workers = workers or Workers(max(1, num_gpus), max(1, num_gpus))
+    cpus = max(1, int(has.get("CPU", 1)) // workers.max)
+    _log.info(
+        "Ray Train: %s workers, each with %s",
+        workers, "a GPU" if num_gpus else f"{cpus} of {int(has.get('CPU', 0))} CPUs",
+    )  # fmt: skip
+    return ScalingConfig(
+        num_workers=workers.min if workers.min == workers.max else (workers.min, workers.max),
+        use_gpu=num_gpus > 0,
+        resources_per_worker=None if num_gpus else {"CPU": cpus},
+    )
+
+
+def _check_shares(train_config: TrainConfig, workers: Workers | None) -> None:
+    for size in range(workers.min, workers.max + 1) if workers else ():
+        if train_config.batch_size % size:
+            raise ConfigError(
+                f"--num-workers {workers}: train.batch_size {train_config.batch_size} must be a "
+                f"multiple of every number of workers that there may be, and is not of {size}"
+            )
+
+
+def _with_absolute_paths(config: Config, train_config: TrainConfig) -> tuple[Config, TrainConfig]:
+    """Workers start in folders of their own; a folder that all machines share has one name."""
+    run = str(Path(train_config.run).absolute())
+    root = config.output.path
+    if "://" not in root:
+        root = str(Path(root).absolute())
+    output = config.output.model_copy(update={"path": root})
+    return (
+        config.model_copy(update={"output": output}),
+        train_config.model_copy(update={"run": run}),
+    )
