@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -72,8 +71,14 @@ def train(
     loaded, train_config, _ = load_train_config(config, overrides or ())
     wanted = None if generation is None else parse_generation(generation)
     if launcher == Launcher.RAY:
-        _require_ray()
-        from train.ray_launcher import parse_workers, train_on_ray
+        try:
+            from train.ray_launcher import parse_workers, train_on_ray
+        except ModuleNotFoundError as error:
+            if error.name != "ray":
+                raise
+            raise ConfigError(
+                "--launcher ray: Ray is not installed; pip install 'infineg[pipeline]'"
+            ) from None
 
         run_dir = train_on_ray(
             loaded,
@@ -226,11 +231,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if end.code == _INTERRUPTED:
             sys.stderr.write("infineg: interrupted; run the same command again to resume\n")
         raise
-
-
-def _require_ray() -> None:
-    if find_spec("ray") is None:
-        raise ConfigError("--launcher ray: Ray is not installed; pip install 'infineg[pipeline]'")
 
 
 def _evaluate_folders(run: str, images: list[str], labels: list[str]) -> None:

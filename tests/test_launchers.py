@@ -1,0 +1,188 @@
+"""Who starts the processes of a training: srun, two agents of torchrun, nobody; without Ray."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+from commands import wait_until
+from torch_jobs import (
+    TORCHRUN,
+    checkpoint_steps,
+    kill_job,
+    losses_logged,
+    model_bytes,
+    on_two,
+    start_job,
+    workers_of,
+    write_job,
+)
+from train_dataset import write_dataset
+
+HEAD = {
+    "steps": 400, "batch_size": 16, "warmup_steps": 3, "log_every": 5, "checkpoint_every": 50,
+    "hidden_dim": 32, "workers": 0, "deterministic": True,
+}  # fmt: skip
+pytestmark = pytest.mark.timeout(180)  # processes that import torch, several a test
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("dataset")
+    write_dataset(root, image_size=40)
+    return root
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two processes under one torchrun."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    log = run.with_suffix(".log")
+    finish([start_job(write_job(dataset, run, **HEAD), log=log, launcher=on_two())])
+    return run
+
+
+def finish(jobs: list[subprocess.Popen[bytes]]) -> None:
+    try:
+        assert [job.wait(timeout=150) for job in jobs] == [0] * len(jobs)
+    finally:
+        for job in jobs:
+            kill_job(job)
+
+
+def assert_same(run: Path, undisturbed: Path) -> None:
+    assert losses_logged(run) == losses_logged(undisturbed)
+    assert model_bytes(run) == model_bytes(undisturbed)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_tasks_of_srun_find_each_other(dataset: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = write_job(dataset, run, **HEAD)
+    step = {
+        "SLURM_JOB_ID": str(free_port()), "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_NODELIST": "localhost",
+    }  # fmt: skip
+    finish(
+        [
+            start_job(
+                config, log=tmp_path / f"log{task}", **step, SLURM_PROCID=task, SLURM_LOCALID=task
+            )
+            for task in ("0", "1")
+        ]
+    )
+    assert_same(run, undisturbed)
+
+
+def test_environments_that_describe_no_group_are_refused(dataset: Path, tmp_path: Path) -> None:
+    config = write_job(dataset, tmp_path / "run", **HEAD)
+    step = {"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}
+    several = step | {"SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "node[3-4]"}
+    wrong = {
+        "WORLD_SIZE is 2, but RANK and MASTER_ADDR and MASTER_PORT not set": {"WORLD_SIZE": "2"},
+        "WORLD_SIZE='two' in the environment is no number": {"WORLD_SIZE": "two"},
+        "SLURM_STEP_NODELIST is node[3-4], and scontrol": several | {"PATH": "/nowhere"},
+    }
+    for message, env in wrong.items():
+        log = tmp_path / "log"
+        assert start_job(config, log=log, **env).wait(timeout=60) == 2
+        assert message in log.read_text()
+        assert "Traceback" not in log.read_text()
+
+
+def test_training_needs_no_ray(dataset: Path, tmp_path: Path) -> None:
+    """An environment in which every import of it fails, as where it isn't installed."""
+    (tmp_path / "site" / "ray").mkdir(parents=True)
+    (tmp_path / "site" / "ray" / "__init__.py").write_text(
+        "raise ModuleNotFoundError('No module named ray', name='ray')\n"
+    )
+    run, log = tmp_path / "run", tmp_path / "log"
+    path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
+    config = write_job(dataset, run, **HEAD | {"steps": 20})
+    assert start_job(config, log=log, PYTHONPATH=path).wait(timeout=60) == 0, log.read_text()
+    assert (run / "model.json").exists()
+    code = start_job(config, "--launcher", "ray", log=log, PYTHONPATH=path).wait(timeout=60)
+    assert (code, "pip install 'infineg[pipeline]'" in log.read_text()) == (2, True)
+
+
+def agent(node: int, endpoint: str, *options: str, prefix: list[str] | None = None) -> list[str]:
+    """One of two nodes, a process each."""
+    same = [
+        "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "job", "--rdzv-backend", "c10d",
+        "--rdzv-endpoint", endpoint, "--rdzv-conf", f"is_host={int(node == 0)}",
+        "--max-restarts", "2",
+    ]  # fmt: skip
+    return [*(prefix or []), *TORCHRUN, *same, *options]
+
+
+def test_two_agents_go_on_after_a_kill_on_one_of_them(
+    dataset: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Only the agent of the killed process counts a restart; both must meet again."""
+    run = tmp_path / "run"
+    config = write_job(dataset, run, **HEAD)
+    endpoint = f"127.0.0.1:{free_port()}"
+    logs = [tmp_path / f"log{node}" for node in range(2)]
+    jobs = [start_job(config, log=logs[node], launcher=agent(node, endpoint)) for node in range(2)]
+    try:
+        wait_until(lambda: bool(checkpoint_steps(run)), jobs[1], logs[1])
+        os.kill(workers_of(jobs[1])[0], signal.SIGKILL)
+        finish(jobs)
+    finally:
+        for job in jobs:
+            kill_job(job)
+    assert_same(run, undisturbed)
+
+
+def test_two_network_namespaces_train_as_one_machine(
+    dataset: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Two hosts joined by a cable: what they say to each other crosses a network."""
+    ip = shutil.which("ip")
+    if os.geteuid() != 0 or ip is None:
+        pytest.skip("network namespaces need root and iproute2")
+    names = [f"infineg{os.getpid()}{end}" for end in "ab"]
+    run = tmp_path / "run"
+    config = write_job(dataset, run, **HEAD)
+    jobs: list[subprocess.Popen[bytes]] = []
+    try:
+        made = subprocess.run([ip, "netns", "add", names[0]], capture_output=True, check=False)
+        if made.returncode:
+            pytest.skip(f"no network namespaces here: {made.stderr.decode()}")
+        subprocess.run([ip, "netns", "add", names[1]], check=True)
+        cable = ["type", "veth", "peer", "name", "eth1", "netns", names[1]]
+        subprocess.run([ip, "-n", names[0], "link", "add", "eth1", *cable], check=True)
+        for number, name in enumerate(names, 1):
+            address = ["address", "add", f"10.77.0.{number}/24", "dev", "eth1"]
+            for words in (address, ["link", "set", "eth1", "up"], ["link", "set", "lo", "up"]):
+                subprocess.run([ip, "-n", name, *words], check=True)
+        jobs = [
+            start_job(
+                config,
+                log=tmp_path / f"log{node}",
+                launcher=agent(
+                    node,
+                    "10.77.0.1:29500",
+                    "--local-addr",
+                    f"10.77.0.{node + 1}",
+                    prefix=[ip, "netns", "exec", name],
+                ),
+                GLOO_SOCKET_IFNAME="eth1",
+            )
+            for node, name in enumerate(names)
+        ]
+        finish(jobs)
+    finally:
+        for job in jobs:
+            kill_job(job)
+        for name in names:
+            subprocess.run([ip, "netns", "delete", name], check=False)
+    assert_same(run, undisturbed)
