@@ -49,7 +49,7 @@ def test_a_loaded_model_answers_as_the_saved_one(
 ) -> None:
     with torch.no_grad():
         detector.encoder.backbone.get_parameter("conv_stem.weight").add_(0.1)
-    save_model(tmp_path, detector, info)
+    save_model(tmp_path, detector.state_dict(), info)
     loaded, loaded_info = load_model(tmp_path)
     pixels_BCHW = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     with torch.inference_mode():
@@ -60,7 +60,7 @@ def test_a_loaded_model_answers_as_the_saved_one(
 def test_a_calibration_survives_the_disk(
     tmp_path: Path, detector: Detector, info: ModelInfo
 ) -> None:
-    save_model(tmp_path, detector, info)
+    save_model(tmp_path, detector.state_dict(), info)
     calibration = TargetCalibration(
         scale=1.5, bias=-0.25, prior_shift=-5.8, threshold=2.0, alpha=1e-3, delta=0.05,
         num_negatives=3, negative_logits=(1.0, 0.5, -7.0),
@@ -74,7 +74,7 @@ def test_a_calibration_survives_the_disk(
 def test_weights_of_another_shape_are_refused(
     tmp_path: Path, detector: Detector, info: ModelInfo
 ) -> None:
-    save_model(tmp_path, detector, info)
+    save_model(tmp_path, detector.state_dict(), info)
     write_model_info(tmp_path, info.model_copy(update={"hidden_dim": 9}))
     with pytest.raises(InfinegError, match=r"tensors do not fit the model: head\.layers"):
         load_model(tmp_path)
@@ -86,7 +86,7 @@ def test_weights_of_another_shape_are_refused(
 def test_a_file_that_is_no_safetensors_is_refused(
     tmp_path: Path, detector: Detector, info: ModelInfo
 ) -> None:
-    save_model(tmp_path, detector, info)
+    save_model(tmp_path, detector.state_dict(), info)
     path = tmp_path / "model.safetensors"
     weights = path.read_bytes()
     for garbage in (b"", b"garbage" * 99, weights[: len(weights) // 2]):
@@ -103,7 +103,7 @@ def test_model_json_of_another_version_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match="no finished run there"):
         load_model(tmp_path)
-    save_model(tmp_path, detector, info)
+    save_model(tmp_path, detector.state_dict(), info)
     about = json.loads((tmp_path / "model.json").read_text())
     (tmp_path / "model.json").write_text(json.dumps(about | {"colour": "blue"}))
     with pytest.raises(InfinegError, match=r"not a model that this version reads \(colour:"):

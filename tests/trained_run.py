@@ -64,7 +64,7 @@ def write_run(
         samples_seen=1234,
         settings={},
     )
-    save_model(run, detector, info)
+    save_model(run, detector.state_dict(), info)
     return run
 
 

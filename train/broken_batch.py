@@ -12,6 +12,7 @@ from pipeline import storage
 from pipeline.errors import InfinegError
 from train.config import Mode
 from train.job import Job, open_stream
+from train.sharding import local_tensor
 
 _NUM_NAMED = 3  # keys that the message lists
 
@@ -78,6 +79,6 @@ def _is_finite(inputs: Tensor) -> Tensor:
 
 
 def has_broken_weights(job: Job) -> bool:
-    """Whether a trained number is none; the same in every process, which have equal weights."""
+    """Whether a trained number is none; every process takes part, and comes to the same."""
     floats = [each for each in job.trained.state_dict().values() if each.is_floating_point()]
-    return not all(bool(each.isfinite().all()) for each in floats)
+    return job.world.any(not all(bool(local_tensor(each).isfinite().all()) for each in floats))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pipeline import storage
 from pipeline.errors import InfinegError
 from train.order import Segment
+from train.sharding import is_split, split_like, whole_tensor
 from train.tensors import load_into, read_tensors, write_tensors
 
 _MODEL, _OPTIMIZER, _EXTRA = "model.", "optimizer.", "extra."
@@ -33,12 +34,17 @@ class Checkpoint(BaseModel, frozen=True, extra="forbid"):
 def snapshot(
     module: nn.Module, optimizer: torch.optim.Optimizer, extra: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """A copy, on the CPU, of what a checkpoint holds; `load_checkpoint` returns `extra` again."""
+    """A copy, on the CPU, of what a checkpoint holds; `load_checkpoint` returns `extra` again.
+
+    Of a split model every process takes part.
+    """
     tensors = {_MODEL + name: tensor for name, tensor in module.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"{_OPTIMIZER}{index}.{name}": tensor for name, tensor in state.items()}
     tensors |= {_EXTRA + name: tensor for name, tensor in extra.items()}
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+    return {
+        name: whole_tensor(tensor.detach()).to("cpu", copy=True) for name, tensor in tensors.items()
+    }
 
 
 def write_checkpoint(
@@ -107,6 +113,8 @@ def _as_stored(tensor: Tensor, parameter: Tensor) -> Tensor:
     """In the parameter's memory format: sums in another order would end a bit elsewhere."""
     if tensor.shape != parameter.shape:
         return tensor
+    if is_split(parameter):
+        return split_like(tensor, parameter)
     return torch.empty_like(parameter, dtype=tensor.dtype, device="cpu").copy_(tensor)
 
 

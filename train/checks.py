@@ -45,6 +45,22 @@ def check_processes(train_config: TrainConfig, world: World) -> None:
         )
 
 
+def check_sharding(train_config: TrainConfig) -> None:
+    """Raises ConfigError where `parallel: fsdp` does not go with another setting."""
+    if train_config.parallel != "fsdp":
+        return
+    refused = {
+        "mode: head, which trains no backbone": train_config.mode == "head",
+        "compile": train_config.compile,
+        "ema_decay": train_config.ema_decay is not None,
+        "early_stopping": train_config.early_stopping is not None,
+        "amp: fp16 (bf16 does)": train_config.amp == "fp16",
+    }
+    for what, is_set in refused.items():
+        if is_set:
+            raise ConfigError(f"train.parallel: fsdp does not go with {what}; ddp does")
+
+
 def check_image_sizes(detector: Detector, train_config: TrainConfig) -> None:
     """Some networks, most transformers among them, take images of one size only."""
     for _, size in train_config.finetuning.image_sizes:

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from pipeline.commits import DatasetInfo, Generation
 from pipeline.config import Config
 from pipeline.encoders import Encoder, Preprocessing, encoder_identity, load_encoder
-from train.checks import check_embeddings, check_image_sizes, check_processes
+from train.checks import check_embeddings, check_image_sizes, check_processes, check_sharding
 from train.config import Mode, TrainConfig
 from train.corrections import LossTerms, loss_terms
 from train.data import (
@@ -33,6 +33,7 @@ from train.model import Detector, build_detector
 from train.order import BatchOrder, RankSlice, Segment
 from train.repetition import check_repetition
 from train.rows import TrainRows
+from train.sharding import shard_backbone
 from train.usable_rows import read_usable_rows
 from train.views import ViewedEmbeddings, ViewMaker
 
@@ -68,6 +69,11 @@ class Job:
         return self.trained if self.average is None else self.average.module
 
     @property
+    def is_split(self) -> bool:
+        """Whether the backbone's weights are spread over the processes (train.sharding)."""
+        return self.train_config.parallel == "fsdp" and self.world.size > 1
+
+    @property
     def uses_amp(self) -> bool:
         amp = self.train_config.amp
         return amp in ("bf16", "fp16") or (amp == "auto" and self.world.device.type == "cuda")
@@ -92,6 +98,7 @@ def prepare_job(
     segments: of a run that goes on at first_step; default all steps on the generation.
     """
     check_processes(train_config, world)
+    check_sharding(train_config)
     needs_embeddings = train_config.mode == "head" or train_config.head_steps > 0
     rows, segments = read_usable_rows(
         config.output.path,
@@ -118,6 +125,8 @@ def prepare_job(
     )
     detector.to(world.device).to(memory_format=torch.channels_last)
     check_image_sizes(detector, train_config)
+    if train_config.parallel == "fsdp" and world.size > 1:
+        shard_backbone(detector.encoder.backbone, world)
     return Job(
         config,
         train_config,

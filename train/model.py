@@ -4,6 +4,7 @@ Shapes: B batch, C H W image, D embedding, K targets.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -113,9 +114,11 @@ def build_detector(
     return Detector(encoder, head)
 
 
-def save_model(run_dir: str | os.PathLike[str], detector: Detector, info: ModelInfo) -> None:
+def save_model(
+    run_dir: str | os.PathLike[str], weights: Mapping[str, Tensor], info: ModelInfo
+) -> None:
     """Writes `model.safetensors`, then `model.json`, whose presence says that the run is done."""
-    write_tensors(Path(run_dir) / "model.safetensors", detector.state_dict())
+    write_tensors(Path(run_dir) / "model.safetensors", weights)
     write_model_info(run_dir, info)
 
 

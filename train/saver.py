@@ -7,11 +7,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.errors import TransientStorageError
-from train.checkpoint import Checkpoint, find_checkpoint, snapshot, sweep, write_checkpoint
+from train.checkpoint import Checkpoint, find_checkpoint, sweep, write_checkpoint
 
 _log = logging.getLogger(__name__)
 
@@ -44,17 +43,9 @@ class Saver:
         finally:
             self._pool.shutdown()
 
-    def save(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        module: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        extra: Mapping[str, Tensor],
-    ) -> None:
-        """Begins to write the state as it is now."""
+    def save(self, checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> None:
+        """Begins to write a snapshot."""
         self.wait()
-        tensors = snapshot(module, optimizer, extra)
         self._writing = self._pool.submit(self._write, checkpoint, tensors)
 
     def wait(self) -> None:

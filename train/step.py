@@ -16,6 +16,7 @@ from train.job import Job
 from train.mixing import draw_mixing
 from train.objective import batch_loss, batch_weights
 from train.optim import set_learning_rates
+from train.sharding import average_whole_gradients, clip_gradients
 
 _MIXING = 1  # after (seed, step): keeps what mixing draws apart from all else
 
@@ -57,6 +58,8 @@ def train_step(job: Job, model: nn.Module, batch: Batch, step: int) -> StepResul
         inputs, labels = _mix(job, labels[0], step)
     job.optimizer.zero_grad()
     loss = _accumulate_gradients(job, model, inputs, labels)
+    if job.is_split and not isinstance(model, DistributedDataParallel):
+        average_whole_gradients(_parameters_of(job), world)
     grad_norm = _clip_gradients(job)
     job.scaler.step(job.optimizer)
     job.scaler.update()
@@ -118,8 +121,13 @@ def _clip_gradients(job: Job) -> Tensor | None:
     if limit is None:
         return None
     job.scaler.unscale_(job.optimizer)
-    parameters = [p for group in job.optimizer.param_groups for p in group["params"]]
-    return nn.utils.clip_grad_norm_(parameters, limit)
+    if job.is_split:
+        return clip_gradients(_parameters_of(job), limit)
+    return nn.utils.clip_grad_norm_(_parameters_of(job), limit)
+
+
+def _parameters_of(job: Job) -> list[nn.Parameter]:
+    return [p for group in job.optimizer.param_groups for p in group["params"]]
 
 
 def _take(batch: Batch, rows: slice | Tensor) -> Batch:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pipeline import storage
 from pipeline.errors import InfinegError
+from train.sharding import split_like
 
 _NUM_NAMED = 5  # mismatches that a message lists
 
@@ -45,4 +46,5 @@ def load_into(
             for name in names[:_NUM_NAMED]
         )
         raise InfinegError(f"{source}: {len(names)} tensors do not fit the model: {listed}")
-    module.load_state_dict(dict(tensors))
+    state = module.state_dict()
+    module.load_state_dict({name: split_like(tensors[name], state[name]) for name in state})

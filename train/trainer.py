@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.config import Config
 from pipeline.errors import InfinegError
 from train.broken_batch import broken_loss, has_broken_weights
-from train.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from train.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, snapshot
 from train.config import Mode, TrainConfig
 from train.data import Batch
 from train.describe import describe_model
@@ -31,6 +31,7 @@ from train.optim import restore_update_state, update_state
 from train.run_dir import Run, open_run, write_config
 from train.run_log import Meter, RunLog
 from train.saver import Saver
+from train.sharding import whole_tensor
 from train.step import StepResult, train_step
 from train.stopping import RunStopped, stop_on_signals
 from train.validation import Validation
@@ -105,8 +106,7 @@ def train(
             for phase in _phases(job, first_step):
                 if validation is None or not validation.is_over:
                     _run_phase(session, phase)
-        if world.is_main:
-            _export(job, run, validation)
+        _export(job, run, validation)
         world.barrier()
         return run.path
 
@@ -194,8 +194,8 @@ def _save_or_stop(session: _Session, phase: _Phase, step: int, received: Signals
         return
     if has_broken_weights(job):
         raise _broken(session, phase, step)
-    if session.saver is not None:
-        _save(session, session.saver, done)
+    if session.saver is not None or job.is_split:
+        _save(session, done)
     if received is not None:
         raise _stopped(session, done, received)
 
@@ -224,7 +224,7 @@ def _begin_phase(job: Job, phase: _Phase) -> nn.Module:
         model = job.detector
     if job.train_config.compile:
         model.compile()
-    if job.world.size == 1:
+    if job.world.size == 1 or (job.is_split and phase.mode == "finetune"):
         return model
     devices = [job.world.device] if job.world.device.type == "cuda" else None
     # No gradient reaches the blocks above a penultimate layer. A static graph finds that out once,
@@ -249,7 +249,8 @@ def _measured(job: Job, result: StepResult, loss: float) -> dict[str, float]:
     return values
 
 
-def _save(session: _Session, saver: Saver, step: int) -> None:
+def _save(session: _Session, step: int) -> None:
+    """By the main process; of a split model all bring their parts."""
     job, run, validation = session.job, session.run, session.validation
     checkpoint = Checkpoint(
         step=step,
@@ -261,7 +262,9 @@ def _save(session: _Session, saver: Saver, step: int) -> None:
     extra = update_state(job.scaler, job.average)
     if validation is not None:
         extra |= validation.watch.state()
-    saver.save(checkpoint, module=job.trained, optimizer=job.optimizer, extra=extra)
+    tensors = snapshot(job.trained, job.optimizer, extra)
+    if session.saver is not None:
+        session.saver.save(checkpoint, tensors)
 
 
 def _restore(job: Job, run: Run) -> tuple[int, dict[str, Tensor]]:
@@ -282,6 +285,9 @@ def _export(job: Job, run: Run, validation: Validation | None) -> None:
     else:
         validation.load_best()
         steps = validation.watch.step
-    save_model(run.path, job.detector, describe_model(job, run.settings, steps=steps))
+    weights = {k: whole_tensor(tensor) for k, tensor in job.detector.state_dict().items()}
+    if not job.world.is_main:
+        return
+    save_model(run.path, weights, describe_model(job, run.settings, steps=steps))
     samples = steps * job.train_config.batch_size
     _log.info("trained %s on %s samples", run.path, f"{samples:,}")
