@@ -6,10 +6,10 @@ READY := $(VENV)/.ready
 # A process a core, of up to 2 GB each; a file at a time, in the order that tests/conftest.py gives.
 PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test check bench photos study clean
+.PHONY: help demo test test-cluster check bench photos study clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: $(READY) ## the whole job on drawings, into demo/
 	$(BIN)/infineg demo --out demo
@@ -26,6 +26,9 @@ study: $(READY) ## which negatives are worth it, measured, into study/: make stu
 
 test: $(READY) ## every test
 	$(BIN)/python -m pytest $(PARALLEL) --cov=pipeline --cov=train --cov-report=term:skip-covered
+
+test-cluster: $(READY) ## builds on several Ray nodes, which are killed; minutes
+	$(BIN)/python -m pytest -m cluster --timeout 400
 
 check: $(READY) ## format, lint, types, floors
 	$(BIN)/ruff format --check .

@@ -7,6 +7,8 @@ its driver a millisecond and some memory before the first one runs, a row costs 
 import contextlib
 import logging
 import os
+import socket
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +33,9 @@ _log = logging.getLogger(__name__)
 
 # What crosses between processes is small; by default Ray would set aside 30 % of the memory.
 _OBJECT_STORE_BYTES = 512 * 2**20
+
+_LOOK_S = 3.0  # between looks at the head of a cluster
+_MISSED = 3  # looks in vain before it is told
 
 _DIED = (
     "a process of Ray was killed or has crashed, perhaps for want of memory (see `dmesg`, "
@@ -125,7 +130,11 @@ def open_cluster(config: BuildConfig) -> Iterator[Cluster]:
     try:
         _configure_ray_data(debug)
         # Without them Ray hangs for up to a minute, or ends this process without a word.
-        with ending_with_children({"raylet", "gcs_server"}, f"infineg: {_DIED}\n"), named_deaths():
+        with (
+            ending_with_children({"raylet", "gcs_server"}, f"infineg: {_DIED}\n"),
+            _watching_head(config.address),
+            named_deaths(),
+        ):
             cluster_resources: Any = ray.cluster_resources
             num_cpus = cluster_resources().get("CPU", 1)
             num_workers = config.workers or max(1, int(num_cpus / config.cpus_per_worker))
@@ -133,6 +142,38 @@ def open_cluster(config: BuildConfig) -> Iterator[Cluster]:
     finally:
         _workers.clear()
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _watching_head(address: str | None) -> Iterator[None]:
+    """Tells when the head of a cluster that was joined is gone: Ray waits, and then ends us."""
+    if address is None or address.startswith("ray://"):  # a client is told at once
+        yield
+        return
+    is_over = threading.Event()
+    gcs_address: str = ray.get_runtime_context().gcs_address
+    host, _, port = gcs_address.rpartition(":")
+
+    def watch() -> None:
+        num_missed = 0
+        while not is_over.wait(_LOOK_S):
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), _LOOK_S).close()
+                num_missed = 0
+            except OSError:
+                num_missed += 1
+            if num_missed == _MISSED:
+                _log.warning(
+                    "the head of the Ray cluster at %s does not answer. Unless it is back within "
+                    "a minute Ray ends this process; run the same command again then, on any "
+                    "cluster: it resumes", address,
+                )  # fmt: skip
+
+    threading.Thread(target=watch, name="head watch", daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()
 
 
 @contextlib.contextmanager

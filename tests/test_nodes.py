@@ -1,0 +1,110 @@
+"""Builds on several Ray nodes that share an object store alone, and lose one of them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builds import build_inline, config_of, file_hashes, squares, write_config
+from commands import kill_session, start_infineg, wait_until
+from kills import S3Events
+from ray_nodes import RayNodes, ray_nodes
+from s3_server import S3Server
+
+from pipeline.verify import verify_dataset
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]  # each node takes seconds to start
+
+SECTIONS: dict[str, Any] = {"build": {"workers": 3, "lease_wait_s": 100}}
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    entries: list[dict[str, Any]]
+    hashes: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """Built in this process, on a disk."""
+    entries = [squares(num_pictures=24_000, per_partition=600)]
+    root = tmp_path_factory.mktemp("undisturbed") / "data"
+    build_inline(config_of(root, entries, **SECTIONS))
+    return Undisturbed(entries, file_hashes(root))
+
+
+class Build:
+    """`infineg build --address` of one config, started again and again."""
+
+    def __init__(self, config: Path, folder: Path) -> None:
+        self._config, self._folder = config, folder
+        self.logs: list[Path] = []
+
+    def start(self, cluster: RayNodes) -> Any:
+        self.logs.append(self._folder / f"log-{len(self.logs)}")
+        return start_infineg(
+            "build", self._config, "--address", cluster.address, log=self.logs[-1], **cluster.env
+        )
+
+
+def num_parts(events: S3Events) -> int:
+    return sum(e.startswith("+parts/squares/") and e.endswith(".json") for e in events.look())
+
+
+def assert_as_undisturbed(events: S3Events, expected: Undisturbed) -> None:
+    assert file_hashes(events.root) == expected.hashes
+    assert verify_dataset(events.root).problems == []
+    written = [e for e in events.look() if e.startswith("+parts/") and e.endswith(".json")]
+    assert len(written) == len(set(written)), "a part that was committed is not built again"
+
+
+def new_build(s3_server: S3Server, expected: Undisturbed, tmp_path: Path) -> tuple[Build, S3Events]:
+    events = S3Events(s3_server.new_root(), s3_server)
+    config = config_of(events.root, expected.entries, **SECTIONS)
+    return Build(write_config(tmp_path / "config.yaml", config), tmp_path), events
+
+
+@pytest.mark.usefixtures("s3_root")
+def test_a_build_goes_on_when_one_of_three_nodes_is_killed(
+    undisturbed: Undisturbed, s3_server: S3Server, tmp_path: Path
+) -> None:
+    build, events = new_build(s3_server, undisturbed, tmp_path)
+    with ray_nodes(3) as cluster:
+        command = build.start(cluster)
+        try:
+            wait_until(
+                lambda: num_parts(events) > 1 and all(map(cluster.works, range(3))),
+                command,
+                build.logs[0],
+            )
+            cluster.kill(2)
+            assert command.wait(timeout=200) == 0, build.logs[0].read_text()
+        finally:
+            kill_session(command)
+    assert_as_undisturbed(events, undisturbed)
+
+
+@pytest.mark.usefixtures("s3_root")
+def test_a_build_whose_head_is_killed_resumes_on_another_cluster(
+    undisturbed: Undisturbed, s3_server: S3Server, tmp_path: Path
+) -> None:
+    build, events = new_build(s3_server, undisturbed, tmp_path)
+    with ray_nodes(2) as cluster:
+        command = build.start(cluster)
+        try:
+            wait_until(lambda: num_parts(events) > 2, command, build.logs[0])
+            cluster.kill(0)
+            assert command.wait(timeout=100) != 0, "Ray gives up after a minute"
+        finally:
+            kill_session(command)
+    done = num_parts(events)
+    assert f"head of the Ray cluster at {cluster.address} does not" in build.logs[0].read_text()
+    assert "Traceback" not in build.logs[0].read_text()
+    with ray_nodes(2) as cluster:
+        command = build.start(cluster)
+        try:
+            assert command.wait(timeout=200) == 0, build.logs[1].read_text()
+        finally:
+            kill_session(command)
+    assert done < num_parts(events)
+    assert_as_undisturbed(events, undisturbed)
