@@ -385,6 +385,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.cluster
 @pytest.mark.timeout(150)
 def test_job_submitted_to_a_running_ray_builds(tmp_path: Path) -> None:
     config = write_config(tmp_path / "cats.yaml")

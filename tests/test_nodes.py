@@ -27,7 +27,7 @@ class Undisturbed:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     """Built in this process, on a disk."""
-    entries = [squares(num_pictures=24_000, per_partition=600)]
+    entries = [squares(num_pictures=12_000, per_partition=600)]
     root = tmp_path_factory.mktemp("undisturbed") / "data"
     build_inline(config_of(root, entries, **SECTIONS))
     return Undisturbed(entries, file_hashes(root))
