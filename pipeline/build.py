@@ -9,6 +9,7 @@ a generation.
 
 import contextlib
 import functools
+import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -21,15 +22,20 @@ from pipeline.cluster import Cluster, open_cluster
 from pipeline.commits import Generation, PartRecord, SourcePlan
 from pipeline.config import Config, SourceEntry
 from pipeline.dataset import begin_dataset, find_changes, finished_generation
+from pipeline.duplicates import SeenImages
 from pipeline.embedding_cache import EmbeddingsInfo, require_info, write_info
 from pipeline.generations import commit, complete, pack_generation, without_sources
 from pipeline.lease import Lease, hold_lease
 from pipeline.listing import Planned
+from pipeline.metric_names import BUILD_METRICS
+from pipeline.metrics import serve_metrics
+from pipeline.pack import read_seen_images
 from pipeline.parts import SpanTask, SpanWorker
 from pipeline.pilot import plan_sources
 from pipeline.progress import Progress
 from pipeline.rounds import Reading, extend_plans
 from pipeline.runtimes import prepare_cascade, prepare_encoder
+from pipeline.watch import BuildWatch, watch_build
 
 _log = logging.getLogger(__name__)
 _MakeWorker = functools.partial[SpanWorker]
@@ -48,7 +54,10 @@ def build(
     finished = None if follow else finished_generation(config, only)
     if finished is not None:
         return finished, False
-    with hold_lease(root, wait_s=config.build.lease_wait_s) as lease:
+    with (
+        _watching(config) as watch,
+        hold_lease(root, wait_s=config.build.lease_wait_s) as lease,
+    ):
         _clean_up(root)
         changes = find_changes(config, only, follow=follow)
         number = manifest.latest_generation_number(root)
@@ -63,38 +72,55 @@ def build(
             fewer = parent.model_copy(update={"number": number + 1, "parent": number})
             return _commit(root, fewer, lease), True
         with _plan_on_cluster(config, changes.build) as (cluster, make_worker, planned):
-            generation = _build_rounds(config, parent, planned, cluster, make_worker, lease)
+            run = functools.partial(_build_rounds, config, cluster, make_worker, lease, watch)
+            generation = run(parent, planned)
             while follow:
                 planned = extend_plans(root, planned)
-                generation = _build_rounds(config, generation, planned, cluster, make_worker, lease)
+                generation = run(generation, planned)
     return generation, True
+
+
+@contextlib.contextmanager
+def _watching(config: Config) -> Iterator[BuildWatch]:
+    settings = config.build
+    with (
+        serve_metrics(BUILD_METRICS, settings.metrics, "build.metrics.port") as metrics,
+        watch_build(metrics, stuck_after_s=settings.stuck_after_s) as watch,
+    ):
+        yield watch
 
 
 def _build_rounds(
     config: Config,
-    parent: Generation | None,
-    planned: Sequence[Planned],
     cluster: Cluster,
     make_worker: _MakeWorker,
     lease: Lease,
+    watch: BuildWatch,
+    parent: Generation | None,
+    planned: Sequence[Planned],
 ) -> Generation:
     """Builds what is planned; returns the last of the generations that it committed."""
     root = config.output.path
     total = sum(round_.num_candidates for source in planned for round_ in source.rounds())
+    watch.plan(total)
+    seen: SeenImages | None = None  # read once, however many rounds there are
     with Progress("build", total=total, unit="candidates") as progress:
         reading = Reading(config, planned, progress)
         for rounds in reading.batches():
             tables = cluster.map(
                 _build_span,
-                reading.tasks(rounds),
+                watch.hand_out(reading.tasks(rounds)),
                 make_worker=make_worker,
                 # Time is looked at between windows.
                 tasks_per_worker=2 if reading.is_timed else 16,
             )
-            _tell_of_parts(tables, progress)
+            _tell_of_parts(tables, progress, watch)
             read = reading.cut(rounds)
             if read:
-                parent = _commit(root, pack_generation(config, parent, read, cluster), lease)
+                if seen is None:
+                    seen = read_seen_images(root, parent) if parent else SeenImages()
+                generation = pack_generation(config, parent, read, cluster, seen)
+                parent = _commit(root, generation, lease)
     assert parent is not None, "nothing was planned"
     return parent
 
@@ -166,23 +192,31 @@ def _begin_embeddings(config: Config, encoder: str) -> None:
         write_info(config.output.path, info)
 
 
-def _tell_of_parts(tables: Iterator[pa.Table], progress: Progress) -> None:
+def _tell_of_parts(tables: Iterator[pa.Table], progress: Progress, watch: BuildWatch) -> None:
     """Passes over the results; tells of each part as it is committed."""
     for table in tables:
         part = PartRecord.model_validate_json(table["record"][0].as_py())
         seconds = table["seconds"][0].as_py()
+        watch.see(part, json.loads(table["stages"][0].as_py()), is_new=seconds is not None)
         if seconds is not None:
             _log_part(part, seconds)
             progress.advance(part.counts.read)
 
 
 def _build_span(worker: SpanWorker, task: SpanTask) -> Iterator[pa.Table]:
-    """A table a part; `seconds` is null where it was committed by an earlier run."""
+    """A table a part; `seconds` is null where it was committed by an earlier run.
+
+    `stages` are the worker's seconds by stage since the part before, as JSON.
+    """
     began = time.monotonic()
     for record, is_new in worker.build(task):
         seconds = time.monotonic() - began if is_new else None
         yield pa.table(
-            {"record": [record.model_dump_json()], "seconds": pa.array([seconds], pa.float64())}
+            {
+                "record": [record.model_dump_json()],
+                "seconds": pa.array([seconds], pa.float64()),
+                "stages": [json.dumps(worker.stopwatch.take())],
+            }
         )
         began = time.monotonic()
 

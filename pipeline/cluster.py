@@ -194,6 +194,7 @@ def _configure_ray_data(debug: bool) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # infineg has its own
     context.max_errored_blocks = 0  # an error in a block is a bug, see `_run_tasks`
+    context.target_max_block_size = 1  # each table is handed on at once, and not with the next
     # One operator does all the work; keeping half of the CPUs for others would idle them.
     context.op_resource_reservation_enabled = False
     if not debug:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_v
 from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.keys import sha256_hex
+from pipeline.metrics import MetricsServer
 from pipeline.overrides import apply_override, fill_variables
 from pipeline.records import ImageSettings, LabelState, Role, Split, Stratum
 
@@ -155,6 +156,10 @@ class BuildConfig(BaseModel, frozen=True, extra="forbid"):
     address: str | None = None  # of a Ray cluster; default a local one
     keep_embeddings: bool = True  # 2.5 kB a candidate, beside the data set, to score them anew
     embeddings_from: str | None = None  # a data set of the same encoder, for what it has embedded
+    metrics: MetricsServer = MetricsServer()  # for Prometheus: {port: 9464}
+    # A build that has committed nothing for so many seconds, and for five times as long as usual,
+    # says what is in flight.
+    stuck_after_s: float = Field(60.0, gt=0)
     # Seconds to wait for another build of this data set, or for the lease of one that was killed.
     lease_wait_s: float = Field(0.0, ge=0)
 

@@ -24,6 +24,7 @@ from pipeline.steps.read import Origin, read_batch
 from pipeline.steps.refuse import refuse_batch
 from pipeline.steps.score import score_batch
 from pipeline.steps.select import SelectionRule
+from pipeline.stopwatch import Stopwatch
 
 # Originals of this many samples are in memory at once.
 _SAMPLES_PER_READ = 64
@@ -33,6 +34,7 @@ class Embedder:
     """The networks of a worker, and the rows that come of them."""
 
     def __init__(self, config: Config, encoder: PreparedEncoder, taken_down: TakenDown) -> None:
+        self.stopwatch = Stopwatch()
         self._config = config
         self._settings = config.output.image_settings
         self._batch_size = config.encoder.batch_size
@@ -44,10 +46,12 @@ class Embedder:
 
     def read(self, samples: Iterator[Positioned], entry: SourceEntry) -> Iterator[pa.Table]:
         """`read_rows` of the entry."""
-        return read_rows(samples, origin_of(self._config, entry), self._taken_down)
+        rows = read_rows(samples, origin_of(self._config, entry), self._taken_down)
+        return self.stopwatch.over("read", rows)
 
     def decode(self, rows: pa.Table) -> pa.Table:
-        return decode_batch(rows, self._settings)
+        with self.stopwatch.stage("decode"):
+            return decode_batch(rows, self._settings)
 
     def full(self, samples: Iterator[Positioned], entry: SourceEntry) -> pa.Table:
         """Rows with `embedding`."""
@@ -56,13 +60,14 @@ class Embedder:
 
     def embed(self, rows: pa.Table) -> pa.Table:
         """Rows, decoded, with `embedding`."""
-        return embed_batch(
-            rows,
-            runtime=self._runtime,
-            preprocessing=self._encoder.preprocessing,
-            embedding_dim=self._encoder.embedding_dim,
-            batch_size=self._batch_size,
-        )
+        with self.stopwatch.stage("embed"):
+            return embed_batch(
+                rows,
+                runtime=self._runtime,
+                preprocessing=self._encoder.preprocessing,
+                embedding_dim=self._encoder.embedding_dim,
+                batch_size=self._batch_size,
+            )
 
     def both(self, samples: Iterator[Positioned], entry: SourceEntry) -> tuple[pa.Table, float]:
         """Rows with `embedding` and `cheap_embedding`, and the seconds of the full look."""
@@ -116,16 +121,17 @@ class Embedder:
     def _look(self, rows: pa.Table, decoded_B: Mask, embedded_B: Mask) -> pa.Table:
         assert self._cheap is not None
         assert self._cheap_runtime is not None
-        return look_batch(
-            rows,
-            decoded_B=decoded_B,
-            embedded_B=embedded_B,
-            settings=self._settings,
-            runtime=self._cheap_runtime,
-            preprocessing=self._cheap.preprocessing,
-            embedding_dim=self._cheap.embedding_dim,
-            batch_size=self._batch_size,
-        )
+        with self.stopwatch.stage("look"):
+            return look_batch(
+                rows,
+                decoded_B=decoded_B,
+                embedded_B=embedded_B,
+                settings=self._settings,
+                runtime=self._cheap_runtime,
+                preprocessing=self._cheap.preprocessing,
+                embedding_dim=self._cheap.embedding_dim,
+                batch_size=self._batch_size,
+            )
 
 
 def read_rows(

@@ -16,6 +16,7 @@ from pipeline.commits import (
     add_counts,
 )
 from pipeline.config import Config
+from pipeline.duplicates import SeenImages
 from pipeline.errors import InfinegError
 from pipeline.lease import Lease
 from pipeline.listing import Round
@@ -24,7 +25,6 @@ from pipeline.pack import (
     ShardTask,
     cut_shards,
     pack_shard,
-    read_seen_images,
     write_tables,
 )
 from pipeline.progress import Progress
@@ -35,18 +35,23 @@ _NUMBERED = re.compile(r"(.+)-(\d{6})(?:\.g(\d{6}))?\.(?:tar|parquet)")
 
 
 def pack_generation(
-    config: Config, parent: Generation | None, rounds: Sequence[Round], cluster: Cluster
+    config: Config,
+    parent: Generation | None,
+    rounds: Sequence[Round],
+    cluster: Cluster,
+    seen: SeenImages,
 ) -> Generation:
     """Writes the shards and tables of some rounds; returns the generation to commit.
 
-    parent: what goes on beside them, less what they replace. Until the generation is committed
-    nothing of it counts: a run that is interrupted here writes the same files again.
+    parent: what goes on beside them, less what they replace. seen: the images of its shards, to
+    which those of the rounds are added, so that the next rounds need not read them. Until the
+    generation is committed nothing of it counts: a run that is interrupted here writes the same
+    files again.
     """
     root = config.output.path
     parent = parent or _EMPTY
     sources = {source.name: source for source in parent.sources}
     numbers = dict(parent.next_numbers)
-    seen = read_seen_images(root, parent)
     tasks: list[ShardTask] = []
     for round_ in rounds:
         parts = _ordered_parts(root, round_)

@@ -5,7 +5,9 @@ fixed count, so that their bytes do not depend on who built them or how often it
 """
 
 import contextlib
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +23,7 @@ from pipeline.shards import LEDGER_COLUMNS, count_rows, output_groups, refuse_ro
 
 # The columns of `hashes/`: what is told of each image in a shard to recognise it.
 HASH_COLUMNS = ("key", *COLUMNS)
+_NUM_READERS = 16  # parts that are read at once
 
 
 class Piece(BaseModel, frozen=True):
@@ -81,8 +84,7 @@ def write_tables(
         _parquet_writer(root, ledger_path) as (ledger_file, write_ledger),
         _parquet_writer(root, hashes_path) as (hashes_file, write_hashes),
     ):
-        for number, part in enumerate(parts):
-            rows = manifest.read_table(root, part.path, columns)
+        for number, (part, rows) in enumerate(_read_parts(root, parts, columns)):
             rows = refuse_rows(rows, refused.get(number, {}))
             write_ledger(rows)
             selected = rows.filter(rows["selected"]).select(HASH_COLUMNS)
@@ -136,8 +138,7 @@ def _refuse_duplicates(
 ) -> dict[int, dict[int, RejectReason]]:
     """Rows to refuse, by number of the part and position in it."""
     tables, positions = [], []
-    for number, part in enumerate(parts):
-        rows = manifest.read_table(root, part.path, [*COLUMNS, "selected"])
+    for number, (_, rows) in enumerate(_read_parts(root, parts, [*COLUMNS, "selected"])):
         selected = np.flatnonzero(rows["selected"].to_numpy())
         tables.append(rows.select(COLUMNS).take(selected))
         positions.append(np.stack([np.full(len(selected), number), selected], axis=1))
@@ -149,6 +150,21 @@ def _refuse_duplicates(
         part_number, position = position_N2[row].tolist()
         refused.setdefault(part_number, {})[position] = reason
     return refused
+
+
+def _read_parts(
+    root: str, parts: Sequence[PartRecord], columns: Sequence[str]
+) -> Iterator[tuple[PartRecord, pa.Table]]:
+    """The columns of each part, in order, some read ahead: an object store answers slowly."""
+    with ThreadPoolExecutor(_NUM_READERS) as pool:
+        waiting: deque[tuple[PartRecord, Future[pa.Table]]] = deque()
+        for part in parts:
+            if len(waiting) == _NUM_READERS:
+                first, table = waiting.popleft()
+                yield first, table.result()
+            waiting.append((part, pool.submit(manifest.read_table, root, part.path, columns)))
+        for part, table in waiting:
+            yield part, table.result()
 
 
 def positions_by_group(rows: pa.Table) -> dict[str, list[int]]:

@@ -29,6 +29,7 @@ from pipeline.shards import count_rows, output_groups, write_part
 from pipeline.sources import open_entry, read_partitions
 from pipeline.steps.score import score_batch
 from pipeline.steps.select import SelectionRule, select_batch
+from pipeline.stopwatch import Stopwatch
 
 # A part is what a crash can cost. Part of the format: images are embedded part by part, and the
 # last bit of an embedding may depend on its batch.
@@ -72,6 +73,11 @@ class SpanWorker:
         self._root = config.output.path
         self._entries = {entry.name: entry for entry in config.entries}
         self._rules: dict[str, SelectionRule] = {}
+
+    @property
+    def stopwatch(self) -> Stopwatch:
+        """Seconds of read, decode, embed (look), select and write."""
+        return self._embedder.stopwatch
 
     def embed(self, task: SpanTask) -> Iterator[pa.Table]:
         """Rows with embeddings, from which the reference bank is made."""
@@ -133,16 +139,17 @@ class SpanWorker:
             is_last = not samples
             counts.append(count_rows(rows))
             check_rejects(self._entries[task.source], task.partitions, counts, rows)
-            record = write_part(
-                self._root,
-                rows,
-                source=task.source,
-                round_number=task.round,
-                span=task.span,
-                span_id=task.span_id,
-                part=part,
-                is_last=is_last,
-            )
+            with self.stopwatch.stage("write"):
+                record = write_part(
+                    self._root,
+                    rows,
+                    source=task.source,
+                    round_number=task.round,
+                    span=task.span,
+                    span_id=task.span_id,
+                    part=part,
+                    is_last=is_last,
+                )
             yield record, True
 
     def _look_at_pilot(
@@ -186,8 +193,9 @@ class SpanWorker:
         )
 
     def _selected(self, rows: pa.Table, task: SpanTask) -> pa.Table:
-        rows = score_batch(rows, self._bank)
-        rows = select_batch(rows, self._rule(task.source), self._bank.positives)
+        with self.stopwatch.stage("select"):
+            rows = score_batch(rows, self._bank)
+            rows = select_batch(rows, self._rule(task.source), self._bank.positives)
         assert not rows.filter(rows["selected"])["embedding"].null_count, "selected, not looked at"
         return rows
 

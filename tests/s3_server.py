@@ -18,6 +18,7 @@ class S3Server:
     endpoint_url: str
     # "PUT /bucket/key", "POST /bucket?delete", ...: all that succeeded, in order.
     writes: list[str] = field(default_factory=list)
+    reads: list[str] = field(default_factory=list)  # "GET /bucket/key", ...: all
 
     @property
     def env(self) -> dict[str, str]:
@@ -71,12 +72,13 @@ def run_s3_server() -> Iterator[S3Server]:
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request
     writes: list[str] = []
-    app = _one_write_at_a_time(DomainDispatcherApplication(create_backend_app), writes)
+    reads: list[str] = []
+    app = _one_write_at_a_time(DomainDispatcherApplication(create_backend_app), writes, reads)
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=MotoRequestHandler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        running = S3Server(f"http://127.0.0.1:{server.server_port}", writes)
+        running = S3Server(f"http://127.0.0.1:{server.server_port}", writes, reads)
         running.client().create_bucket(Bucket=BUCKET)
         yield running
     finally:
@@ -86,13 +88,14 @@ def run_s3_server() -> Iterator[S3Server]:
 
 
 def _one_write_at_a_time(
-    app: Callable[..., Iterable[bytes]], writes: list[str]
+    app: Callable[..., Iterable[bytes]], writes: list[str], reads: list[str]
 ) -> Callable[..., Iterable[bytes]]:
-    """S3 decides a condition and writes in one step; moto does so in two. Keeps a list of them."""
+    """S3 decides a condition and writes in one step; moto does so in two. Lists all requests."""
     lock = threading.Lock()
 
     def serve(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         if environ["REQUEST_METHOD"] in ("GET", "HEAD"):
+            reads.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
             return app(environ, start_response)
         query = environ["QUERY_STRING"]
         request = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}{'?' if query else ''}{query}"

@@ -21,6 +21,7 @@ from builds import (
 )
 from commands import kill_session, start_infineg, wait_until
 from pydantic import BaseModel
+from s3_server import S3Server
 
 import pipeline.build
 from pipeline import manifest
@@ -222,3 +223,14 @@ def test_shards_are_full_within_a_round(whole: Path) -> None:
     train = [s for s in generation.shards if (s.source, s.split) == ("squares", "train")]
     full = [shard for shard in train if shard.num_samples == SAMPLES_PER_SHARD]
     assert len(full) / len(train) > 0.6
+
+
+def test_hashes_of_earlier_rounds_are_not_read_again(s3_root: str, s3_server: S3Server) -> None:
+    """Else a build of n rounds would read n (n - 1) / 2 tables."""
+    entries = [squares(num_pictures=3000, per_partition=600)]
+    config = config_of(s3_root, entries, output={"candidates_per_round": 600})
+    generation = build_inline(config)
+    assert generation.number >= 5
+    folder = "/" + s3_root.removeprefix("s3://") + "/hashes/"
+    assert not [request for request in s3_server.reads if request.startswith(f"GET {folder}")]
+    assert sum(request.startswith(f"PUT {folder}") for request in s3_server.writes) >= 5

@@ -5,7 +5,6 @@ that needs them: `infineg --help` must not wait for torch and Ray.
 """
 
 import errno
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from pipeline import storage
 from pipeline.cli import Address, ConfigPath, Overrides, Sources, app, console, load
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.launch.names import JobKind, Platform
+from pipeline.log_format import LogFormat, configure_logging
 
 _INTERRUPTED = 130
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -200,14 +200,17 @@ def launch(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command and exits; a user's mistake gives one message, `--debug` the traceback."""
+    """Runs a command and exits; a user's mistake gives one message, `--debug` the traceback.
+
+    `--log-format json` makes the log JSON Lines.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     is_debug = "--debug" in given
     if is_debug:
         given.remove("--debug")
     # Nothing calls home.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    _configure_logging(is_debug)
+    configure_logging(_take_log_format(given), is_debug=is_debug)
     try:
         app(given, prog_name="infineg")  # exits by itself, with 2 for wrong use
     except InfinegError as error:
@@ -233,6 +236,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise
 
 
+def _take_log_format(arguments: list[str]) -> LogFormat:
+    """Removes `--log-format FORMAT`, which every command has; else INFINEG_LOG says it."""
+    found = os.environ.get("INFINEG_LOG", "text")
+    for place, argument in enumerate(arguments):
+        option, separator, value = argument.partition("=")
+        if option == "--log-format":
+            num_words = 1 if separator else 2
+            found = value if separator else "".join(arguments[place + 1 : place + 2])
+            del arguments[place : place + num_words]
+            break
+    if found == "json":
+        return "json"
+    if found != "text":
+        sys.stderr.write(f"infineg: --log-format (INFINEG_LOG): {found!r}; text or json\n")
+        sys.exit(2)
+    return "text"
+
+
 def _evaluate_folders(run: str, images: list[str], labels: list[str]) -> None:
     from train.evaluate_folders import evaluate_folders
     from train.tables import metrics_table
@@ -243,18 +264,3 @@ def _evaluate_folders(run: str, images: list[str], labels: list[str]) -> None:
         )
     metrics = evaluate_folders(run, list(zip(images, labels, strict=True)))
     console.print(metrics_table(metrics))
-
-
-class _SafeFormatter(logging.Formatter):
-    """Lines without the secrets of addresses."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return storage.shown(super().format(record))
-
-
-def _configure_logging(is_debug: bool) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_SafeFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logging.basicConfig(level=logging.DEBUG if is_debug else logging.WARNING, handlers=[handler])
-    for room in ("pipeline", "train"):
-        logging.getLogger(room).setLevel(logging.DEBUG if is_debug else logging.INFO)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from pipeline.config import Config, describe_errors, load_config
 from pipeline.errors import ConfigError
+from pipeline.metrics import MetricsServer
 from train.augment import Strength
 from train.early_stopping import EarlyStopping
 from train.evaluate_config import EvaluateConfig
@@ -87,6 +88,7 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     checkpoint_every: int = Field(500, ge=1)  # steps that a crash can cost
     keep_checkpoints: int = Field(2, ge=1)
     log_every: int = Field(10, ge=1)  # steps between lines of log.jsonl
+    metrics: MetricsServer = MetricsServer()  # for Prometheus, of the main process: {port: 9465}
     wandb: WandbConfig | None = None  # logs to Weights & Biases, too
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
     # How several processes share a model in finetune: ddp, each has all of it; fsdp, each a part of
@@ -194,6 +196,7 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
             "checkpoint_every",
             "keep_checkpoints",
             "log_every",
+            "metrics",
             "wandb",
             "device",
             "parallel",

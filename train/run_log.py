@@ -16,10 +16,18 @@ from torch.utils.tensorboard import SummaryWriter
 from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.keys import sha256_hex
+from pipeline.metrics import Metrics
 from pipeline.progress import Progress
 
 ItemT = TypeVar("ItemT")
 _CPU = torch.device("cpu")
+# What of a line is also a metric.
+_METRICS = {
+    "loss": "infineg_train_loss",
+    "learning_rate": "infineg_train_learning_rate",
+    "samples_per_s": "infineg_train_samples_per_second",
+    "data_wait": "infineg_train_data_wait_ratio",
+}
 
 
 class WandbConfig(BaseModel, frozen=True, extra="forbid"):
@@ -35,7 +43,7 @@ class RunLog:
     """`log.jsonl`, a line each logged step; the same in `tensorboard/`; and a progress line.
 
     What an interrupted run logged at `first_step` or later is dropped: it happens again.
-    `settings` are told to Weights & Biases, where that is asked for.
+    `settings` are told to Weights & Biases, where that is asked for; `metrics` to Prometheus.
     """
 
     def __init__(
@@ -47,7 +55,10 @@ class RunLog:
         batch_size: int,
         wandb: WandbConfig | None = None,
         settings: Mapping[str, JsonValue] | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
+        self._metrics = metrics or Metrics({})
+        self._metrics.set("infineg_train_steps_planned", num_steps)
         self._run_dir = run_dir
         self._first_step = first_step
         self._batch_size = batch_size
@@ -80,11 +91,16 @@ class RunLog:
         if self._wandb_run is not None:
             named = {f"train/{name}": value for name, value in values.items()}
             self._wandb_run.log(named, step=samples_seen)
+        for name, metric in _METRICS.items():
+            if name in values:
+                self._metrics.set(metric, values[name])
+        self._metrics.set("infineg_train_step", step + 1)
         if "data_wait" in values:
             self._progress.note = f"data wait {values['data_wait']:.0%}"
 
     def advance(self) -> None:
         """Counts one step done."""
+        self._metrics.set("infineg_train_last_step_timestamp_seconds", time.time())
         self._progress.advance(self._batch_size)
 
     def __exit__(

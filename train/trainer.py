@@ -15,6 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config import Config
 from pipeline.errors import InfinegError
+from pipeline.metric_names import TRAIN_METRICS
+from pipeline.metrics import Metrics, serve_metrics
 from train.broken_batch import broken_loss, has_broken_weights
 from train.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, snapshot
 from train.config import Mode, TrainConfig
@@ -98,7 +100,9 @@ def train(
             log = saver = None
             if world.is_main:
                 write_config(run, config, train_config)
-                log = stack.enter_context(_open_log(run, train_config, first_step))
+                served = serve_metrics(TRAIN_METRICS, train_config.metrics, "train.metrics.port")
+                metrics = stack.enter_context(served)
+                log = stack.enter_context(_open_log(run, train_config, first_step, metrics))
                 saver = stack.enter_context(Saver(run.path, keep=train_config.keep_checkpoints))
             request = stack.enter_context(stop_on_signals())
             lockstep = Lockstep(world, request, every=train_config.log_every)
@@ -111,7 +115,7 @@ def train(
         return run.path
 
 
-def _open_log(run: Run, train_config: TrainConfig, first_step: int) -> RunLog:
+def _open_log(run: Run, train_config: TrainConfig, first_step: int, metrics: Metrics) -> RunLog:
     return RunLog(
         run.path,
         first_step=first_step,
@@ -119,6 +123,7 @@ def _open_log(run: Run, train_config: TrainConfig, first_step: int) -> RunLog:
         batch_size=train_config.batch_size,
         wandb=train_config.wandb,
         settings=run.settings,
+        metrics=metrics,
     )
 
 

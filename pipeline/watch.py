@@ -1,0 +1,127 @@
+"""What a build's driver sees of its workers: metrics, and a line when nothing comes any more."""
+
+import contextlib
+import logging
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+
+from pipeline.commits import PartRecord
+from pipeline.metrics import Metrics
+from pipeline.parts import SpanTask
+
+_log = logging.getLogger(__name__)
+
+_LOOK_S = 0.5
+_USUAL = 5  # times the usual time between two parts is unusual
+_RATE_S = 60.0  # over which a rate is taken
+_NUM_NAMED = 4
+
+_Span = tuple[str, int, int]  # source, round, number in the round
+
+
+class BuildWatch:
+    """Knows which spans are handed out and since when, and when a part was last committed."""
+
+    def __init__(self, metrics: Metrics, *, stuck_after_s: float) -> None:
+        self._metrics = metrics
+        self._stuck_after_s = stuck_after_s
+        self._lock = threading.Lock()
+        self._in_flight: dict[_Span, tuple[SpanTask, float]] = {}
+        self._gaps: deque[float] = deque(maxlen=100)  # seconds between parts
+        self._read: deque[tuple[float, int]] = deque()  # when, and how many candidates
+        self._last = self._told_after = 0.0
+        self._began = time.monotonic()
+
+    def plan(self, num_candidates: int) -> None:
+        self._metrics.set("infineg_candidates_planned", num_candidates)
+
+    def hand_out(self, tasks: Iterable[SpanTask]) -> Iterator[SpanTask]:
+        """The same tasks, as they go to the workers."""
+        for task in tasks:
+            with self._lock:
+                now = time.monotonic()
+                if not self._in_flight:
+                    self._restart(now)
+                self._in_flight[task.source, task.round, task.span] = task, now
+                self._metrics.set("infineg_parts_queued", len(self._in_flight))
+            yield task
+
+    def see(self, part: PartRecord, stage_seconds: Mapping[str, float], *, is_new: bool) -> None:
+        """A part that a worker has reported; one that is not new was committed by another run."""
+        with self._lock:
+            now = time.monotonic()
+            if part.is_last:
+                self._in_flight.pop((part.source, part.round, part.span), None)
+                self._metrics.set("infineg_parts_queued", len(self._in_flight))
+            if is_new:
+                self._gaps.append(now - self._last)
+                self._read.append((now, part.counts.read))
+            self._restart(now)
+        if is_new:
+            self._count(part, stage_seconds)
+
+    def _count(self, part: PartRecord, stage_seconds: Mapping[str, float]) -> None:
+        metrics, source = self._metrics, part.source
+        metrics.add("infineg_candidates_total", part.counts.read, source)
+        metrics.add("infineg_selected_total", part.counts.selected, source)
+        metrics.add("infineg_parts_committed_total", 1, source)
+        metrics.set("infineg_last_commit_timestamp_seconds", time.time())
+        for reason, number in part.counts.rejected.items():
+            metrics.add("infineg_rejected_total", number, source, reason)
+        for stage, seconds in stage_seconds.items():
+            metrics.add("infineg_stage_seconds_total", seconds, stage)
+
+    def _restart(self, now: float) -> None:
+        self._last = now
+        usual = statistics.median(self._gaps) if self._gaps else 0.0
+        self._told_after = max(self._stuck_after_s, _USUAL * usual)
+
+    def look(self) -> None:
+        """Tells where nothing has come for long; again after twice the time."""
+        with self._lock:
+            now = time.monotonic()
+            while self._read and now - self._read[0][0] > _RATE_S:
+                self._read.popleft()
+            window = min(_RATE_S, max(now - self._began, 1.0))
+            rate = sum(number for _, number in self._read) / window
+            silent = now - self._last
+            is_stuck = bool(self._in_flight) and silent > self._told_after
+            if is_stuck:
+                self._told_after = 2 * silent
+                oldest = sorted(self._in_flight.values(), key=lambda pair: pair[1])
+        self._metrics.set("infineg_candidates_per_second", rate)
+        if is_stuck:
+            named = "; ".join(_shown(task, now - since) for task, since in oldest[:_NUM_NAMED])
+            more = len(oldest) - _NUM_NAMED
+            _log.warning(
+                "no part was committed for %.0f s. In flight: %s%s",
+                silent, named, f"; and {more} more spans" if more > 0 else "",
+            )  # fmt: skip
+
+
+def _shown(task: SpanTask, seconds: float) -> str:
+    first, last = task.partitions[0].id, task.partitions[-1].id
+    through = "" if first == last else f" to {last}"
+    return f"{task.source} span {task.span} (partitions {first}{through}), {seconds:.0f} s"
+
+
+@contextlib.contextmanager
+def watch_build(metrics: Metrics, *, stuck_after_s: float) -> Iterator[BuildWatch]:
+    """Looks all the time within the block, also while the driver waits for its workers."""
+    watch = BuildWatch(metrics, stuck_after_s=stuck_after_s)
+    is_over = threading.Event()
+
+    def run() -> None:
+        while not is_over.wait(_LOOK_S):
+            watch.look()
+
+    thread = threading.Thread(target=run, name="build watch", daemon=True)
+    thread.start()
+    try:
+        yield watch
+    finally:
+        is_over.set()
+        thread.join()
