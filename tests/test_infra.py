@@ -114,6 +114,24 @@ def test_training_keeps_its_run_on_the_volume_and_has_a_process_a_gpu(
         assert (trainer["numNodes"], trainer["numProcPerNode"]) == (2, 4)
 
 
+@pytest.mark.parametrize(
+    ("name", "section", "serving"),
+    [("kuberay build", "build", "ray-head"), ("kuberay train", "train", "ray-worker")],
+)
+def test_pods_that_serve_metrics_say_so_to_prometheus(
+    name: str, section: str, serving: str, config: Path
+) -> None:
+    _, job = documents(name, config, f"{section}.metrics={{port: 9464, host: 0.0.0.0}}")
+    MODELS[job["kind"]].model_validate(job)
+    found = {
+        pod["spec"]["containers"][0]["name"]: pod["metadata"].get("annotations")
+        for pod in pods_of(job)
+    }
+    scraped = {"prometheus.io/scrape": "true", "prometheus.io/port": "9464"}
+    silent = "ray-worker" if serving == "ray-head" else "ray-head"
+    assert found == {serving: scraped, silent: None}
+
+
 def test_ray_up_takes_the_cluster(config: Path) -> None:
     schema = Path(ray.__file__).parent / "autoscaler" / "ray-schema.json"
     (cluster,) = documents("ray cluster", config)

@@ -66,6 +66,13 @@ class Job:
         return ["infineg", self.kind.value, config, *resume, *options]
 
     @property
+    def metrics_port(self) -> int | None:
+        if self.kind == JobKind.TRAIN:
+            port: int | None = (self.config.train.get("metrics") or {}).get("port")
+            return port
+        return self.config.build.metrics.port
+
+    @property
     def places(self) -> dict[str, str]:
         """What the job writes to, by field of the config, as far as it is known here."""
         found = {"output.path": self.config.output.path}

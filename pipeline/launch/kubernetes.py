@@ -94,12 +94,17 @@ def _values(job: Job) -> dict[str, Any]:
         ],
         "workers": {name: nodes.model_dump() for name, nodes in groups.items() if nodes.max},
     }
-    values["pod"] = lambda name, nodes: _pod(values, name, Nodes.model_validate(nodes))
-    return values
+
+    def pod(name: str, nodes: Any, metrics_port: int | None = None) -> Any:
+        return _pod(values, name, Nodes.model_validate(nodes), metrics_port)
+
+    return values | {"pod": pod, "metrics_port": job.metrics_port}
 
 
-def _pod(values: dict[str, Any], name: str, nodes: Nodes) -> Any:
-    return fill_yaml("kubernetes/pod.yaml.j2", {**values, "name": name, "nodes": nodes})
+def _pod(values: dict[str, Any], name: str, nodes: Nodes, metrics_port: int | None = None) -> Any:
+    port = str(metrics_port) if metrics_port else None  # an annotation is a string
+    of_pod = {"name": name, "nodes": nodes, "metrics_port": port}
+    return fill_yaml("kubernetes/pod.yaml.j2", values | of_pod)
 
 
 def _environment(job: Job) -> list[dict[str, Any]]:
