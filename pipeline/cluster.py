@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,7 +121,7 @@ def open_cluster(config: BuildConfig) -> Iterator[Cluster]:
     else:
         options |= {"address": config.address}
     try:
-        ray.init(**options)
+        context = ray.init(**options)
     except (ConnectionError, AuthenticationError) as error:
         raise InfinegError(
             f"cannot join the Ray cluster at {config.address}: {error}. Is it there? If it wants a "
@@ -136,12 +136,28 @@ def open_cluster(config: BuildConfig) -> Iterator[Cluster]:
             named_deaths(),
         ):
             cluster_resources: Any = ray.cluster_resources
-            num_cpus = cluster_resources().get("CPU", 1)
+            resources = cluster_resources()
+            if config.address is not None:
+                _tell_of_cluster(config.address, resources, context.dashboard_url)
+            num_cpus = resources.get("CPU", 1)
             num_workers = config.workers or max(1, int(num_cpus / config.cpus_per_worker))
             yield Cluster(config, num_workers)
     finally:
         _workers.clear()
         ray.shutdown()
+
+
+def _tell_of_cluster(address: str, resources: Mapping[str, float], dashboard: str | None) -> None:
+    """`dashboard` is HOST:PORT, or nothing where the cluster runs none."""
+    nodes: Any = ray.nodes
+    _log.info(
+        "joined the Ray cluster at %s: %d nodes, %g CPUs, %g GPUs; %s",
+        address,
+        sum(node["Alive"] for node in nodes()),
+        resources.get("CPU", 0),
+        resources.get("GPU", 0),
+        f"dashboard: http://{dashboard}" if dashboard else "it runs no dashboard",
+    )
 
 
 @contextlib.contextmanager

@@ -422,5 +422,8 @@ def test_job_submitted_to_a_running_ray_builds(tmp_path: Path) -> None:
             env=environment, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
         head.stdin.close()  # which ends it
-    assert "committed generation 1" in followed.stdout, followed.stdout + followed.stderr
+    told = followed.stdout + followed.stderr
+    assert "committed generation 1" in told
+    # Wrapped to the width of a terminal that is none.
+    assert f"dashboard: {address}" in " ".join(told.split()), told
     assert manifest.read_generation(str(tmp_path / "data")).counts.read == 248

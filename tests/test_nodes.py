@@ -81,6 +81,7 @@ def test_a_build_goes_on_when_one_of_three_nodes_is_killed(
             assert command.wait(timeout=200) == 0, build.logs[0].read_text()
         finally:
             kill_session(command)
+    assert "3 nodes, 3 CPUs, 0 GPUs; it runs no dashboard" in build.logs[0].read_text()
     assert_as_undisturbed(events, undisturbed)
 
 
