@@ -7,15 +7,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 
-def start_infineg(*arguments: object, log: Path, **env: str) -> subprocess.Popen[bytes]:
-    """The command in a session of its own, so that all that it starts can be found and killed."""
+def start_infineg(
+    *arguments: object, log: Path, prefix: Sequence[str] = (), **env: str
+) -> subprocess.Popen[bytes]:
+    """The command in a session of its own, so that all that it starts can be found and killed.
+
+    `prefix` goes before it, as that of a `hosts.Host` does.
+    """
     with log.open("ab") as file:
         return subprocess.Popen(
-            [sys.executable, "-c", "from train.cli import main; main()", *map(str, arguments)],
+            [
+                *(*prefix, sys.executable),
+                *("-c", "from train.cli import main; main()"),
+                *map(str, arguments),
+            ],
             stdout=file,
             stderr=file,
             env={**os.environ, **env},

@@ -1,4 +1,4 @@
-"""Ray nodes as `ray start` makes them, several on this machine, to be killed one by one.
+"""Ray nodes as `ray start` makes them, one a host, to be killed one by one.
 
 Each is a raylet with an object store and workers of its own; the first is the head. SIGKILL of all
 processes of one is what others see of a machine that lost its power.
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from commands import kill_session, session_processes, wait_until
+from hosts import Host
 
 _STORE_BYTES = 100 * 2**20
 
@@ -25,6 +26,7 @@ _STORE_BYTES = 100 * 2**20
 class RayNodes:
     """The first is the head; a killed one keeps its place in the list."""
 
+    hosts: list[Host]
     port: int
     folder: Path
     env: dict[str, str]
@@ -32,22 +34,27 @@ class RayNodes:
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self.hosts[0].address}:{self.port}"
 
-    def start(self, *, num_cpus: int = 1) -> None:
+    def start(self) -> None:
+        """The next host's."""
+        host = self.hosts[len(self.nodes)]
         role = ["--address", self.address]
         if not self.nodes:
             role = ["--head", "--port", str(self.port), "--temp-dir", str(self.folder)]
             role += ["--include-dashboard", "false"]
         options = [
-            "--block", "--disable-usage-stats", "--node-ip-address", "127.0.0.1", "--num-cpus",
-            str(num_cpus), "--object-store-memory", str(_STORE_BYTES), "--min-worker-port", "0",
-            "--max-worker-port", "0",
+            "--block", "--disable-usage-stats", "--node-ip-address", host.address,
+            "--num-cpus", "1", "--object-store-memory", str(_STORE_BYTES),
+            "--min-worker-port", "0", "--max-worker-port", "0",
         ]  # fmt: skip
         log = self.folder / f"node-{len(self.nodes)}.log"
         with log.open("wb") as file:
             node = subprocess.Popen(
-                [str(Path(sys.executable).with_name("ray")), "start", *role, *options],
+                [
+                    *(*host.prefix, str(Path(sys.executable).with_name("ray"))),
+                    *("start", *role, *options),
+                ],
                 stdout=file, stderr=file, env=os.environ | self.env, start_new_session=True,
             )  # fmt: skip
         self.nodes.append(node)
@@ -63,8 +70,8 @@ class RayNodes:
 
 
 @contextlib.contextmanager
-def ray_nodes(number: int) -> Iterator[RayNodes]:
-    """A cluster of so many nodes; ends with all their processes."""
+def ray_nodes(hosts: list[Host]) -> Iterator[RayNodes]:
+    """A cluster of a node a host; ends with all their processes."""
     folder = Path(tempfile.mkdtemp(prefix="rn"))  # short: paths of Unix sockets end at 107 bytes
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -74,9 +81,9 @@ def ray_nodes(number: int) -> Iterator[RayNodes]:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    cluster = RayNodes(port, folder, env)
+    cluster = RayNodes(hosts, port, folder, env)
     try:
-        for _ in range(number):
+        for _ in hosts:
             cluster.start()
         yield cluster
     finally:

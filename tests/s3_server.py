@@ -62,7 +62,7 @@ def forget_clients() -> None:
 
 
 @contextlib.contextmanager
-def run_s3_server() -> Iterator[S3Server]:
+def run_s3_server(host: str = "127.0.0.1") -> Iterator[S3Server]:
     from moto.moto_server.werkzeug_app import (
         DomainDispatcherApplication,
         MotoRequestHandler,
@@ -74,11 +74,11 @@ def run_s3_server() -> Iterator[S3Server]:
     writes: list[str] = []
     reads: list[str] = []
     app = _one_write_at_a_time(DomainDispatcherApplication(create_backend_app), writes, reads)
-    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=MotoRequestHandler)
+    server = make_server(host, 0, app, threaded=True, request_handler=MotoRequestHandler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        running = S3Server(f"http://127.0.0.1:{server.server_port}", writes, reads)
+        running = S3Server(f"http://{host}:{server.server_port}", writes, reads)
         running.client().create_bucket(Bucket=BUCKET)
         yield running
     finally:

@@ -1,7 +1,6 @@
 """Who starts the processes of a training: srun, two agents of torchrun, nobody; without Ray."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from commands import wait_until
+from hosts import network
 from torch_jobs import (
     TORCHRUN,
     checkpoint_steps,
@@ -113,14 +113,14 @@ def test_training_needs_no_ray(dataset: Path, tmp_path: Path) -> None:
     assert (code, "pip install 'infineg[pipeline]'" in log.read_text()) == (2, True)
 
 
-def agent(node: int, endpoint: str, *options: str, prefix: list[str] | None = None) -> list[str]:
+def agent(node: int, endpoint: str, *options: str) -> list[str]:
     """One of two nodes, a process each."""
     same = [
         "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "job", "--rdzv-backend", "c10d",
         "--rdzv-endpoint", endpoint, "--rdzv-conf", f"is_host={int(node == 0)}",
         "--max-restarts", "2",
     ]  # fmt: skip
-    return [*(prefix or []), *TORCHRUN, *same, *options]
+    return [*TORCHRUN, *same, *options]
 
 
 def test_two_agents_go_on_after_a_kill_on_one_of_them(
@@ -146,43 +146,20 @@ def test_two_network_namespaces_train_as_one_machine(
     dataset: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     """Two hosts joined by a cable: what they say to each other crosses a network."""
-    ip = shutil.which("ip")
-    if os.geteuid() != 0 or ip is None:
-        pytest.skip("network namespaces need root and iproute2")
-    names = [f"infineg{os.getpid()}{end}" for end in "ab"]
     run = tmp_path / "run"
     config = write_job(dataset, run, **HEAD)
-    jobs: list[subprocess.Popen[bytes]] = []
-    try:
-        made = subprocess.run([ip, "netns", "add", names[0]], capture_output=True, check=False)
-        if made.returncode:
-            pytest.skip(f"no network namespaces here: {made.stderr.decode()}")
-        subprocess.run([ip, "netns", "add", names[1]], check=True)
-        cable = ["type", "veth", "peer", "name", "eth1", "netns", names[1]]
-        subprocess.run([ip, "-n", names[0], "link", "add", "eth1", *cable], check=True)
-        for number, name in enumerate(names, 1):
-            address = ["address", "add", f"10.77.0.{number}/24", "dev", "eth1"]
-            for words in (address, ["link", "set", "eth1", "up"], ["link", "set", "lo", "up"]):
-                subprocess.run([ip, "-n", name, *words], check=True)
+    with network(2) as net:
+        if not net.is_real:
+            pytest.skip("network namespaces need root and iproute2")
+        endpoint = f"{net.hosts[0].address}:29500"
         jobs = [
             start_job(
                 config,
                 log=tmp_path / f"log{node}",
-                launcher=agent(
-                    node,
-                    "10.77.0.1:29500",
-                    "--local-addr",
-                    f"10.77.0.{node + 1}",
-                    prefix=[ip, "netns", "exec", name],
-                ),
-                GLOO_SOCKET_IFNAME="eth1",
+                launcher=[*host.prefix, *agent(node, endpoint, "--local-addr", host.address)],
+                GLOO_SOCKET_IFNAME=host.interface,
             )
-            for node, name in enumerate(names)
+            for node, host in enumerate(net.hosts)
         ]
         finish(jobs)
-    finally:
-        for job in jobs:
-            kill_job(job)
-        for name in names:
-            subprocess.run([ip, "netns", "delete", name], check=False)
     assert_same(run, undisturbed)

@@ -1,5 +1,6 @@
-"""Builds on several Ray nodes that share an object store alone, and lose one of them."""
+"""Builds on several Ray nodes, hosts of a network that share an object store, which lose one."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,10 @@ from typing import Any
 import pytest
 from builds import build_inline, config_of, file_hashes, squares, write_config
 from commands import kill_session, start_infineg, wait_until
+from hosts import Network, network
 from kills import S3Events
 from ray_nodes import RayNodes, ray_nodes
-from s3_server import S3Server
+from s3_server import S3Server, run_s3_server
 
 from pipeline.verify import verify_dataset
 
@@ -22,6 +24,19 @@ SECTIONS: dict[str, Any] = {"build": {"workers": 3, "lease_wait_s": 100}}
 class Undisturbed:
     entries: list[dict[str, Any]]
     hashes: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[Network]:
+    with network(3) as net:
+        yield net
+
+
+@pytest.fixture(scope="module")
+def s3_server(net: Network) -> Iterator[S3Server]:
+    """Where the hosts reach it."""
+    with run_s3_server(net.outside) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +58,9 @@ class Build:
     def start(self, cluster: RayNodes) -> Any:
         self.logs.append(self._folder / f"log-{len(self.logs)}")
         return start_infineg(
-            "build", self._config, "--address", cluster.address, log=self.logs[-1], **cluster.env
-        )
+            "build", self._config, "--address", cluster.address, log=self.logs[-1],
+            prefix=cluster.hosts[0].prefix, **cluster.env,
+        )  # fmt: skip
 
 
 def num_parts(events: S3Events) -> int:
@@ -66,10 +82,10 @@ def new_build(s3_server: S3Server, expected: Undisturbed, tmp_path: Path) -> tup
 
 @pytest.mark.usefixtures("s3_root")
 def test_a_build_goes_on_when_one_of_three_nodes_is_killed(
-    undisturbed: Undisturbed, s3_server: S3Server, tmp_path: Path
+    undisturbed: Undisturbed, s3_server: S3Server, net: Network, tmp_path: Path
 ) -> None:
     build, events = new_build(s3_server, undisturbed, tmp_path)
-    with ray_nodes(3) as cluster:
+    with ray_nodes(net.hosts) as cluster:
         command = build.start(cluster)
         try:
             wait_until(
@@ -87,10 +103,10 @@ def test_a_build_goes_on_when_one_of_three_nodes_is_killed(
 
 @pytest.mark.usefixtures("s3_root")
 def test_a_build_whose_head_is_killed_resumes_on_another_cluster(
-    undisturbed: Undisturbed, s3_server: S3Server, tmp_path: Path
+    undisturbed: Undisturbed, s3_server: S3Server, net: Network, tmp_path: Path
 ) -> None:
     build, events = new_build(s3_server, undisturbed, tmp_path)
-    with ray_nodes(2) as cluster:
+    with ray_nodes(net.hosts[:2]) as cluster:
         command = build.start(cluster)
         try:
             wait_until(lambda: num_parts(events) > 2, command, build.logs[0])
@@ -101,7 +117,7 @@ def test_a_build_whose_head_is_killed_resumes_on_another_cluster(
     done = num_parts(events)
     assert f"head of the Ray cluster at {cluster.address} does not" in build.logs[0].read_text()
     assert "Traceback" not in build.logs[0].read_text()
-    with ray_nodes(2) as cluster:
+    with ray_nodes(net.hosts[:2]) as cluster:
         command = build.start(cluster)
         try:
             assert command.wait(timeout=200) == 0, build.logs[1].read_text()
