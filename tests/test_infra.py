@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import typer
 import yaml
 from launching import ALL, launch_named, write_config
 from manifest_models import MODELS, pods_of
+from typer.testing import CliRunner
 
 from pipeline.launch.templates import INFRA
 from pipeline.metric_names import METRICS
@@ -253,6 +255,24 @@ def test_every_command_that_is_written_down_exists(config: Path) -> None:
         for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", line):
             known = option in options[command] or option in ("--debug", "--help")
             assert known, f"{where}: {command} {option}: {line}"
+
+
+def test_every_launch_of_the_guide_shows_its_manifest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a newcomer would type them, one after the other, with --dry-run."""
+    blocks = re.findall(r"```\n(.*?)```", (INFRA / "README.md").read_text(), re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if "CONFIG" not in line]
+    num_launches = 0
+    monkeypatch.chdir(ROOT)
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["export"]:
+            monkeypatch.setenv(*words[1].split("=", 1))
+        if words[:2] == ["infineg", "launch"]:
+            done = CliRunner().invoke(app, [*words[1:], "--dry-run"])
+            assert done.exit_code == 0, f"{line}: {done.output}"
+            assert "submitted by:" in done.output
+            num_launches += 1
+    assert num_launches > 10
 
 
 def written_commands(config: Path) -> Iterator[tuple[str, str, str]]:
