@@ -55,7 +55,9 @@ class RayNodes:
                     *(*host.prefix, str(Path(sys.executable).with_name("ray"))),
                     *("start", *role, *options),
                 ],
-                stdout=file, stderr=file, env=os.environ | self.env, start_new_session=True,
+                stdout=file, stderr=file, start_new_session=True,
+                # All hosts have the name of this machine, by which gloo would look for itself.
+                env=os.environ | self.env | {"GLOO_SOCKET_IFNAME": host.interface},
             )  # fmt: skip
         self.nodes.append(node)
         wait_until(lambda: "Ray runtime started" in log.read_text(), node, log)
@@ -65,8 +67,14 @@ class RayNodes:
 
     def works(self, number: int) -> bool:
         """Whether a process of this node runs tasks of a build."""
+        return self._runs(number, "ray::MapBatches")
+
+    def trains(self, number: int) -> bool:
+        return self._runs(number, "ray::RayTrainWorker")
+
+    def _runs(self, number: int, name: str) -> bool:
         running = session_processes(self.nodes[number].pid).values()
-        return any(command.startswith("ray::MapBatches") for command in running)
+        return any(name in command for command in running)
 
 
 @contextlib.contextmanager

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 from builds import build_inline, config_of, file_hashes, squares, write_config
-from commands import kill_session, start_infineg, wait_until
+from commands import kill_session, run_infineg, start_infineg, wait_until
 from hosts import Network, network
 from kills import S3Events
 from ray_nodes import RayNodes, ray_nodes
 from s3_server import S3Server, run_s3_server
+from torch_jobs import checkpoint_steps, losses_logged, write_job
+from train_dataset import write_dataset
 
 from pipeline.verify import verify_dataset
 
@@ -125,3 +127,32 @@ def test_a_build_whose_head_is_killed_resumes_on_another_cluster(
             kill_session(command)
     assert done < num_parts(events)
     assert_as_undisturbed(events, undisturbed)
+
+
+def test_a_training_goes_on_with_the_worker_that_is_left(net: Network, tmp_path: Path) -> None:
+    """Of two, on two nodes; the batches are the same, whoever reads them."""
+    dataset, run, log = tmp_path / "dataset", tmp_path / "run", tmp_path / "log"
+    undisturbed = tmp_path / "undisturbed"
+    write_dataset(dataset, image_size=40)
+    settings = {
+        "steps": 1500, "batch_size": 16, "warmup_steps": 3, "log_every": 5, "checkpoint_every": 50,
+        "hidden_dim": 32, "workers": 0, "deterministic": True, "device": "cpu", "timeout_s": 20,
+    }  # fmt: skip
+    code, told = run_infineg("train", write_job(dataset, undisturbed, **settings), log=log)
+    assert code == 0, told
+    config = write_job(dataset, run, **settings)
+    with ray_nodes(net.hosts[:2]) as cluster:
+        command = start_infineg(
+            "train", config, "--launcher", "ray", "--num-workers", "1:2", log=log,
+            prefix=cluster.hosts[0].prefix, RAY_ADDRESS=cluster.address, **cluster.env,
+        )  # fmt: skip
+        try:
+            wait_until(lambda: bool(checkpoint_steps(run)), command, log)
+            assert all(map(cluster.trains, range(2)))
+            cluster.kill(1)
+            assert command.wait(timeout=200) == 0, log.read_text()
+        finally:
+            kill_session(command)
+    logged, expected = losses_logged(run), losses_logged(undisturbed)
+    assert len(logged) == len(expected) == 300
+    assert max(logged[-1], expected[-1]) < 1e-3 < 0.1 < expected[0]
