@@ -165,7 +165,11 @@ def write_part_of(root: Path, rows: pa.Table) -> PartRecord:
 
 def tables_of(root: Path, *parts: PartRecord) -> RoundTables:
     return write_tables(
-        str(root), parts, SeenImages(), ledger_path="ledger/a-1", hashes_path="hashes/a-1"
+        str(root),
+        [part.path for part in parts],
+        SeenImages(),
+        ledger_path="ledger/a-1",
+        hashes_path="hashes/a-1",
     )
 
 
