@@ -26,6 +26,7 @@ from pipeline.errors import ConfigError, InfinegError
 from pipeline.records import SPLITS, Split
 
 RecordT = TypeVar("RecordT", bound=BaseModel)
+_ROWS_AT_ONCE = 8192
 _RECORDS_AT_ONCE = 1024  # of parts, of which a round may have very many
 
 
@@ -175,6 +176,13 @@ def read_table(root: str, path: str, columns: Sequence[str] | None = None) -> pa
     """A parquet file of the data set, whole or some columns."""
     with storage.open_read(storage.join(root, path)) as file:
         return pq.read_table(file, columns=list(columns) if columns is not None else None)
+
+
+def iterate_table(root: str, path: str) -> Iterator[pa.Table]:
+    """A parquet file of the data set, some rows at a time: a ledger may have a million."""
+    with storage.open_read(storage.join(root, path)) as file, pq.ParquetFile(file) as table:
+        for rows in table.iter_batches(_ROWS_AT_ONCE):
+            yield pa.Table.from_batches([rows])
 
 
 def read_tables(

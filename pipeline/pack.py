@@ -21,6 +21,7 @@ from pipeline.shards import LEDGER_COLUMNS, count_rows, output_groups, refuse_ro
 
 # The columns of `hashes/`: what is told of each image in a shard to recognise it.
 HASH_COLUMNS = ("key", *COLUMNS)
+_ROWS_PER_GROUP = 2**16  # of ledgers and hashes
 
 
 class Piece(BaseModel, frozen=True):
@@ -173,20 +174,36 @@ def _parquet_writer(root: str, path: str) -> Iterator[tuple[storage.HashingWrite
 
 
 class _WriteRows:
-    """Appends tables to a parquet file, with the schema of the first."""
+    """Appends tables to a parquet file, with the schema of the first.
+
+    Gathers them: a row group has an entry for each column, and those of single parts make an
+    eighth of a ledger, which whoever wants one column has to read.
+    """
 
     def __init__(self, file: storage.HashingWriter) -> None:
         self._file = file
         self._writer: pq.ParquetWriter | None = None
+        self._waiting: list[pa.Table] = []
+        self._num_waiting = 0
 
     def __call__(self, rows: pa.Table) -> None:
-        if self._writer is None:
-            self._writer = pq.ParquetWriter(self._file, rows.schema, compression="zstd")
-        self._writer.write_table(rows.combine_chunks())
+        self._waiting.append(rows)
+        self._num_waiting += rows.num_rows
+        if self._num_waiting >= _ROWS_PER_GROUP:
+            self._write()
 
     def close(self) -> None:
+        if self._waiting:
+            self._write()
         if self._writer is not None:
             self._writer.close()
+
+    def _write(self) -> None:
+        rows = pa.concat_tables(self._waiting).combine_chunks()
+        self._waiting, self._num_waiting = [], 0
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._file, rows.schema, compression="zstd")
+        self._writer.write_table(rows)
 
 
 def cut_shards(

@@ -41,7 +41,7 @@ def decided_rows(
     partitions = [f"{n // SAMPLES_PER_PARTITION:06d}.tar" for n in numbers]
     ordinals = [n % SAMPLES_PER_PARTITION for n in numbers]
     hashes = [hashlib.sha256(str(n).encode()).hexdigest() for n in numbers]
-    image = rng.bytes(image_bytes)
+    selected = [unit_hash(0, digest) < np.float32(share) for digest in hashes]
     columns: dict[str, object] = {
         "key": [make_key(SOURCE, p, o) for p, o in zip(partitions, ordinals, strict=True)],
         "source": [SOURCE] * number,
@@ -54,13 +54,13 @@ def decided_rows(
         "split": [split_of(digest, FRACTIONS) for digest in hashes],
         "content_hash": hashes,
         "perceptual_hash": rng.integers(0, 2**64, number, np.uint64),
-        "image": [image] * number,
+        "image": [rng.bytes(image_bytes) if is_selected else None for is_selected in selected],
         "width": [256] * number,
         "height": [256] * number,
         "embedding": list(rng.standard_normal((number, dim)).astype(np.float16)),
         "similarity": rng.standard_normal(number).astype(np.float32),
         "inclusion_probability": [share] * number,
-        "selected": [unit_hash(0, digest) < np.float32(share) for digest in hashes],
+        "selected": selected,
     }
     return pa.table(
         {
