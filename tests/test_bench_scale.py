@@ -6,6 +6,7 @@ the project's own functions. `SCALE=1000000` for the largest size, which takes t
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -83,14 +84,16 @@ def test_partitions_and_parts(tmp_path: Path) -> None:
     tell("partitions and parts", columns, rows)
 
 
-def pack(root: str, number: int) -> tuple[int, int]:
-    """Writes the tables and shards of a round; returns bytes of the ledger and samples packed."""
+def pack(root: str, number: int) -> tuple[float, int, int]:
+    """Writes a round; returns seconds of its tables, bytes of its ledger, and samples packed."""
     parts = list(manifest.iterate_part_records(root, SOURCE, 1))
     assert len(parts) == number
+    began = time.perf_counter()
     tables = tables_of(root, parts)
+    seconds = time.perf_counter() - began
     files = pack_round(root, tables)
     size = (Path(root) / tables.ledger.path).stat().st_size
-    return size, sum(file.num_samples for file in files)
+    return seconds, size, sum(file.num_samples for file in files)
 
 
 def write(root: str, number: int) -> int:
@@ -107,27 +110,28 @@ def test_pack(tmp_path: Path) -> None:
         written = cost_of(write, root, number)
         packed = cost_of(pack, root, number)
         candidates = 512 * number
-        ledger_bytes, num_samples = packed.value
+        seconds, ledger_bytes, num_samples = packed.value
         rows.append(
             [
                 f"{number:,}",
                 f"{candidates:,}",
                 f"{written.value / candidates:.0f}",
-                f"{candidates / packed.seconds:,.0f}",
+                f"{candidates / seconds:,.0f}",
+                f"{num_samples / (packed.seconds - seconds):,.0f}",
                 f"{packed.megabytes:.0f}",
                 f"{ledger_bytes / candidates:.1f}",
                 f"{num_samples:,}",
             ]
         )
-    columns = ["parts", "candidates", "part bytes a candidate", "packed candidates a second",
-               "MB", "ledger bytes a candidate", "packed"]  # fmt: skip
+    columns = [
+        "parts", "candidates", "part bytes a candidate", "tables, candidates a second",
+        "shards, samples a second", "MB", "ledger bytes a candidate", "packed",
+    ]  # fmt: skip
     tell("pack, 1 % selected, images of 20 kB", columns, rows)
 
 
 def see(number: int) -> float:
     """Seconds to refuse the duplicates of a round of 10,000 beside `number` images."""
-    import time
-
     seen = SeenImages()
     for first in range(0, number, 100_000):
         seen.add(_images(min(100_000, number), first))
