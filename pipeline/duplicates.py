@@ -24,15 +24,21 @@ _EVAL_SPLITS: tuple[Split, ...] = ("val", "test")
 class _Side:
     """The pictures of one split."""
 
+    # Sorted, for a round to cost what the round holds, and not what was there before it.
     content_hashes: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
     looks: LookIndex = field(default_factory=LookIndex)
 
     def add(self, content_hash_N: NDArray[np.uint64], look_N: NDArray[np.uint64]) -> None:
-        self.content_hashes = np.concatenate([self.content_hashes, content_hash_N])
+        new_N = np.sort(content_hash_N)
+        places_N = np.searchsorted(self.content_hashes, new_N)
+        self.content_hashes = np.insert(self.content_hashes, places_N, new_N)
         self.looks.add(look_N)
 
     def holds(self, content_hash_N: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        return np.isin(content_hash_N, self.content_hashes)
+        first_N, last_N = (
+            np.searchsorted(self.content_hashes, content_hash_N, side) for side in ("left", "right")
+        )
+        return np.asarray(last_N > first_N)
 
 
 class SeenImages:
@@ -43,9 +49,9 @@ class SeenImages:
 
     def add(self, rows: pa.Table) -> None:
         """rows: `COLUMNS`, of images that a shard holds."""
-        content_hash_N, look_N, split_N = _arrays(rows)
+        content_hash_N, look_N, splits = _arrays(rows)
         for split, side in self._sides.items():
-            here = split_N == split
+            here = pc.equal(splits, split).to_numpy()
             side.add(content_hash_N[here], look_N[here])
 
     def admit(self, rows: pa.Table) -> Mapping[int, RejectReason]:
@@ -54,10 +60,10 @@ class SeenImages:
         rows: `COLUMNS`, in the order of the source. The same rows after the same rounds give the
         same answer.
         """
-        content_hash_N, look_N, split_N = _arrays(rows)
+        content_hash_N, look_N, splits = _arrays(rows)
         refused: dict[int, RejectReason] = {}
         for split in (*_EVAL_SPLITS, "train"):
-            here = np.flatnonzero(split_N == split)
+            here = np.flatnonzero(pc.equal(splits, split).to_numpy())
             reasons = self._refuse(split, content_hash_N[here], look_N[here])
             refused |= {int(here[n]): reason for n, reason in reasons.items()}
             kept = np.delete(here, list(reasons))
@@ -86,8 +92,19 @@ class SeenImages:
 
 def _arrays(
     rows: pa.Table,
-) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.object_]]:
-    """content_hash_N (its last 64 bits), perceptual_hash_N, split_N."""
-    digits = pc.utf8_slice_codeunits(rows["content_hash"], -16).to_pylist()
-    content_hash_N = np.array([int(each, 16) for each in digits], np.uint64)
-    return content_hash_N, looks_of(rows), rows["split"].to_numpy(zero_copy_only=False)
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], pa.ChunkedArray]:
+    """content_hash_N (its last 64 bits), perceptual_hash_N, split."""
+    return _last_64_bits(rows["content_hash"]), looks_of(rows), rows["split"]
+
+
+def _last_64_bits(hex_digits: pa.ChunkedArray) -> NDArray[np.uint64]:
+    """Of hashes in lower-case hexadecimal; without a Python object for each."""
+    last = pc.cast(pc.utf8_slice_codeunits(hex_digits, -16), pa.binary()).cast(pa.binary(16))
+    last = last.combine_chunks()
+    ascii_N16 = np.frombuffer(last.buffers()[1], np.uint8).reshape(-1, 16)[last.offset :][
+        : len(last)
+    ]
+    # "0" to "9" are 0x30 to 0x39, "a" to "f" 0x61 to 0x66.
+    digit_N16 = (ascii_N16 & 0xF) + 9 * (ascii_N16 >> 6)
+    byte_N8 = digit_N16[:, 0::2] << 4 | digit_N16[:, 1::2]
+    return byte_N8.view(">u8").ravel().astype(np.uint64)

@@ -10,7 +10,6 @@ from pipeline import embedding_cache, manifest, storage
 from pipeline.cluster import Cluster
 from pipeline.commits import (
     Generation,
-    PartRecord,
     ShardFile,
     SourceRecord,
     add_counts,
@@ -178,22 +177,21 @@ def _new_rounds(before: Generation, generation: Generation) -> list[tuple[str, i
     ]
 
 
-def _ordered_parts(root: str, round_: Round) -> list[PartRecord]:
-    """All parts of a round in the order of its spans; raises where one is missing."""
-    committed = manifest.read_part_records(root, round_.source, round_.number)
-    ordered: list[PartRecord] = []
-    for span in range(round_.num_spans):
-        part = 0
-        while not ordered or ordered[-1].span != span or not ordered[-1].is_last:
-            record = committed.get((span, part))
-            if record is None:
-                raise InfinegError(
-                    f"source {round_.source!r}: part {part} of span {span} of round "
-                    f"{round_.number} is not committed though its worker ended; run again"
-                )
-            ordered.append(record)
-            part += 1
-    return ordered
+def _ordered_parts(root: str, round_: Round) -> list[str]:
+    """Paths of all parts of a round in the order of its spans; raises where one is missing."""
+    paths: list[str] = []
+    span = part = 0
+    for record in manifest.iterate_part_records(root, round_.source, round_.number):
+        if (record.span, record.part) != (span, part):
+            break
+        paths.append(record.path)
+        span, part = (span + 1, 0) if record.is_last else (span, part + 1)
+        if span == round_.num_spans:
+            return paths
+    raise InfinegError(
+        f"source {round_.source!r}: part {part} of span {span} of round {round_.number} is not "
+        "committed though its worker ended; run again"
+    )
 
 
 def pack_shards(config: Config, tasks: Sequence[ShardTask], cluster: Cluster) -> list[ShardFile]:

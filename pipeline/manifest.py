@@ -4,11 +4,12 @@ Every path in a record is relative to the data set, so that a copy of the folder
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from more_itertools import chunked
 from pydantic import BaseModel, ValidationError
 
 from pipeline import storage
@@ -25,6 +26,8 @@ from pipeline.errors import ConfigError, InfinegError
 from pipeline.records import SPLITS, Split
 
 RecordT = TypeVar("RecordT", bound=BaseModel)
+_ROWS_AT_ONCE = 8192
+_RECORDS_AT_ONCE = 1024  # of parts, of which a round may have very many
 
 
 def read_info(root: str) -> DatasetInfo | None:
@@ -122,17 +125,20 @@ def part_stem(source: str, round_number: int, span: int, part: int) -> str:
     return f"{round_folder(source, round_number)}/{span:06d}-{part:06d}"
 
 
-def read_part_records(
-    root: str, source: str, round_number: int
-) -> dict[tuple[int, int], PartRecord]:
-    """Committed parts of one round by (span, part)."""
+def iterate_part_records(root: str, source: str, round_number: int) -> Iterator[PartRecord]:
+    """Committed parts of one round, in the order of its spans; memory holds some at a time."""
     folder = storage.join(root, round_folder(source, round_number))
-    paths = [storage.join(folder, name) for name in storage.list_files(folder, (".json",))]
-    records = [
-        _parse_record(path, content, PartRecord)
-        for path, content in zip(paths, storage.read_many(paths), strict=True)
-    ]
-    return {(record.span, record.part): record for record in records}
+    names = sorted(storage.list_files(folder, (".json",)), key=_place_of_part)
+    for some in chunked(names, _RECORDS_AT_ONCE):
+        paths = [storage.join(folder, name) for name in some]
+        for path, content in zip(paths, storage.read_many(paths), strict=True):
+            yield _parse_record(path, content, PartRecord)
+
+
+def _place_of_part(name: str) -> tuple[int, int]:
+    """Span and part by the name of a record: with a seventh digit text is out of order."""
+    span, _, part = name.removesuffix(".json").partition("-")
+    return int(span), int(part)
 
 
 def read_part_record(
@@ -170,6 +176,20 @@ def read_table(root: str, path: str, columns: Sequence[str] | None = None) -> pa
     """A parquet file of the data set, whole or some columns."""
     with storage.open_read(storage.join(root, path)) as file:
         return pq.read_table(file, columns=list(columns) if columns is not None else None)
+
+
+def iterate_table(root: str, path: str) -> Iterator[pa.Table]:
+    """A parquet file of the data set, some rows at a time: a ledger may have a million."""
+    with storage.open_read(storage.join(root, path)) as file, pq.ParquetFile(file) as table:
+        for rows in table.iter_batches(_ROWS_AT_ONCE):
+            yield pa.Table.from_batches([rows])
+
+
+def read_tables(
+    root: str, paths: Iterable[str], columns: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
+    """`read_table` of each, in order, some read ahead."""
+    return storage.map_ahead(lambda path: read_table(root, path, columns), paths)
 
 
 def read_sidecar(root: str, shard: ShardRecord, columns: Sequence[str] | None = None) -> pa.Table:

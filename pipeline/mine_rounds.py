@@ -72,14 +72,17 @@ def find_embeddings(root: str, round_: MinedRound) -> list[KeptFile] | None:
     hashes = manifest.read_table(root, round_.ledger.path, ["content_hash"])["content_hash"]
     for folder in (f"embeddings/{round_.name}", f"{round_.folder}/embeddings/{round_.name}"):
         kept, position = [], 0
-        for name in sorted(storage.list_files(storage.join(root, folder), (".parquet",))):
+        names = storage.list_files(storage.join(root, folder), (".parquet",))
+        paths = [f"{folder}/{name}" for name in names]
+        tables = manifest.read_tables(root, paths, ["content_hash"])
+        for path, table in zip(paths, tables, strict=True):
+            found = table["content_hash"]
             if position == len(hashes):
                 break  # of a plan that is no more
-            found = manifest.read_table(root, f"{folder}/{name}", ["content_hash"])["content_hash"]
             if not found.equals(hashes.slice(position, len(found))):
                 position = -1
                 break
-            kept.append(KeptFile(f"{folder}/{name}", len(found)))
+            kept.append(KeptFile(path, len(found)))
             position += len(found)
         if position == len(hashes):
             return kept
@@ -159,8 +162,8 @@ def read_scored(root: str, round_: MinedRound) -> Scored:
     """Raises InfinegError where the candidates that were scored are not those of the ledger."""
     rows = manifest.read_table(root, round_.ledger.path, LEDGER_COLUMNS)
     folder = f"{round_.folder}/scored/{round_.name}"
-    names = sorted(storage.list_files(storage.join(root, folder), (".parquet",)))
-    tables = [manifest.read_table(root, f"{folder}/{name}") for name in names]
+    names = storage.list_files(storage.join(root, folder), (".parquet",))
+    tables = manifest.read_tables(root, (f"{folder}/{name}" for name in names))
     said = pa.concat_tables([SCORED.empty_table(), *tables])
     if not said["content_hash"].equals(rows["content_hash"]):
         raise InfinegError(

@@ -5,9 +5,7 @@ fixed count, so that their bytes do not depend on who built them or how often it
 """
 
 import contextlib
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,14 +14,14 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from pipeline import manifest, storage
-from pipeline.commits import Counts, Generation, PartRecord, ShardFile, TableRecord, add_counts
+from pipeline.commits import Counts, Generation, ShardFile, TableRecord, add_counts
 from pipeline.duplicates import COLUMNS, SeenImages
 from pipeline.records import RejectReason
 from pipeline.shards import LEDGER_COLUMNS, count_rows, output_groups, refuse_rows, write_shard
 
 # The columns of `hashes/`: what is told of each image in a shard to recognise it.
 HASH_COLUMNS = ("key", *COLUMNS)
-_NUM_READERS = 16  # parts that are read at once
+_ROWS_PER_GROUP = 2**16  # of ledgers and hashes
 
 
 class Piece(BaseModel, frozen=True):
@@ -67,7 +65,7 @@ class RoundTables:
 
 def write_tables(
     root: str,
-    parts: Sequence[PartRecord],
+    parts: Sequence[str],
     seen: SeenImages,
     *,
     ledger_path: str,
@@ -76,7 +74,8 @@ def write_tables(
 ) -> RoundTables:
     """Refuses duplicates, and writes every row seen of a round and the hashes of those selected.
 
-    Goes part by part, twice: memory holds the hashes of selected rows, not the rows.
+    parts: paths of theirs, in order. Goes part by part, twice: memory holds the hashes of selected
+    rows, not the rows.
     """
     refused = _refuse_duplicates(root, parts, seen)
     counts, packed, num_hashes = [], [], 0
@@ -84,14 +83,14 @@ def write_tables(
         _parquet_writer(root, ledger_path) as (ledger_file, write_ledger),
         _parquet_writer(root, hashes_path) as (hashes_file, write_hashes),
     ):
-        for number, (part, rows) in enumerate(_read_parts(root, parts, columns)):
+        for number, rows in enumerate(manifest.read_tables(root, parts, columns)):
             rows = refuse_rows(rows, refused.get(number, {}))
             write_ledger(rows)
             selected = rows.filter(rows["selected"]).select(HASH_COLUMNS)
             write_hashes(selected)
             num_hashes += selected.num_rows
             counts.append(count_rows(rows))
-            packed.append(PartRows(part.path, positions_by_group(rows)))
+            packed.append(PartRows(parts[number], positions_by_group(rows)))
     total = add_counts(counts)
     return RoundTables(
         counts=total,
@@ -127,18 +126,18 @@ def take_number(numbers: dict[str, int], group: str, *, first: int = 0) -> int:
 def read_seen_images(root: str, generation: Generation) -> SeenImages:
     """The images of all shards that a generation lists."""
     seen = SeenImages()
-    for source in generation.sources:
-        for table in source.hashes:
-            seen.add(manifest.read_table(root, table.path, HASH_COLUMNS))
+    paths = (table.path for source in generation.sources for table in source.hashes)
+    for rows in manifest.read_tables(root, paths, COLUMNS):
+        seen.add(rows)
     return seen
 
 
 def _refuse_duplicates(
-    root: str, parts: Sequence[PartRecord], seen: SeenImages
+    root: str, parts: Sequence[str], seen: SeenImages
 ) -> dict[int, dict[int, RejectReason]]:
     """Rows to refuse, by number of the part and position in it."""
     tables, positions = [], []
-    for number, (_, rows) in enumerate(_read_parts(root, parts, [*COLUMNS, "selected"])):
+    for number, rows in enumerate(manifest.read_tables(root, parts, [*COLUMNS, "selected"])):
         selected = np.flatnonzero(rows["selected"].to_numpy())
         tables.append(rows.select(COLUMNS).take(selected))
         positions.append(np.stack([np.full(len(selected), number), selected], axis=1))
@@ -150,21 +149,6 @@ def _refuse_duplicates(
         part_number, position = position_N2[row].tolist()
         refused.setdefault(part_number, {})[position] = reason
     return refused
-
-
-def _read_parts(
-    root: str, parts: Sequence[PartRecord], columns: Sequence[str]
-) -> Iterator[tuple[PartRecord, pa.Table]]:
-    """The columns of each part, in order, some read ahead: an object store answers slowly."""
-    with ThreadPoolExecutor(_NUM_READERS) as pool:
-        waiting: deque[tuple[PartRecord, Future[pa.Table]]] = deque()
-        for part in parts:
-            if len(waiting) == _NUM_READERS:
-                first, table = waiting.popleft()
-                yield first, table.result()
-            waiting.append((part, pool.submit(manifest.read_table, root, part.path, columns)))
-        for part, table in waiting:
-            yield part, table.result()
 
 
 def positions_by_group(rows: pa.Table) -> dict[str, list[int]]:
@@ -190,20 +174,36 @@ def _parquet_writer(root: str, path: str) -> Iterator[tuple[storage.HashingWrite
 
 
 class _WriteRows:
-    """Appends tables to a parquet file, with the schema of the first."""
+    """Appends tables to a parquet file, with the schema of the first.
+
+    Gathers them: a row group has an entry for each column, and those of single parts make an
+    eighth of a ledger, which whoever wants one column has to read.
+    """
 
     def __init__(self, file: storage.HashingWriter) -> None:
         self._file = file
         self._writer: pq.ParquetWriter | None = None
+        self._waiting: list[pa.Table] = []
+        self._num_waiting = 0
 
     def __call__(self, rows: pa.Table) -> None:
-        if self._writer is None:
-            self._writer = pq.ParquetWriter(self._file, rows.schema, compression="zstd")
-        self._writer.write_table(rows.combine_chunks())
+        self._waiting.append(rows)
+        self._num_waiting += rows.num_rows
+        if self._num_waiting >= _ROWS_PER_GROUP:
+            self._write()
 
     def close(self) -> None:
+        if self._waiting:
+            self._write()
         if self._writer is not None:
             self._writer.close()
+
+    def _write(self) -> None:
+        rows = pa.concat_tables(self._waiting).combine_chunks()
+        self._waiting, self._num_waiting = [], 0
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._file, rows.schema, compression="zstd")
+        self._writer.write_table(rows)
 
 
 def cut_shards(
@@ -249,13 +249,14 @@ def cut_shards(
 
 def pack_shard(root: str, task: ShardTask, *, targets: Sequence[str], encoder: str) -> ShardFile:
     """Writes one shard from its pieces."""
-    tables = [
-        manifest.read_table(root, piece.part_path).take(pa.array(piece.rows, pa.int64()))
-        for piece in task.pieces
-    ]
+
+    def take(piece: Piece) -> pa.Table:
+        # In the thread that reads: what waits for its turn is the rows of this shard alone.
+        return manifest.read_table(root, piece.part_path).take(pa.array(piece.rows, pa.int64()))
+
     return write_shard(
         root,
-        pa.concat_tables(tables),
+        pa.concat_tables(storage.map_ahead(take, task.pieces)),
         stem=task.stem,
         targets=targets,
         encoder=encoder,

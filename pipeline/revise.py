@@ -53,10 +53,13 @@ def revise(root: str, parent: Generation, keys: Iterable[str], decide: Decide) -
     revision = _Revision(root, parent, pa.array(sorted(set(keys)), pa.string()), decide)
     ledgers = {source.name: revision.ledger_rows(source) for source in parent.sources}
     touched = {name for name, rows in ledgers.items() if rows.num_rows}
+    before = (*parent.shards, *parent.quarantine)
+    paths = (file.sidecar_path for file in before if file.source in touched)
+    keys = manifest.read_tables(root, paths, ["key"])
     files = [
         new
-        for file in (*parent.shards, *parent.quarantine)
-        for new in (revision.replace_file(file) if file.source in touched else [file])
+        for file in before
+        for new in (revision.replace_file(file, next(keys)) if file.source in touched else [file])
     ]
     files += revision.write_moved()
     shards, quarantine = sort_files(files)
@@ -98,9 +101,9 @@ class _Revision:
         ]
         return pa.concat_tables(tables)
 
-    def replace_file(self, file: ShardFile) -> list[ShardFile]:
+    def replace_file(self, file: ShardFile, keys: pa.Table) -> list[ShardFile]:
         """The file itself, or one without the samples in question; these move."""
-        is_named = self._is_named(manifest.read_table(self._root, file.sidecar_path, ["key"]))
+        is_named = self._is_named(keys)
         if not pc.any(is_named).as_py():
             return [file]
         rows, round_number = read_shard(self._root, file)

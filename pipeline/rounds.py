@@ -58,12 +58,7 @@ class Reading:
         """The spans of some rounds that are not committed, until the time of their source is up."""
         for round_ in rounds:
             name = round_.source
-            committed = manifest.read_part_records(self._root, name, round_.number).values()
-            if committed:
-                _log.info("resuming: %s parts are committed already", f"{len(committed):,}")
-                self._progress.expect_less(sum(record.counts.read for record in committed))
-            ids = {record.span: record.span_id for record in committed}
-            finished = {record.span for record in committed if record.is_last}
+            ids, finished = self._committed(round_)
             for span in range(round_.num_spans):
                 # Not before: what is read together is read one after the other.
                 self._began.setdefault(name, time.monotonic())
@@ -80,6 +75,22 @@ class Reading:
                     )
                 if span not in finished:
                     yield task
+
+    def _committed(self, round_: Round) -> tuple[dict[int, str], set[int]]:
+        """Ids of the spans of which a part is committed, and the spans of which the last one is."""
+        ids: dict[int, str] = {}
+        finished: set[int] = set()
+        num_parts = num_read = 0
+        for record in manifest.iterate_part_records(self._root, round_.source, round_.number):
+            ids[record.span] = record.span_id
+            if record.is_last:
+                finished.add(record.span)
+            num_parts += 1
+            num_read += record.counts.read
+        if num_parts:
+            _log.info("resuming: %s parts are committed already", f"{num_parts:,}")
+            self._progress.expect_less(num_read)
+        return ids, finished
 
     def cut(self, rounds: Sequence[Round]) -> list[Round]:
         """The rounds as far as they were read; a source that ran out of time is done so far."""

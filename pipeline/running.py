@@ -6,9 +6,10 @@ Nobody is asked: what is planned, what is committed and who holds the lease all 
 import contextlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from pipeline import manifest, storage
-from pipeline.commits import Generation, PartRecord, SourcePlan, SourceRecord
+from pipeline.commits import Generation, SourcePlan, SourceRecord
 from pipeline.lease import LeaseRecord, read_lease
 
 _NUM_TRIES = 3
@@ -77,9 +78,9 @@ def _read_running(root: str) -> Running | None:
         if record is not None and record.fingerprint != plan.fingerprint:
             record = None  # drawn anew
         if record is None or record.num_partitions < plan.num_partitions:
-            parts = _open_parts(root, name, record)
-            sources.append(_progress(plan, record, [part for part, _ in parts]))
-            fresh += sum(part.counts.read for part, time in parts if time and time >= began)
+            parts = _open_parts(root, name, record, began)
+            sources.append(_progress(plan, record, parts))
+            fresh += parts.num_fresh
     if lease is None and not sources:
         return None
     rate = None
@@ -90,34 +91,41 @@ def _read_running(root: str) -> Running | None:
     return Running(lease, tuple(sources), rate)
 
 
-def _open_parts(
-    root: str, source: str, record: SourceRecord | None
-) -> list[tuple[PartRecord, datetime | None]]:
-    """Committed parts that no generation has yet, and when."""
+class _OpenParts(NamedTuple):
+    """What is committed of a source and in no generation yet."""
+
+    num_spans: int  # finished
+    num_read: int  # candidates
+    num_fresh: int  # of them, since this build began
+
+
+def _open_parts(root: str, source: str, record: SourceRecord | None, began: datetime) -> _OpenParts:
     folder = f"parts/{source}"
     times = storage.list_times(storage.join(root, folder), (".json",))
     rounds = {int(name.partition("/")[0]) for name in times if "/" in name}
     first = record.num_rounds + 1 if record else 1
-    return [
-        (part, times.get(manifest.part_stem(source, number, *key)[len(folder) + 1 :] + ".json"))
-        for number in sorted(rounds)
-        if number >= first
-        for key, part in manifest.read_part_records(root, source, number).items()
-    ]
+    num_spans = num_read = num_fresh = 0
+    for number in sorted(rounds):
+        if number < first:
+            continue
+        for part in manifest.iterate_part_records(root, source, number):
+            num_spans += part.is_last
+            num_read += part.counts.read
+            stem = manifest.part_stem(source, number, part.span, part.part)
+            time = times.get(f"{stem.removeprefix(folder)[1:]}.json")
+            num_fresh += part.counts.read if time and time >= began else 0
+    return _OpenParts(num_spans, num_read, num_fresh)
 
 
-def _progress(
-    plan: SourcePlan, record: SourceRecord | None, parts: list[PartRecord]
-) -> SourceProgress:
-    num_spans = sum(part.is_last for part in parts)
+def _progress(plan: SourcePlan, record: SourceRecord | None, parts: _OpenParts) -> SourceProgress:
     before = record.num_partitions if record else 0
-    finished = before + num_spans * plan.partitions_per_span
+    finished = before + parts.num_spans * plan.partitions_per_span
     read = record.counts.read if record else 0
     return SourceProgress(
         name=plan.source,
         num_partitions=min(finished, plan.num_partitions),
         num_partitions_planned=plan.num_partitions,
-        num_read=read + sum(part.counts.read for part in parts),
+        num_read=read + parts.num_read,
         num_planned=plan.num_candidates,
     )
 

@@ -110,12 +110,14 @@ def write_part(
 ) -> PartRecord:
     """Writes decided rows as a part: data first, then the record that commits it.
 
-    Images stay only on rows that go into a shard or into quarantine. No rows are a part too: an
-    empty partition is done as any other.
+    Images and embeddings, most of a row's bytes, stay only on rows that go into a shard or into
+    quarantine. No rows are a part too: an empty partition is done as any other.
     """
     kept = pa.array([bool(group) for group in output_groups(rows)], pa.bool_())
-    images = pc.if_else(kept, rows["image"], pa.scalar(None, pa.large_binary()))
-    rows = rows.set_column(rows.schema.get_field_index("image"), "image", images)
+    for name in ("image", "embedding"):
+        column = rows.schema.get_field_index(name)
+        nothing = pa.scalar(None, rows.schema.field(name).type)
+        rows = rows.set_column(column, name, pc.if_else(kept, rows[name], nothing))
     path = manifest.part_stem(source, round_number, span, part) + ".parquet"
     with storage.open_atomic(storage.join(root, path)) as file:
         _write_parquet(rows, file)

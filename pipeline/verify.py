@@ -2,51 +2,22 @@
 
 import json
 import tarfile
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
 
 from pipeline import manifest, storage
 from pipeline.commits import (
-    Counts,
     DatasetInfo,
     Generation,
     ShardFile,
     ShardRecord,
-    SourceRecord,
-    TableRecord,
-    add_counts,
 )
-from pipeline.config import SelectionConfig
-from pipeline.decisions import find_wrong_decisions
 from pipeline.duplicates import SeenImages
-from pipeline.keys import split_of, unit_hash
 from pipeline.mined_shards import has_mined_sidecar
-from pipeline.pack import HASH_COLUMNS
 from pipeline.progress import Progress
-from pipeline.records import row_schema
-from pipeline.rules import read_rule
-from pipeline.shards import JSON_COLUMNS, count_rows, differences, output_group
-from pipeline.steps.select import SelectionRule
-
-_HASHES = pa.schema([row_schema(1).field(name) for name in HASH_COLUMNS])
-
-
-@dataclass
-class Verification:
-    """What was checked and what was found wrong."""
-
-    num_shards: int = 0
-    num_samples: int = 0
-    num_rows: int = 0
-    problems: list[str] = field(default_factory=list)
-
-    def expect(self, claim: bool, problem: str) -> None:
-        if not claim:
-            self.problems.append(problem)
+from pipeline.shards import JSON_COLUMNS, differences, group_of
+from pipeline.verify_ledgers import Verification, verify_source
 
 
 def verify_dataset(root: str) -> Verification:
@@ -62,7 +33,7 @@ def verify_dataset(root: str) -> Verification:
             _verify_file(root, info, file, result, key_groups, probabilities)
             progress.advance()
     hashes = [
-        _verify_source(root, info, source, result, key_groups, probabilities)
+        verify_source(root, info, source, result, key_groups, probabilities)
         for source in generation.sources
     ]
     for key in key_groups:
@@ -96,6 +67,7 @@ def _verify_file(
         result.problems.append(f"{file.path}: cannot be read: {error}")
         return
     keys = rows["key"].to_pylist()
+    group = group_of(file.path)
     result.expect(
         len(keys) == file.num_samples, f"{file.path}: {len(keys)} rows, not {file.num_samples}"
     )
@@ -120,7 +92,7 @@ def _verify_file(
                 f"{key}: inclusion_probability {probability} is not in (0, 1]",
             )
         result.expect(key not in key_groups, f"{key}: in {key_groups.get(key)} and {file.path}")
-        key_groups[key] = file.path.rpartition("-")[0]
+        key_groups[key] = group
         probabilities[key] = probability
     result.num_shards += 1
     result.num_samples += len(keys)
@@ -139,100 +111,6 @@ def _read_tar(uri: str) -> Iterator[tuple[str, dict[str, bytes]]]:
             content = tar.extractfile(member)
             seen.setdefault(key, {})[extension] = content.read() if content else b""
     yield from seen.items()
-
-
-def _verify_source(
-    root: str,
-    info: DatasetInfo,
-    source: SourceRecord,
-    result: Verification,
-    key_groups: dict[str, str],
-    probabilities: dict[str, float | None],
-) -> pa.Table:
-    """Every row seen of a source: numbered without gap, decided by the rule, and packed once.
-
-    Returns the rows of its `hashes/`.
-    """
-    seen: Counter[str] = Counter()
-    ordinals: set[tuple[str, int]] = set()
-    counts: list[Counts] = []
-    hashes: list[pa.Table] = [_HASHES.empty_table()]
-    rule = _rule_of_cascade(root, info, source)
-    for ledger, images in zip(source.ledger, source.hashes, strict=True):
-        if not (_is_sound(root, ledger, result) and _is_sound(root, images, result)):
-            continue
-        rows = manifest.read_table(root, ledger.path)
-        counts.append(count_rows(rows))
-        result.num_rows += rows.num_rows
-        result.expect(rows.num_rows == ledger.num_rows, f"{ledger.path}: other number of rows")
-        seen.update(rows["partition"].to_pylist())
-        places = zip(rows["partition"].to_pylist(), rows["ordinal"].to_pylist(), strict=True)
-        ordinals.update(places)
-        for row in rows.to_pylist():
-            _verify_row(row, info, result, key_groups)
-            told = probabilities.get(row["key"], row["inclusion_probability"])
-            result.expect(
-                told == row["inclusion_probability"],
-                f"{row['key']}: inclusion_probability is {told} in the sidecar and "
-                f"{row['inclusion_probability']} in the ledger",
-            )
-        if rule is not None:
-            result.problems += find_wrong_decisions(rows, rule)
-        hashes.append(manifest.read_table(root, images.path).cast(_HASHES))
-        selected = rows.filter(rows["selected"]).select(HASH_COLUMNS).cast(_HASHES)
-        result.expect(hashes[-1].equals(selected), f"{images.path}: other images than selected")
-    result.expect(add_counts(counts) == source.counts, f"{source.name}: other counts")
-    wanted = {(partition, i) for partition, n in seen.items() for i in range(n)}
-    result.expect(ordinals == wanted, f"{source.name}: ordinals missing or doubled")
-    result.expect(source.counts.adds_up(), f"{source.name}: counts do not add up")
-    return pa.concat_tables(hashes)
-
-
-def _rule_of_cascade(root: str, info: DatasetInfo, source: SourceRecord) -> SelectionRule | None:
-    """By what a cascade decided; None without one, and of a plan that has been changed since."""
-    plan = manifest.read_plan(root, source.name)
-    is_of_cascade = info.cheap_encoder is not None
-    if not is_of_cascade or plan is None or plan.fingerprint != source.fingerprint:
-        return None
-    selection = SelectionConfig.model_validate(info.fingerprint_inputs["selection"])
-    return read_rule(root, source.name, selection)
-
-
-def _is_sound(root: str, table: TableRecord, result: Verification) -> bool:
-    uri = storage.join(root, table.path)
-    is_sound = storage.exists(uri) and storage.sha256_of(uri) == table.sha256
-    result.expect(is_sound, f"{table.path}: missing, or sha256 differs from the record")
-    return is_sound
-
-
-def _verify_row(
-    row: dict[str, Any],
-    info: DatasetInfo,
-    result: Verification,
-    key_groups: dict[str, str],
-) -> None:
-    key, probability = row["key"], row["inclusion_probability"]
-    fractions = info.fingerprint_inputs["split"]
-    seed = info.fingerprint_inputs["selection"]["seed"]
-    content_hash = str(row["content_hash"])
-    group = output_group(
-        source=str(row["source"]),
-        split=str(row["split"]),
-        label=str(row["label"]),
-        selected=bool(row["selected"]),
-        reason=row["reject_reason"],
-    )
-    packed = key_groups.pop(str(key), "")
-    result.expect(
-        packed == group, f"{key}: belongs in {group or 'no shard'}, is in {packed or 'none'}"
-    )
-    if row["reject_reason"] is None:
-        is_chosen = unit_hash(seed, content_hash) < probability
-        result.expect(row["selected"] == is_chosen, f"{key}: selected against the rule")
-    else:
-        result.expect(not row["selected"], f"{key}: rejected and selected")
-    full = {"train": 0.0, **fractions}
-    result.expect(row["split"] == split_of(str(row["group"]), full), f"{key}: in the wrong split")
 
 
 def _verify_no_leak(images: pa.Table, result: Verification) -> None:

@@ -75,7 +75,7 @@ def test_too_many_rejects_stop_the_run_and_a_raised_limit_resumes_it(tmp_path: P
         r"\(unreadable 20, truncated 15\), limit 20%\. Example: .*/pictures/\d+\.jpg\.",
         output,
     ), output
-    parts = manifest.read_part_records(config.output.path, "cats", 1)
+    parts = list(manifest.iterate_part_records(config.output.path, "cats", 1))
     assert len(parts) == 1, "what was good is committed"
     raised = {**entry, "max_reject_fraction": 0.3}
     generation = build_inline(config_of(tmp_path / "data", [raised], selection={"pilot": 40}))

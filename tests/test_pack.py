@@ -138,15 +138,17 @@ def test_sidecar_says_where_each_image_lies(tmp_path: Path) -> None:
         assert storage.read_range(tar, row["tar_offset"], row["tar_size"]) == image
 
 
-def test_part_keeps_the_images_that_are_packed_and_no_other(tmp_path: Path) -> None:
+def test_part_keeps_images_and_embeddings_that_are_packed_and_no_other(tmp_path: Path) -> None:
     rows = rows_of(
         4,
         selected=[True, False, False, False],
         reject_reason=[None, None, "suspected_positive", "truncated"],
+        embedding=[[n, 0, 0, 1] for n in range(4)],
     )
     record = write_part_of(tmp_path, rows)
-    images = manifest.read_table(str(tmp_path), record.path)["image"].is_valid().to_pylist()
-    assert images == [True, False, True, False]
+    written = manifest.read_table(str(tmp_path), record.path)
+    assert written["image"].is_valid().to_pylist() == [True, False, True, False]
+    assert written["embedding"].to_pylist() == [[0, 0, 0, 1], None, [2, 0, 0, 1], None]
     assert record.counts == Counts(
         read=4, selected=1, not_selected=1, rejected={"suspected_positive": 1, "truncated": 1}
     )
@@ -165,7 +167,11 @@ def write_part_of(root: Path, rows: pa.Table) -> PartRecord:
 
 def tables_of(root: Path, *parts: PartRecord) -> RoundTables:
     return write_tables(
-        str(root), parts, SeenImages(), ledger_path="ledger/a-1", hashes_path="hashes/a-1"
+        str(root),
+        [part.path for part in parts],
+        SeenImages(),
+        ledger_path="ledger/a-1",
+        hashes_path="hashes/a-1",
     )
 
 

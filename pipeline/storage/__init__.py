@@ -4,6 +4,7 @@ Every path is a local path or a URL such as s3://, gs://, hf:// or https://. All
 reads or writes goes through here.
 """
 
+from pipeline.storage.ahead import map_ahead
 from pipeline.storage.atomic import HashingWriter, open_atomic, write_atomic
 from pipeline.storage.exclusive import create_exclusive, remove_if, replace_if
 from pipeline.storage.files import (
@@ -38,6 +39,7 @@ __all__ = [
     "list_prefix",
     "list_times",
     "local_path",
+    "map_ahead",
     "open_atomic",
     "open_read",
     "read_bytes",

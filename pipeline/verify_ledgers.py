@@ -1,0 +1,163 @@
+"""Checks the ledgers of a data set against its rules and against what its shards hold.
+
+Row by row, some at a time: a source may have a thousand million candidates.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import manifest, storage
+from pipeline.commits import Counts, DatasetInfo, SourceRecord, TableRecord, add_counts
+from pipeline.config import SelectionConfig
+from pipeline.decisions import find_wrong_decisions
+from pipeline.keys import split_of, unit_hash
+from pipeline.pack import HASH_COLUMNS
+from pipeline.records import row_schema
+from pipeline.rules import read_rule
+from pipeline.shards import count_rows, output_group
+from pipeline.steps.select import SelectionRule
+
+# Of a ledger, what is looked at row by row.
+_VERIFIED = [
+    "key", "source", "label", "group", "split", "content_hash", "inclusion_probability", "selected",
+    "reject_reason",
+]  # fmt: skip
+_HASHES = pa.schema([row_schema(1).field(name) for name in HASH_COLUMNS])
+
+
+@dataclass
+class Verification:
+    """What was checked and what was found wrong."""
+
+    num_shards: int = 0
+    num_samples: int = 0
+    num_rows: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    def expect(self, claim: bool, problem: str) -> None:
+        if not claim:
+            self.problems.append(problem)
+
+
+def verify_source(
+    root: str,
+    info: DatasetInfo,
+    source: SourceRecord,
+    result: Verification,
+    key_groups: dict[str, str],
+    probabilities: dict[str, float | None],
+) -> pa.Table:
+    """Every row seen of a source: numbered without gap, decided by the rule, and packed once.
+
+    Returns the rows of its `hashes/`.
+    """
+    numbering = _Numbering()
+    counts: list[Counts] = []
+    hashes: list[pa.Table] = [_HASHES.empty_table()]
+    rule = _rule_of_cascade(root, info, source)
+    for ledger, images in zip(source.ledger, source.hashes, strict=True):
+        if not (_is_sound(root, ledger, result) and _is_sound(root, images, result)):
+            continue
+        selected = [_HASHES.empty_table()]
+        num_rows = 0
+        for rows in manifest.iterate_table(root, ledger.path):
+            counts.append(count_rows(rows))
+            num_rows += rows.num_rows
+            numbering.see(rows)
+            for row in rows.select(_VERIFIED).to_pylist():
+                _verify_row(row, info, result, key_groups, probabilities)
+            if rule is not None:
+                result.problems += find_wrong_decisions(rows, rule)
+            selected.append(rows.filter(rows["selected"]).select(HASH_COLUMNS).cast(_HASHES))
+        result.num_rows += num_rows
+        result.expect(num_rows == ledger.num_rows, f"{ledger.path}: other number of rows")
+        hashes.append(manifest.read_table(root, images.path).cast(_HASHES))
+        is_same = hashes[-1].equals(pa.concat_tables(selected))
+        result.expect(is_same, f"{images.path}: other images than selected")
+    result.expect(add_counts(counts) == source.counts, f"{source.name}: other counts")
+    result.expect(numbering.is_sound, f"{source.name}: ordinals missing or doubled")
+    result.expect(source.counts.adds_up(), f"{source.name}: counts do not add up")
+    return pa.concat_tables(hashes)
+
+
+def _rule_of_cascade(root: str, info: DatasetInfo, source: SourceRecord) -> SelectionRule | None:
+    """By what a cascade decided; None without one, and of a plan that has been changed since."""
+    plan = manifest.read_plan(root, source.name)
+    is_of_cascade = info.cheap_encoder is not None
+    if not is_of_cascade or plan is None or plan.fingerprint != source.fingerprint:
+        return None
+    selection = SelectionConfig.model_validate(info.fingerprint_inputs["selection"])
+    return read_rule(root, source.name, selection)
+
+
+def _is_sound(root: str, table: TableRecord, result: Verification) -> bool:
+    uri = storage.join(root, table.path)
+    is_sound = storage.exists(uri) and storage.sha256_of(uri) == table.sha256
+    result.expect(is_sound, f"{table.path}: missing, or sha256 differs from the record")
+    return is_sound
+
+
+def _verify_row(
+    row: dict[str, Any],
+    info: DatasetInfo,
+    result: Verification,
+    key_groups: dict[str, str],
+    probabilities: dict[str, float | None],
+) -> None:
+    key, probability = row["key"], row["inclusion_probability"]
+    told = probabilities.pop(key, probability)
+    result.expect(
+        told == probability,
+        f"{key}: inclusion_probability is {told} in the sidecar and {probability} in the ledger",
+    )
+    fractions = info.fingerprint_inputs["split"]
+    seed = info.fingerprint_inputs["selection"]["seed"]
+    content_hash = str(row["content_hash"])
+    group = output_group(
+        source=str(row["source"]),
+        split=str(row["split"]),
+        label=str(row["label"]),
+        selected=bool(row["selected"]),
+        reason=row["reject_reason"],
+    )
+    packed = key_groups.pop(str(key), "")
+    result.expect(
+        packed == group, f"{key}: belongs in {group or 'no shard'}, is in {packed or 'none'}"
+    )
+    if row["reject_reason"] is None:
+        is_chosen = unit_hash(seed, content_hash) < probability
+        result.expect(row["selected"] == is_chosen, f"{key}: selected against the rule")
+    else:
+        result.expect(not row["selected"], f"{key}: rejected and selected")
+    full = {"train": 0.0, **fractions}
+    result.expect(row["split"] == split_of(str(row["group"]), full), f"{key}: in the wrong split")
+
+
+class _Numbering:
+    """Whether the rows of a source, in its order, are numbered from 0 on in each partition.
+
+    Memory holds the names of partitions, and not what was seen of each.
+    """
+
+    def __init__(self) -> None:
+        self.is_sound = True
+        self._names: set[str] = set()
+        self._name: str | None = None
+        self._num_seen = 0  # of the latest partition
+
+    def see(self, rows: pa.Table) -> None:
+        runs = pc.run_end_encode(rows["partition"].combine_chunks())
+        ends = runs.run_ends.to_pylist()
+        ordinals = rows["ordinal"].to_numpy()
+        for name, start, stop in zip(runs.values.to_pylist(), [0, *ends], ends, strict=False):
+            if name != self._name:
+                self.is_sound &= name not in self._names
+                self._names.add(name)
+                self._name, self._num_seen = name, 0
+            wanted = np.arange(self._num_seen, self._num_seen + stop - start)
+            self.is_sound &= np.array_equal(ordinals[start:stop], wanted)
+            self._num_seen += stop - start
