@@ -47,7 +47,7 @@ def place(
     num_workers: int,
     can_grow: bool,
 ) -> Placement:
-    """Where the encoder runs; `num_workers` are as many as there can be without any actor.
+    """For build.embed_on auto and actors; `num_workers` are as many as there are without any.
 
     Raises ConfigError for what these machines do not have, unless there can be more of them
     (`can_grow`), and for more batches in flight than their object stores take.
