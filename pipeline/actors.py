@@ -57,7 +57,7 @@ def share_encoder(cluster: Cluster, encoder: PreparedEncoder) -> tuple[Cluster, 
     )
     full = ray.put(replace(encoder, cheap=None))
     actors = tuple(remote.remote(full) for _ in range(placement.num_actors))
-    shared = replace(encoder, model=None, shared=EncoderActors(actors))
+    shared = replace(encoder, model=None, shared=EncoderActors(actors, full))
     return replace(cluster, num_workers=placement.num_workers), shared
 
 
@@ -98,9 +98,13 @@ class EncoderActor:
 
 @dataclass(frozen=True)
 class EncoderActors:
-    """The actors of a build, as they are sent to its workers."""
+    """The actors of a build, as they are sent to its workers.
+
+    Keeps what they were made of: Ray makes one that has died of it again.
+    """
 
     actors: tuple[Any, ...]
+    encoder: "ray.ObjectRef[Any]"
 
     def open(self) -> Runtime:
         return RemoteRuntime(self.actors)
