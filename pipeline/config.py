@@ -5,6 +5,7 @@ Sections `train:`, `evaluate:` and `cluster:` are carried as they are; `train.co
 """
 
 import json
+import math
 import os
 from collections import ChainMap
 from collections.abc import Mapping, MutableMapping, Sequence
@@ -204,6 +205,21 @@ class BuildConfig(BaseModel, frozen=True, extra="forbid"):
         """Asked for each process that runs the encoder, as far as the config alone tells."""
         return self.gpus_per_actor if self.embed_on == "actors" else self.gpus_per_worker
 
+    def most_actors(self, *, cpus: float, gpus: float) -> int:
+        """How many a machine takes: each has whole GPUs, or a part of one."""
+        room = []
+        if self.gpus_per_actor >= 1:
+            room.append(whole(gpus / self.gpus_per_actor))
+        elif self.gpus_per_actor:
+            room.append(whole(gpus) * whole(1 / self.gpus_per_actor))
+        if self.cpus_per_actor:
+            room.append(whole(cpus / self.cpus_per_actor))
+        return min(room, default=self.actors or 1)
+
+    def most_workers(self, *, cpus: float) -> int:
+        """How many so many CPUs give; at least one."""
+        return max(1, whole(cpus / self.cpus_per_worker))
+
 
 class Config(BaseModel, frozen=True, extra="forbid"):
     """One data set, and the run trained on it."""
@@ -300,6 +316,11 @@ class Config(BaseModel, frozen=True, extra="forbid"):
         if self.role_of(entry) == "negative":
             inputs["selection"] = selection
         return inputs
+
+
+def whole(number: float) -> int:
+    """Rounded down; 1 / 0.1 is a little less than 10, and is 10."""
+    return math.floor(number + 1e-6)
 
 
 def fingerprint(inputs: Mapping[str, Any]) -> str:

@@ -4,11 +4,10 @@ Knows nothing of Ray itself. What cannot be is refused here, before any work.
 """
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.config import BuildConfig
+from pipeline.config import BuildConfig, whole
 from pipeline.errors import ConfigError
 from pipeline.runtimes import PreparedEncoder
 
@@ -19,7 +18,6 @@ _log = logging.getLogger(__name__)
 MAX_IN_FLIGHT = 2
 # Of the object store of a machine: the rest is for what comes from others, and for Ray.
 _SHARE_FOR_BATCHES = 0.5
-_EPSILON = 1e-6  # 1 / 0.1 is a little less than 10
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ def place(
     if not num_actors:
         return Placement(num_workers, 0)
     if build.workers is None:
-        num_workers = max(1, _whole(_cpus_left(build, nodes, num_actors) / build.cpus_per_worker))
+        num_workers = build.most_workers(cpus=_cpus_left(build, nodes, num_actors))
     _check_object_stores(build, encoder, nodes, num_workers)
     return Placement(num_workers, num_actors)
 
@@ -64,7 +62,7 @@ def place(
 def _num_actors(
     build: BuildConfig, encoder: PreparedEncoder, nodes: Sequence[Node], *, can_grow: bool
 ) -> int:
-    most = sum(_places(build, node) for node in nodes)
+    most = sum(build.most_actors(cpus=node.cpus, gpus=node.gpus) for node in nodes)
     if build.embed_on == "auto":
         # Nobody has asked for them, so that nothing is refused.
         wants = encoder.is_torch and build.gpus_per_actor and not build.gpus_per_worker
@@ -89,20 +87,8 @@ def _num_actors(
     return number
 
 
-def _places(build: BuildConfig, node: Node) -> int:
-    """How many actors a machine takes: of a GPU, each has whole ones, or a part of one."""
-    by_kind = []
-    if build.gpus_per_actor >= 1:
-        by_kind.append(_whole(node.gpus / build.gpus_per_actor))
-    elif build.gpus_per_actor:
-        by_kind.append(_whole(node.gpus) * _whole(1 / build.gpus_per_actor))
-    if build.cpus_per_actor:
-        by_kind.append(_whole(node.cpus / build.cpus_per_actor))
-    return min(by_kind, default=build.actors or 1)
-
-
 def _leaves_a_worker(build: BuildConfig, nodes: Sequence[Node], num_actors: int) -> bool:
-    return _cpus_left(build, nodes, num_actors) >= build.cpus_per_worker - _EPSILON
+    return whole(_cpus_left(build, nodes, num_actors) / build.cpus_per_worker) >= 1
 
 
 def _cpus_left(build: BuildConfig, nodes: Sequence[Node], num_actors: int) -> float:
@@ -114,7 +100,7 @@ def _check_object_stores(
 ) -> None:
     """Workers wait rather than send more, so that this is a bound of what is in a store."""
     for node in nodes:
-        on_node = min(num_workers, _whole(node.cpus / build.cpus_per_worker))
+        on_node = min(num_workers, whole(node.cpus / build.cpus_per_worker))
         needed = on_node * MAX_IN_FLIGHT * encoder.batch_bytes
         if needed > _SHARE_FOR_BATCHES * node.object_store_bytes:
             raise ConfigError(
@@ -131,7 +117,3 @@ def _told(nodes: Sequence[Node]) -> str:
     each = ", ".join(f"{node.gpus:g} GPUs and {node.cpus:g} CPUs" for node in nodes[:8])
     more = f" and {len(nodes) - 8} more" if len(nodes) > 8 else ""
     return f"{len(nodes)} machines ({each}{more})" if len(nodes) != 1 else each
-
-
-def _whole(number: float) -> int:
-    return math.floor(number + _EPSILON)
