@@ -34,15 +34,16 @@ class RayNodes:
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    def start(self, *, num_cpus: int = 1) -> None:
+    def start(self, *, num_cpus: int = 1, num_gpus: int = 0) -> None:
+        """GPUs are promised to Ray, whatever the machine has."""
         role = ["--address", self.address]
         if not self.nodes:
             role = ["--head", "--port", str(self.port), "--temp-dir", str(self.folder)]
             role += ["--include-dashboard", "false"]
         options = [
             "--block", "--disable-usage-stats", "--node-ip-address", "127.0.0.1", "--num-cpus",
-            str(num_cpus), "--object-store-memory", str(_STORE_BYTES), "--min-worker-port", "0",
-            "--max-worker-port", "0",
+            str(num_cpus), "--num-gpus", str(num_gpus), "--object-store-memory", str(_STORE_BYTES),
+            "--min-worker-port", "0", "--max-worker-port", "0",
         ]  # fmt: skip
         log = self.folder / f"node-{len(self.nodes)}.log"
         with log.open("wb") as file:

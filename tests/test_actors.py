@@ -67,7 +67,7 @@ def test_data_set_is_the_same_whoever_embeds(tmp_path: Path, actors: int, cascad
 @pytest.mark.timeout(120)
 def test_build_goes_on_when_an_actor_is_killed(tmp_path: Path) -> None:
     root, log = tmp_path / "actors", tmp_path / "log"
-    stream = [squares(num_pictures=6000, per_partition=1500)]
+    stream = [squares(num_pictures=4000, per_partition=1000)]
     build_inline(config_of(tmp_path / "fused", stream))
     path = write_config(tmp_path / "config.yaml", config_of(root, stream, build=ON_CPUS))
     command = start_infineg("build", path, log=log)
@@ -80,7 +80,7 @@ def test_build_goes_on_when_an_actor_is_killed(tmp_path: Path) -> None:
         assert command.wait(timeout=90) == 0, log.read_text()
     finally:
         kill_session(command)
-    assert done < 12, "it was killed in the middle"
+    assert done < 8, "it was killed in the middle"
     assert file_hashes(root) == file_hashes(tmp_path / "fused")
     assert "1 actors of 0 GPUs" in log.read_text()
 
