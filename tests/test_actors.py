@@ -3,11 +3,13 @@
 import logging
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from builds import (
     ENCODER,
     build_inline,
@@ -18,9 +20,14 @@ from builds import (
     write_config,
 )
 from commands import kill_session, session_processes, start_infineg, wait_until
+from numpy.typing import NDArray
 from pydantic import ValidationError
+from ray._private.internal_api import get_memory_info_reply
+from ray._private.state import state
 
+from pipeline.actors import RemoteRuntime
 from pipeline.build import build
+from pipeline.cluster import open_cluster
 from pipeline.config import BuildConfig, Config, EncoderConfig
 from pipeline.encoders import crop_pixels
 from pipeline.errors import ConfigError
@@ -116,6 +123,25 @@ def test_what_ray_does_not_have_is_refused_before_work(
     with pytest.raises(ConfigError, match=message):
         build(config)
     assert list((tmp_path / "data").rglob("*.json")) == []
+
+
+@pytest.mark.timeout(90)
+def test_worker_waits_rather_than_fill_the_object_store() -> None:
+    class SlowActor:  # in here for Ray to send its code along
+        """Takes its time, and says which batch it was."""
+
+        def embed(self, pixels_BCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
+            time.sleep(0.02)
+            return pixels_BCHW[:, :, 0, 0].astype(np.float32)
+
+    batches = [np.full((16, 3, 300, 300), number, np.uint8) for number in range(50)]
+    with open_cluster(BuildConfig(workers=1, object_store_gb=0.1)):
+        remote: Any = ray.remote(SlowActor)
+        runtime = RemoteRuntime((remote.remote(),))
+        begun = [runtime.begin(batch) for batch in batches]
+        assert all((wait() == number).all() for number, wait in enumerate(begun))
+        assert sum(batch.nbytes for batch in batches) > 200e6, "twice the store"
+        assert get_memory_info_reply(state).store_stats.spilled_bytes_total == 0
 
 
 def placed(
