@@ -48,15 +48,21 @@ def place(
     """For build.embed_on auto and actors; `num_workers` are as many as there are without any.
 
     Raises ConfigError for what these machines do not have, unless there can be more of them
-    (`can_grow`), and for more batches in flight than their object stores take.
+    (`can_grow`), and for more batches in flight than their object stores take. `auto` is never
+    refused: workers embed then.
     """
     num_actors = _num_actors(build, encoder, nodes, can_grow=can_grow)
     if not num_actors:
         return Placement(num_workers, 0)
+    beside = num_workers
     if build.workers is None:
-        num_workers = build.most_workers(cpus=_cpus_left(build, nodes, num_actors))
-    _check_object_stores(build, encoder, nodes, num_workers)
-    return Placement(num_workers, num_actors)
+        beside = build.most_workers(cpus=_cpus_left(build, nodes, num_actors))
+    if problem := _too_many_batches(build, encoder, nodes, beside):
+        if build.embed_on == "actors":
+            raise ConfigError(f"build.embed_on: actors: {problem}")
+        _log.warning("workers embed, and no actors on GPUs: %s", problem)
+        return Placement(num_workers, 0)
+    return Placement(beside, num_actors)
 
 
 def _num_actors(
@@ -64,7 +70,6 @@ def _num_actors(
 ) -> int:
     most = sum(build.most_actors(cpus=node.cpus, gpus=node.gpus) for node in nodes)
     if build.embed_on == "auto":
-        # Nobody has asked for them, so that nothing is refused.
         wants = encoder.is_torch and build.gpus_per_actor and not build.gpus_per_worker
         number = min(build.actors or most, most) if wants else 0
         return number if _leaves_a_worker(build, nodes, number) else 0
@@ -95,22 +100,23 @@ def _cpus_left(build: BuildConfig, nodes: Sequence[Node], num_actors: int) -> fl
     return sum(node.cpus for node in nodes) - num_actors * build.cpus_per_actor
 
 
-def _check_object_stores(
+def _too_many_batches(
     build: BuildConfig, encoder: PreparedEncoder, nodes: Sequence[Node], num_workers: int
-) -> None:
+) -> str | None:
     """Workers wait rather than send more, so that this is a bound of what is in a store."""
     for node in nodes:
         on_node = min(num_workers, whole(node.cpus / build.cpus_per_worker))
         needed = on_node * MAX_IN_FLIGHT * encoder.batch_bytes
         if needed > _SHARE_FOR_BATCHES * node.object_store_bytes:
-            raise ConfigError(
-                f"build.embed_on: actors: {on_node} workers on a machine send up to "
+            return (
+                f"{on_node} workers on a machine send up to "
                 f"{MAX_IN_FLIGHT} batches of {encoder.config.batch_size} images each, "
                 f"{needed / 1e9:.2f} GB at once; half of its object store of "
                 f"{node.object_store_bytes / 1e9:.2f} GB is for them. Lower build.workers, "
                 "encoder.batch_size or encoder.image_size, or raise build.object_store_gb "
                 "(on a cluster: `ray start --object-store-memory`)"
             )
+    return None
 
 
 def _told(nodes: Sequence[Node]) -> str:

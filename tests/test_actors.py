@@ -207,6 +207,8 @@ def test_batches_in_flight_must_fit_into_half_of_each_object_store(
     with pytest.raises(ConfigError, match=r"8 workers .* Lower build.workers, encoder.batch_size"):
         placed(torch_encoder, small, CPU_NODE, **on_cpus)
     assert placed(torch_encoder, small, workers=7, num_workers=7, **on_cpus) == Placement(7, 1)
+    small_with_gpu = Node(cpus=8, gpus=1, object_store_bytes=needed)
+    assert placed(torch_encoder, small_with_gpu) == Placement(8, 0), "auto refuses nothing"
 
 
 def test_settings_that_contradict_each_other_are_refused(onnx_encoder: PreparedEncoder) -> None:
