@@ -6,8 +6,10 @@ Which batch an actor gets changes no bit of it. An actor that dies is started ag
 batches with it.
 """
 
+import contextlib
 import logging
 import os
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,14 +18,18 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.exceptions import RayTaskError
 
 from pipeline.cluster import Cluster, named_deaths
+from pipeline.errors import InfinegError
 from pipeline.placement import MAX_IN_FLIGHT, Node, place
 from pipeline.runtimes import Begun, PreparedEncoder, Runtime
 
 _log = logging.getLogger(__name__)
 
 _Embedding = NDArray[np.float32]
+# In a list, for Ray to hand the reference over and not what it refers to.
+_Encoder = Sequence["ray.ObjectRef[PreparedEncoder]"]
 
 
 def share_encoder(cluster: Cluster, encoder: PreparedEncoder) -> tuple[Cluster, PreparedEncoder]:
@@ -55,8 +61,10 @@ def share_encoder(cluster: Cluster, encoder: PreparedEncoder) -> tuple[Cluster, 
         max_restarts=-1,
         max_task_retries=-1,
     )
-    full = ray.put(replace(encoder, cheap=None))
-    actors = tuple(remote.remote(full) for _ in range(placement.num_actors))
+    full = [ray.put(replace(encoder, cheap=None))]
+    actors = tuple(remote.remote() for _ in range(placement.num_actors))
+    for actor in actors:
+        actor.prepare.remote(full)  # while workers start
     shared = replace(encoder, model=None, shared=EncoderActors(actors, full))
     return replace(cluster, num_workers=placement.num_workers), shared
 
@@ -86,28 +94,35 @@ def _can_grow(address: str | None) -> bool:
 
 
 class EncoderActor:
-    """The encoder, opened once, in a process of its own."""
+    """The encoder, opened once, in a process of its own.
 
-    def __init__(self, encoder: PreparedEncoder) -> None:
-        self._runtime = encoder.open()
+    Every call brings the encoder along: Ray makes an actor that has died again, and then nothing
+    else would.
+    """
 
-    def embed(self, pixels_BCHW: NDArray[np.uint8]) -> _Embedding:
+    def __init__(self) -> None:
+        self._runtime: Runtime | None = None
+
+    def prepare(self, encoder: _Encoder) -> None:
+        if self._runtime is None:
+            self._runtime = ray.get(encoder[0]).open()
+
+    def embed(self, encoder: _Encoder, pixels_BCHW: NDArray[np.uint8]) -> _Embedding:
+        self.prepare(encoder)
+        assert self._runtime is not None
         # What comes out of the object store is read-only, and PyTorch wants to own its memory.
         return self._runtime.embed(pixels_BCHW.copy())
 
 
 @dataclass(frozen=True)
 class EncoderActors:
-    """The actors of a build, as they are sent to its workers.
-
-    Keeps what they were made of: Ray makes one that has died of it again.
-    """
+    """The actors of a build and what they run, as they are sent to its workers."""
 
     actors: tuple[Any, ...]
-    encoder: "ray.ObjectRef[Any]"
+    encoder: _Encoder
 
     def open(self) -> Runtime:
-        return RemoteRuntime(self.actors)
+        return RemoteRuntime(self)
 
 
 @dataclass(frozen=True)
@@ -119,30 +134,43 @@ class _Sent:
     actor: int
 
 
+@contextlib.contextmanager
+def _errors_as_in_a_worker() -> Iterator[None]:
+    """An InfinegError, such as of weights that a machine lacks, is raised as it was there."""
+    try:
+        with named_deaths():
+            yield
+    except RayTaskError as error:
+        if isinstance(error.cause, InfinegError):
+            raise error.cause from None
+        raise
+
+
 class RemoteRuntime:
     """Has batches embedded by actors, from within a worker."""
 
-    def __init__(self, actors: tuple[Any, ...]) -> None:
-        self._actors = actors
-        self._last = os.getpid() % len(actors)  # workers do not all begin with the same one
+    def __init__(self, shared: EncoderActors) -> None:
+        self._actors = shared.actors
+        self._encoder = shared.encoder
+        self._last = os.getpid() % len(self._actors)  # workers do not all begin with the same one
         self._sent: dict[ray.ObjectRef[Any], _Sent] = {}
 
     def embed(self, pixels_BCHW: NDArray[np.uint8]) -> _Embedding:
         return self.begin(pixels_BCHW)()
 
     def begin(self, pixels_BCHW: NDArray[np.uint8]) -> Begun:
-        with named_deaths():
+        with _errors_as_in_a_worker():
             while len(self._sent) >= MAX_IN_FLIGHT:
                 self._receive()
             actor = self._least_busy()
             pixels = ray.put(pixels_BCHW)
             embedding: Future[_Embedding] = Future()
-            reference = self._actors[actor].embed.remote(pixels)
+            reference = self._actors[actor].embed.remote(self._encoder, pixels)
             self._sent[reference] = _Sent(embedding, pixels, actor)
         return lambda: self._wait_for(embedding)
 
     def _wait_for(self, embedding: "Future[_Embedding]") -> _Embedding:
-        with named_deaths():
+        with _errors_as_in_a_worker():
             while not embedding.done():
                 self._receive()
         return embedding.result()
