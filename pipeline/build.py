@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 
 from pipeline import manifest, storage
+from pipeline.actors import share_encoder
 from pipeline.cluster import Cluster, open_cluster
 from pipeline.commits import Generation, PartRecord, SourcePlan
 from pipeline.config import Config, SourceEntry
@@ -34,7 +35,7 @@ from pipeline.parts import SpanTask, SpanWorker
 from pipeline.pilot import plan_sources
 from pipeline.progress import Progress
 from pipeline.rounds import Reading, extend_plans
-from pipeline.runtimes import prepare_cascade, prepare_encoder
+from pipeline.runtimes import PreparedEncoder, prepare_cascade, prepare_encoder
 from pipeline.watch import BuildWatch, watch_build
 
 _log = logging.getLogger(__name__)
@@ -166,12 +167,9 @@ def _plan_on_cluster(
     """A running cluster, what makes its workers, and the committed plans of `entries`."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         # Both take seconds, and Ray's start is a wait for other processes.
-        prepare = prepare_cascade if config.selection.cascade else prepare_encoder
-        preparing = pool.submit(
-            prepare, config.encoder, gpus_per_worker=config.build.gpus_per_worker
-        )
+        preparing = pool.submit(_prepare_encoder, config)
         with open_cluster(config.build) as cluster:
-            encoder = preparing.result()
+            cluster, encoder = share_encoder(cluster, preparing.result())
             begin_dataset(
                 config,
                 encoder=encoder.fingerprint,
@@ -182,6 +180,17 @@ def _plan_on_cluster(
             taken_down = manifest.read_taken_down(config.output.path)
             make_worker = functools.partial(SpanWorker, config, encoder, taken_down)
             yield cluster, make_worker, plan_sources(config, entries, cluster, make_worker)
+
+
+def _prepare_encoder(config: Config) -> PreparedEncoder:
+    build = config.build
+    if not config.selection.cascade:
+        return prepare_encoder(config.encoder, gpus_per_worker=build.gpus_per_embedder)
+    return prepare_cascade(
+        config.encoder,
+        gpus_per_worker=build.gpus_per_worker,
+        gpus_per_actor=build.gpus_per_embedder,
+    )
 
 
 def _begin_embeddings(config: Config, encoder: str) -> None:

@@ -1,11 +1,13 @@
 """Ray: runs one function over many tasks on every worker of a cluster, as a Ray Dataset.
 
-The only file that knows Ray. Tasks are rows of a table of descriptors: a read task of Ray costs
-its driver a millisecond and some memory before the first one runs, a row costs neither.
+The only file that knows Ray, but for `actors`. Tasks are rows of a table of descriptors: a read
+task of Ray costs its driver a millisecond and some memory before the first one runs, a row costs
+neither.
 """
 
 import contextlib
 import logging
+import math
 import os
 import socket
 import threading
@@ -33,6 +35,7 @@ _log = logging.getLogger(__name__)
 
 # What crosses between processes is small; by default Ray would set aside 30 % of the memory.
 _OBJECT_STORE_BYTES = 512 * 2**20
+_BYTES_FOR_BATCHES = 64 * 2**20  # a worker's, on their way to an actor
 
 _LOOK_S = 3.0  # between looks at the head of a cluster
 _MISSED = 3  # looks in vain before it is told
@@ -110,13 +113,12 @@ def open_cluster(config: BuildConfig) -> Iterator[Cluster]:
         "log_to_driver": debug,
     }
     if config.address is None:
-        num_cpus = os.cpu_count() or 1
-        wanted = round((config.workers or 1) * config.cpus_per_worker)
+        num_cpus = max(os.cpu_count() or 1, _cpus_asked(config))
         options |= {
             "address": "local",  # else Ray joins any cluster that others run on this machine
-            "num_cpus": max(num_cpus, wanted),
+            "num_cpus": num_cpus,
             "include_dashboard": False,
-            "object_store_memory": _OBJECT_STORE_BYTES,
+            "object_store_memory": _object_store_bytes(config, num_cpus),
         }
     else:
         options |= {"address": config.address}
@@ -158,6 +160,23 @@ def _tell_of_cluster(address: str, resources: Mapping[str, float], dashboard: st
         resources.get("GPU", 0),
         f"dashboard: http://{dashboard}" if dashboard else "it runs no dashboard",
     )
+
+
+def _cpus_asked(config: BuildConfig) -> int:
+    """What a Ray of our own must have, more than the machine has or not."""
+    num_actors = (config.actors or 1) if config.embed_on == "actors" else 0
+    of_workers = (config.workers or 1) * config.cpus_per_worker
+    return math.ceil(of_workers + num_actors * config.cpus_per_actor)
+
+
+def _object_store_bytes(config: BuildConfig, num_cpus: int) -> int:
+    """Pages that nothing is written to take no memory."""
+    if config.object_store_gb is not None:
+        return int(config.object_store_gb * 1e9)
+    if config.embed_on == "worker":
+        return _OBJECT_STORE_BYTES
+    num_workers = config.workers or int(num_cpus / config.cpus_per_worker)
+    return _OBJECT_STORE_BYTES + num_workers * _BYTES_FOR_BATCHES
 
 
 @contextlib.contextmanager

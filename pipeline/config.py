@@ -5,6 +5,7 @@ Sections `train:`, `evaluate:` and `cluster:` are carried as they are; `train.co
 """
 
 import json
+import math
 import os
 from collections import ChainMap
 from collections.abc import Mapping, MutableMapping, Sequence
@@ -56,11 +57,26 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     batch_size: int = Field(64, ge=1)  # images a forward pass; part of the fingerprint
     layer: Literal["last", "penultimate"] = "last"  # which pooled features are the embedding
     runtime: Literal["auto", "onnxruntime", "torch"] = "auto"  # auto: ONNX Runtime on a CPU
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: for GPUs, by PyTorch; other embeddings
+
+    @model_validator(mode="after")
+    def _runtime_has_precision(self) -> Self:
+        if self.precision == "bf16" and self.runtime == "onnxruntime":
+            raise ValueError(
+                "precision bf16 is of PyTorch alone: set encoder.runtime to torch or auto, or "
+                "encoder.precision to fp32"
+            )
+        return self
 
     def for_cheap_look(self) -> Self:
         """The same network at 3/7 of the input side, 96 px for 224, and a ninth of the time."""
         size = max(32, round(self.image_size * 3 / 7 / 32) * 32)
-        return self.model_copy(update={"image_size": size})
+        return self.model_copy(update={"image_size": size, "precision": "fp32"})
+
+    def inputs(self) -> dict[str, Any]:
+        """The settings, as in data sets from before there was a precision to choose."""
+        is_default = self.precision == "fp32"
+        return self.model_dump(mode="json", exclude={"precision"} if is_default else None)
 
 
 class Budget(BaseModel, frozen=True, extra="forbid"):
@@ -153,6 +169,14 @@ class BuildConfig(BaseModel, frozen=True, extra="forbid"):
     workers: int | None = Field(None, ge=1)  # processes; default one a CPU of the cluster
     cpus_per_worker: float = Field(1.0, gt=0)
     gpus_per_worker: float = Field(0.0, ge=0)  # 0.25 puts four workers on a GPU
+    # Who runs the encoder: each worker, or actors for all workers. auto: actors where Ray reports
+    # GPUs, encoder.runtime is torch and workers have none of their own.
+    embed_on: Literal["auto", "worker", "actors"] = "auto"
+    actors: int | None = Field(None, ge=1)  # default as many as the GPUs of Ray give; 1 on CPUs
+    gpus_per_actor: float = Field(1.0, ge=0)  # 0: on CPUs
+    cpus_per_actor: float = Field(1.0, ge=0)
+    # Shared memory of a Ray that is started here; default 0.5 and, for actors, 0.06 a worker.
+    object_store_gb: float | None = Field(None, ge=0.1)
     address: str | None = None  # of a Ray cluster; default a local one
     keep_embeddings: bool = True  # 2.5 kB a candidate, beside the data set, to score them anew
     embeddings_from: str | None = None  # a data set of the same encoder, for what it has embedded
@@ -162,6 +186,39 @@ class BuildConfig(BaseModel, frozen=True, extra="forbid"):
     stuck_after_s: float = Field(60.0, gt=0)
     # Seconds to wait for another build of this data set, or for the lease of one that was killed.
     lease_wait_s: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_place_for_gpus(self) -> Self:
+        if self.embed_on == "actors" and self.gpus_per_worker:
+            raise ValueError(
+                f"embed_on: actors leaves workers nothing to do on GPUs, and gpus_per_worker is "
+                f"{self.gpus_per_worker:g}: leave it out, or set embed_on to worker"
+            )
+        if self.gpus_per_actor > 1 and self.gpus_per_actor % 1:
+            raise ValueError(
+                f"gpus_per_actor {self.gpus_per_actor:g}: a part of one GPU, or whole ones"
+            )
+        return self
+
+    @property
+    def gpus_per_embedder(self) -> float:
+        """Asked for each process that runs the encoder, as far as the config alone tells."""
+        return self.gpus_per_actor if self.embed_on == "actors" else self.gpus_per_worker
+
+    def most_actors(self, *, cpus: float, gpus: float) -> int:
+        """How many a machine takes: each has whole GPUs, or a part of one."""
+        room = []
+        if self.gpus_per_actor >= 1:
+            room.append(whole(gpus / self.gpus_per_actor))
+        elif self.gpus_per_actor:
+            room.append(whole(gpus) * whole(1 / self.gpus_per_actor))
+        if self.cpus_per_actor:
+            room.append(whole(cpus / self.cpus_per_actor))
+        return min(room, default=self.actors or 1)
+
+    def most_workers(self, *, cpus: float) -> int:
+        """How many so many CPUs give; at least one."""
+        return max(1, whole(cpus / self.cpus_per_worker))
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
@@ -235,13 +292,13 @@ class Config(BaseModel, frozen=True, extra="forbid"):
             del selection[of_source]
         cheap = {}
         if self.selection.cascade:
-            cheap = {"cheap_encoder": self.encoder.for_cheap_look().model_dump(mode="json")}
+            cheap = {"cheap_encoder": self.encoder.for_cheap_look().inputs()}
         else:
             del selection["cascade"]  # as in data sets from before there was one
         return {
             "targets": list(self.target_names),
             "positives": [self.source_inputs(entry) for entry in self.positives],
-            "encoder": self.encoder.model_dump(mode="json"),
+            "encoder": self.encoder.inputs(),
             **cheap,
             "selection": selection,
             "split": self.split.model_dump(mode="json"),
@@ -259,6 +316,11 @@ class Config(BaseModel, frozen=True, extra="forbid"):
         if self.role_of(entry) == "negative":
             inputs["selection"] = selection
         return inputs
+
+
+def whole(number: float) -> int:
+    """Rounded down; 1 / 0.1 is a little less than 10, and is 10."""
+    return math.floor(number + 1e-6)
 
 
 def fingerprint(inputs: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """What a worker embeds of samples: all, or those alone that a cheap look does not decide.
 
-Holds what is costly to make, the networks. Knows nothing of Ray, of parts or of what is selected.
+Holds what is costly to make, the networks, or what reaches those who run them for all workers.
+Knows nothing of Ray, of parts or of what is selected.
 """
 
 import itertools
@@ -18,7 +19,7 @@ from pipeline.records import CHEAP_SIMILARITY, Positioned
 from pipeline.reference import CHEAP_EMBEDDING, ReferenceBank
 from pipeline.runtimes import PreparedEncoder
 from pipeline.steps.decode import decode_batch
-from pipeline.steps.embed import embed_batch
+from pipeline.steps.embed import GrowingBatch
 from pipeline.steps.look import look_batch
 from pipeline.steps.read import Origin, read_batch
 from pipeline.steps.refuse import refuse_batch
@@ -55,19 +56,21 @@ class Embedder:
 
     def full(self, samples: Iterator[Positioned], entry: SourceEntry) -> pa.Table:
         """Rows with `embedding`."""
-        decoded = [self.decode(rows) for rows in self.read(samples, entry)]
-        return self.embed(pa.concat_tables(decoded))
+        return self.embed(self.decode(rows) for rows in self.read(samples, entry))
 
-    def embed(self, rows: pa.Table) -> pa.Table:
-        """Rows, decoded, with `embedding`."""
+    def embed(self, decoded: Iterable[pa.Table]) -> pa.Table:
+        """Rows with `embedding`, of tables that are decoded while earlier ones are embedded."""
+        growing = GrowingBatch(
+            runtime=self._runtime,
+            preprocessing=self._encoder.preprocessing,
+            embedding_dim=self._encoder.embedding_dim,
+            batch_size=self._batch_size,
+        )
+        for rows in decoded:
+            with self.stopwatch.stage("embed"):
+                growing.add(rows)
         with self.stopwatch.stage("embed"):
-            return embed_batch(
-                rows,
-                runtime=self._runtime,
-                preprocessing=self._encoder.preprocessing,
-                embedding_dim=self._encoder.embedding_dim,
-                batch_size=self._batch_size,
-            )
+            return growing.finish()
 
     def both(self, samples: Iterator[Positioned], entry: SourceEntry) -> tuple[pa.Table, float]:
         """Rows with `embedding` and `cheap_embedding`, and the seconds of the full look."""
@@ -79,7 +82,7 @@ class Embedder:
             decoded.append(self.decode(rows))
             seconds += time.monotonic() - began
         began = time.monotonic()
-        rows = self.embed(pa.concat_tables(decoded))
+        rows = self.embed(decoded)
         return rows, seconds + time.monotonic() - began
 
     def cascade(
@@ -94,13 +97,16 @@ class Embedder:
 
         The others have none, are decoded too, and so are rejected for the same reasons.
         """
-        looked, skipped, masks = [], [], []
-        for rows in self.read(samples, entry):
-            rows, full_B = self._look_first(rows, rule, cheap_bank)
-            looked.append(self.decode(rows.filter(pa.array(full_B))))
-            skipped.append(rows.filter(pa.array(~full_B)))
-            masks.append(full_B)
-        full = self.embed(pa.concat_tables(looked))
+        skipped, masks = [], []
+
+        def looked_at() -> Iterator[pa.Table]:
+            for rows in self.read(samples, entry):
+                rows, full_B = self._look_first(rows, rule, cheap_bank)
+                skipped.append(rows.filter(pa.array(~full_B)))
+                masks.append(full_B)
+                yield self.decode(rows.filter(pa.array(full_B)))
+
+        full = self.embed(looked_at())
         rest = pa.concat_tables(skipped).drop_columns(["image"])
         rows = pa.concat_tables([full, rest], promote_options="default")
         full_N = np.concatenate(masks)

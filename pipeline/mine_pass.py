@@ -14,6 +14,7 @@ import pyarrow as pa
 from pydantic import BaseModel
 
 from pipeline import manifest
+from pipeline.actors import share_encoder
 from pipeline.cluster import Cluster
 from pipeline.commits import (
     Generation,
@@ -67,12 +68,15 @@ class MiningPass:
         self._root = config.output.path
         self._scorer = scorer
         self._parent = parent
-        self._cluster = cluster
         self._sources = [source for source in parent.sources if source.name in names]
         self._rounds = {source.name: rounds_of(source, folder) for source in self._sources}
         self._kept: _Kept = {r.name: find_embeddings(self._root, r) for r in self._all_rounds()}
+        encoder = self._prepare_encoder()
+        if encoder is not None:
+            cluster, encoder = share_encoder(cluster, encoder)
+        self._cluster = cluster
         self._make_worker = functools.partial(
-            MineWorker, config, scorer, self._prepare_encoder(), parent.taken_down
+            MineWorker, config, scorer, encoder, parent.taken_down
         )
 
     def _all_rounds(self) -> Iterator[MinedRound]:
@@ -82,8 +86,8 @@ class MiningPass:
         """None where nothing is left to embed."""
         if all(kept is not None for kept in self._kept.values()):
             return None
-        build = self._config.build
-        encoder = prepare_encoder(self._config.encoder, gpus_per_worker=build.gpus_per_worker)
+        gpus = self._config.build.gpus_per_embedder
+        encoder = prepare_encoder(self._config.encoder, gpus_per_worker=gpus)
         info = manifest.require_info(self._root)
         if encoder.fingerprint != info.encoder:
             raise ConfigError(

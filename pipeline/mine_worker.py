@@ -157,7 +157,7 @@ class MineWorker:
         if not rows["embedding_path"].null_count:
             return read_kept(self._root, rows)
         decoded = pa.table({"image": images, "reject_reason": pa.nulls(len(images), pa.string())})
-        return self._embedder.embed(decoded)["embedding"].combine_chunks()
+        return self._embedder.embed([decoded])["embedding"].combine_chunks()
 
     def _read(self, task: EmbedTask | ScoreTask) -> Iterator[Positioned]:
         entry = self._entries[task.source]

@@ -6,6 +6,7 @@ Shapes: B batch, C H W image, D embedding.
 import importlib
 import tempfile
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,26 +19,44 @@ from pipeline.config import EncoderConfig
 from pipeline.encoders import Encoder, Preprocessing, encoder_identity, load_encoder
 from pipeline.errors import ConfigError
 
+# Waits for embedding_BD, L2-normalised.
+Begun = Callable[[], NDArray[np.float32]]
+
 
 class Runtime(Protocol):
-    """Something that embeds batches."""
+    """Something that embeds batches. Equal batches give equal bits on one machine."""
 
     def embed(self, pixels_BCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """embedding_BD, L2-normalised. Equal batches give equal bits on one machine."""
+        """embedding_BD, L2-normalised."""
+
+    def begin(self, pixels_BCHW: NDArray[np.uint8]) -> Begun:
+        """`embed` of which the caller need not see the end, where something else computes."""
+
+
+class Opens(Protocol):
+    """What gives a worker a runtime that is not its own."""
+
+    def open(self) -> Runtime: ...
 
 
 class TorchRuntime:
-    """The network itself, on a GPU where there is one."""
+    """The network itself, on a GPU where there is one; `bf16` by autocast."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, *, precision: str = "fp32") -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._encoder = encoder.to(self._device)
+        self._is_bf16 = precision == "bf16"
 
     def embed(self, pixels_BCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
-        with torch.inference_mode():
+        return self.begin(pixels_BCHW)()
+
+    def begin(self, pixels_BCHW: NDArray[np.uint8]) -> Begun:
+        with (
+            torch.inference_mode(),
+            torch.autocast(self._device.type, torch.bfloat16, enabled=self._is_bf16),
+        ):
             embedding_BD = self._encoder(torch.from_numpy(pixels_BCHW).to(self._device))
-            result: NDArray[np.float32] = embedding_BD.cpu().numpy()
-        return result
+        return lambda: embedding_BD.cpu().numpy()
 
 
 class OnnxRuntime:
@@ -49,6 +68,10 @@ class OnnxRuntime:
     def embed(self, pixels_BCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
         embedding_BD: NDArray[np.float32] = self._session.run(None, {"pixels": pixels_BCHW})[0]
         return embedding_BD
+
+    def begin(self, pixels_BCHW: NDArray[np.uint8]) -> Begun:
+        embedding_BD = self.embed(pixels_BCHW)
+        return lambda: embedding_BD
 
 
 def open_session(model: bytes) -> Any:
@@ -72,34 +95,54 @@ class PreparedEncoder:
     fingerprint: str  # what an embedding depends on, readable; equal ones are comparable
     model: bytes | None  # ONNX; None where PyTorch itself runs
     cheap: "PreparedEncoder | None" = None  # of the cheap look, where there is a cascade
+    shared: Opens | None = None  # embeds for all workers; None: each opens the encoder itself
 
     def open(self) -> Runtime:
+        if self.shared is not None:
+            return self.shared.open()
         if self.model is not None:
             return OnnxRuntime(self.model)
-        return TorchRuntime(load_encoder(self.config))
+        return TorchRuntime(load_encoder(self.config), precision=self.config.precision)
+
+    @property
+    def is_torch(self) -> bool:
+        return self.model is None
+
+    @property
+    def batch_bytes(self) -> int:
+        """Of the pixels of a full batch, and of its embeddings."""
+        num_pixels = 3 * self.preprocessing.image_size**2
+        return self.config.batch_size * (num_pixels + 4 * self.embedding_dim)
 
 
 def prepare_encoder(config: EncoderConfig, *, gpus_per_worker: float) -> PreparedEncoder:
-    """Loads the encoder once, for all workers; `auto` is PyTorch on GPUs, else ONNX Runtime."""
+    """Loads the encoder once, for all that open it: workers, or the actors that embed for them.
+
+    Runtime `auto` is PyTorch where they have GPUs, and for bf16; else ONNX Runtime.
+    """
     encoder = load_encoder(config)
     runtime = config.runtime
     if runtime == "auto":
-        runtime = "torch" if gpus_per_worker > 0 else "onnxruntime"
+        is_torch = gpus_per_worker > 0 or config.precision == "bf16"
+        runtime = "torch" if is_torch else "onnxruntime"
+    identity = encoder_identity(encoder, config)
     return PreparedEncoder(
         config=config,
         preprocessing=encoder.preprocessing,
         embedding_dim=encoder.embedding_dim,
-        fingerprint=f"{encoder_identity(encoder, config)}:{runtime}-fp32:batch{config.batch_size}",
+        fingerprint=f"{identity}:{runtime}-{config.precision}:batch{config.batch_size}",
         model=export_onnx(encoder) if runtime == "onnxruntime" else None,
     )
 
 
-def prepare_cascade(config: EncoderConfig, *, gpus_per_worker: float) -> PreparedEncoder:
-    """`prepare_encoder` for the full look and for the cheap one.
+def prepare_cascade(
+    config: EncoderConfig, *, gpus_per_worker: float, gpus_per_actor: float = 0.0
+) -> PreparedEncoder:
+    """`prepare_encoder` for the full look, which actors may have, and for that of each worker.
 
     Raises ConfigError where the network takes one size of images alone.
     """
-    full = prepare_encoder(config, gpus_per_worker=gpus_per_worker)
+    full = prepare_encoder(config, gpus_per_worker=max(gpus_per_worker, gpus_per_actor))
     cheap_config = config.for_cheap_look()
     try:
         cheap = prepare_encoder(cheap_config, gpus_per_worker=gpus_per_worker)

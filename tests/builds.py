@@ -120,6 +120,7 @@ def first_samples(entry: Mapping[str, Any], number: int) -> list[RawSample]:
 class InlineCluster:
     """Runs tasks here, the last one first; each goes through JSON as on its way to a worker."""
 
+    config = BuildConfig(embed_on="worker")
     num_workers = 1
 
     def map(

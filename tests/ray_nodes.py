@@ -36,8 +36,8 @@ class RayNodes:
     def address(self) -> str:
         return f"{self.hosts[0].address}:{self.port}"
 
-    def start(self) -> None:
-        """The next host's."""
+    def start(self, *, num_cpus: int = 1, num_gpus: int = 0) -> None:
+        """The next host's. GPUs are promised to Ray, whatever the machine has."""
         host = self.hosts[len(self.nodes)]
         role = ["--address", self.address]
         if not self.nodes:
@@ -45,7 +45,8 @@ class RayNodes:
             role += ["--include-dashboard", "false"]
         options = [
             "--block", "--disable-usage-stats", "--node-ip-address", host.address,
-            "--num-cpus", "1", "--object-store-memory", str(_STORE_BYTES),
+            "--num-cpus", str(num_cpus), "--num-gpus", str(num_gpus),
+            "--object-store-memory", str(_STORE_BYTES),
             "--min-worker-port", "0", "--max-worker-port", "0",
         ]  # fmt: skip
         log = self.folder / f"node-{len(self.nodes)}.log"
@@ -78,8 +79,8 @@ class RayNodes:
 
 
 @contextlib.contextmanager
-def ray_nodes(hosts: list[Host]) -> Iterator[RayNodes]:
-    """A cluster of a node a host; ends with all their processes."""
+def ray_nodes(hosts: list[Host], *, num_started: int | None = None) -> Iterator[RayNodes]:
+    """A cluster of a node a host, by default of all hosts; ends with all their processes."""
     folder = Path(tempfile.mkdtemp(prefix="rn"))  # short: paths of Unix sockets end at 107 bytes
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -91,7 +92,7 @@ def ray_nodes(hosts: list[Host]) -> Iterator[RayNodes]:
     }
     cluster = RayNodes(hosts, port, folder, env)
     try:
-        for _ in hosts:
+        for _ in hosts[:num_started]:
             cluster.start()
         yield cluster
     finally:

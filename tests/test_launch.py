@@ -365,6 +365,13 @@ def test_cluster_that_grows_is_told_how_far_and_waits_for_a_killed_build(config:
     assert build_of(*sizes) == {"address": "auto", "lease_wait_s": 180, "workers": 12}
     assert build_of(*sizes, "build.cpus_per_worker=2")["workers"] == 6
     assert build_of("build.workers=5")["workers"] == 5
+    gpus = "cluster.gpu_workers={cpus: 8, gpus: 4, max: 2}"
+    embed = "build.embed_on=actors"
+    grown = build_of(*sizes[:2], gpus, embed)
+    assert (grown["actors"], grown["workers"]) == (8, 12 + 16 - 8)
+    assert build_of(*sizes[:2], gpus, embed, "build.gpus_per_actor=0.5")["actors"] == 16
+    with pytest.raises(ConfigError, match="no machine has them"):
+        build_of(*sizes, embed)
 
 
 def test_local_launch_builds(tmp_path: Path) -> None:

@@ -24,8 +24,10 @@ from mined_world import (
 
 from pipeline import manifest, storage
 from pipeline.commits import ShardRecord, TakenDown
+from pipeline.config import BuildConfig
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.keys import unit_hash
+from pipeline.mine import mine
 from pipeline.sources import image_folder
 from pipeline.takedown import take_down
 from pipeline.verdicts import apply_verdicts
@@ -180,6 +182,21 @@ def test_embeddings_that_are_gone_are_made_again(
     mine_inline(at(world.config, world_copy), world.scorer, budget=BUDGET)
     assert file_hashes(world_copy, FILES) == file_hashes(mined_root, FILES)
     assert not (world_copy / "embeddings/drawn").exists()
+
+
+@pytest.mark.timeout(120)
+def test_embeddings_that_are_gone_are_made_again_by_actors(
+    world: World, mined_root: Path, world_copy: Path
+) -> None:
+    shutil.rmtree(world_copy / "embeddings/drawn")
+    config = at(world.config, world_copy)
+    build = {"workers": 1, "embed_on": "actors", "gpus_per_actor": 0}
+    mine(
+        config.model_copy(update={"build": BuildConfig.model_validate(build)}),
+        world.scorer,
+        budget=BUDGET,
+    )
+    assert file_hashes(world_copy, FILES) == file_hashes(mined_root, FILES)
 
 
 def test_source_that_has_changed_since_is_refused_and_changes_nothing(

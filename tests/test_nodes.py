@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from builds import build_inline, config_of, file_hashes, squares, write_config
 from commands import kill_session, run_infineg, start_infineg, wait_until
-from hosts import Network, network
+from hosts import Host, Network, network
 from kills import S3Events
 from ray_nodes import RayNodes, ray_nodes
 from s3_server import S3Server, run_s3_server
@@ -101,6 +101,32 @@ def test_a_build_goes_on_when_one_of_three_nodes_is_killed(
             kill_session(command)
     assert "3 nodes, 3 CPUs, 0 GPUs; it runs no dashboard" in build.logs[0].read_text()
     assert_as_undisturbed(events, undisturbed)
+
+
+@pytest.mark.parametrize("has_autoscaler", [False, True])
+def test_gpus_are_refused_or_waited_for_as_the_cluster_can_grow_or_not(
+    has_autoscaler: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if has_autoscaler:
+        monkeypatch.setenv("RAY_NODE_TYPE_NAME", "head")  # as KubeRay and `ray up` set it
+    settings = {"embed_on": "actors", "workers": 1}
+    config = config_of(tmp_path / "data", [squares(num_pictures=40)], build=settings)
+    path, log = write_config(tmp_path / "config.yaml", config), tmp_path / "log"
+    with ray_nodes([Host("127.0.0.1")] * 2, num_started=1) as cluster:
+        command = start_infineg("build", path, "--address", cluster.address, log=log, **cluster.env)
+        try:
+            if has_autoscaler:
+                wait_until(lambda: "waiting for its autoscaler" in log.read_text(), command, log)
+                # The head has one CPU, which the actor would have; a machine with both comes.
+                cluster.start(num_cpus=2, num_gpus=1)
+                assert command.wait(timeout=100) == 0, log.read_text()
+            else:
+                assert command.wait(timeout=60) == 2
+        finally:
+            kill_session(command)
+    assert "wants 1 of 1 GPUs and 1 CPUs" in log.read_text()
+    assert "Ray reports 0 GPUs and 1 CPUs" in log.read_text()
+    assert (tmp_path / "data/generations").exists() == has_autoscaler
 
 
 @pytest.mark.usefixtures("s3_root")

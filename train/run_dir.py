@@ -138,7 +138,7 @@ def _of_main(number: int, world: World) -> int:
 def _settings_of(
     config: Config, train_config: TrainConfig, dataset: DatasetInfo, generation: Generation
 ) -> dict[str, Any]:
-    how_only = {"batch_size", "runtime"}
+    how_only = {"batch_size", "runtime", "precision"}
     return {
         "targets": list(config.target_names),
         "encoder": config.encoder.model_dump(mode="json", exclude=how_only),

@@ -55,10 +55,23 @@ class Job:
         build = {"address": "auto", "lease_wait_s": LEASE_WAIT_S}
         if grows:
             # What Ray reports at the start is a cluster that has not grown yet.
-            number = int(self.values.build_cpus / self.config.build.cpus_per_worker)
-            build["workers"] = max(1, number)
+            build |= self._grown()
         data = {**self.data, "build": {**build, **(self.data.get("build") or {})}}
         return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+    def _grown(self) -> dict[str, int]:
+        """Workers of a cluster that has grown as far as it may, and actors where it has them."""
+        build, cpus = self.config.build, self.values.build_cpus
+        if build.embed_on != "actors" or not build.gpus_per_actor:
+            return {"workers": build.most_workers(cpus=cpus)}
+        number = build.actors or self.values.actors_of(build)
+        if not number:
+            raise ConfigError(
+                f"build.embed_on: actors, of {build.gpus_per_actor:g} GPUs each: no machine has "
+                "them. Set cluster.gpu_workers.max and its gpus, or build.embed_on to worker"
+            )
+        workers = build.most_workers(cpus=cpus - number * build.cpus_per_actor)
+        return {"actors": number, "workers": workers}
 
     def command(self, config: str, *options: str) -> list[str]:
         """`infineg build CONFIG`, `infineg train CONFIG --resume`, with more options."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from pipeline.config import describe_errors, read_yaml
+from pipeline.config import BuildConfig, describe_errors, read_yaml
 from pipeline.errors import ConfigError
 from pipeline.launch.templates import INFRA
 from pipeline.storage import refuse_credentials
@@ -105,6 +105,13 @@ class Values(_Section):
     def build_cpus(self) -> int:
         """CPUs of all workers of a build that has grown as far as it may."""
         return sum(nodes.cpus * nodes.max for nodes in (self.cpu_workers, self.gpu_workers))
+
+    def actors_of(self, build: BuildConfig) -> int:
+        """Actors that a build which has grown as far as it may has room for."""
+        return sum(
+            nodes.max * build.most_actors(cpus=nodes.cpus, gpus=nodes.gpus)
+            for nodes in (self.cpu_workers, self.gpu_workers)
+        )
 
     @property
     def training_processes(self) -> int:

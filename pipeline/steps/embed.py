@@ -1,43 +1,69 @@
 """Adds `embedding`: float16, L2-normalised, of the image that a shard would hold.
 
-Knows nothing of Ray, of where the encoder came from, or of what the embedding is for.
+Knows nothing of Ray, of where the encoder is and came from, or of what the embedding is for.
 """
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.encoders import Preprocessing, crop_pixels
-from pipeline.runtimes import Runtime
+from pipeline.runtimes import Begun, Runtime
 
 READS = ("image", "reject_reason")
 ADDS = ("embedding",)
 
 
-def embed_batch(
-    rows: pa.Table,
-    *,
-    runtime: Runtime,
-    preprocessing: Preprocessing,
-    embedding_dim: int,
-    batch_size: int,
-) -> pa.Table:
-    """Embeds usable rows, `batch_size` images a forward pass; rejected rows get null.
+class GrowingBatch:
+    """Rows that come bit by bit, `batch_size` usable images a forward pass, begun once it is full.
 
-    Which images share a forward pass follows from the rows alone: sums inside a network may
-    differ in the last bit with the shape of the batch.
+    Rejected rows get null. Which images share a forward pass follows from the rows alone, and not
+    from how they came: sums in a network may differ in the last bit with the shape of the batch.
     """
-    images = rows["image"]
-    usable = np.flatnonzero(rows["reject_reason"].is_null().to_numpy())
-    embedding_ND = np.zeros((rows.num_rows, embedding_dim), np.float16)
-    for start in range(0, len(usable), batch_size):
-        chosen = usable[start : start + batch_size]
-        pixels_BCHW = np.stack(
-            [crop_pixels(images[int(i)].as_py(), preprocessing).numpy() for i in chosen]
+
+    def __init__(
+        self,
+        *,
+        runtime: Runtime,
+        preprocessing: Preprocessing,
+        embedding_dim: int,
+        batch_size: int,
+    ) -> None:
+        self._runtime = runtime
+        self._preprocessing = preprocessing
+        self._embedding_dim = embedding_dim
+        self._batch_size = batch_size
+        self._tables: list[pa.Table] = []
+        self._num_rows = 0
+        self._places: list[int] = []  # in all rows, of the pixels of the next forward pass
+        self._pixels: list[NDArray[np.uint8]] = []
+        self._begun: list[tuple[list[int], Begun]] = []
+
+    def add(self, rows: pa.Table) -> None:
+        """Takes the next rows, decoded."""
+        images = rows["image"]
+        for i in np.flatnonzero(rows["reject_reason"].is_null().to_numpy()):
+            self._places.append(self._num_rows + int(i))
+            self._pixels.append(crop_pixels(images[int(i)].as_py(), self._preprocessing).numpy())
+            if len(self._places) == self._batch_size:
+                self._begin()
+        self._tables.append(rows)
+        self._num_rows += rows.num_rows
+
+    def finish(self) -> pa.Table:
+        """All rows, in order, once all are embedded."""
+        if self._places:
+            self._begin()
+        embedding_ND = np.zeros((self._num_rows, self._embedding_dim), np.float16)
+        is_null_N = np.ones(self._num_rows, bool)
+        for places, wait in self._begun:
+            embedding_ND[places] = wait()
+            is_null_N[places] = False
+        column = pa.FixedSizeListArray.from_arrays(
+            pa.array(embedding_ND.reshape(-1)), self._embedding_dim, mask=pa.array(is_null_N)
         )
-        embedding_ND[chosen] = runtime.embed(pixels_BCHW)
-    is_null = np.ones(rows.num_rows, bool)
-    is_null[usable] = False
-    column = pa.FixedSizeListArray.from_arrays(
-        pa.array(embedding_ND.reshape(-1)), embedding_dim, mask=pa.array(is_null)
-    )
-    return rows.append_column("embedding", column)
+        return pa.concat_tables(self._tables).append_column("embedding", column)
+
+    def _begin(self) -> None:
+        self._begun.append((self._places, self._runtime.begin(np.stack(self._pixels))))
+        self._places, self._pixels = [], []

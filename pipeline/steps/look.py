@@ -33,7 +33,7 @@ def look_batch(
 ) -> pa.Table:
     """Decodes usable rows of decoded_B, and embeds those of embedded_B among them.
 
-    Which images share a forward pass follows from the rows alone, as in `embed_batch`.
+    Which images share a forward pass follows from the rows alone, as for `embedding`.
     """
     reasons = rows["reject_reason"].to_pylist()
     images: list[bytes | None] = rows["image"].to_pylist()

@@ -1,0 +1,190 @@
+"""Ray actors that embed for all workers: few of them, on GPUs, where workers are many, on CPUs.
+
+A worker sends a batch of pixels through the object store and decodes on; it waits where
+`MAX_IN_FLIGHT` of its batches are on their way, which bounds what the object store holds.
+Which batch an actor gets changes no bit of it. An actor that dies is started again, and its
+batches with it.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.exceptions import RayTaskError
+
+from pipeline.cluster import Cluster, named_deaths
+from pipeline.errors import InfinegError
+from pipeline.placement import MAX_IN_FLIGHT, Node, place
+from pipeline.runtimes import Begun, PreparedEncoder, Runtime
+
+_log = logging.getLogger(__name__)
+
+_Embedding = NDArray[np.float32]
+# In a list, for Ray to hand the reference over and not what it refers to.
+_Encoder = Sequence["ray.ObjectRef[PreparedEncoder]"]
+
+
+def share_encoder(cluster: Cluster, encoder: PreparedEncoder) -> tuple[Cluster, PreparedEncoder]:
+    """Starts actors where the config wants them; returns what workers are to be made with.
+
+    A cluster with actors has fewer workers. Raises ConfigError where they can never be.
+    """
+    build = cluster.config
+    if build.embed_on == "worker":
+        return cluster, encoder
+    placement = place(
+        build,
+        encoder,
+        _read_nodes(),
+        num_workers=cluster.num_workers,
+        can_grow=_can_grow(build.address),
+    )
+    if not placement.num_actors:
+        return cluster, encoder
+    _log.info(
+        "%d workers, and %d actors of %g GPUs that embed for them",
+        placement.num_workers, placement.num_actors, build.gpus_per_actor,
+    )  # fmt: skip
+    remote: Any = ray.remote(EncoderActor)
+    remote = remote.options(
+        num_cpus=build.cpus_per_actor,
+        num_gpus=build.gpus_per_actor,
+        scheduling_strategy="SPREAD",
+        max_restarts=-1,
+        max_task_retries=-1,
+    )
+    full = [ray.put(replace(encoder, cheap=None))]
+    actors = tuple(remote.remote() for _ in range(placement.num_actors))
+    for actor in actors:
+        actor.prepare.remote(full)  # while workers start
+    shared = replace(encoder, model=None, shared=EncoderActors(actors, full))
+    return replace(cluster, num_workers=placement.num_workers), shared
+
+
+def _read_nodes() -> tuple[Node, ...]:
+    list_nodes: Any = ray.nodes
+    return tuple(
+        Node(
+            cpus=node["Resources"].get("CPU", 0.0),
+            gpus=node["Resources"].get("GPU", 0.0),
+            object_store_bytes=node["Resources"].get("object_store_memory", 0.0),
+        )
+        for node in list_nodes()
+        if node["Alive"]
+    )
+
+
+def _can_grow(address: str | None) -> bool:
+    """Machines that an autoscaler has started know their type, those of `ray start` do not."""
+    if address is None:
+        return False
+    if address.startswith("ray://"):  # a client is not told
+        return True
+    status = get_cluster_status(ray.get_runtime_context().gcs_address)
+    nodes = (*status.active_nodes, *status.idle_nodes)
+    return any(node.ray_node_type_name != f"node_{node.node_id}" for node in nodes)
+
+
+class EncoderActor:
+    """The encoder, opened once, in a process of its own.
+
+    Every call brings the encoder along: Ray makes an actor that has died again, and then nothing
+    else would.
+    """
+
+    def __init__(self) -> None:
+        self._runtime: Runtime | None = None
+
+    def prepare(self, encoder: _Encoder) -> None:
+        if self._runtime is None:
+            self._runtime = ray.get(encoder[0]).open()
+
+    def embed(self, encoder: _Encoder, pixels_BCHW: NDArray[np.uint8]) -> _Embedding:
+        self.prepare(encoder)
+        assert self._runtime is not None
+        # What comes out of the object store is read-only, and PyTorch wants to own its memory.
+        return self._runtime.embed(pixels_BCHW.copy())
+
+
+@dataclass(frozen=True)
+class EncoderActors:
+    """The actors of a build and what they run, as they are sent to its workers."""
+
+    actors: tuple[Any, ...]
+    encoder: _Encoder
+
+    def open(self) -> Runtime:
+        return RemoteRuntime(self)
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A batch on its way. Its pixels are kept: a result that is lost with its machine is redone."""
+
+    embedding: "Future[_Embedding]"
+    pixels: "ray.ObjectRef[Any]"
+    actor: int
+
+
+@contextlib.contextmanager
+def _errors_as_in_a_worker() -> Iterator[None]:
+    """An InfinegError, such as of weights that a machine lacks, is raised as it was there."""
+    try:
+        with named_deaths():
+            yield
+    except RayTaskError as error:
+        if isinstance(error.cause, InfinegError):
+            raise error.cause from None
+        raise
+
+
+class RemoteRuntime:
+    """Has batches embedded by actors, from within a worker."""
+
+    def __init__(self, shared: EncoderActors) -> None:
+        self._actors = shared.actors
+        self._encoder = shared.encoder
+        self._last = os.getpid() % len(self._actors)  # workers do not all begin with the same one
+        self._sent: dict[ray.ObjectRef[Any], _Sent] = {}
+
+    def embed(self, pixels_BCHW: NDArray[np.uint8]) -> _Embedding:
+        return self.begin(pixels_BCHW)()
+
+    def begin(self, pixels_BCHW: NDArray[np.uint8]) -> Begun:
+        with _errors_as_in_a_worker():
+            while len(self._sent) >= MAX_IN_FLIGHT:
+                self._receive()
+            actor = self._least_busy()
+            pixels = ray.put(pixels_BCHW)
+            embedding: Future[_Embedding] = Future()
+            reference = self._actors[actor].embed.remote(self._encoder, pixels)
+            self._sent[reference] = _Sent(embedding, pixels, actor)
+        return lambda: self._wait_for(embedding)
+
+    def _wait_for(self, embedding: "Future[_Embedding]") -> _Embedding:
+        with _errors_as_in_a_worker():
+            while not embedding.done():
+                self._receive()
+        return embedding.result()
+
+    def _receive(self) -> None:
+        """Takes a batch that is ready out of the object store, whichever it is."""
+        ready, _ = ray.wait(list(self._sent))
+        sent = self._sent.pop(ready[0])
+        sent.embedding.set_result(ray.get(ready[0]).copy())
+
+    def _least_busy(self) -> int:
+        """Of this worker's own batches: one that is being restarted gets no more meanwhile."""
+        busy = [sent.actor for sent in self._sent.values()]
+        number = len(self._actors)
+        in_turn = [(self._last + i) % number for i in range(1, number + 1)]
+        self._last = min(in_turn, key=busy.count)
+        return self._last
