@@ -27,7 +27,7 @@ study: $(READY) ## which negatives are worth it, measured, into study/: make stu
 test: $(READY) ## every test
 	$(BIN)/python -m pytest $(PARALLEL) --cov=pipeline --cov=train --cov-report=term:skip-covered
 
-test-cluster: $(READY) ## builds on several Ray nodes, which are killed; minutes
+test-cluster: $(READY) ## several Ray nodes, actors, trainers, which are killed; minutes
 	$(BIN)/python -m pytest -m cluster --timeout 400
 
 check: $(READY) ## format, lint, types, floors

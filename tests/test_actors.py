@@ -68,6 +68,7 @@ def test_data_set_is_the_same_whoever_embeds(tmp_path: Path) -> None:
     assert verify_dataset(str(tmp_path / "actors")).problems == []
 
 
+@pytest.mark.cluster
 @pytest.mark.timeout(180)
 def test_build_goes_on_when_an_actor_is_killed(tmp_path: Path) -> None:
     root, log = tmp_path / "actors", tmp_path / "log"

@@ -184,6 +184,7 @@ def test_embeddings_that_are_gone_are_made_again(
     assert not (world_copy / "embeddings/drawn").exists()
 
 
+@pytest.mark.cluster
 @pytest.mark.timeout(120)
 def test_embeddings_that_are_gone_are_made_again_by_actors(
     world: World, mined_root: Path, world_copy: Path

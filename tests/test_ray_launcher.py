@@ -26,6 +26,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.cluster
 @pytest.mark.timeout(240)  # a Ray of its own, and processes that import torch
 def test_a_killed_worker_is_replaced_and_the_run_ends_as_under_torchrun(
     dataset: Path, tmp_path: Path
