@@ -3,10 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# A process a core, of up to 2 GB each; a file at a time, in the order that tests/conftest.py gives.
-PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# A file at a time, in the order that tests/conftest.py gives. More processes than cores, of up to
+# 2 GB each: many tests wait for processes that they have started, or have killed.
+PROCESSES := $(shell expr 1 + `nproc`)
+PARALLEL := -n $(PROCESSES) --maxprocesses 5 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-cluster check bench photos study clean
+.PHONY: help demo test coverage test-cluster check bench photos study clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,10 +27,13 @@ study: $(READY) ## which negatives are worth it, measured, into study/: make stu
 	$(BIN)/python -m train.study "$(PHOTOS)" --out study
 
 test: $(READY) ## every test
+	$(BIN)/python -m pytest $(PARALLEL)
+
+coverage: $(READY) ## every test, and the lines that none reaches
 	$(BIN)/python -m pytest $(PARALLEL) --cov=pipeline --cov=train --cov-report=term:skip-covered
 
 test-cluster: $(READY) ## several Ray nodes, actors, trainers, which are killed; minutes
-	$(BIN)/python -m pytest -m cluster --timeout 400
+	$(BIN)/python -m pytest $(PARALLEL) -m cluster
 
 check: $(READY) ## format, lint, types, floors
 	$(BIN)/ruff format --check .

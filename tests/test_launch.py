@@ -374,6 +374,7 @@ def test_cluster_that_grows_is_told_how_far_and_waits_for_a_killed_build(config:
         build_of(*sizes, embed)
 
 
+@pytest.mark.cluster
 def test_local_launch_builds(tmp_path: Path) -> None:
     config = write_config(tmp_path / "cats.yaml", build={"workers": 1})
     override = f"output.path={tmp_path}/data"

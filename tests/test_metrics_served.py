@@ -127,6 +127,7 @@ def busy_workers(session: int) -> list[int]:
     return [pid for pid, command in running if command.startswith("ray::MapBatches")]
 
 
+@pytest.mark.cluster
 @pytest.mark.timeout(150)
 def test_a_build_that_hangs_says_where_and_goes_on(tmp_path: Path) -> None:
     """Its only worker is stopped for a while, as by a storage that does not answer."""
@@ -153,11 +154,12 @@ def test_a_build_that_hangs_says_where_and_goes_on(tmp_path: Path) -> None:
 
 
 def test_logs_are_json_lines_where_the_environment_says_so(tmp_path: Path) -> None:
-    config = write_config(tmp_path / "c.yaml", config_of(tmp_path / "data", []))
-    code, text = run_infineg("status", tmp_path, log=tmp_path / "a", INFINEG_LOG="yaml")
+    write_dataset(tmp_path / "data", image_size=40)
+    config = write_job(tmp_path / "data", tmp_path / "run", steps=20, workers=0)
+    code, text = run_infineg("train", config, log=tmp_path / "a", INFINEG_LOG="yaml")
     assert (code, "'yaml'; text or json" in text) == (2, True)
-    code, text = run_infineg(
-        "build", config, "--set", "sources=[]", log=tmp_path / "b", INFINEG_LOG="json"
-    )
+    code, text = run_infineg("train", config, log=tmp_path / "b", INFINEG_LOG="json")
+    assert code == 0, text
     found = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    assert any(line["message"].startswith("trained ") for line in found)
     assert all({"time", "level", "logger", "message"} <= line.keys() for line in found)

@@ -51,6 +51,7 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_under_torchrun(
     assert "trained: " in log.read_text()
 
 
+@pytest.mark.cluster
 @pytest.mark.timeout(120)
 def test_what_no_restart_mends_is_told_once(dataset: Path, tmp_path: Path) -> None:
     """An error in the workers, of a rate that spoils the weights."""

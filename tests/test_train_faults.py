@@ -118,6 +118,7 @@ def test_a_killed_process_is_replaced_and_the_run_ends_as_if_undisturbed(
     assert_same(run, undisturbed[2])
 
 
+@pytest.mark.cluster
 def test_a_process_that_hangs_is_given_up(dataset: Path, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     config = write_job(dataset, run, **HEAD | {"steps": 100_000, "timeout_s": 3})
