@@ -7,6 +7,8 @@ READY := $(VENV)/.ready
 # 2 GB each: many tests wait for processes that they have started, or have killed.
 PROCESSES := $(shell expr 1 + `nproc`)
 PARALLEL := -n $(PROCESSES) --maxprocesses 5 --dist loadfile --no-loadscope-reorder
+# Few and long: a test at a time.
+PARALLEL_CLUSTER := -n $(PROCESSES) --maxprocesses 5 --dist load --maxschedchunk 1
 
 .PHONY: help demo test coverage test-cluster check bench photos study clean
 
@@ -33,7 +35,7 @@ coverage: $(READY) ## every test, and the lines that none reaches
 	$(BIN)/python -m pytest $(PARALLEL) --cov=pipeline --cov=train --cov-report=term:skip-covered
 
 test-cluster: $(READY) ## several Ray nodes, actors, trainers, which are killed; minutes
-	$(BIN)/python -m pytest $(PARALLEL) -m cluster
+	$(BIN)/python -m pytest $(PARALLEL_CLUSTER) -m cluster
 
 check: $(READY) ## format, lint, types, floors
 	$(BIN)/ruff format --check .

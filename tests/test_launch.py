@@ -416,12 +416,16 @@ def test_job_submitted_to_a_running_ray_builds(tmp_path: Path) -> None:
         assert head.stdin is not None
         assert head.stdout is not None
         address = head.stdout.readline().strip()
-        code, output = run_infineg(
-            *("launch", "build", config, "--on", "ray"),
-            *("--set", f"output.path={tmp_path}/data", "--set", f"cluster.ray.address={address}"),
-            log=tmp_path / "log",
-            **environment,
-        )
+        for attempt in range(20):
+            code, output = run_infineg(
+                *("launch", "build", config, "--on", "ray"),
+                *("--set", f"output.path={tmp_path}/data"),
+                *("--set", f"cluster.ray.address={address}"),
+                log=tmp_path / f"log{attempt}",
+                **environment,
+            )
+            if "No available agent to submit job, please try again later" not in output:
+                break  # the job server answers before it is ready
         assert code == 0, output
         job = re.search(r"raysubmit_\w+", output)
         assert job is not None, output
