@@ -19,7 +19,7 @@ import json, os, sys
 record = {{
     "arguments": sys.argv[1:],
     "input": "" if sys.stdin.isatty() else sys.stdin.read(),
-    "files": {{n: open(n).read() for n in os.listdir() if os.path.isfile(n)}},
+    "files": {{n: open(n, errors="replace").read() for n in os.listdir() if os.path.isfile(n)}},
 }}
 with open({log!r}, "a") as file:
     file.write(json.dumps(record) + "\\n")
