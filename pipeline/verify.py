@@ -17,7 +17,7 @@ from pipeline.duplicates import SeenImages
 from pipeline.mined_shards import has_mined_sidecar
 from pipeline.progress import Progress
 from pipeline.shards import JSON_COLUMNS, differences, group_of
-from pipeline.verify_ledgers import Verification, verify_source
+from pipeline.verify_ledgers import Packed, Verification, verify_source
 
 
 def verify_dataset(root: str) -> Verification:
@@ -25,18 +25,14 @@ def verify_dataset(root: str) -> Verification:
     info = manifest.require_info(root)
     generation = manifest.read_generation(root)
     result = Verification()
-    key_groups: dict[str, str] = {}
-    probabilities: dict[str, float | None] = {}
+    packed: dict[str, Packed] = {}
     files = [*generation.shards, *generation.quarantine]
     with Progress("verify", total=len(files), unit="shards") as progress:
         for file in files:
-            _verify_file(root, info, file, result, key_groups, probabilities)
+            _verify_file(root, info, file, result, packed)
             progress.advance()
-    hashes = [
-        verify_source(root, info, source, result, key_groups, probabilities)
-        for source in generation.sources
-    ]
-    for key in key_groups:
+    hashes = [verify_source(root, info, source, result, packed) for source in generation.sources]
+    for key in packed:
         result.problems.append(f"{key}: in a shard but in no ledger")
     _verify_no_leak(pa.concat_tables(hashes), result)
     _verify_timm_info(root, info, generation, result)
@@ -48,8 +44,7 @@ def _verify_file(
     info: DatasetInfo,
     file: ShardFile,
     result: Verification,
-    key_groups: dict[str, str],
-    probabilities: dict[str, float | None],
+    packed: dict[str, Packed],
 ) -> None:
     """One tar against its record and its sidecar; notes where each key was found."""
     for path, sha256 in ((file.path, file.sha256), (file.sidecar_path, file.sidecar_sha256)):
@@ -91,9 +86,9 @@ def _verify_file(
                 probability is not None and 0 < probability <= 1,
                 f"{key}: inclusion_probability {probability} is not in (0, 1]",
             )
-        result.expect(key not in key_groups, f"{key}: in {key_groups.get(key)} and {file.path}")
-        key_groups[key] = group
-        probabilities[key] = probability
+        if key in packed:
+            result.problems.append(f"{key}: in {packed[key].group} and {file.path}")
+        packed[key] = Packed(group, probability)
     result.num_shards += 1
     result.num_samples += len(keys)
 

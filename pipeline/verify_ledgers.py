@@ -4,7 +4,7 @@ Row by row, some at a time: a source may have a thousand million candidates.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -43,13 +43,19 @@ class Verification:
             self.problems.append(problem)
 
 
+class Packed(NamedTuple):
+    """What a shard holds of a sample; taken away where its row is found in a ledger."""
+
+    group: str  # of `output_group`; "" where it is in no shard
+    probability: float | None
+
+
 def verify_source(
     root: str,
     info: DatasetInfo,
     source: SourceRecord,
     result: Verification,
-    key_groups: dict[str, str],
-    probabilities: dict[str, float | None],
+    packed: dict[str, Packed],
 ) -> pa.Table:
     """Every row seen of a source: numbered without gap, decided by the rule, and packed once.
 
@@ -69,7 +75,7 @@ def verify_source(
             num_rows += rows.num_rows
             numbering.see(rows)
             for row in rows.select(_VERIFIED).to_pylist():
-                _verify_row(row, info, result, key_groups, probabilities)
+                _verify_row(row, info, result, packed)
             if rule is not None:
                 result.problems += find_wrong_decisions(rows, rule)
             selected.append(rows.filter(rows["selected"]).select(HASH_COLUMNS).cast(_HASHES))
@@ -105,14 +111,14 @@ def _verify_row(
     row: dict[str, Any],
     info: DatasetInfo,
     result: Verification,
-    key_groups: dict[str, str],
-    probabilities: dict[str, float | None],
+    packed: dict[str, Packed],
 ) -> None:
     key, probability = row["key"], row["inclusion_probability"]
-    told = probabilities.pop(key, probability)
+    found = packed.pop(key, Packed("", probability))
     result.expect(
-        told == probability,
-        f"{key}: inclusion_probability is {told} in the sidecar and {probability} in the ledger",
+        found.probability == probability,
+        f"{key}: inclusion_probability is {found.probability} in the sidecar and {probability} in "
+        "the ledger",
     )
     fractions = info.fingerprint_inputs["split"]
     seed = info.fingerprint_inputs["selection"]["seed"]
@@ -124,9 +130,9 @@ def _verify_row(
         selected=bool(row["selected"]),
         reason=row["reject_reason"],
     )
-    packed = key_groups.pop(str(key), "")
     result.expect(
-        packed == group, f"{key}: belongs in {group or 'no shard'}, is in {packed or 'none'}"
+        found.group == group,
+        f"{key}: belongs in {group or 'no shard'}, is in {found.group or 'none'}",
     )
     if row["reject_reason"] is None:
         is_chosen = unit_hash(seed, content_hash) < probability
