@@ -55,11 +55,11 @@ def revise(root: str, parent: Generation, keys: Iterable[str], decide: Decide) -
     touched = {name for name, rows in ledgers.items() if rows.num_rows}
     before = (*parent.shards, *parent.quarantine)
     paths = (file.sidecar_path for file in before if file.source in touched)
-    keys = manifest.read_tables(root, paths, ["key"])
+    held = manifest.read_tables(root, paths, ["key"])  # one a file that is touched
     files = [
         new
         for file in before
-        for new in (revision.replace_file(file, next(keys)) if file.source in touched else [file])
+        for new in (revision.replace_file(file, next(held)) if file.source in touched else [file])
     ]
     files += revision.write_moved()
     shards, quarantine = sort_files(files)
