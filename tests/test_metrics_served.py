@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -39,6 +40,19 @@ def scrape(port: int) -> dict[str, float]:
     return {name: float(value) for name, _, value in lines}
 
 
+def last_scraped(process: subprocess.Popen[bytes], port: int, log: Path) -> dict[str, float]:
+    """What a process that ends well served at the end."""
+    last: dict[str, float] = {}
+    try:
+        while process.poll() is None:
+            last = scrape(port) or last
+            time.sleep(0.02)
+    finally:
+        kill_session(process)
+    assert process.returncode == 0, log.read_text()
+    return last
+
+
 def bare_names(scraped: dict[str, float]) -> set[str]:
     """The metrics without labels, and without the times of creation the client adds."""
     names = {re.sub(r"\{.*", "", name) for name in scraped}
@@ -56,14 +70,7 @@ def test_a_build_serves_what_it_then_commits(tmp_path: Path) -> None:
         root, entries, build={"workers": 2, "metrics": {"port": port}}, output={"path": str(root)}
     )
     process = start_infineg("build", write_config(tmp_path / "c.yaml", config), log=log)
-    last: dict[str, float] = {}
-    try:
-        while process.poll() is None:
-            last = scrape(port) or last
-            time.sleep(0.02)
-    finally:
-        kill_session(process)
-    assert process.returncode == 0, log.read_text()
+    last = last_scraped(process, port, log)
     counts = {s.name: s.counts for s in manifest.read_generation(str(root)).sources}
     for name, each in counts.items():
         assert last[f'infineg_candidates_total{{source="{name}"}}'] == each.read
@@ -84,14 +91,7 @@ def test_a_training_serves_what_it_logs(tmp_path: Path) -> None:
     config = write_job(
         root, run, steps=1500, batch_size=16, log_every=1, workers=0, metrics={"port": port}
     )
-    job, last = start_job(config, log=log), {}
-    try:
-        while job.poll() is None:
-            last = scrape(port) or last
-            time.sleep(0.02)
-    finally:
-        kill_session(job)
-    assert job.returncode == 0, log.read_text()
+    last = last_scraped(start_job(config, log=log), port, log)
     step = int(last["infineg_train_step"])
     assert step > 1
     nearby = losses_logged(run)[max(step - 2, 0) : step + 2]  # the next one may be under way
