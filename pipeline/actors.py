@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.exceptions import RayTaskError
 
-from pipeline.cluster import Cluster, named_deaths
+from pipeline.cluster import Cluster, alive_nodes, named_deaths
 from pipeline.errors import InfinegError
 from pipeline.placement import MAX_IN_FLIGHT, Node, place
 from pipeline.runtimes import Begun, PreparedEncoder, Runtime
@@ -70,15 +70,13 @@ def share_encoder(cluster: Cluster, encoder: PreparedEncoder) -> tuple[Cluster, 
 
 
 def _read_nodes() -> tuple[Node, ...]:
-    list_nodes: Any = ray.nodes
     return tuple(
         Node(
             cpus=node["Resources"].get("CPU", 0.0),
             gpus=node["Resources"].get("GPU", 0.0),
             object_store_bytes=node["Resources"].get("object_store_memory", 0.0),
         )
-        for node in list_nodes()
-        if node["Alive"]
+        for node in alive_nodes()
     )
 
 

@@ -27,7 +27,7 @@ from pydantic import BaseModel
 from ray.exceptions import AuthenticationError, RayError, RayTaskError
 
 from pipeline import errors
-from pipeline.config import BuildConfig
+from pipeline.build_config import BuildConfig
 from pipeline.errors import InfinegError
 from pipeline.process import ending_with_children
 
@@ -142,7 +142,7 @@ def open_cluster(config: BuildConfig) -> Iterator[Cluster]:
             if config.address is not None:
                 _tell_of_cluster(config.address, resources, context.dashboard_url)
             num_cpus = resources.get("CPU", 1)
-            num_workers = config.workers or max(1, int(num_cpus / config.cpus_per_worker))
+            num_workers = config.workers or config.most_workers(cpus=num_cpus)
             yield Cluster(config, num_workers)
     finally:
         _workers.clear()
@@ -151,15 +151,20 @@ def open_cluster(config: BuildConfig) -> Iterator[Cluster]:
 
 def _tell_of_cluster(address: str, resources: Mapping[str, float], dashboard: str | None) -> None:
     """`dashboard` is HOST:PORT, or nothing where the cluster runs none."""
-    nodes: Any = ray.nodes
     _log.info(
         "joined the Ray cluster at %s: %d nodes, %g CPUs, %g GPUs; %s",
         address,
-        sum(node["Alive"] for node in nodes()),
+        len(alive_nodes()),
         resources.get("CPU", 0),
         resources.get("GPU", 0),
         f"dashboard: http://{dashboard}" if dashboard else "it runs no dashboard",
     )
+
+
+def alive_nodes() -> list[dict[str, Any]]:
+    """What Ray knows of each machine that is there now."""
+    nodes: Any = ray.nodes  # without types
+    return [node for node in nodes() if node["Alive"]]
 
 
 def _cpus_asked(config: BuildConfig) -> int:
@@ -175,7 +180,7 @@ def _object_store_bytes(config: BuildConfig, num_cpus: int) -> int:
         return int(config.object_store_gb * 1e9)
     if config.embed_on == "worker":
         return _OBJECT_STORE_BYTES
-    num_workers = config.workers or int(num_cpus / config.cpus_per_worker)
+    num_workers = config.workers or config.most_workers(cpus=num_cpus)
     return _OBJECT_STORE_BYTES + num_workers * _BYTES_FOR_BATCHES
 
 

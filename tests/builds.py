@@ -18,8 +18,9 @@ from pydantic import BaseModel
 
 import pipeline.build
 from pipeline import manifest, storage
+from pipeline.build_config import BuildConfig
 from pipeline.commits import Generation
-from pipeline.config import BuildConfig, Config
+from pipeline.config import Config
 from pipeline.records import RawSample
 from pipeline.sources import open_source
 

@@ -23,8 +23,8 @@ from mined_world import (
 )
 
 from pipeline import manifest, storage
+from pipeline.build_config import BuildConfig
 from pipeline.commits import ShardRecord, TakenDown
-from pipeline.config import BuildConfig
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.keys import unit_hash
 from pipeline.mine import mine

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 import pipeline.build
 from pipeline import lease, storage
+from pipeline.build_config import BuildConfig
 from pipeline.cli import app
-from pipeline.config import BuildConfig, Config
+from pipeline.config import Config
 from pipeline.lease import LeaseRecord, lease_uri
 from pipeline.process import ProcessId
 from pipeline.running import Running, read_running

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from pipeline.config import BuildConfig, describe_errors, read_yaml
+from pipeline.build_config import BuildConfig
+from pipeline.config import describe_errors, read_yaml
 from pipeline.errors import ConfigError
 from pipeline.launch.templates import INFRA
 from pipeline.storage import refuse_credentials
