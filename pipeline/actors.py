@@ -61,11 +61,11 @@ def share_encoder(cluster: Cluster, encoder: PreparedEncoder) -> tuple[Cluster, 
         max_restarts=-1,
         max_task_retries=-1,
     )
-    full = [ray.put(replace(encoder, cheap=None))]
+    for_actors = [ray.put(encoder)]
     actors = tuple(remote.remote() for _ in range(placement.num_actors))
     for actor in actors:
-        actor.prepare.remote(full)  # while workers start
-    shared = replace(encoder, model=None, shared=EncoderActors(actors, full))
+        actor.prepare.remote(for_actors)  # while workers start
+    shared = replace(encoder, model=None, shared=EncoderActors(actors, for_actors))
     return replace(cluster, num_workers=placement.num_workers), shared
 
 
@@ -92,7 +92,7 @@ def _can_grow(address: str | None) -> bool:
 
 
 class EncoderActor:
-    """The encoder, opened once, in a process of its own.
+    """The encoder, for_actors once, in a process of its own.
 
     Every call brings the encoder along: Ray makes an actor that has died again, and then nothing
     else would.

@@ -35,7 +35,7 @@ from pipeline.parts import SpanTask, SpanWorker
 from pipeline.pilot import plan_sources
 from pipeline.progress import Progress
 from pipeline.rounds import Reading, extend_plans
-from pipeline.runtimes import PreparedEncoder, prepare_cascade, prepare_encoder
+from pipeline.runtimes import prepare_encoder
 from pipeline.watch import BuildWatch, watch_build
 
 _log = logging.getLogger(__name__)
@@ -167,30 +167,15 @@ def _plan_on_cluster(
     """A running cluster, what makes its workers, and the committed plans of `entries`."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         # Both take seconds, and Ray's start is a wait for other processes.
-        preparing = pool.submit(_prepare_encoder, config)
+        gpus = config.build.gpus_per_embedder
+        preparing = pool.submit(prepare_encoder, config.encoder, gpus_per_worker=gpus)
         with open_cluster(config.build) as cluster:
             cluster, encoder = share_encoder(cluster, preparing.result())
-            begin_dataset(
-                config,
-                encoder=encoder.fingerprint,
-                embedding_dim=encoder.embedding_dim,
-                cheap_encoder=encoder.cheap.fingerprint if encoder.cheap else None,
-            )
+            begin_dataset(config, encoder=encoder.fingerprint, embedding_dim=encoder.embedding_dim)
             _begin_embeddings(config, encoder.fingerprint)
             taken_down = manifest.read_taken_down(config.output.path)
             make_worker = functools.partial(SpanWorker, config, encoder, taken_down)
             yield cluster, make_worker, plan_sources(config, entries, cluster, make_worker)
-
-
-def _prepare_encoder(config: Config) -> PreparedEncoder:
-    build = config.build
-    if not config.selection.cascade:
-        return prepare_encoder(config.encoder, gpus_per_worker=build.gpus_per_embedder)
-    return prepare_cascade(
-        config.encoder,
-        gpus_per_worker=build.gpus_per_worker,
-        gpus_per_actor=build.gpus_per_embedder,
-    )
 
 
 def _begin_embeddings(config: Config, encoder: str) -> None:

@@ -6,11 +6,9 @@ What has no record is garbage. Imports neither Ray nor torch, so that a loader s
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
-from pydantic import BaseModel, Field, field_serializer
+from pydantic import BaseModel, Field, field_serializer, model_validator
 
 from pipeline.records import Role, Split
 
@@ -19,6 +17,26 @@ FORMAT_VERSION = 2
 
 class _Record(BaseModel, frozen=True, extra="forbid"):
     """A committed JSON file."""
+
+
+# Fields that version 0.1 wrote, null without the setting that they belong to.
+_REMOVED = {"cascade": "selection.cascade", "cheap_encoder": "selection.cascade"}
+
+
+class _OlderRecord(_Record):
+    """A record that may come from version 0.1 and have fields that are removed."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_removed(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        for field in _REMOVED.keys() & data.keys():
+            if data[field] is not None:
+                raise ValueError(
+                    f"built with {_REMOVED[field]} by version 0.1; build it anew, or use 0.1"
+                )
+        return {field: value for field, value in data.items() if field not in _REMOVED}
 
 
 class Counts(_Record):
@@ -155,24 +173,7 @@ class Generation(_Record):
         return add_counts(source.counts for source in self.sources)
 
 
-class CascadePlan(_Record):
-    """How a cheap look bounds the full one: its similarity is seldom over `upper`.
-
-    Fitted on a pilot, and kept when the source is planned anew with another budget, for a larger
-    one to keep what a smaller one chose.
-    """
-
-    intercept: float
-    slope: float
-    expected_recall: float  # share of what full looks alone would select that is selected
-    expected_full_share: float  # of candidates that get the full look
-
-    def upper(self, cheap_B: NDArray[np.floating]) -> NDArray[np.float64]:
-        """upper_B: of similarity, nan where cheap_B, the similarity of the cheap look, is nan."""
-        return self.intercept + self.slope * cheap_B.astype(np.float64)
-
-
-class SourcePlan(_Record):
+class SourcePlan(_OlderRecord):
     """How one source is sampled. Committed before its first part.
 
     `num_partitions` of the `num_listed` that the source lists are taken, at even steps; of an
@@ -198,7 +199,6 @@ class SourcePlan(_Record):
     expected_bytes: float
     num_pilot: int
     seconds_per_candidate: float  # of one worker; for estimates alone
-    cascade: CascadePlan | None = None  # None: every look is a full one
 
     @property
     def num_candidates(self) -> int:
@@ -226,7 +226,7 @@ class ReferenceInfo(_Record):
     mid: float
 
 
-class DatasetInfo(_Record):
+class DatasetInfo(_OlderRecord):
     """`dataset.json`: what a data set is; `latest_generation` is derived and repaired on open."""
 
     format_version: int = FORMAT_VERSION
@@ -236,7 +236,6 @@ class DatasetInfo(_Record):
     fingerprint: str  # of all settings that every row depends on
     fingerprint_inputs: dict[str, Any]  # what went into it, to explain a refusal
     latest_generation: int
-    cheap_encoder: str | None = None  # fingerprint of the cheap look's, where there is a cascade
 
 
 def strata_by_similarity(similarity: pa.ChunkedArray, reference: ReferenceInfo) -> pa.ChunkedArray:

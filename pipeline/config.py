@@ -67,11 +67,6 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
             )
         return self
 
-    def for_cheap_look(self) -> Self:
-        """The same network at 3/7 of the input side, 96 px for 224, and a ninth of the time."""
-        size = max(32, round(self.image_size * 3 / 7 / 32) * 32)
-        return self.model_copy(update={"image_size": size, "precision": "fp32"})
-
     def inputs(self) -> dict[str, Any]:
         """The settings, as in data sets from before there was a precision to choose."""
         is_default = self.precision == "fp32"
@@ -112,7 +107,6 @@ class SelectionConfig(BaseModel, frozen=True, extra="forbid"):
     num_neighbors: int = Field(5, ge=1)  # k of the k largest cosines that similarity averages
     pilot: _Count = Field(500, ge=1)  # candidates a source at first, or 1% of the budget
     quarantine: Literal["auto", "off"] = "auto"  # auto: ceiling fitted on the positives
-    cascade: bool = False  # a cheap look first, the full one only where it can change a decision
     seed: int = 0
 
     @property
@@ -207,11 +201,6 @@ class Config(BaseModel, frozen=True, extra="forbid"):
         for entry in self.sources:
             if entry.target is not None:
                 raise ValueError(f"sources {entry.name}: `target` is for positives only")
-        if self.selection.cascade and self.build.embeddings_from is not None:
-            raise ValueError(
-                "build.embeddings_from has full looks alone, selection.cascade wants cheap ones "
-                "too: leave out one of them"
-            )
         return self
 
     @property
@@ -231,16 +220,10 @@ class Config(BaseModel, frozen=True, extra="forbid"):
         # These bound how much is taken of a source, so they belong to each source's plan.
         for of_source in ("budget", "eval_budget", "candidates_per_selected", "pilot"):
             del selection[of_source]
-        cheap = {}
-        if self.selection.cascade:
-            cheap = {"cheap_encoder": self.encoder.for_cheap_look().inputs()}
-        else:
-            del selection["cascade"]  # as in data sets from before there was one
         return {
             "targets": list(self.target_names),
             "positives": [self.source_inputs(entry) for entry in self.positives],
             "encoder": self.encoder.inputs(),
-            **cheap,
             "selection": selection,
             "split": self.split.model_dump(mode="json"),
             "output": self.output.model_dump(mode="json", exclude={"path"}),

@@ -84,21 +84,16 @@ def finished_generation(config: Config, only: Sequence[str] = ()) -> Generation 
     return manifest.read_generation(root)
 
 
-def begin_dataset(
-    config: Config, *, encoder: str, embedding_dim: int, cheap_encoder: str | None = None
-) -> None:
+def begin_dataset(config: Config, *, encoder: str, embedding_dim: int) -> None:
     """Writes `dataset.json` of a new data set; refuses one that another encoder has embedded."""
     root = config.output.path
     info = manifest.read_info(root)
-    if info is not None:
-        now, then = (encoder, cheap_encoder), (info.encoder, info.cheap_encoder)
-        for of_now, of_then in zip(now, then, strict=True):
-            if of_now != of_then:
-                raise ConfigError(
-                    f"{root} was embedded by {of_then}, this would be {of_now}: their "
-                    "similarities cannot be compared. Use the encoder, weights and "
-                    "encoder.runtime of then, or build anew: --set output.path=NEW_PATH"
-                )
+    if info is not None and info.encoder != encoder:
+        raise ConfigError(
+            f"{root} was embedded by {info.encoder}, this would be {encoder}: their "
+            "similarities cannot be compared. Use that encoder, its weights and its "
+            "encoder.runtime, or build anew: --set output.path=NEW_PATH"
+        )
     if info is None:
         inputs = config.row_inputs()
         manifest.write_info(
@@ -110,7 +105,6 @@ def begin_dataset(
                 fingerprint=fingerprint(inputs),
                 fingerprint_inputs=_shown(inputs),
                 latest_generation=0,
-                cheap_encoder=cheap_encoder,
             ),
         )
 
@@ -134,13 +128,13 @@ def _refuse_changes(root: str, info: DatasetInfo, config: Config) -> None:
         f"{root} was begun with other settings, and its rows depend on them:\n  "
         + "\n  ".join(changed)
         + "\nUse the old settings, or build anew: --set output.path=NEW_PATH"
-        + _offer_embeddings(root, info, {field.partition(".")[0] for field in fields})
+        + _offer_embeddings(root, {field.partition(".")[0] for field in fields})
     )
 
 
-def _offer_embeddings(root: str, info: DatasetInfo, sections: set[str]) -> str:
+def _offer_embeddings(root: str, sections: set[str]) -> str:
     """How to score anew what is embedded, where nothing has changed that embeddings depend on."""
-    is_other = sections & {"encoder", "output", "cheap_encoder"} or info.cheap_encoder is not None
+    is_other = sections & {"encoder", "output"}
     if is_other or not storage.exists(storage.join(root, "embeddings/info.json")):
         return ""
     return (

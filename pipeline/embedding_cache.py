@@ -39,12 +39,7 @@ def require_info(root: str, wanted: EmbeddingsInfo) -> None:
             f"build.embeddings_from: {storage.shown(uri)} is not there: no data set, or one built "
             "with build.keep_embeddings=false"
         )
-    dataset = manifest.read_info(root)
-    if dataset is not None and dataset.cheap_encoder is not None:
-        raise ConfigError(
-            f"build.embeddings_from: {storage.shown(root)} was built with selection.cascade, so "
-            "that most of its candidates have no embedding. Leave the setting out to embed anew"
-        )
+    manifest.read_info(root)  # refuses one that embedded only some candidates, by a cascade
     found = EmbeddingsInfo.model_validate_json(storage.read_bytes(uri))
     if found != wanted:
         raise ConfigError(
@@ -54,10 +49,7 @@ def require_info(root: str, wanted: EmbeddingsInfo) -> None:
 
 
 def write_embeddings(root: str, stem: str, rows: pa.Table) -> None:
-    """rows: of one part, decoded and embedded, with no reject_reason but those of decoding.
-
-    In a cascade those without a full look have neither embedding nor reject_reason.
-    """
+    """rows: of one part, decoded and embedded, with no reject_reason but those of decoding."""
     with storage.open_atomic(storage.join(root, _path(stem))) as file:
         kept = rows.select(["content_hash", *_ADDED, "reject_reason"]).combine_chunks()
         pq.write_table(kept, file, compression="none")

@@ -13,11 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.commits import CascadePlan, ReferenceInfo
+from pipeline.commits import ReferenceInfo
 from pipeline.config import Config
 from pipeline.listing import UNKNOWN_PARTITION_SIZE, Listing
 from pipeline.records import Partition, RejectReason
-from pipeline.steps.select import decisive_similarity
 
 
 def pilot_sample(partitions: Sequence[Partition], num_wanted: int) -> list[tuple[Partition, int]]:
@@ -34,18 +33,16 @@ class Findings:
     rejected: Mapping[str, int]  # the others, by RejectReason
     samples_per_partition: float
     mean_bytes: float  # of a usable picture, as it goes into a shard
-    seconds: float  # a candidate takes one worker; in a cascade one that gets no full look
-    full_seconds: float = 0.0  # that a full look takes more, in a cascade
-    cascade: CascadePlan | None = None
+    seconds: float  # a candidate takes one worker
 
     @property
     def negatives(self) -> pa.Table:
         return self.usable.filter(pc.equal(self.usable["label"], ""))
 
     @property
-    def decisive_similarity(self) -> NDArray[np.floating]:
-        """similarity_N of `negatives`, in a cascade bounded by their cheap look."""
-        return decisive_similarity(self.negatives, self.cascade)
+    def similarity(self) -> NDArray[np.float32]:
+        """similarity_N of `negatives`."""
+        return np.asarray(self.negatives["similarity"].to_numpy(), np.float32)
 
 
 def read_pilot(
@@ -55,8 +52,7 @@ def read_pilot(
     reference: ReferenceInfo,
 ) -> Findings:
     """pilot: a row a sample with partition, label, label_state, stratum, similarity, doubt,
-    reject_reason, size_bytes, seconds, partition_size; in a cascade cheap_similarity and
-    full_seconds, which `seconds` includes, too.
+    reject_reason, size_bytes, seconds, partition_size.
     """
     reasons = pc.coalesce(pilot["reject_reason"], pilot["doubt"])
     if config.selection.quarantine == "auto":
@@ -70,16 +66,13 @@ def read_pilot(
     samples_per_partition = listing.samples_per_partition
     if samples_per_partition is None:
         samples_per_partition = _samples_in_pilot(listing, pilot)
-    has_cascade = "full_seconds" in pilot.column_names
-    full_seconds = _mean(pilot["full_seconds"]) if has_cascade else 0.0
     return Findings(
         num_rows=pilot.num_rows,
         usable=usable,
         rejected=Counter(reasons.drop_null().to_pylist()),
         samples_per_partition=samples_per_partition,
         mean_bytes=_mean(usable["size_bytes"]),
-        seconds=_mean(pilot["seconds"]) - full_seconds,
-        full_seconds=full_seconds,
+        seconds=_mean(pilot["seconds"]),
     )
 
 

@@ -27,7 +27,7 @@ from pipeline.pack import (
     write_tables,
 )
 from pipeline.progress import Progress
-from pipeline.shards import ledger_columns, sort_files
+from pipeline.shards import sort_files
 
 # The sidecar of a mined generation tells of which (`pipeline.mined_shards`).
 _NUMBERED = re.compile(r"(.+)-(\d{6})(?:\.g(\d{6}))?\.(?:tar|parquet)")
@@ -64,7 +64,6 @@ def pack_generation(
             seen,
             ledger_path=f"{ledger}-{number:06d}.parquet",
             hashes_path=f"{hashes}-{number:06d}.parquet",
-            columns=ledger_columns(cascade=config.selection.cascade),
         )
         of_round = cut_shards(
             tables.parts,

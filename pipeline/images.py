@@ -57,7 +57,7 @@ def decode_image(image: bytes, *, rotation: int, settings: ImageSettings) -> Dec
     An upright RGB JPEG that is small enough keeps its bytes: encoding again would cost quality.
     """
     try:
-        pixels, is_as_it_is = _read_upright(image, rotation, settings, settings.image_size)
+        pixels, is_as_it_is = _read_upright(image, rotation, settings)
     except UnusableImage as rejected:
         return rejected.reason
     if not is_as_it_is:
@@ -69,36 +69,20 @@ def decode_image(image: bytes, *, rotation: int, settings: ImageSettings) -> Dec
     return Decoded(image, width, height, perceptual_hash(pixels))
 
 
-def decode_small(
-    image: bytes, *, rotation: int, settings: ImageSettings, side: int
-) -> Pixels | RejectReason:
-    """The upright pixels, their shorter side at most `side`, or why the image cannot be used.
-
-    That is said of the same images, and for the same reasons, as by `decode_image`: a JPEG is
-    read to its end at any scale.
-    """
-    try:
-        return _read_upright(image, rotation, settings, side)[0]
-    except UnusableImage as rejected:
-        return rejected.reason
-
-
-def _read_upright(
-    image: bytes, rotation: int, settings: ImageSettings, side: int
-) -> tuple[Pixels, bool]:
-    """Upright pixels, their shorter side at most `side`, and whether `image` holds just these."""
+def _read_upright(image: bytes, rotation: int, settings: ImageSettings) -> tuple[Pixels, bool]:
+    """Upright pixels of at most `image_size`, and whether `image` holds just these."""
     # Pillow warns of broken EXIF, survived here, and of large pictures, rejected here.
     with warnings.catch_warnings(action="ignore"), _open(image) as picture:
         _check_size(*picture.size, settings)
-        pixels, is_sound_jpeg = _read_pixels(picture, image, side)
+        pixels, is_sound_jpeg = _read_pixels(picture, image, settings.image_size)
         orientation = _exif_orientation(picture)
         is_rgb, shorter = picture.mode == "RGB", min(picture.size)
     assert rotation % 90 == 0, f"rotation {rotation} is no quarter turn"
     is_mirrored, quarter_turns = _ORIENTATIONS.get(orientation, (False, 0))
-    pixels = _shrink(pixels, side)
+    pixels = _shrink(pixels, settings.image_size)
     pixels = np.rot90(pixels[:, ::-1] if is_mirrored else pixels, quarter_turns + rotation // 90)
     is_upright = orientation == 1 and rotation % 360 == 0
-    is_as_it_is = is_sound_jpeg and is_rgb and is_upright and shorter <= side
+    is_as_it_is = is_sound_jpeg and is_rgb and is_upright and shorter <= settings.image_size
     return np.ascontiguousarray(pixels), is_as_it_is
 
 

@@ -210,9 +210,11 @@ def _parse_record(path: str, content: bytes, record: type[RecordT]) -> RecordT:
         return record.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        reason = first["msg"].removeprefix("Value error, ")
         raise InfinegError(
             f"{path}: not a {record.__name__} that this version reads "
-            f"({'.'.join(map(str, first['loc']))}: {first['msg']})"
+            f"({where + ': ' if where else ''}{reason})"
         ) from None
 
 

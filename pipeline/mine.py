@@ -49,12 +49,6 @@ def mine(
     """
     root = config.output.path
     storage.configure(config.storage)
-    if manifest.require_info(root).cheap_encoder is not None:
-        # What was left without a full look has no similarity, which the guard needs.
-        raise ConfigError(
-            f"{root}: built with selection.cascade, which leaves most candidates without an "
-            "embedding, and mining looks at every one. Build with --set selection.cascade=off"
-        )
     with hold_lease(root) as lease:
         complete(root)
         parent = manifest.read_generation(root)

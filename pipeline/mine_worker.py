@@ -90,7 +90,7 @@ class MineWorker:
         if not all(storage.exists(storage.join(self._root, path)) for path in paths):
             entry = self._entries[task.source]
             tables = (
-                self._embedder.full(iter(samples), entry)
+                self._embedder.embed(iter(samples), entry)
                 for samples in chunked(self._read(task), SAMPLES_PER_PART)
             )
             # What the source has more or less of is no candidate that was read.
@@ -157,7 +157,7 @@ class MineWorker:
         if not rows["embedding_path"].null_count:
             return read_kept(self._root, rows)
         decoded = pa.table({"image": images, "reject_reason": pa.nulls(len(images), pa.string())})
-        return self._embedder.embed([decoded])["embedding"].combine_chunks()
+        return self._embedder.embed_decoded([decoded])["embedding"].combine_chunks()
 
     def _read(self, task: EmbedTask | ScoreTask) -> Iterator[Positioned]:
         entry = self._entries[task.source]

@@ -70,7 +70,6 @@ def write_tables(
     *,
     ledger_path: str,
     hashes_path: str,
-    columns: Sequence[str] = LEDGER_COLUMNS,
 ) -> RoundTables:
     """Refuses duplicates, and writes every row seen of a round and the hashes of those selected.
 
@@ -83,7 +82,7 @@ def write_tables(
         _parquet_writer(root, ledger_path) as (ledger_file, write_ledger),
         _parquet_writer(root, hashes_path) as (hashes_file, write_hashes),
     ):
-        for number, rows in enumerate(manifest.read_tables(root, parts, columns)):
+        for number, rows in enumerate(manifest.read_tables(root, parts, LEDGER_COLUMNS)):
             rows = refuse_rows(rows, refused.get(number, {}))
             write_ledger(rows)
             selected = rows.filter(rows["selected"]).select(HASH_COLUMNS)

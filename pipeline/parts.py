@@ -20,8 +20,8 @@ from pipeline.config import Config
 from pipeline.embedding import Embedder
 from pipeline.embedding_cache import attach_embeddings, read_embeddings, write_embeddings
 from pipeline.keys import short_hash
-from pipeline.records import CHEAP_SIMILARITY, Partition, Positioned, row_schema
-from pipeline.reference import CHEAP_EMBEDDING, ReferenceBank, read_bank
+from pipeline.records import Partition, Positioned, row_schema
+from pipeline.reference import ReferenceBank, read_bank
 from pipeline.rejects import check_rejects
 from pipeline.rules import read_rule
 from pipeline.runtimes import PreparedEncoder
@@ -68,7 +68,6 @@ class SpanWorker:
         self._config = config
         self._encoder = encoder
         self._embedder = Embedder(config, encoder, taken_down)
-        self._has_cascade = config.selection.cascade
         self._embeddings_from = config.build.embeddings_from
         self._root = config.output.path
         self._entries = {entry.name: entry for entry in config.entries}
@@ -76,30 +75,25 @@ class SpanWorker:
 
     @property
     def stopwatch(self) -> Stopwatch:
-        """Seconds of read, decode, embed (look), select and write."""
+        """Seconds of read, decode, embed, select and write."""
         return self._embedder.stopwatch
 
     def embed(self, task: SpanTask) -> Iterator[pa.Table]:
         """Rows with embeddings, from which the reference bank is made."""
         entry = self._entries[task.source]
         for samples in chunked(self._read(task), SAMPLES_PER_PART):
-            if self._has_cascade:
-                rows, _ = self._embedder.both(iter(samples), entry)
-            else:
-                rows = self._embedder.full(iter(samples), entry)
-            yield rows.drop_columns(["image"])
+            yield self._embedder.embed(iter(samples), entry).drop_columns(["image"])
 
     def score(self, task: SpanTask) -> Iterator[pa.Table]:
         """What a pilot needs: a row a sample, the seconds that each took, and how many there are.
 
-        `partition_size` is null where the end was not seen. In a cascade all are looked at both
-        ways; `full_seconds` is of the full look alone.
+        `partition_size` is null where the end was not seen.
         """
         began = time.monotonic()
         samples = self._read(task)
         read_bytes: list[int] = []
         read = _measured(itertools.islice(samples, task.limit), read_bytes)
-        rows, of_cascade = self._look_at_pilot(read, task)
+        rows = self._embedder.embed(read, self._entries[task.source])
         rows = score_batch(rows, self._bank)
         seconds = (time.monotonic() - began) / max(rows.num_rows, 1)
         num_more = ilen(itertools.islice(samples, task.num_counted))
@@ -115,7 +109,7 @@ class SpanWorker:
         }
         for name, column in columns.items():
             rows = rows.append_column(name, column)
-        yield rows.select([*_PILOT_COLUMNS, *of_cascade])
+        yield rows.select(_PILOT_COLUMNS)
 
     def build(self, task: SpanTask) -> Iterator[tuple[PartRecord, bool]]:
         """Commits the parts of a span that are not committed yet; yields all, and which are new.
@@ -152,17 +146,6 @@ class SpanWorker:
                 )
             yield record, True
 
-    def _look_at_pilot(
-        self, samples: Iterator[Positioned], task: SpanTask
-    ) -> tuple[pa.Table, tuple[str, ...]]:
-        """Rows with embeddings, and the columns that a cascade has more."""
-        if not self._has_cascade:
-            return self._embedder.full(samples, self._entries[task.source]), ()
-        rows, seconds = self._embedder.both(samples, self._entries[task.source])
-        rows = score_batch(rows, self._cheap_bank, of=CHEAP_EMBEDDING, name=CHEAP_SIMILARITY)
-        each = pa.array([seconds / max(rows.num_rows, 1)] * rows.num_rows, pa.float64())
-        return rows.append_column("full_seconds", each), (CHEAP_SIMILARITY, "full_seconds")
-
     def _read(self, task: SpanTask, *, start: int = 0) -> Iterator[Positioned]:
         """The samples of all partitions, without the first `start`."""
         entry = self._entries[task.source]
@@ -172,42 +155,35 @@ class SpanWorker:
     def _decide(self, samples: Iterator[Positioned], task: SpanTask, part: int) -> pa.Table:
         """Rows of one part with everything decided, as `row_schema`."""
         stem = manifest.part_stem(task.source, task.round, task.span, part)
-        cached = self._embeddings_from and read_embeddings(self._embeddings_from, stem)
-        if cached is None:
-            cached = self._look_at_part(samples, task)
-            rows = self._selected(cached, task)
+        embedded = self._embeddings_from and read_embeddings(self._embeddings_from, stem)
+        if embedded is not None:
+            rows = self._select_cached(samples, embedded, task.source)
         else:
-            rows = self._decide_again(samples, task, cached)
+            embedded = self._embedder.embed(samples, self._entries[task.source])
+            rows = self._select(embedded, task.source)
         if self._config.build.keep_embeddings:
-            write_embeddings(self._root, stem, cached)
-        schema = row_schema(self._encoder.embedding_dim, cascade=self._has_cascade)
+            write_embeddings(self._root, stem, embedded)
+        schema = row_schema(self._encoder.embedding_dim)
         return rows.select(schema.names).cast(schema)
 
-    def _look_at_part(self, samples: Iterator[Positioned], task: SpanTask) -> pa.Table:
-        """Rows of one part with embeddings, in a cascade of those alone that these can decide."""
-        if not self._has_cascade:
-            return self._embedder.full(samples, self._entries[task.source])
-        rule = self._rule(task.source)
-        return self._embedder.cascade(
-            samples, self._entries[task.source], rule=rule, cheap_bank=self._cheap_bank
-        )
-
-    def _selected(self, rows: pa.Table, task: SpanTask) -> pa.Table:
+    def _select(self, embedded: pa.Table, source: str) -> pa.Table:
         with self.stopwatch.stage("select"):
-            rows = score_batch(rows, self._bank)
-            rows = select_batch(rows, self._rule(task.source), self._bank.positives)
-        assert not rows.filter(rows["selected"])["embedding"].null_count, "selected, not looked at"
+            rows = score_batch(embedded, self._bank)
+            rows = select_batch(rows, self._rule(source), self._bank.positives)
+        assert not rows.filter(rows["selected"])["embedding"].null_count, (
+            "selected without an embedding"
+        )
         return rows
 
-    def _decide_again(
-        self, samples: Iterator[Positioned], task: SpanTask, cached: pa.Table
+    def _select_cached(
+        self, samples: Iterator[Positioned], embedded: pa.Table, source: str
     ) -> pa.Table:
         """Rows of one part, of which only those with a place in a file are decoded."""
         decided, start = [], 0
-        for rows in self._embedder.read(samples, self._entries[task.source]):
+        for rows in self._embedder.read(samples, self._entries[source]):
             num_rows = rows.num_rows
-            of_batch = cached.slice(start, num_rows) if num_rows else cached.slice(start)
-            rows = self._selected(attach_embeddings(rows, of_batch), task)
+            of_batch = embedded.slice(start, num_rows) if num_rows else embedded.slice(start)
+            rows = self._select(attach_embeddings(rows, of_batch), source)
             decided.append(self._with_images(rows))
             start += num_rows
         return pa.concat_tables(decided)
@@ -225,11 +201,6 @@ class SpanWorker:
     @functools.cached_property
     def _bank(self) -> ReferenceBank:
         return read_bank(self._root, num_neighbors=self._config.selection.num_neighbors)
-
-    @functools.cached_property
-    def _cheap_bank(self) -> ReferenceBank:
-        k = self._config.selection.num_neighbors
-        return read_bank(self._root, num_neighbors=k, of=CHEAP_EMBEDDING)
 
     def _rule(self, source: str) -> SelectionRule:
         if source not in self._rules:

@@ -12,12 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.bounds import fit_cascade, with_expectations
 from pipeline.commits import ReferenceInfo, SourcePlan, strata_by_similarity
 from pipeline.config import Config, SourceEntry, fingerprint
 from pipeline.findings import Findings, read_pilot
 from pipeline.listing import Listing
-from pipeline.rules import rule_of
 from pipeline.scale import Fit, fit_probabilities, probability_curve
 from pipeline.steps.select import inclusion_probability
 
@@ -42,10 +40,6 @@ def make_plan(
     """
     findings = read_pilot(config, listing, pilot, reference)
     source_fingerprint = fingerprint(_inputs_but_amounts(config, entry))
-    if config.selection.cascade and config.role_of(entry) == "negative":
-        is_same = previous is not None and previous.source_fingerprint == source_fingerprint
-        kept = previous.cascade if previous is not None and is_same else None
-        findings = replace(findings, cascade=kept or fit_cascade(pilot, config.selection))
     num_partitions = _extend_prefix(entry, config, listing, findings, num_workers)
     num_candidates = num_partitions * findings.samples_per_partition
     per_pilot = num_candidates / max(pilot.num_rows, 1)
@@ -55,14 +49,13 @@ def make_plan(
         source_fingerprint,
     )
     scale, eval_probability = fit.scale, fit.eval_probability
-    similarity_N = findings.decisive_similarity
     probability_N = inclusion_probability(
-        similarity_N, scale=scale, **probability_curve(config, reference)
+        findings.similarity, scale=scale, **probability_curve(config, reference)
     )
     expected = _expect_selected(findings.usable, probability_N, eval_probability, config, reference)
     partitions_per_span = _SAMPLES_PER_SPAN // max(findings.samples_per_partition, 1.0)
     per_span = max(partitions_per_span, 1) * max(findings.samples_per_partition, 1.0)
-    plan = SourcePlan(
+    return SourcePlan(
         source=entry.name,
         role=config.role_of(entry),
         fingerprint=fingerprint(config.source_inputs(entry)),
@@ -82,16 +75,8 @@ def make_plan(
         },
         expected_bytes=findings.mean_bytes * sum(expected.values()) * per_pilot,
         num_pilot=pilot.num_rows,
-        seconds_per_candidate=findings.seconds + findings.full_seconds,
-        cascade=findings.cascade,
+        seconds_per_candidate=findings.seconds,
     )
-    if plan.cascade is None:
-        return plan
-    rule = rule_of(plan, reference, config.selection)
-    train_fraction = config.split.fractions["train"]
-    cascade = with_expectations(rule, pilot, train_fraction=train_fraction)
-    seconds = findings.seconds + cascade.expected_full_share * findings.full_seconds
-    return plan.model_copy(update={"cascade": cascade, "seconds_per_candidate": seconds})
 
 
 def _keep_chosen(fit: Fit, previous: SourcePlan | None, source_fingerprint: str) -> Fit:

@@ -16,7 +16,6 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 LabelState = Literal["verified_present", "verified_absent", "unknown"]
 Stratum = Literal["near", "mid", "far", "generated"]
 Role = Literal["positive", "negative"]
-CHEAP_SIMILARITY = "cheap_similarity"  # the column that data sets with a cascade have more
 
 
 class RejectReason(StrEnum):
@@ -85,14 +84,9 @@ class ImageSettings:
     max_aspect: float = float("inf")  # longer side / shorter side
 
 
-def row_schema(embedding_dim: int, *, cascade: bool = False) -> pa.Schema:
-    """Columns of one row; `embedding` is float16[D], L2-normalised, D = `embedding_dim`.
-
-    With a cascade there is `cheap_similarity` too: null where there was no cheap look.
-    `similarity` is null then where there was no full one; such a row is not selected, and its
-    `inclusion_probability` is a bound that its random number lies over.
-    """
-    schema = pa.schema(
+def row_schema(embedding_dim: int) -> pa.Schema:
+    """Columns of one row; `embedding` is float16[D], L2-normalised, D = `embedding_dim`."""
+    return pa.schema(
         [
             ("key", pa.string()),
             ("source", pa.string()),
@@ -121,7 +115,6 @@ def row_schema(embedding_dim: int, *, cascade: bool = False) -> pa.Schema:
             ("reject_reason", pa.string()),
         ]
     )
-    return schema.append(pa.field(CHEAP_SIMILARITY, pa.float32())) if cascade else schema
 
 
 READ_COLUMNS = (

@@ -22,8 +22,6 @@ from pipeline.records import embedding_matrix
 
 _PATH = "reference.parquet"
 _COLUMNS = ("content_hash", "perceptual_hash", "split", "embedding")
-# What a cheap look at the same images gave, where there is a cascade.
-CHEAP_EMBEDDING = "cheap_embedding"
 # More rows of one thing hardly move the mean of the nearest five, but cost time a candidate.
 _MAX_ROWS = 4096
 # Leave-one-out similarities of positives below which a candidate no longer looks like one.
@@ -77,11 +75,10 @@ class ReferenceBank:
 def write_reference(root: str, positives: pa.Table, *, num_neighbors: int) -> ReferenceInfo:
     """Fixes the reference of a data set.
 
-    positives: usable rows with `key` and `_COLUMNS`, in any order, and with a cascade
-    `cheap_embedding`. Raises InfinegError where there are too few in the train split.
+    positives: usable rows with `key` and `_COLUMNS`, in any order. Raises InfinegError where there
+    are too few in the train split.
     """
-    cheap = [name for name in (CHEAP_EMBEDDING,) if name in positives.column_names]
-    positives = _distinct(positives).select([*_COLUMNS, *cheap])
+    positives = _distinct(positives).select(_COLUMNS)
     buffer = io.BytesIO()
     pq.write_table(positives, buffer, compression="zstd")
     storage.write_atomic(storage.join(root, _PATH), buffer.getvalue())
@@ -108,9 +105,9 @@ def write_reference(root: str, positives: pa.Table, *, num_neighbors: int) -> Re
     return info
 
 
-def read_bank(root: str, *, num_neighbors: int, of: str = "embedding") -> ReferenceBank:
-    """The bank of a data set; `of` CHEAP_EMBEDDING the same images as a cheap look sees them."""
-    return _make_bank(manifest.read_table(root, _PATH), num_neighbors, of)
+def read_bank(root: str, *, num_neighbors: int) -> ReferenceBank:
+    """The bank of a data set."""
+    return _make_bank(manifest.read_table(root, _PATH), num_neighbors)
 
 
 def _distinct(positives: pa.Table) -> pa.Table:
@@ -121,7 +118,7 @@ def _distinct(positives: pa.Table) -> pa.Table:
     return positives.filter(pa.array(first, pa.bool_()))
 
 
-def _make_bank(positives: pa.Table, num_neighbors: int, of: str = "embedding") -> ReferenceBank:
+def _make_bank(positives: pa.Table, num_neighbors: int) -> ReferenceBank:
     train = positives.filter(pc.equal(positives["split"], "train"))
     order = sorted(
         range(train.num_rows), key=lambda i: unit_hash("bank", train["content_hash"][i].as_py())
@@ -131,7 +128,7 @@ def _make_bank(positives: pa.Table, num_neighbors: int, of: str = "embedding") -
     if "perceptual_hash" in positives.column_names:  # a data set of before has none
         looks.add(looks_of(positives))
     return ReferenceBank(
-        embedding_KD=embedding_matrix(train, of).astype(np.float64),
+        embedding_KD=embedding_matrix(train).astype(np.float64),
         content_hashes=tuple(train["content_hash"].to_pylist()),
         positives=KnownPositives(frozenset(positives["content_hash"].to_pylist()), looks),
         num_neighbors=num_neighbors,

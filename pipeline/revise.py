@@ -28,9 +28,9 @@ from pipeline.commits import (
 from pipeline.pack import read_seen_images, take_number, write_decided
 from pipeline.records import RejectReason
 from pipeline.shards import (
+    LEDGER_COLUMNS,
     count_rows,
     group_of,
-    ledger_columns,
     output_groups,
     refuse_rows,
     sort_files,
@@ -86,7 +86,6 @@ class _Revision:
         self._root = root
         self._parent = parent
         self._info: DatasetInfo = manifest.require_info(root)
-        self._columns = ledger_columns(cascade=self._info.cheap_encoder is not None)
         self._keys = keys
         self._decide = decide
         self._moved: list[tuple[int, pa.Table]] = []  # round of the source, rows with images
@@ -96,7 +95,7 @@ class _Revision:
     def ledger_rows(self, source: SourceRecord) -> pa.Table:
         """The rows of a source that are decided anew."""
         tables = [
-            self._named(manifest.read_table(self._root, table.path, self._columns))
+            self._named(manifest.read_table(self._root, table.path, LEDGER_COLUMNS))
             for table in source.ledger
         ]
         return pa.concat_tables(tables)
@@ -139,7 +138,7 @@ class _Revision:
         """The record of a source with new ledgers and hashes where a row has changed."""
         ledgers, hashes, counts = [], [], []
         for ledger, images in zip(source.ledger, source.hashes, strict=True):
-            rows = manifest.read_table(self._root, ledger.path, self._columns)
+            rows = manifest.read_table(self._root, ledger.path, LEDGER_COLUMNS)
             is_named = self._is_named(rows)
             if pc.any(is_named).as_py():
                 ledger, images, rows = self._replace_ledger(source.name, rows, is_named)

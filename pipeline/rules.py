@@ -26,5 +26,4 @@ def rule_of(
         seed=selection.seed,
         near=reference.near,
         ceiling=reference.ceiling if selection.quarantine == "auto" else None,
-        cascade=plan.cascade,
     )

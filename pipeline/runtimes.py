@@ -7,7 +7,7 @@ import importlib
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from pipeline.config import EncoderConfig
 from pipeline.encoders import Encoder, Preprocessing, encoder_identity, load_encoder
-from pipeline.errors import ConfigError
 
 # Waits for embedding_BD, L2-normalised.
 Begun = Callable[[], NDArray[np.float32]]
@@ -94,7 +93,6 @@ class PreparedEncoder:
     embedding_dim: int
     fingerprint: str  # what an embedding depends on, readable; equal ones are comparable
     model: bytes | None  # ONNX; None where PyTorch itself runs
-    cheap: "PreparedEncoder | None" = None  # of the cheap look, where there is a cascade
     shared: Opens | None = None  # embeds for all workers; None: each opens the encoder itself
 
     def open(self) -> Runtime:
@@ -133,26 +131,6 @@ def prepare_encoder(config: EncoderConfig, *, gpus_per_worker: float) -> Prepare
         fingerprint=f"{identity}:{runtime}-{config.precision}:batch{config.batch_size}",
         model=export_onnx(encoder) if runtime == "onnxruntime" else None,
     )
-
-
-def prepare_cascade(
-    config: EncoderConfig, *, gpus_per_worker: float, gpus_per_actor: float = 0.0
-) -> PreparedEncoder:
-    """`prepare_encoder` for the full look, which actors may have, and for that of each worker.
-
-    Raises ConfigError where the network takes one size of images alone.
-    """
-    full = prepare_encoder(config, gpus_per_worker=max(gpus_per_worker, gpus_per_actor))
-    cheap_config = config.for_cheap_look()
-    try:
-        cheap = prepare_encoder(cheap_config, gpus_per_worker=gpus_per_worker)
-    except (AssertionError, RuntimeError, ValueError) as error:  # each model has its own
-        raise ConfigError(
-            f"selection.cascade: encoder {config.name} cannot look at {cheap_config.image_size} px "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}). Turn the "
-            "cascade off, or use a convolutional encoder such as efficientnet_lite0"
-        ) from error
-    return replace(full, cheap=cheap)
 
 
 def export_onnx(encoder: Encoder) -> bytes:

@@ -85,7 +85,7 @@ def fit_probabilities(
 ) -> Fit:
     """per_pilot: candidates of the source for each one of the pilot."""
     selection, fractions = config.selection, config.split.fractions
-    similarity_N = findings.decisive_similarity
+    similarity_N = findings.similarity
     if not len(similarity_N):
         return Fit(num_wanted=0.0, scale=1.0, eval_probability=1.0)
     num_negatives = len(similarity_N) * per_pilot
@@ -121,7 +121,7 @@ def pilot_needed(
     a few candidates have most of the mean, needs more of them.
     """
     num_candidates = listing.num_partitions * findings.samples_per_partition
-    similarity_N = findings.decisive_similarity
+    similarity_N = findings.similarity
     if len(similarity_N) < 2:
         return listing.num_pilot
     fit = fit_probabilities(

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline import manifest, storage
 from pipeline.commits import Counts, PartRecord, ShardFile, ShardRecord
-from pipeline.records import CHEAP_SIMILARITY, SPLITS, RejectReason, Split, row_schema
+from pipeline.records import SPLITS, RejectReason, Split, row_schema
 
 # What `<key>.json` tells of a sample, for readers that know the tar alone. Its
 # inclusion_probability is that of the generation that wrote the tar: mining raises it in sidecars.
@@ -27,11 +27,6 @@ JSON_COLUMNS = (
 )  # fmt: skip
 # What a ledger tells of a row: what was seen and decided.
 LEDGER_COLUMNS = tuple(n for n in row_schema(1).names if n not in ("image", "embedding"))
-
-
-def ledger_columns(*, cascade: bool) -> tuple[str, ...]:
-    """`LEDGER_COLUMNS`, and what the ledgers of a data set with a cascade have more."""
-    return (*LEDGER_COLUMNS, CHEAP_SIMILARITY) if cascade else LEDGER_COLUMNS
 
 
 def output_group(*, source: str, split: str, label: str, selected: bool, reason: str | None) -> str:

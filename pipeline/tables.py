@@ -12,8 +12,7 @@ def plan_table(plans: list[SourcePlan], num_workers: int) -> Table:
     """One row a source and the sum: what is read, what is expected of it, and the time."""
     strata = sorted({key.partition("/")[2] for plan in plans for key in plan.expected_selected})
     table = Table(title=f"plan for {num_workers} workers", caption="expected, from a pilot")
-    looks = ("full look",) if any(plan.cascade for plan in plans) else ()
-    columns = ("candidates", *looks, "selected", "of it train", *strata, "rejected", "MB", "time")
+    columns = ("candidates", "selected", "of it train", *strata, "rejected", "MB", "time")
     for column in ("source", *columns):
         table.add_column(column, justify="left" if column == "source" else "right")
 
@@ -25,7 +24,6 @@ def plan_table(plans: list[SourcePlan], num_workers: int) -> Table:
         table.add_row(
             name,
             f"{sum(plan.num_candidates for plan in of_row):,}",
-            *([_full_looks(of_row)] if looks else []),
             f"{sum(n for _, n in selected):,.0f}",
             f"{in_train:,.0f}",
             *(f"{n:,.0f}" if n else "" for n in by_stratum),
@@ -39,16 +37,6 @@ def plan_table(plans: list[SourcePlan], num_workers: int) -> Table:
     table.add_section()
     add("all", plans)
     return table
-
-
-def _full_looks(plans: list[SourcePlan]) -> str:
-    """Candidates that get a full look and, of one source, the share of hard ones that it keeps."""
-    number = sum(
-        plan.num_candidates * (plan.cascade.expected_full_share if plan.cascade else 1)
-        for plan in plans
-    )
-    recall = plans[0].cascade.expected_recall if len(plans) == 1 and plans[0].cascade else None
-    return f"{number:,.0f}" + ("" if recall is None else f" ({recall:.1%} kept)")
 
 
 def counts_table(generation: Generation) -> Table:

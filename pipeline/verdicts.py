@@ -24,7 +24,7 @@ from pipeline.lease import hold_lease
 from pipeline.records import RejectReason
 from pipeline.revise import revise
 from pipeline.rules import read_rule
-from pipeline.steps.select import decisive_similarity, draw
+from pipeline.steps.select import draw
 
 Verdict = Literal["positive", "negative", "drop"]
 VERDICTS: dict[str, Verdict] = {"positive": "positive", "negative": "negative", "drop": "drop"}
@@ -82,7 +82,7 @@ def _decide(
     is_positive_N, is_dropped_N = verdict_N == "positive", verdict_N == "drop"
     probability_N, selected_N = draw(
         rule,
-        similarity_B=decisive_similarity(rows, rule.cascade),
+        similarity_B=rows["similarity"].to_numpy(),
         content_hashes=rows["content_hash"].to_pylist(),
         is_positive_B=is_positive_N,
         is_train_B=rows["split"].to_numpy(zero_copy_only=False) == "train",

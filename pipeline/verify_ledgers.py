@@ -12,14 +12,10 @@ import pyarrow.compute as pc
 
 from pipeline import manifest, storage
 from pipeline.commits import Counts, DatasetInfo, SourceRecord, TableRecord, add_counts
-from pipeline.config import SelectionConfig
-from pipeline.decisions import find_wrong_decisions
 from pipeline.keys import split_of, unit_hash
 from pipeline.pack import HASH_COLUMNS
 from pipeline.records import row_schema
-from pipeline.rules import read_rule
 from pipeline.shards import count_rows, output_group
-from pipeline.steps.select import SelectionRule
 
 # Of a ledger, what is looked at row by row.
 _VERIFIED = [
@@ -64,7 +60,6 @@ def verify_source(
     numbering = _Numbering()
     counts: list[Counts] = []
     hashes: list[pa.Table] = [_HASHES.empty_table()]
-    rule = _rule_of_cascade(root, info, source)
     for ledger, images in zip(source.ledger, source.hashes, strict=True):
         if not (_is_sound(root, ledger, result) and _is_sound(root, images, result)):
             continue
@@ -76,8 +71,6 @@ def verify_source(
             numbering.see(rows)
             for row in rows.select(_VERIFIED).to_pylist():
                 _verify_row(row, info, result, packed)
-            if rule is not None:
-                result.problems += find_wrong_decisions(rows, rule)
             selected.append(rows.filter(rows["selected"]).select(HASH_COLUMNS).cast(_HASHES))
         result.num_rows += num_rows
         result.expect(num_rows == ledger.num_rows, f"{ledger.path}: other number of rows")
@@ -88,16 +81,6 @@ def verify_source(
     result.expect(numbering.is_sound, f"{source.name}: ordinals missing or doubled")
     result.expect(source.counts.adds_up(), f"{source.name}: counts do not add up")
     return pa.concat_tables(hashes)
-
-
-def _rule_of_cascade(root: str, info: DatasetInfo, source: SourceRecord) -> SelectionRule | None:
-    """By what a cascade decided; None without one, and of a plan that has been changed since."""
-    plan = manifest.read_plan(root, source.name)
-    is_of_cascade = info.cheap_encoder is not None
-    if not is_of_cascade or plan is None or plan.fingerprint != source.fingerprint:
-        return None
-    selection = SelectionConfig.model_validate(info.fingerprint_inputs["selection"])
-    return read_rule(root, source.name, selection)
 
 
 def _is_sound(root: str, table: TableRecord, result: Verification) -> bool:

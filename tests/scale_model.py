@@ -8,7 +8,6 @@ from dataclasses import dataclass
 # Candidates a second: of a core, of a GPU, of the driver.
 CORE_LOOK = 72
 CORE_DECODE = 425
-CASCADE_GAIN = 3.5
 GPU_EMBED = 2000
 DRIVER_TABLES = 100_000
 # Bytes.
@@ -21,7 +20,7 @@ SAMPLES_PER_PART, SAMPLES_PER_SHARD = 512, 1000
 CANDIDATES_PER_ROUND = 1_000_000
 
 COLUMNS = (
-    "", "candidates", "selected", "read TB", "core-hours", "with a cascade",
+    "", "candidates", "selected", "read TB", "core-hours",
     "GPU-hours + core-hours", "shards GB", "ledger GB", "embeddings GB", "writes", "reads",
     "rounds", "driver hours",
 )  # fmt: skip
@@ -47,14 +46,12 @@ def row_of(stream: Stream) -> list[str]:
     number, hour = stream.num_candidates, 3600
     selected = number * stream.share
     parts, shards = number / SAMPLES_PER_PART, selected / SAMPLES_PER_SHARD
-    look = number / CORE_LOOK / hour
     return [
         stream.name,
         _short(number),
         _short(selected),
         _short(number * stream.bytes_read / 1e12),
-        _short(look),
-        _short(look / CASCADE_GAIN),
+        _short(number / CORE_LOOK / hour),
         f"{_short(number / GPU_EMBED / hour)} + {_short(number / CORE_DECODE / hour)}",
         _short(selected * SAMPLE / 1e9),
         _short(number * LEDGER_ROW / 1e9),

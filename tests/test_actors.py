@@ -33,7 +33,7 @@ from pipeline.config import Config, EncoderConfig
 from pipeline.encoders import crop_pixels
 from pipeline.errors import ConfigError
 from pipeline.placement import Node, Placement, place
-from pipeline.runtimes import PreparedEncoder, prepare_cascade, prepare_encoder
+from pipeline.runtimes import PreparedEncoder, prepare_encoder
 from pipeline.verify import verify_dataset
 
 ON_CPUS: dict[str, Any] = {"workers": 2, "embed_on": "actors", "gpus_per_actor": 0}
@@ -61,9 +61,8 @@ def entries() -> list[dict[str, Any]]:
 
 @pytest.mark.timeout(150)
 def test_data_set_is_the_same_whoever_embeds(tmp_path: Path) -> None:
-    sections: dict[str, Any] = {"selection": {"cascade": True}}
-    build_inline(config_of(tmp_path / "fused", entries(), **sections))
-    config = config_of(tmp_path / "actors", entries(), build={**ON_CPUS, "actors": 2}, **sections)
+    build_inline(config_of(tmp_path / "fused", entries()))
+    config = config_of(tmp_path / "actors", entries(), build={**ON_CPUS, "actors": 2})
     build(config)
     assert file_hashes(tmp_path / "actors") == file_hashes(tmp_path / "fused")
     assert verify_dataset(str(tmp_path / "actors")).problems == []
@@ -234,14 +233,6 @@ def test_bf16_is_another_fingerprint_and_nearly_the_same_embedding(
     )
     assert half == {**plain, "precision": "bf16"}
     assert "precision" not in plain, "or no data set of before could be added to"
-
-
-def test_actors_have_the_full_look_alone_and_workers_the_cheap_one_on_a_cpu() -> None:
-    config = EncoderConfig(**{**ENCODER, "runtime": "auto", "precision": "bf16"})  # type: ignore[arg-type]
-    full = prepare_cascade(config, gpus_per_worker=0, gpus_per_actor=1)
-    assert full.cheap is not None
-    assert ":torch-bf16:" in full.fingerprint
-    assert ":onnxruntime-fp32:" in full.cheap.fingerprint
 
 
 def test_config_without_these_settings_is_what_it_was(tmp_path: Path) -> None:

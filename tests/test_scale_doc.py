@@ -18,4 +18,4 @@ def test_rates_are_those_that_the_text_tells() -> None:
         for value, name in re.findall(r"\| ([\d.,]+) \| `([A-Z_]+)`", TEXT)
     }
     assert told == {name: getattr(scale_model, name) for name in told}
-    assert len(told) == 8
+    assert len(told) == 7

@@ -13,16 +13,14 @@ READS = ("embedding", "content_hash")
 ADDS = ("similarity",)
 
 
-def score_batch(
-    rows: pa.Table, bank: ReferenceBank, *, of: str = "embedding", name: str = "similarity"
-) -> pa.Table:
-    """Adds the column `name`: similarity_B float32 in [-1, 1]; null where `of` is."""
-    usable = rows[of].is_valid()
+def score_batch(rows: pa.Table, bank: ReferenceBank) -> pa.Table:
+    """Adds `similarity`: similarity_B float32 in [-1, 1]; null where `embedding` is."""
+    usable = rows["embedding"].is_valid()
     embedded = rows.filter(usable)
     similarity_B = np.full(rows.num_rows, np.nan, np.float32)
     is_null = ~usable.to_numpy()
     if embedded.num_rows:
         similarity_B[~is_null] = bank.similarity(
-            embedding_matrix(embedded, of), embedded["content_hash"].to_pylist()
+            embedding_matrix(embedded), embedded["content_hash"].to_pylist()
         )
-    return rows.append_column(name, pa.array(similarity_B, pa.float32(), mask=is_null))
+    return rows.append_column("similarity", pa.array(similarity_B, pa.float32(), mask=is_null))

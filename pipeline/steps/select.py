@@ -13,10 +13,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.commits import CascadePlan
 from pipeline.keys import unit_hash
 from pipeline.looks import looks_of
-from pipeline.records import CHEAP_SIMILARITY, RejectReason
+from pipeline.records import RejectReason
 from pipeline.reference import KnownPositives
 
 READS = (
@@ -55,7 +54,6 @@ class SelectionRule:
     seed: int
     near: float  # similarity below which a look that is a positive's is chance
     ceiling: float | None  # similarity above which an unlabelled candidate is suspected
-    cascade: CascadePlan | None = None
 
     def train_probability(self, similarity_B: NDArray[np.floating]) -> NDArray[np.float32]:
         """inclusion_probability_B of training negatives, as rows carry it."""
@@ -66,28 +64,6 @@ class SelectionRule:
             offset=self.offset,
             min_probability=self.min_probability,
         ).astype(np.float32)
-
-
-def decisive_similarity(rows: pa.Table, cascade: CascadePlan | None) -> NDArray[np.floating]:
-    """similarity_B on which the inclusion probability depends.
-
-    In a cascade min(similarity, upper, 1), of which a look that was not taken leaves out its
-    term: a function of the sample alone, so that 1 / inclusion_probability is an exact weight
-    (Horvitz and Thompson 1952), and never over what was known before the full look.
-    """
-    similarity_B: NDArray[np.floating] = rows["similarity"].to_numpy().astype(np.float32)
-    if CHEAP_SIMILARITY not in rows.column_names:
-        return similarity_B
-    known_B: NDArray[np.floating] = np.fmin(similarity_B, upper_similarity(rows, cascade))
-    known_B = np.fmin(known_B, 1.0)  # which passes over nan
-    return known_B
-
-
-def upper_similarity(rows: pa.Table, cascade: CascadePlan | None) -> NDArray[np.float64]:
-    """upper_B: what a cheap look tells of the full one; nan where it tells nothing."""
-    if cascade is None:
-        return np.full(rows.num_rows, np.nan)
-    return cascade.upper(rows[CHEAP_SIMILARITY].to_numpy())
 
 
 def select_batch(rows: pa.Table, rule: SelectionRule, positives: KnownPositives) -> pa.Table:
@@ -118,7 +94,7 @@ def select_batch(rows: pa.Table, rule: SelectionRule, positives: KnownPositives)
     is_usable_B = np.array([reason is None for reason in reasons], bool)
     probability_B, is_drawn_B = draw(
         rule,
-        similarity_B=decisive_similarity(rows, rule.cascade),
+        similarity_B=similarity_B,
         content_hashes=hashes,
         is_positive_B=np.array([label != "" for label in labels], bool),
         is_train_B=np.array([split == "train" for split in rows["split"].to_pylist()], bool),
