@@ -10,7 +10,7 @@ PARALLEL := -n $(PROCESSES) --maxprocesses 5 --dist loadfile --no-loadscope-reor
 # Few and long: a test at a time.
 PARALLEL_CLUSTER := -n $(PROCESSES) --maxprocesses 5 --dist load --maxschedchunk 1
 
-.PHONY: help demo test coverage test-cluster check bench photos study clean
+.PHONY: help demo test coverage test-cluster check bench docs photos study clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,8 +46,12 @@ check: $(READY) ## format, lint, types, floors
 bench: $(READY) ## full-length measurements, minutes each
 	$(BIN)/python -m pytest -m slow --timeout 3600 -s
 
+docs: $(VENV)/.docs ## the pages of docs/ as a site, into site/
+	$(BIN)/python docs/make_reference.py
+	$(BIN)/zensical build --clean --strict
+
 clean: ## removes the environment and what the demo made
-	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) demo site .cache .pytest_cache .mypy_cache .ruff_cache *.egg-info
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
@@ -55,4 +59,8 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[pipeline,train,dev]' \
 	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[pipeline,train,dev]'
+	touch $@
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[docs]'
 	touch $@

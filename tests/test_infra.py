@@ -249,7 +249,7 @@ def test_every_command_that_is_written_down_exists(config: Path) -> None:
         for name, command in group.commands.items()
     }
     found = list(written_commands(config))
-    assert len({command for _, command, _ in found}) > 8
+    assert len({command for _, command, _ in found}) > 6
     for where, command, line in found:
         assert command in options, f"{where}: infineg {command}: {line}"
         for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", line):
@@ -276,13 +276,12 @@ def test_every_launch_of_the_guide_shows_its_manifest(monkeypatch: pytest.Monkey
 
 
 def written_commands(config: Path) -> Iterator[tuple[str, str, str]]:
-    """(place, command, its line up to the next command) of docs, infra, configs and manifests."""
+    """(place, command, its line up to the next command) of infra, configs and manifests."""
     texts = {
-        str(p): p.read_text() for p in [*INFRA.rglob("*"), *ROOT.glob("configs/*")] if p.is_file()
+        str(path): path.read_text()
+        for path in [*INFRA.rglob("*"), *ROOT.glob("configs/*")]
+        if path.is_file() and path.suffix != ".md"  # see test_docs.py
     }
-    for path in (ROOT / "README.md", INFRA / "README.md"):
-        code = re.findall(r"```\n(.*?)```|`([^`\n]+)`", path.read_text(), re.DOTALL)
-        texts[str(path)] = "\n".join(block or span for block, span in code)
     for name in ALL:
         submission = launch_named(name, config)
         text = submission.text.replace("\\\n", " ")
