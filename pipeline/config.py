@@ -18,7 +18,7 @@ from pipeline import storage
 from pipeline.build_config import BuildConfig
 from pipeline.errors import ConfigError
 from pipeline.keys import sha256_hex
-from pipeline.overrides import apply_override, fill_variables
+from pipeline.overrides import apply_override, drop_removed, fill_variables
 from pipeline.records import ImageSettings, LabelState, Role, Split, Stratum
 
 # YAML 1.1 reads 100_000 as a number but a --set of it or a quoted one arrives as text.
@@ -298,6 +298,7 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
         raise ConfigError(f"{path}: not YAML: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: a mapping is wanted, got {type(data).__name__}")
+    drop_removed(data)
     for override in overrides:
         apply_override(data, override)
     return data

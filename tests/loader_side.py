@@ -121,7 +121,7 @@ def ours(data: Path, kind: str, num_batches: int) -> Iterator[Tensor]:
         images = AugmentedImages(
             str(data), rows, preprocessing=preprocessing, strength="crop", seed=0
         )
-        terms = loss_terms(rows, "weight", corrects_unknown=False)
+        terms = loss_terms(rows, "weight")
         batches = Batches(rows, terms, order, images)
         for batch in batches.stream(range(num_batches), workers=WORKERS, kind=kind):
             yield batch.inputs

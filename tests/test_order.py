@@ -141,7 +141,7 @@ def test_real_worker_processes_of_any_rank_go_on_with_the_next_eight_batches(
     path = write_config(tmp_path / "c.yaml", dataset=tmp_path, run=tmp_path / "run")
     config, _, _ = load_train_config(path)
     rows = read_train_rows(root, read_generation(root), config.target_names)
-    terms = loss_terms(rows, "weight", corrects_unknown=False)
+    terms = loss_terms(rows, "weight")
     preprocessing = load_encoder(ENCODER).preprocessing
 
     def open_batches(rank: int) -> Batches:

@@ -37,7 +37,7 @@ def rows(dataset: tuple[str, Generation]) -> TrainRows:
 
 @pytest.fixture(scope="module")
 def terms(rows: TrainRows) -> LossTerms:
-    return loss_terms(rows, "weight", corrects_unknown=False)
+    return loss_terms(rows, "weight")
 
 
 def embeddings(root: str, rows: TrainRows) -> CachedEmbeddings:

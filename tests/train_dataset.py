@@ -46,13 +46,12 @@ def write_dataset(
     samples_per_shard: int = 20,
     noise: float = 0.5,
     seed: int = 0,
-    unknown: tuple[str, ...] = (),
 ) -> Generation:
     """Writes and commits generation 1.
 
     num_positives a target and num_negatives over the three sources are those of train; val and
     test get half as many each. `noise` is the spread around a unit direction: 0.5 separates
-    nearly all, 2 leaves real overlap. `unknown`: sources that nothing vouches for.
+    nearly all, 2 leaves real overlap.
     """
     rng = np.random.default_rng(seed)
     encoder = load_encoder(ENCODER)
@@ -60,7 +59,6 @@ def write_dataset(
     axes_LD = np.linalg.qr(bases)[0].T
     shards: list[ShardRecord] = []
     counts: dict[str, int] = {}
-    states = dict.fromkeys(unknown, "unknown")
     for split in ("train", "val", "test"):
         part = 1.0 if split == "train" else 0.5
         for index, target in enumerate(targets):
@@ -83,7 +81,7 @@ def write_dataset(
                 num=round(num_negatives * part / len(NEGATIVES)), direction_L=direction_L,
                 axes_LD=axes_LD, noise=noise, rng=rng, targets=targets, image_size=image_size,
                 samples_per_shard=samples_per_shard, counts=counts,
-                label_state=states.get(source, "verified_absent"),
+                label_state="verified_absent",
             )  # fmt: skip
     fingerprint = f"{encoder_identity(encoder, ENCODER)}:toy"
     return commit_dataset(root, targets, fingerprint, encoder.embedding_dim, shards, counts)

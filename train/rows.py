@@ -14,7 +14,6 @@ from typing import IO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -27,7 +26,7 @@ from train.images import bad_shard
 
 _NUM_THREADS = 16  # that wait for storage; reading itself is quick
 _COLUMNS = [
-    "key", "tar_offset", "tar_size", "inclusion_probability", "similarity", "label", "label_state",
+    "key", "tar_offset", "tar_size", "inclusion_probability", "similarity",
 ]  # fmt: skip
 
 
@@ -44,7 +43,6 @@ class TrainRows:
     tar_size_N: NDArray[np.int64]
     inverse_probability_N: NDArray[np.float32]
     similarity_N: NDArray[np.float32]  # nan where there is none
-    is_unknown_N: NDArray[np.bool_]  # negatives whose label_state is unknown
 
     @property
     def positives(self) -> list[range]:
@@ -173,9 +171,6 @@ def join_rows(
         tar_size_N=table["tar_size"].to_numpy(),
         inverse_probability_N=(1 / table["inclusion_probability"].to_numpy()).astype(np.float32),
         similarity_N=table["similarity"].to_numpy().astype(np.float32),
-        is_unknown_N=pc.and_(
-            pc.equal(table["label"], ""), pc.equal(table["label_state"], "unknown")
-        ).to_numpy(),
     )
 
 
