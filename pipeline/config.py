@@ -84,7 +84,6 @@ class Budget(BaseModel, frozen=True, extra="forbid"):
     selected: _Count | None = Field(None, ge=1)  # training negatives
     candidates: _Count | None = Field(None, ge=1)  # read, whatever is selected of them
     bytes: _Count | None = Field(None, ge=1)  # of the images of training negatives, in shards
-    hours: float | None = Field(None, gt=0)  # of building; ends at the clock
 
     @model_validator(mode="before")
     @classmethod
@@ -250,6 +249,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
         """The settings that one source's plan depends on."""
         fields = ("budget", "eval_budget", "candidates_per_selected", "pilot")
         selection = self.selection.model_dump(mode="json", include=set(fields))
+        selection["budget"]["hours"] = None  # as in data sets from when a budget could be in hours
         inputs: dict[str, Any] = {
             "entry": entry.model_dump(mode="json", exclude={"max_reject_fraction"}),
             "role": self.role_of(entry),

@@ -175,6 +175,7 @@ def add_removed_settings(run: Path) -> None:
             path.write_text(json.dumps(record | {"settings": record["settings"] | was}))
     path = run / "config.yaml"
     config = yaml.safe_load(path.read_text())
+    config["selection"]["budget"]["hours"] = None
     path.write_text(yaml.safe_dump(config | {"train": config["train"] | was}))
 
 
