@@ -120,7 +120,7 @@ def is_protocol(fs: Any, *protocols: str) -> bool:
 
 
 def _protocol_of(uri: str) -> str:
-    """Protocol of a URI, `file` for a path; raises ConfigError where it is not allowed."""
+    """Protocol of a URI, `file` for a path; raises ConfigError where it is not supported."""
     if uri.startswith(("pipe:", "|")):
         raise ConfigError(f"{uri[:60]!r}: `pipe:` URLs run a shell and are refused")
     match = _PROTOCOL.match(uri)
