@@ -102,12 +102,13 @@ def bare(data: Path, view: Callable[[bytes], Tensor], num_batches: int) -> dict[
 
 
 def ours(data: Path, kind: str, num_batches: int) -> Iterator[Tensor]:
+    from train_dataset import read_train_rows
+
     from pipeline import manifest
     from pipeline.encoders import Preprocessing
     from train.corrections import loss_terms
     from train.data import AugmentedImages, Batches
     from train.order import BatchOrder, Portion
-    from train.rows import read_train_rows
 
     def open_stream() -> Iterator[Tensor]:
         rows = read_train_rows(str(data), manifest.read_generation(str(data)), ["cat"])

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from train_dataset import write_dataset
+from train_dataset import read_train_rows, write_dataset
 
 from pipeline.errors import ConfigError
 from train.corrections import loss_terms, selection_curve
-from train.rows import TrainRows, read_train_rows
+from train.rows import TrainRows
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from test_trainer import SHORT, run_training, write_run_config
-from train_dataset import write_config, write_dataset
+from train_dataset import read_train_rows, write_config, write_dataset
 
 from pipeline.errors import ConfigError
 from pipeline.manifest import read_generation
@@ -18,7 +18,7 @@ from train.losses import importance_weights
 from train.mixture import Mixture, MixtureEntry, mix
 from train.model import read_model_info
 from train.order import BatchOrder
-from train.rows import TrainRows, read_train_rows
+from train.rows import TrainRows
 
 # 60 negatives each of near_animals (pi 0.8), scenes (0.1) and noise (0.2); 40 cats, 40 dogs.
 ENTRIES = [

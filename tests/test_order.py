@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from train_dataset import ENCODER, write_config, write_dataset
+from train_dataset import ENCODER, read_train_rows, write_config, write_dataset
 
 from pipeline.encoders import load_encoder
 from pipeline.manifest import read_generation
@@ -15,7 +15,6 @@ from train.config import load_train_config
 from train.corrections import loss_terms
 from train.data import AugmentedImages, Batches
 from train.order import WINDOW, BatchOrder, MixedOrder, Portion, RankSlice, take_turns
-from train.rows import read_train_rows
 
 UNEVEN = [range(1), range(1, 1001), range(1001, 1004)]
 POSITIVES = [range(2000, 2005)]

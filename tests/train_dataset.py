@@ -7,6 +7,7 @@ that their weights differ; val and test negatives are drawn uniformly, each with
 Shapes: N rows, L latent dimensions, D embedding.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ from pipeline.encoders import encoder_identity, load_encoder
 from pipeline.keys import make_key, sha256_hex
 from pipeline.records import Split, Stratum, row_schema
 from pipeline.shards import output_group, write_shard
+from train.distributed import World
+from train.order import Segment
+from train.rows import TrainRows
+from train.usable_rows import read_usable_rows
 
 # Source, stratum, inclusion probability in train, cosine of its direction to the positives'.
 NEGATIVES: tuple[tuple[str, Stratum, float, float], ...] = (
@@ -85,6 +90,21 @@ def write_dataset(
             )  # fmt: skip
     fingerprint = f"{encoder_identity(encoder, ENCODER)}:toy"
     return commit_dataset(root, targets, fingerprint, encoder.embedding_dim, shards, counts)
+
+
+def read_train_rows(root: str, generation: Generation, targets: Sequence[str]) -> TrainRows:
+    """The rows as a head that nothing has happened to trains on them, in one process."""
+    return read_usable_rows(
+        root,
+        generation,
+        targets,
+        segments=(Segment(generation=generation.number, first_step=0),),
+        first_step=0,
+        policy="stop",
+        needs_images=False,
+        embedding_dim=None,
+        world=World.alone(),
+    )[0]
 
 
 def add_generation(root: Path, source: str = "news", *, num: int = 60, seed: int = 1) -> Generation:

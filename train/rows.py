@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import manifest, storage
-from pipeline.commits import Generation, ShardRecord
+from pipeline.commits import ShardRecord
 from pipeline.errors import BadShard, InfinegError
 from train.images import bad_shard
 
@@ -83,17 +83,6 @@ class TrainRows:
     def _ranges(self) -> Iterator[tuple[ShardRecord, range]]:
         bounds = zip(self.shards, self.starts[:-1].tolist(), self.starts[1:].tolist(), strict=True)
         return ((shard, range(start, stop)) for shard, start, stop in bounds)
-
-
-def read_train_rows(root: str, generation: Generation, targets: Sequence[str]) -> TrainRows:
-    """Reads the sidecars of the train split. Raises InfinegError where a label is missing."""
-    shards = [shard for shard in generation.shards if shard.split == "train"]
-    found = read_rows_of_shards(root, shards, generation.number)
-    for rows in found:
-        if isinstance(rows, BadShard):
-            raise rows
-    pairs = [(s, rows) for s, rows in zip(shards, found, strict=True) if isinstance(rows, pa.Table)]
-    return join_rows(root, generation.number, targets, pairs)
 
 
 def read_rows_of_shards(
