@@ -26,7 +26,7 @@ photos: $(READY) ## the whole job on your photographs: make photos PHOTOS=/path
 
 study: $(READY) ## which negatives are worth it, measured, into study/: make study PHOTOS=/path
 	@test -n "$(PHOTOS)" || { echo 'make study PHOTOS=/path (with cats/, near/KIND/, random/KIND/, imagenet_sample/WNID/)'; exit 2; }
-	$(BIN)/python -m train.study "$(PHOTOS)" --out study
+	PYTHONPATH=tests/bench $(BIN)/python -m study "$(PHOTOS)" --out study
 
 test: $(READY) ## every test
 	$(BIN)/python -m pytest $(PARALLEL)

@@ -112,16 +112,12 @@ def _build_rounds(
                 _build_span,
                 watch.hand_out(reading.tasks(rounds)),
                 make_worker=make_worker,
-                # Time is looked at between windows.
-                tasks_per_worker=2 if reading.is_timed else 16,
             )
             _tell_of_parts(tables, progress, watch)
-            read = reading.cut(rounds)
-            if read:
-                if seen is None:
-                    seen = read_seen_images(root, parent) if parent else SeenImages()
-                generation = pack_generation(config, parent, read, cluster, seen)
-                parent = _commit(root, generation, lease)
+            if seen is None:
+                seen = read_seen_images(root, parent) if parent else SeenImages()
+            generation = pack_generation(config, parent, rounds, cluster, seen)
+            parent = _commit(root, generation, lease)
     assert parent is not None, "nothing was planned"
     return parent
 

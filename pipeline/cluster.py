@@ -37,6 +37,9 @@ _log = logging.getLogger(__name__)
 _OBJECT_STORE_BYTES = 512 * 2**20
 _BYTES_FOR_BATCHES = 64 * 2**20  # a worker's, on their way to an actor
 
+# A worker at once: so many that the wait for the last of them hardly counts.
+_TASKS_PER_WORKER = 16
+
 _LOOK_S = 3.0  # between looks at the head of a cluster
 _MISSED = 3  # looks in vain before it is told
 
@@ -62,20 +65,18 @@ class Cluster:
         tasks: Iterable[BaseModel],
         *,
         make_worker: Callable[[], Any],
-        tasks_per_worker: int = 16,
     ) -> Iterator[pa.Table]:
         """Yields what `method(worker, task)` yields for each task, as it comes, in any order.
 
         Tasks are taken from their iterator a window at a time, and a window is done before the
-        next one begins: the driver holds no more of them, however many there are. A window of
-        `tasks_per_worker` is so many that the wait for its last one hardly counts.
+        next one begins: the driver holds no more of them, however many there are.
 
         `make_worker` is called once a process. A task whose process dies is run again, so that
         `method` must yield as many tables then. An InfinegError comes back as it was raised;
         any other error is a bug and stops everything.
         """
         shared = ray.put((make_worker, method))
-        for window in chunked(tasks, tasks_per_worker * self.num_workers):
+        for window in chunked(tasks, _TASKS_PER_WORKER * self.num_workers):
             yield from self._map_window(window, shared)
 
     def _map_window(

@@ -18,7 +18,7 @@ from pipeline import storage
 from pipeline.build_config import BuildConfig
 from pipeline.errors import ConfigError
 from pipeline.keys import sha256_hex
-from pipeline.overrides import apply_override, fill_variables
+from pipeline.overrides import apply_override, drop_removed, fill_variables
 from pipeline.records import ImageSettings, LabelState, Role, Split, Stratum
 
 # YAML 1.1 reads 100_000 as a number but a --set of it or a quoted one arrives as text.
@@ -79,7 +79,6 @@ class Budget(BaseModel, frozen=True, extra="forbid"):
     selected: _Count | None = Field(None, ge=1)  # training negatives
     candidates: _Count | None = Field(None, ge=1)  # read, whatever is selected of them
     bytes: _Count | None = Field(None, ge=1)  # of the images of training negatives, in shards
-    hours: float | None = Field(None, gt=0)  # of building; ends at the clock
 
     @model_validator(mode="before")
     @classmethod
@@ -233,6 +232,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
         """The settings that one source's plan depends on."""
         fields = ("budget", "eval_budget", "candidates_per_selected", "pilot")
         selection = self.selection.model_dump(mode="json", include=set(fields))
+        selection["budget"]["hours"] = None  # as in data sets from when a budget could be in hours
         inputs: dict[str, Any] = {
             "entry": entry.model_dump(mode="json", exclude={"max_reject_fraction"}),
             "role": self.role_of(entry),
@@ -281,6 +281,7 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
         raise ConfigError(f"{path}: not YAML: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: a mapping is wanted, got {type(data).__name__}")
+    drop_removed(data)
     for override in overrides:
         apply_override(data, override)
     return data

@@ -158,11 +158,6 @@ class Round:
     def num_candidates(self) -> int:
         return round((self.last - self.first) * self.planned.plan.samples_per_partition)
 
-    def cut(self, num_spans: int) -> "Round":
-        """The first spans alone, of a round that was ended early."""
-        last = min(self.last, self.first + num_spans * self.planned.plan.partitions_per_span)
-        return Round(self.planned, self.number, self.first, last)
-
 
 def iterate_spans(planned: Planned) -> Iterator[tuple[Partition, ...]]:
     """The partitions that are not committed, one task's work at a time, as the source lists them.

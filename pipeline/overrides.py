@@ -1,12 +1,30 @@
-"""What a user changes in a config without editing it: `--set FIELD=VALUE` and ${NAME}."""
+"""What happens to a config before it is checked: old settings, `--set FIELD=VALUE`, ${NAME}."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import yaml
 
 from pipeline.errors import ConfigError
+
+# Settings that no longer exist, and their default, which runs recorded in their config.
+_REMOVED: Mapping[str, object] = {
+    "selection.budget.hours": None,
+    "train.unknown": "negative",
+    "train.unknown_prior": None,
+}
+
+
+def drop_removed(data: MutableMapping[str, Any]) -> None:
+    """Drops removed settings that have their default; any other value is left to be refused."""
+    for name, default in _REMOVED.items():
+        *parents, last = name.split(".")
+        node: Any = data
+        for step in parents:
+            node = node.get(step) if isinstance(node, dict) else None
+        if isinstance(node, dict) and last in node and node[last] == default:
+            del node[last]
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:

@@ -31,7 +31,6 @@ def make_plan(
     pilot: pa.Table,
     reference: ReferenceInfo,
     previous: SourcePlan | None = None,
-    num_workers: int = 1,
 ) -> SourcePlan:
     """Fits the inclusion probabilities so that the expected numbers meet the budget.
 
@@ -40,7 +39,7 @@ def make_plan(
     """
     findings = read_pilot(config, listing, pilot, reference)
     source_fingerprint = fingerprint(_inputs_but_amounts(config, entry))
-    num_partitions = _extend_prefix(entry, config, listing, findings, num_workers)
+    num_partitions = _extend_prefix(entry, config, listing, findings)
     num_candidates = num_partitions * findings.samples_per_partition
     per_pilot = num_candidates / max(pilot.num_rows, 1)
     fit = _keep_chosen(
@@ -108,23 +107,16 @@ def _inputs_but_amounts(config: Config, entry: SourceEntry) -> dict[str, Any]:
     }
 
 
-def _extend_prefix(
-    entry: SourceEntry, config: Config, listing: Listing, findings: Findings, num_workers: int
-) -> int:
+def _extend_prefix(entry: SourceEntry, config: Config, listing: Listing, findings: Findings) -> int:
     """Partitions to take, where only the pilot tells how much a partition is.
 
-    That is so of an endless source whose budget is in bytes or hours, and of partitions of unknown
-    size.
+    That is so of an endless source whose budget is in bytes, and of partitions of unknown size.
     """
     budget = config.selection.budget
     num_candidates = None
     if budget.bytes is not None:
         num_selected = entry.weight * budget.bytes / max(findings.mean_bytes, 1.0)
         num_candidates = num_selected * config.selection.candidates_per_selected
-    elif budget.hours is not None:
-        # Twice what the pilot promises, because it is the clock that ends it.
-        num_seconds = 2 * 3600 * entry.weight * budget.hours * num_workers
-        num_candidates = num_seconds / max(findings.seconds, 1e-6)
     if listing.estimates and config.role_of(entry) == "negative":
         # Positives are embedded before there is a pilot, and what was listed then is what counts.
         return listing.num_partitions_for(findings.samples_per_partition)

@@ -130,7 +130,6 @@ class InlineCluster:
         tasks: Iterable[BaseModel],
         *,
         make_worker: Callable[[], Any],
-        tasks_per_worker: int = 16,  # noqa: ARG002 - all at once, for them to be reversed
     ) -> Iterator[pa.Table]:
         worker = make_worker()
         for task in reversed(list(tasks)):

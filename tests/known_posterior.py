@@ -8,7 +8,6 @@ often at the same similarity, so that the source can be told from the picture.
 Shapes: N pictures, D embedding.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +24,6 @@ from pipeline.records import LabelState, row_schema
 from pipeline.shards import output_group, write_shard
 
 EMBEDDING_DIM = 256
-CHECKED_SHARE = 0.5  # of the unseen draw's size is the draw that the verified ones come of
 _DIRECTION = np.array([1.6, 1.0, -0.8, 0.5])
 _BIAS = -2.5
 
@@ -66,13 +64,6 @@ class Pictures:
         return Pictures(self.point_N4[chosen_N], self.is_cat_N[chosen_N])
 
 
-def join(*parts: Pictures) -> Pictures:
-    return Pictures(
-        np.concatenate([part.point_N4 for part in parts]),
-        np.concatenate([part.is_cat_N for part in parts]),
-    )
-
-
 def draw_pictures(rng: np.random.Generator, number: int) -> Pictures:
     point_N4 = rng.normal(size=(number, 4))
     posterior_N = Pictures(point_N4, np.zeros(number, bool)).posterior_N
@@ -87,40 +78,11 @@ def write_biased_dataset(root: Path, rng: np.random.Generator, *, num_pictures: 
     """The train split of a data set: what the sampling keeps of `num_pictures`."""
     kept = keep_some(draw_pictures(rng, num_pictures), rng)
     is_often_N = kept.is_often_kept_N
-    return write_groups(
-        root,
-        {
-            ("my_cat", "verified_present"): kept.subset(kept.is_cat_N),
-            ("often", "verified_absent"): kept.subset(~kept.is_cat_N & is_often_N),
-            ("seldom", "verified_absent"): kept.subset(~kept.is_cat_N & ~is_often_N),
-        },
-    )
-
-
-def write_hiding_dataset(root: Path, rng: np.random.Generator, *, num_pictures: int) -> Generation:
-    """As above, but one source hides its cats: nobody has looked at it.
-
-    Of another draw are the known cats; of a third, half as large, the verified others with a
-    positive second coordinate.
-    """
-    shown = draw_pictures(rng, num_pictures)
-    checked = draw_pictures(rng, round(num_pictures * CHECKED_SHARE))
-    checked = checked.subset(~checked.is_cat_N & checked.is_often_kept_N)
-    unseen = draw_pictures(rng, num_pictures)
-    # Sampling does not know the cats either.
-    unseen = Pictures(unseen.point_N4, np.zeros(num_pictures, bool))
-    return write_groups(
-        root,
-        {
-            ("my_cat", "verified_present"): shown.subset(shown.is_cat_N),
-            ("checked", "verified_absent"): keep_some(checked, rng),
-            ("unseen", "unknown"): keep_some(unseen, rng),
-        },
-    )
-
-
-def write_groups(root: Path, groups: Mapping[tuple[str, LabelState], Pictures]) -> Generation:
-    """Commits a train split of one shard a (source, label_state)."""
+    groups: dict[tuple[str, LabelState], Pictures] = {
+        ("my_cat", "verified_present"): kept.subset(kept.is_cat_N),
+        ("often", "verified_absent"): kept.subset(~kept.is_cat_N & is_often_N),
+        ("seldom", "verified_absent"): kept.subset(~kept.is_cat_N & ~is_often_N),
+    }
     shards = [_write_group(root, *names, pictures) for names, pictures in groups.items()]
     counts = {source: len(pictures.is_cat_N) for (source, _), pictures in groups.items()}
     fingerprint = f"{encoder_identity(load_encoder(ENCODER), ENCODER)}:toy"

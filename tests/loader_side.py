@@ -102,12 +102,13 @@ def bare(data: Path, view: Callable[[bytes], Tensor], num_batches: int) -> dict[
 
 
 def ours(data: Path, kind: str, num_batches: int) -> Iterator[Tensor]:
+    from train_dataset import read_train_rows
+
     from pipeline import manifest
     from pipeline.encoders import Preprocessing
     from train.corrections import loss_terms
     from train.data import AugmentedImages, Batches
     from train.order import BatchOrder, Portion
-    from train.rows import read_train_rows
 
     def open_stream() -> Iterator[Tensor]:
         rows = read_train_rows(str(data), manifest.read_generation(str(data)), ["cat"])
@@ -121,7 +122,7 @@ def ours(data: Path, kind: str, num_batches: int) -> Iterator[Tensor]:
         images = AugmentedImages(
             str(data), rows, preprocessing=preprocessing, strength="crop", seed=0
         )
-        terms = loss_terms(rows, "weight", corrects_unknown=False)
+        terms = loss_terms(rows, "weight")
         batches = Batches(rows, terms, order, images)
         for batch in batches.stream(range(num_batches), workers=WORKERS, kind=kind):
             yield batch.inputs

@@ -12,7 +12,7 @@ import torch
 import webdataset
 from s3_server import S3Server
 from test_trainer import SHORT, interrupt_training, read_losses, run_training
-from train_dataset import ENCODER, write_dataset
+from train_dataset import ENCODER, read_train_rows, write_dataset
 
 from pipeline import manifest, storage
 from pipeline.commits import Generation, ShardRecord
@@ -23,7 +23,7 @@ from train import trainer
 from train.data import AugmentedImages, read_eval_batches
 from train.images import ShardImages
 from train.model import read_model_info
-from train.rows import TrainRows, read_train_rows
+from train.rows import TrainRows
 
 FINETUNE: dict[str, Any] = SHORT | {"mode": "finetune", "head_steps": 0, "steps": 6}
 SKIP = {"on_bad_shard": "skip"}

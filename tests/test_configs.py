@@ -180,7 +180,7 @@ def test_hub(tmp_path: Path) -> None:
 
 def test_nightly(tmp_path: Path) -> None:
     stand_ins.write_photos(tmp_path / "photos")
-    config = load_small("nightly", "selection.budget.hours=0.001", OUT=tmp_path / "data")
+    config = load_small("nightly", "selection.budget.candidates=400", OUT=tmp_path / "data")
     *in_use, inbox, fractals = config.sources
     names = [entry.name for entry in (*config.positives, *in_use)]
     before = build_inline(config, only=names)

@@ -1,34 +1,26 @@
 """What the loss is told of each sample: importance and offset."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from train_dataset import write_dataset
+from train_dataset import read_train_rows, write_dataset
 
 from pipeline.errors import ConfigError
 from train.corrections import loss_terms, selection_curve
-from train.rows import TrainRows, read_train_rows
+from train.rows import TrainRows
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> TrainRows:
     root = tmp_path_factory.mktemp("dataset")
-    generation = write_dataset(root, noise=2.0, num_negatives=600, unknown=("near_animals",))
+    generation = write_dataset(root, noise=2.0, num_negatives=600)
     return read_train_rows(str(root), generation, ["cat"])
 
 
 def effective_share(weights: np.ndarray) -> float:
     """Kish's effective sample size, in units of the sample."""
     return float(weights.sum() ** 2 / (weights**2).sum() / len(weights))
-
-
-def test_rows_say_which_labels_are_unknown(rows: TrainRows) -> None:
-    sources = np.array([key.split("-")[0] for key in rows.keys.to_pylist()])
-    assert set(sources[rows.is_unknown_N]) == {"near_animals"}
-    assert rows.is_unknown_N.sum() == 200
-    assert set(sources[rows.label_N == "cat"]) == {"my_cat"}
 
 
 def test_selection_curve_follows_the_rule_that_selected() -> None:
@@ -53,7 +45,7 @@ def test_offset_needs_no_weights_where_one_source_is_selected_by_one_rule(rows: 
         rows,
         inverse_probability_N=np.where(is_negative, np.exp(-log_rate), 1).astype(np.float32),
     )
-    terms = loss_terms(one_rule, "offset", corrects_unknown=False)
+    terms = loss_terms(one_rule, "offset")
     inverse = one_rule.inverse_probability_N
     assert effective_share(terms.importance_N[is_negative]) > 0.99
     assert effective_share(inverse[is_negative]) < 0.5, "of which weights of 1 / pi leave less"
@@ -64,7 +56,7 @@ def test_offset_needs_no_weights_where_one_source_is_selected_by_one_rule(rows: 
 
 def test_weighted_rate_of_every_source_is_that_of_the_offset(rows: TrainRows) -> None:
     """What makes the offset exact: at its similarity, each negative then stands for as many."""
-    terms = loss_terms(rows, "offset", corrects_unknown=False)
+    terms = loss_terms(rows, "offset")
     rate = terms.importance_N / rows.inverse_probability_N
     ratio = rate / np.exp(terms.offset_N)
     assert ratio == pytest.approx(ratio[0], rel=1e-4)
@@ -76,8 +68,8 @@ def test_weighted_rate_of_every_source_is_that_of_the_offset(rows: TrainRows) ->
 
 
 def test_none_corrects_nothing_and_weight_by_the_inverse_probability(rows: TrainRows) -> None:
-    none = loss_terms(rows, "none", corrects_unknown=False)
-    weight = loss_terms(rows, "weight", corrects_unknown=False)
+    none = loss_terms(rows, "none")
+    weight = loss_terms(rows, "weight")
     assert set(none.importance_N) == {1}
     assert np.array_equal(weight.importance_N, rows.inverse_probability_N)
     assert not none.offset_N.any()
@@ -89,28 +81,5 @@ def test_offset_without_similarities_is_refused(rows: TrainRows) -> None:
     similarity[:3] = np.nan
     broken = replace(rows, similarity_N=similarity)
     with pytest.raises(ConfigError, match=r"train\.correction: offset .* 3 of 640 have none"):
-        loss_terms(broken, "offset", corrects_unknown=False)
-    loss_terms(broken, "weight", corrects_unknown=False)
-
-
-def test_nnpu_without_unknown_samples_is_refused(rows: TrainRows) -> None:
-    verified = replace(rows, is_unknown_N=np.zeros(len(rows.keys), bool))
-    with pytest.raises(ConfigError, match=r"train\.unknown: nnpu, but no training sample"):
-        loss_terms(verified, "weight", corrects_unknown=True)
-
-
-def test_nnpu_that_has_little_to_find_is_told(
-    rows: TrainRows, caplog: pytest.LogCaptureFixture
-) -> None:
-    loss_terms(rows, "weight", corrects_unknown=True)
-    assert "little to gain" not in caplog.text
-    quarantined = np.where(rows.is_unknown_N, 0.2, rows.similarity_N).astype(np.float32)
-    loss_terms(replace(rows, similarity_N=quarantined), "weight", corrects_unknown=True)
-    assert "% of the positives are as little similar as the unknown samples" in caplog.text
-
-
-def test_nnpu_where_no_positive_could_hide_is_refused(tmp_path: Path) -> None:
-    generation = write_dataset(tmp_path, noise=0.1, unknown=("scenes",))
-    rows = read_train_rows(str(tmp_path), generation, ["cat"])
-    with pytest.raises(ConfigError, match=r"every positive of cat has a similarity over 0\.\d"):
-        loss_terms(rows, "weight", corrects_unknown=True)
+        loss_terms(broken, "offset")
+    loss_terms(broken, "weight")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from train_dataset import ENCODER, write_config, write_dataset
+from train_dataset import ENCODER, read_train_rows, write_config, write_dataset
 
 from pipeline.encoders import decode_rgb, load_encoder
 from pipeline.errors import ConfigError
@@ -13,7 +13,6 @@ from train.augment import Strength
 from train.config import load_train_config
 from train.data import AugmentedImages
 from train.device import DecodedOnDevice, decode_on
-from train.rows import read_train_rows
 from train.trainer import train
 
 CPU = torch.device("cpu")

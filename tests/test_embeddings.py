@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from test_trainer import SHORT, read_losses, run_training
-from train_dataset import write_dataset
+from train_dataset import read_train_rows, write_dataset
 
 from pipeline.errors import BadShard
 from pipeline.manifest import read_generation
 from pipeline.storage import LocalCache
 from train import embeddings
 from train.embeddings import MappedEmbeddings
-from train.rows import TrainRows, read_embeddings, read_train_rows
+from train.rows import TrainRows, read_embeddings
 
 
 @pytest.fixture(scope="module")

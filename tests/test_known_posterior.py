@@ -8,14 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from known_posterior import (
-    CHECKED_SHARE,
-    Pictures,
-    draw_pictures,
-    join,
-    write_biased_dataset,
-    write_hiding_dataset,
-)
+from known_posterior import Pictures, draw_pictures, write_biased_dataset
 from numpy.typing import NDArray
 from scipy.special import expit
 from scipy.special import logit as log_odds
@@ -133,32 +126,3 @@ def test_uncorrected_training_does_not(biased: Path) -> None:
     assert gap.ece_before > 0.02
     assert gap.mean_before > 0.08
     assert gap.mean > 0.08
-
-
-@pytest.fixture(scope="module")
-def hiding(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("hiding")
-    write_hiding_dataset(folder / "data", np.random.default_rng(0), num_pictures=30_000)
-    return folder
-
-
-def draw_hiding_world(number: int) -> tuple[Pictures, NDArray[np.float64]]:
-    """The streams of `write_hiding_dataset` together, and the posterior there."""
-    rng = np.random.default_rng(number)
-    unseen, checked = draw_pictures(rng, number), draw_pictures(rng, round(number * CHECKED_SHARE))
-    world = join(unseen, checked.subset(~checked.is_cat_N & checked.is_often_kept_N))
-    odds_N = np.exp(log_odds(world.posterior_N))
-    return world, odds_N / (odds_N + 1 + CHECKED_SHARE * world.is_often_kept_N)
-
-
-@pytest.mark.parametrize("correction", ["weight", "offset"])
-def test_nnpu_recovers_what_unknown_taken_for_negative_loses(hiding: Path, correction: str) -> None:
-    """18 % of the unknown pictures are cats."""
-    prior = {"unknown": "nnpu", "unknown_prior": 0.18}
-    negative = measure_gap(hiding, draw_hiding_world, correction=correction)
-    nnpu = measure_gap(hiding, draw_hiding_world, correction=correction, **prior)
-    assert negative.ece > 0.018, "even after calibration: no logit grows over that of 1 / 0.18"
-    assert negative.mean_before > 0.03
-    assert nnpu.ece < 0.01
-    assert nnpu.mean < 0.6 * negative.mean
-    assert nnpu.mean_before < 0.5 * negative.mean_before

@@ -1,6 +1,5 @@
 """Weights and losses of a batch, by hand and against the reference implementations."""
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +11,6 @@ from train.distributed import World
 from train.hard_negatives import hardest_negatives
 from train.losses import cross_entropy, focal_loss, importance_weights
 from train.objective import batch_loss, batch_weights
-from train.unlabelled import hidden_weights, nonnegative_risk
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
@@ -24,7 +22,7 @@ def column(*values: float) -> Tensor:
 def batch_of(targets_BK: Tensor, importance_B: Tensor, offset_B: Tensor | None = None) -> Batch:
     zeros_B = torch.zeros(len(targets_BK))
     offset_B = zeros_B if offset_B is None else offset_B
-    return Batch(zeros_B, targets_BK, importance_B, offset_B, zeros_B > 0, zeros_B, zeros_B)
+    return Batch(zeros_B, targets_BK, importance_B, offset_B, zeros_B)
 
 
 def test_weights_are_self_normalised_and_clipped() -> None:
@@ -117,45 +115,3 @@ def test_hardest_negatives_are_chosen_target_by_target() -> None:
         loss_BK, targets_BK, torch.ones(3, 2), share=0.5, gather=lambda x: x
     )
     torch.testing.assert_close(kept_BK, torch.tensor([[1, 0], [0, 1], [0.5, 1]]))
-
-
-def risk_of(logits: Tensor, *, prior: float, offset: Tensor | None = None) -> Tensor:
-    """Two positives, a verified negative of weight 2 and two unknown of 0.5: summed risk."""
-    targets_BK = column(1, 1, 0, 0, 0)
-    return nonnegative_risk(
-        cross_entropy(logits, targets_BK),
-        cross_entropy(logits, torch.zeros(5, 1)),
-        targets_BK,
-        column(1, 1, 2, 0.5, 0.5),
-        is_unknown_B=torch.tensor([False, False, False, True, True]),
-        hidden_weight_B=torch.tensor([1.0, 1, 0, 0, 0]),
-        offset_B=torch.zeros(5) if offset is None else offset,
-        prior=prior,
-        reduce_sum=lambda x: x,
-    ).sum()
-
-
-def test_nonnegative_risk_is_that_of_a_hand_computation() -> None:
-    logits = column(0, 1, -1, 0, 2)
-    as_positive, as_negative = np.logaddexp(0, [0, -1]), np.logaddexp(0, [0, 1, -1, 0, 2])
-    unknown = 0.5 * as_negative[3:].sum() - 0.2 * as_negative[:2].mean()
-    wanted = as_positive.sum() + 3 / 2.8 * (2 * as_negative[2] + unknown)
-    assert risk_of(logits, prior=0.2).item() == pytest.approx(wanted, abs=1e-5)
-
-
-def test_a_negative_risk_of_the_unknown_counts_as_none_and_pulls_at_nothing() -> None:
-    logits = column(9, 9, -1, -5, -5).requires_grad_()
-    risk = risk_of(logits, prior=0.5)
-    (gradient,) = torch.autograd.grad(risk, logits)
-    assert gradient[3:, 0].tolist() == [0, 0]
-    positives, known = 2 * np.logaddexp(0, -9), 3 / 2.5 * 2 * np.logaddexp(0, -1)
-    assert risk.item() == pytest.approx(positives + known, abs=1e-5)
-    (gradient,) = torch.autograd.grad(risk_of(logits, prior=1e-6), logits)
-    assert (gradient[3:, 0] > 0).all()
-
-
-def test_positives_more_similar_than_any_unknown_do_not_stand_for_hidden_ones() -> None:
-    labels = np.array(["cat", "cat", "cat", "cat", "", "", "dog"])
-    is_unknown = np.array([False] * 4 + [True, False, False])
-    similarity = np.array([0.9, 0.5, 0.7, np.nan, 0.6, 0.95, 0.8], np.float32)
-    assert hidden_weights(labels, is_unknown, similarity).tolist() == [0, 2, 0, 2, 0, 0, 0]

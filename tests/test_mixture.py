@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from test_trainer import SHORT, run_training, write_run_config
-from train_dataset import write_config, write_dataset
+from train_dataset import read_train_rows, write_config, write_dataset
 
 from pipeline.errors import ConfigError
 from pipeline.manifest import read_generation
@@ -18,7 +18,7 @@ from train.losses import importance_weights
 from train.mixture import Mixture, MixtureEntry, mix
 from train.model import read_model_info
 from train.order import BatchOrder
-from train.rows import TrainRows, read_train_rows
+from train.rows import TrainRows
 
 # 60 negatives each of near_animals (pi 0.8), scenes (0.1) and noise (0.2); 40 cats, 40 dogs.
 ENTRIES = [
@@ -82,7 +82,7 @@ def test_shares_are_those_of_the_weight_in_the_loss_too(rows: TrainRows) -> None
     """near_animals weigh 1.25 each and scenes 10: by 1 / pi alone, 0.3 would be a few percent."""
     names = sources_of(rows)
     mixture = mix(rows, [MixtureEntry(source="near_*", proportion=0.3)])
-    terms = loss_terms(rows, "weight", corrects_unknown=False, mixture=mixture)
+    terms = loss_terms(rows, "weight", mixture=mixture)
     drawn = draw(mixture, 400)[:, 8:].ravel()
     of_weight = shares(names[drawn], terms.importance_N[drawn])
     assert of_weight["near_animals"] == pytest.approx(0.3, abs=0.002)
@@ -103,7 +103,7 @@ def test_repeat_multiplies_draws_and_weight_and_repeat_1_changes_nothing(rows: T
     natural = shares(names[negative], rows.inverse_probability_N[negative])
     for repeat, of_draws in ((1.0, 1 / 3), (2.0, 2 / 3)):
         mixture = mix(rows, [MixtureEntry(source="noise", repeat=repeat)])
-        terms = loss_terms(rows, "weight", corrects_unknown=False, mixture=mixture)
+        terms = loss_terms(rows, "weight", mixture=mixture)
         drawn = draw(mixture, 400)[:, 8:].ravel()
         assert shares(names[drawn])["noise"] == pytest.approx(of_draws, abs=0.001)
         weight = shares(names[drawn], terms.importance_N[drawn])
@@ -112,15 +112,15 @@ def test_repeat_multiplies_draws_and_weight_and_repeat_1_changes_nothing(rows: T
         wanted = natural["noise"] * repeat / ((1 - natural["noise"]) * others)
         assert ratio == pytest.approx(wanted, rel=0.01)
     once = mix(rows, [MixtureEntry(source="noise", repeat=1)])
-    weights = loss_terms(rows, "weight", corrects_unknown=False, mixture=once).importance_N
+    weights = loss_terms(rows, "weight", mixture=once).importance_N
     assert weights == pytest.approx(rows.inverse_probability_N, rel=0.002)
 
 
 def test_offset_is_of_the_population_that_the_mixture_states(rows: TrainRows) -> None:
     """What makes it exact: at its similarity, each draw stands for as many."""
     mixture = mix(rows, ENTRIES)
-    stands_for = loss_terms(rows, "weight", corrects_unknown=False, mixture=mixture).importance_N
-    terms = loss_terms(rows, "offset", corrects_unknown=False, mixture=mixture)
+    stands_for = loss_terms(rows, "weight", mixture=mixture).importance_N
+    terms = loss_terms(rows, "offset", mixture=mixture)
     ratio = terms.importance_N / stands_for / np.exp(terms.offset_N)
     assert ratio == pytest.approx(ratio[0], rel=1e-4)
     negative = rows.label_N == ""
@@ -132,8 +132,8 @@ def test_no_entries_are_no_mixture(rows: TrainRows) -> None:
     mixture = mix(rows, [])
     assert set(mixture.importance_factor_N) == set(mixture.draw_rate_N) == {1.0}
     for correction in ("weight", "offset"):
-        plain = loss_terms(rows, correction, corrects_unknown=False)
-        mixed = loss_terms(rows, correction, corrects_unknown=False, mixture=mixture)
+        plain = loss_terms(rows, correction)
+        mixed = loss_terms(rows, correction, mixture=mixture)
         assert mixed.importance_N == pytest.approx(plain.importance_N, rel=1e-6)
         assert mixed.offset_N == pytest.approx(plain.offset_N, abs=1e-5)
 

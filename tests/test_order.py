@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from train_dataset import ENCODER, write_config, write_dataset
+from train_dataset import ENCODER, read_train_rows, write_config, write_dataset
 
 from pipeline.encoders import load_encoder
 from pipeline.manifest import read_generation
@@ -15,7 +15,6 @@ from train.config import load_train_config
 from train.corrections import loss_terms
 from train.data import AugmentedImages, Batches
 from train.order import WINDOW, BatchOrder, MixedOrder, Portion, RankSlice, take_turns
-from train.rows import read_train_rows
 
 UNEVEN = [range(1), range(1, 1001), range(1001, 1004)]
 POSITIVES = [range(2000, 2005)]
@@ -141,7 +140,7 @@ def test_real_worker_processes_of_any_rank_go_on_with_the_next_eight_batches(
     path = write_config(tmp_path / "c.yaml", dataset=tmp_path, run=tmp_path / "run")
     config, _, _ = load_train_config(path)
     rows = read_train_rows(root, read_generation(root), config.target_names)
-    terms = loss_terms(rows, "weight", corrects_unknown=False)
+    terms = loss_terms(rows, "weight")
     preprocessing = load_encoder(ENCODER).preprocessing
 
     def open_batches(rank: int) -> Batches:

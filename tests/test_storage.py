@@ -260,10 +260,12 @@ def test_colons_in_a_name_chain_nothing(root: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "uri", ["reference://f", "jupyter://host/f", "github://a:b@/f", "data://x"]
+    "uri", ["reference://f", "github://a:b@/f", "data://x", "ftp://h/f", "sftp://h/f", "hdfs://h/f"]
 )
 def test_protocols_beyond_files_are_refused(uri: str) -> None:
-    with pytest.raises(ConfigError, match=r"is not allowed\. Allowed are paths and .*s3://"):
+    with pytest.raises(
+        ConfigError, match=r"is not supported\. Supported are local paths and .*s3://"
+    ):
         storage.read_bytes(uri)
 
 
@@ -282,7 +284,7 @@ def test_missing_driver_is_named() -> None:
         ("az://", {"connection_string": "VALUE"}),
         ("https://", {"headers": {"Authorization": "VALUE"}}),
         ("hf://", {"token": "VALUE"}),
-        ("sftp://", {"password": "VALUE"}),
+        ("az://", {"password": "VALUE"}),
     ],
 )
 def test_credentials_in_options_are_refused_unseen(prefix: str, options: dict[str, Any]) -> None:
@@ -301,7 +303,7 @@ def test_options_that_are_no_credentials_are_taken() -> None:
     )
     with pytest.raises(ConfigError, match="a prefix is a URL such as"):
         storage.configure({"bucket": {}})
-    with pytest.raises(ConfigError, match="zip:// is not allowed"):
+    with pytest.raises(ConfigError, match="zip:// is not supported"):
         storage.configure({"zip://": {}})
 
 

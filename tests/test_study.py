@@ -18,12 +18,12 @@ import pipeline.mine
 from pipeline import manifest
 from pipeline.errors import ConfigError
 from pipeline.keys import split_of
-from train.study import running
-from train.study.baselines import BASELINES, Material
-from train.study.datasets import Choice, DataSets
-from train.study.figure import draw_study
-from train.study.page import markdown
-from train.study.photos import (
+from study import running
+from study.baselines import BASELINES, Material
+from study.datasets import Choice, DataSets
+from study.figure import draw_study
+from study.page import markdown
+from study.photos import (
     Photo,
     assign_splits,
     find_photos,
@@ -32,11 +32,11 @@ from train.study.photos import (
     thin_out,
     write_table,
 )
-from train.study.pooling import pool_rate, pool_ratio
-from train.study.running import run_study
-from train.study.runs import plan_runs
-from train.study.settings import NEGATIVE_SHARES, Settings, quick
-from train.study.table import write_tables
+from study.pooling import pool_rate, pool_ratio
+from study.running import run_study
+from study.runs import plan_runs
+from study.settings import NEGATIVE_SHARES, Settings, quick
+from study.table import write_tables
 
 SMALL = replace(
     quick(Settings()),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from train_dataset import ENCODER, EVAL_PROBABILITY, NEGATIVES, write_dataset
+from train_dataset import ENCODER, EVAL_PROBABILITY, NEGATIVES, read_train_rows, write_dataset
 
 from pipeline.commits import Generation
 from pipeline.encoders import load_encoder
@@ -17,7 +17,7 @@ from train.data import (
     read_eval_batches,
 )
 from train.order import BatchOrder, Portion, RankSlice, shuffle_epoch
-from train.rows import TrainRows, read_embeddings, read_train_rows
+from train.rows import TrainRows, read_embeddings
 
 POSITIVES = [range(7), range(7, 10)]
 ALONE = RankSlice()
@@ -37,7 +37,7 @@ def rows(dataset: tuple[str, Generation]) -> TrainRows:
 
 @pytest.fixture(scope="module")
 def terms(rows: TrainRows) -> LossTerms:
-    return loss_terms(rows, "weight", corrects_unknown=False)
+    return loss_terms(rows, "weight")
 
 
 def embeddings(root: str, rows: TrainRows) -> CachedEmbeddings:

@@ -27,33 +27,13 @@ def test_learning_rate_rises_falls_and_begins_where_its_phase_does() -> None:
         ({"train": {"stepz": 3}}, r"train\.stepz: Extra inputs are not permitted"),
         ({"train": {"batch_size": 3, "positive_share": 0.1}}, r"train\.positive_share 0\.1 of"),
         ({"train": {"mode": "finetune", "steps": 9}}, r"train\.head_steps 300 must be under"),
-        ({"train": {"unknown": "nnpu"}}, r"train\.unknown_prior None with unknown: nnpu"),
-        ({"train": {"unknown_prior": 0.1}}, r"train\.unknown_prior 0\.1 with unknown: negative"),
-        (
-            {"train": {"loss": "ohem", "unknown": "nnpu", "unknown_prior": 0.1}},
-            r"train\.loss ohem with unknown: nnpu",
-        ),
         (
             {"train": {"loss": "ohem", "accumulate": 2}},
             r"train\.accumulate 2 with ohem, which needs the losses of the whole batch",
         ),
         (
-            {"train": {"unknown": "nnpu", "unknown_prior": 0.1, "accumulate": 2}},
-            r"train\.accumulate 2 with nnpu",
-        ),
-        (
             {"train": {"loss": "ohem", "regularization": {"mixup": 0.2}}},
             r"train\.regularization mixup or cutmix with ohem",
-        ),
-        (
-            {
-                "train": {
-                    "unknown": "nnpu",
-                    "unknown_prior": 0.1,
-                    "regularization": {"label_smoothing": 0.1},
-                }
-            },
-            r"train\.regularization\.label_smoothing with unknown: nnpu",
         ),
         ({"train": {"regularization": {"cutmix": 1}}}, r"cutmix are about images; mode: head"),
         (

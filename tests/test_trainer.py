@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from train_dataset import write_config, write_dataset
 
 from pipeline.errors import ConfigError
@@ -27,11 +28,11 @@ SHORT: dict[str, Any] = {
     "steps": 12, "batch_size": 16, "warmup_steps": 3, "log_every": 1, "checkpoint_every": 4,
     "learning_rate": 0.003, "hidden_dim": 32, "workers": 0,
 }  # fmt: skip
-# Every loss, correction and treatment of unknown labels, each once.
+# Every loss and correction, each once.
 LOSSES: dict[str, dict[str, Any]] = {
     "focal-offset": {"loss": "focal", "focal_alpha": 0.6, "correction": "offset"},
     "ohem-weight": {"loss": "ohem", "ohem_share": 0.3},
-    "nnpu-offset": {"unknown": "nnpu", "unknown_prior": 0.1, "correction": "offset"},
+    "bce-offset": {"correction": "offset"},
 }
 FINETUNE = SHORT | {"mode": "finetune", "head_steps": 5, "backbone_learning_rate": 0.001}
 
@@ -45,9 +46,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def hard_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two targets that overlap with negatives; nothing vouches for the near ones."""
+    """Two targets that overlap with negatives."""
     root = tmp_path_factory.mktemp("hard_dataset")
-    write_dataset(root, targets=("cat", "dog"), noise=2.0, image_size=40, unknown=("near_animals",))
+    write_dataset(root, targets=("cat", "dog"), noise=2.0, image_size=40)
     return root
 
 
@@ -165,6 +166,38 @@ def test_a_finished_run_is_left_alone_and_refuses_another_config(
         run_training(dataset, tmp_path / "run", resume=True, **SHORT | {"dropout": 0.3})
 
 
+def add_removed_settings(run: Path) -> None:
+    """Puts into a run's files the settings that an earlier version recorded, at their default."""
+    was = {"unknown": "negative", "unknown_prior": None}
+    for path in (run / "model.json", *(run / "checkpoints").glob("*.json")):
+        if path.exists():
+            record = json.loads(path.read_text())
+            path.write_text(json.dumps(record | {"settings": record["settings"] | was}))
+    path = run / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["selection"]["budget"]["hours"] = None
+    path.write_text(yaml.safe_dump(config | {"train": config["train"] | was}))
+
+
+def test_run_that_recorded_settings_since_removed_goes_on_and_is_evaluated(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = run_training(dataset, tmp_path / "a", **SHORT)
+    run = tmp_path / "b"
+    interrupt_training(dataset, run, monkeypatch, at=6, **SHORT)
+    add_removed_settings(run)
+    config, train_config, _ = load_train_config(run / "config.yaml")
+    train(config, train_config, resume=True)
+    assert read_losses(run) == read_losses(undisturbed)
+    add_removed_settings(run)
+    train(config, train_config, resume=True)
+    evaluate_run(run, overrides=["evaluate.alpha=0.05"])
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("unknown: negative", "unknown: nnpu"))
+    with pytest.raises(ConfigError, match=r"train\.unknown: Extra inputs are not permitted"):
+        evaluate_run(run)
+
+
 def test_run_folder_holds_what_its_readers_expect(dataset: Path, tmp_path: Path) -> None:
     run = run_training(dataset, tmp_path / "run", **SHORT)
     names = {path.name for path in run.iterdir()}
@@ -209,10 +242,10 @@ def test_every_loss_and_correction_learns_two_targets(
 
 def test_prior_trained_on_is_told_where_there_is_one(hard_dataset: Path, tmp_path: Path) -> None:
     """Of 16 samples 4 are positives, cats and dogs alike."""
-    of_nnpu = run_training(hard_dataset, tmp_path / "nnpu", **SHORT | LOSSES["nnpu-offset"])
+    of_bce = run_training(hard_dataset, tmp_path / "bce", **SHORT | LOSSES["bce-offset"])
     of_ohem = run_training(hard_dataset, tmp_path / "ohem", **SHORT | LOSSES["ohem-weight"])
     of_none = run_training(hard_dataset, tmp_path / "none", **SHORT | {"correction": "none"})
-    infos = [read_model_info(run) for run in (of_nnpu, of_ohem, of_none)]
+    infos = [read_model_info(run) for run in (of_bce, of_ohem, of_none)]
     told = [info.trained_priors for info in infos if info is not None]
     assert told == [{"cat": 0.125, "dog": 0.125}, None, None]
 

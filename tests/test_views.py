@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 from test_trainer import SHORT, run_training, write_run_config
-from train_dataset import ENCODER, write_dataset
+from train_dataset import ENCODER, read_train_rows, write_dataset
 
 from pipeline.encoders import decode_rgb, encoder_identity, load_encoder
 from pipeline.manifest import read_generation, require_info
@@ -17,7 +17,7 @@ from train.augment import augment
 from train.config import load_train_config
 from train.distributed import World
 from train.job import Job, embedding_batches, prepare_job
-from train.rows import TrainRows, read_embeddings, read_train_rows
+from train.rows import TrainRows, read_embeddings
 from train.views import ViewMaker, draw_views
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))

@@ -7,6 +7,7 @@ that their weights differ; val and test negatives are drawn uniformly, each with
 Shapes: N rows, L latent dimensions, D embedding.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ from pipeline.encoders import encoder_identity, load_encoder
 from pipeline.keys import make_key, sha256_hex
 from pipeline.records import Split, Stratum, row_schema
 from pipeline.shards import output_group, write_shard
+from train.distributed import World
+from train.order import Segment
+from train.rows import TrainRows
+from train.usable_rows import read_usable_rows
 
 # Source, stratum, inclusion probability in train, cosine of its direction to the positives'.
 NEGATIVES: tuple[tuple[str, Stratum, float, float], ...] = (
@@ -46,13 +51,12 @@ def write_dataset(
     samples_per_shard: int = 20,
     noise: float = 0.5,
     seed: int = 0,
-    unknown: tuple[str, ...] = (),
 ) -> Generation:
     """Writes and commits generation 1.
 
     num_positives a target and num_negatives over the three sources are those of train; val and
     test get half as many each. `noise` is the spread around a unit direction: 0.5 separates
-    nearly all, 2 leaves real overlap. `unknown`: sources that nothing vouches for.
+    nearly all, 2 leaves real overlap.
     """
     rng = np.random.default_rng(seed)
     encoder = load_encoder(ENCODER)
@@ -60,7 +64,6 @@ def write_dataset(
     axes_LD = np.linalg.qr(bases)[0].T
     shards: list[ShardRecord] = []
     counts: dict[str, int] = {}
-    states = dict.fromkeys(unknown, "unknown")
     for split in ("train", "val", "test"):
         part = 1.0 if split == "train" else 0.5
         for index, target in enumerate(targets):
@@ -83,10 +86,25 @@ def write_dataset(
                 num=round(num_negatives * part / len(NEGATIVES)), direction_L=direction_L,
                 axes_LD=axes_LD, noise=noise, rng=rng, targets=targets, image_size=image_size,
                 samples_per_shard=samples_per_shard, counts=counts,
-                label_state=states.get(source, "verified_absent"),
+                label_state="verified_absent",
             )  # fmt: skip
     fingerprint = f"{encoder_identity(encoder, ENCODER)}:toy"
     return commit_dataset(root, targets, fingerprint, encoder.embedding_dim, shards, counts)
+
+
+def read_train_rows(root: str, generation: Generation, targets: Sequence[str]) -> TrainRows:
+    """The rows as a head that nothing has happened to trains on them, in one process."""
+    return read_usable_rows(
+        root,
+        generation,
+        targets,
+        segments=(Segment(generation=generation.number, first_step=0),),
+        first_step=0,
+        policy="stop",
+        needs_images=False,
+        embedding_dim=None,
+        world=World.alone(),
+    )[0]
 
 
 def add_generation(root: Path, source: str = "news", *, num: int = 60, seed: int = 1) -> Generation:

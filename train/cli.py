@@ -52,7 +52,7 @@ def train(
         typer.Option(metavar="N", help="Of the data set, or latest; a resumed run adopts it."),
     ] = None,
     launcher: Annotated[
-        Launcher, typer.Option(help="env: alone, or as torchrun or srun says; ray: Ray Train.")
+        Launcher, typer.Option(help="env: alone, or as torchrun says; ray: Ray Train.")
     ] = Launcher.ENV,
     num_workers: Annotated[
         str | None,
@@ -64,7 +64,7 @@ def train(
     overrides: Overrides = None,
     address: Address = None,
 ) -> None:
-    """Train on a built data set; under torchrun, srun or Ray Train the same on many processes."""
+    """Train on a built data set; under torchrun or Ray Train the same on many processes."""
     from train.config import load_train_config
     from train.run_dir import parse_generation
 

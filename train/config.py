@@ -51,11 +51,6 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     # importance weights balance the classes already.
     focal_alpha: float | None = Field(None, gt=0, lt=1)
     ohem_share: float = Field(0.25, gt=0, le=1)  # ohem; of a batch's negatives, the hardest count
-    # What samples of label_state unknown are: negatives, or nnpu: a mix with some positives among
-    # them, a share of unknown_prior, that you state. For data sets built with
-    # selection.quarantine: off; see train/unlabelled.py.
-    unknown: Literal["negative", "nnpu"] = "negative"
-    unknown_prior: float | None = Field(None, gt=0, lt=1)
     head_steps: int = Field(300, ge=0)  # finetune: of `steps`, on the head alone before unfreezing
     finetuning: Finetuning = Finetuning()  # rates by depth, unfreezing, image sizes
     regularization: Regularization = Regularization()  # label smoothing, mixup, cutmix
@@ -129,13 +124,8 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
             )
         if self.mode == "finetune" and self.head_steps >= self.steps:
             raise ValueError(f"head_steps {self.head_steps} must be under steps {self.steps}")
-        if (self.unknown == "nnpu") != (self.unknown_prior is not None):
-            raise ValueError(
-                f"unknown_prior {self.unknown_prior} with unknown: {self.unknown}; nnpu needs "
-                "the share of the target among the unknown samples, negative has no use for it"
-            )
         self._check_mode()
-        self._check_batch_wide_losses()
+        self._check_ohem()
         if self.views > 1 and self.augment == "off":
             raise ValueError(f"views {self.views} with augment: off would all be the same picture")
         return self
@@ -156,27 +146,19 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
         if self.views > 1 and self.head_steps == 0:
             raise ValueError(f"views {self.views} are for steps on embeddings; head_steps is 0")
 
-    def _check_batch_wide_losses(self) -> None:
-        """ohem and nnpu look at a whole batch of samples with one label each."""
-        regularization = self.regularization
-        looks_at_all = "ohem" if self.loss == "ohem" else self.unknown
-        if looks_at_all in ("ohem", "nnpu"):
-            if self.accumulate > 1:
-                raise ValueError(
-                    f"accumulate {self.accumulate} with {looks_at_all}, which needs the losses of "
-                    "the whole batch at once; take accumulate: 1 and a smaller batch_size"
-                )
-            if regularization.mixes:
-                raise ValueError(
-                    f"regularization mixup or cutmix with {looks_at_all}, which ranks or corrects "
-                    "samples of one label; take loss: bce or focal and unknown: negative"
-                )
-        if self.unknown == "nnpu" and regularization.label_smoothing:
-            raise ValueError("regularization.label_smoothing with unknown: nnpu; take one of them")
-        if self.unknown == "nnpu" and self.loss == "ohem":
+    def _check_ohem(self) -> None:
+        """ohem ranks the samples of a whole batch, with one label each."""
+        if self.loss != "ohem":
+            return
+        if self.accumulate > 1:
             raise ValueError(
-                "loss ohem with unknown: nnpu would train on the positives hidden among the "
-                "unknown samples, which are the hardest negatives; take bce or focal"
+                f"accumulate {self.accumulate} with ohem, which needs the losses of the whole "
+                "batch at once; take accumulate: 1 and a smaller batch_size"
+            )
+        if self.regularization.mixes:
+            raise ValueError(
+                "regularization mixup or cutmix with ohem, which ranks samples of one label; take "
+                "loss: bce or focal"
             )
 
     @property

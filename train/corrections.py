@@ -25,7 +25,6 @@ the prior `positive_share` with `weight` and `offset` alike.
 Shapes: N rows of the train split, M knots.
 """
 
-import logging
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,11 +34,7 @@ from numpy.typing import NDArray
 from pipeline.errors import ConfigError
 from train.mixture import Mixture
 from train.rows import TrainRows
-from train.unlabelled import hidden_weights
 
-_log = logging.getLogger(__name__)
-
-_MIN_HIDING = 0.5  # of the positives: fewer say that quarantine has taken most hidden ones
 _MAX_KNOTS = 128
 _MIN_ROWS_PER_KNOT = 20
 _NEVER = 1e-9  # of a draw
@@ -51,18 +46,15 @@ class LossTerms:
 
     importance_N: NDArray[np.float32]  # weight of a negative, before it is normalised
     offset_N: NDArray[np.float32]  # subtracted from every logit of the sample
-    is_unknown_N: NDArray[np.bool_]  # negatives that nothing vouches for
-    hidden_weight_N: NDArray[np.float32]  # how a positive stands for those hidden among unknown
 
 
 def loss_terms(
     rows: TrainRows,
     correction: Literal["weight", "offset", "none"],
     *,
-    corrects_unknown: bool,
     mixture: Mixture | None = None,
 ) -> LossTerms:
-    """Raises ConfigError where `correction` or the correction of unknown labels has no data."""
+    """Raises ConfigError where `correction` has no data."""
     importance_N, offset_N = rows.inverse_probability_N, np.zeros(len(rows.keys), np.float32)
     if mixture is not None:
         importance_N = (importance_N * mixture.importance_factor_N).astype(np.float32)
@@ -71,10 +63,7 @@ def loss_terms(
     elif correction == "offset":
         rate_N = None if mixture is None else mixture.draw_rate_N
         importance_N, offset_N = _offset(rows, importance_N, rate_N)
-    hidden_weight_N = np.zeros_like(offset_N)
-    if corrects_unknown:
-        hidden_weight_N = _hidden_weight(rows)
-    return LossTerms(importance_N, offset_N, rows.is_unknown_N, hidden_weight_N)
+    return LossTerms(importance_N, offset_N)
 
 
 def selection_curve(
@@ -124,28 +113,3 @@ def _offset(
     mean_rate = (importance_N[is_negative_N] * drawn_N).sum()
     mean_rate /= (stands_for_N[is_negative_N] * drawn_N).sum()
     return importance_N.astype(np.float32), (log_rate_N - np.log(mean_rate)).astype(np.float32)
-
-
-def _hidden_weight(rows: TrainRows) -> NDArray[np.float32]:
-    if not rows.is_unknown_N.any():
-        raise ConfigError(
-            "train.unknown: nnpu, but no training sample has label_state unknown; "
-            "leave it at negative"
-        )
-    hidden_weight_N = hidden_weights(rows.label_N, rows.is_unknown_N, rows.similarity_N)
-    for target in rows.targets:
-        if not hidden_weight_N[rows.label_N == target].any():
-            highest = float(np.nanmax(rows.similarity_N[rows.is_unknown_N]))
-            raise ConfigError(
-                f"train.unknown: nnpu, but every positive of {target} has a similarity over "
-                f"{highest:.3f}, the highest of an unknown sample: hidden ones would show. "
-                "Leave it at negative, or build with selection.quarantine: off"
-            )
-    can_hide = float(np.mean(hidden_weight_N[rows.label_N != ""] > 0))
-    if can_hide < _MIN_HIDING:
-        _log.warning(
-            "train.unknown: nnpu: only %.0f %% of the positives are as little similar as the "
-            "unknown samples; what was quarantined cannot hide, and there is little to gain",
-            100 * can_hide,
-        )
-    return hidden_weight_N

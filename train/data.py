@@ -35,8 +35,6 @@ class Batch(NamedTuple):
     targets_BK: Tensor  # float32, 1 where the sample shows the target
     importance_B: Tensor  # this and what follows: see LossTerms
     offset_B: Tensor
-    is_unknown_B: Tensor
-    hidden_weight_B: Tensor
     rows_B: Tensor
 
 
@@ -160,8 +158,6 @@ class Batches:
             targets_BK=self._rows.targets_of(rows_B),
             importance_B=torch.from_numpy(self._terms.importance_N[rows_B]),
             offset_B=torch.from_numpy(self._terms.offset_N[rows_B]),
-            is_unknown_B=torch.from_numpy(self._terms.is_unknown_N[rows_B]),
-            hidden_weight_B=torch.from_numpy(self._terms.hidden_weight_N[rows_B]),
             rows_B=torch.from_numpy(rows_B),
         )
 

@@ -1,4 +1,4 @@
-"""One process or many: started by torchrun, srun or Ray, joined by their environment variables."""
+"""One process or many: started by torchrun or Ray, joined by their environment variables."""
 
 import os
 import re
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError, InfinegError
 from train.meeting import meet, uses_agent_store
-from train.slurm import use_slurm_environment
 
 # What torch raises, as plain RuntimeErrors, where another process is gone or does not answer.
 _LOST = re.compile(r"gloo|nccl|timed? ?out|connection (closed|reset|refused)", re.IGNORECASE)
@@ -77,13 +76,14 @@ def join_world(
     its own) is used and left alone. A process that does not answer for `timeout_s` is given up.
 
     Raises ConfigError where a GPU is asked for and there is none, or where the environment
-    describes no group, and LostProcess where another one is lost.
+    describes no group, or several tasks of srun without torchrun, and LostProcess where another one
+    is lost.
     """
-    use_slurm_environment(os.environ)
     own_device = _own_device(device)
     has_group = dist.is_available() and dist.is_initialized()
     size = _int_of("WORLD_SIZE", 1)
     if size == 1 and not has_group:
+        _refuse_bare_srun()
         yield World(rank=0, size=1, device=own_device)
         return
     try:
@@ -133,8 +133,20 @@ def _check_environment(size: int) -> None:
     if missing or not 0 <= rank < size:
         seen = f"{' and '.join(missing)} not set" if missing else f"RANK {rank}"
         raise ConfigError(
-            f"WORLD_SIZE is {size}, but {seen}: start it by torchrun or srun, which set them all, "
-            "or unset WORLD_SIZE to train in one process"
+            f"WORLD_SIZE is {size}, but {seen}: start it by torchrun, which sets them all, or "
+            "unset WORLD_SIZE to train in one process"
+        )
+
+
+def _refuse_bare_srun() -> None:
+    """Of several tasks, each would train a model of its own and write to the same folder."""
+    # Of a step that srun started; SLURM_NTASKS is set in the script of a whole job, too.
+    num_tasks = _int_of("SLURM_STEP_NUM_TASKS", 1)
+    if num_tasks > 1 and "WORLD_SIZE" not in os.environ:
+        raise ConfigError(
+            f"srun started {num_tasks} tasks, which do not know of each other: start torchrun by "
+            "srun, one task a node (srun --ntasks-per-node 1 torchrun ...), or use "
+            "`infineg launch train CONFIG --on slurm`, which does"
         )
 
 

@@ -159,7 +159,6 @@ def terms_of(rows: TrainRows, train_config: TrainConfig) -> LossTerms:
     return loss_terms(
         rows,
         train_config.correction,
-        corrects_unknown=train_config.unknown == "nnpu",
         mixture=mix(rows, train_config.mixture) if train_config.mixture else None,
     )
 

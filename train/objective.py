@@ -11,7 +11,6 @@ from train.data import Batch
 from train.distributed import World
 from train.hard_negatives import hardest_negatives
 from train.losses import ImportanceWeights, cross_entropy, focal_loss, importance_weights
-from train.unlabelled import nonnegative_risk
 
 
 def batch_weights(batch: Batch, train_config: TrainConfig, world: World) -> ImportanceWeights:
@@ -32,7 +31,7 @@ def batch_loss(
     That is the mean over its samples and the K targets of weight * loss of logit - offset, times
     the number of processes, since DistributedDataParallel averages their gradients: the average
     is then the gradient of the loss of one process with the whole batch. Shares of parts of the
-    batch add up to that of the batch, except with ohem and nnpu, which look at all of it.
+    batch add up to that of the batch, except with ohem, which looks at all of it.
     """
     targets_BK = batch.targets_BK
     shifted_BK = logits_BK.float() - batch.offset_B[:, None]
@@ -41,21 +40,8 @@ def batch_loss(
         weight_BK = weight_BK * hardest_negatives(
             loss_BK, targets_BK, weight_BK, share=train_config.ohem_share, gather=world.gather
         )
-    risk_BK = weight_BK * loss_BK
-    if train_config.unknown_prior is not None:
-        risk_BK = nonnegative_risk(
-            loss_BK,
-            _sample_loss(shifted_BK, torch.zeros_like(targets_BK), train_config),
-            targets_BK,
-            weight_BK,
-            is_unknown_B=batch.is_unknown_B,
-            hidden_weight_B=batch.hidden_weight_B,
-            offset_B=batch.offset_B,
-            prior=train_config.unknown_prior,
-            reduce_sum=world.all_reduce_sum,
-        )
     scale = world.size / (train_config.batch_size * targets_BK.shape[1])
-    return risk_BK.sum() * scale
+    return (weight_BK * loss_BK).sum() * scale
 
 
 def _sample_loss(logits_BK: Tensor, targets_BK: Tensor, train_config: TrainConfig) -> Tensor:

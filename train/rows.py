@@ -14,20 +14,19 @@ from typing import IO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import manifest, storage
-from pipeline.commits import Generation, ShardRecord
+from pipeline.commits import ShardRecord
 from pipeline.errors import BadShard, InfinegError
 from train.images import bad_shard
 
 _NUM_THREADS = 16  # that wait for storage; reading itself is quick
 _COLUMNS = [
-    "key", "tar_offset", "tar_size", "inclusion_probability", "similarity", "label", "label_state",
+    "key", "tar_offset", "tar_size", "inclusion_probability", "similarity",
 ]  # fmt: skip
 
 
@@ -44,7 +43,6 @@ class TrainRows:
     tar_size_N: NDArray[np.int64]
     inverse_probability_N: NDArray[np.float32]
     similarity_N: NDArray[np.float32]  # nan where there is none
-    is_unknown_N: NDArray[np.bool_]  # negatives whose label_state is unknown
 
     @property
     def positives(self) -> list[range]:
@@ -85,17 +83,6 @@ class TrainRows:
     def _ranges(self) -> Iterator[tuple[ShardRecord, range]]:
         bounds = zip(self.shards, self.starts[:-1].tolist(), self.starts[1:].tolist(), strict=True)
         return ((shard, range(start, stop)) for shard, start, stop in bounds)
-
-
-def read_train_rows(root: str, generation: Generation, targets: Sequence[str]) -> TrainRows:
-    """Reads the sidecars of the train split. Raises InfinegError where a label is missing."""
-    shards = [shard for shard in generation.shards if shard.split == "train"]
-    found = read_rows_of_shards(root, shards, generation.number)
-    for rows in found:
-        if isinstance(rows, BadShard):
-            raise rows
-    pairs = [(s, rows) for s, rows in zip(shards, found, strict=True) if isinstance(rows, pa.Table)]
-    return join_rows(root, generation.number, targets, pairs)
 
 
 def read_rows_of_shards(
@@ -173,9 +160,6 @@ def join_rows(
         tar_size_N=table["tar_size"].to_numpy(),
         inverse_probability_N=(1 / table["inclusion_probability"].to_numpy()).astype(np.float32),
         similarity_N=table["similarity"].to_numpy().astype(np.float32),
-        is_unknown_N=pc.and_(
-            pc.equal(table["label"], ""), pc.equal(table["label_state"], "unknown")
-        ).to_numpy(),
     )
 
 

@@ -13,6 +13,7 @@ from pipeline import manifest, storage
 from pipeline.commits import DatasetInfo, Generation
 from pipeline.config import Config
 from pipeline.errors import ConfigError
+from pipeline.overrides import drop_removed
 from train.checkpoint import Checkpoint, find_checkpoint
 from train.config import TrainConfig
 from train.distributed import World
@@ -152,7 +153,8 @@ def _check_settings(
     path: Path, before: ModelInfo | Checkpoint, settings: Mapping[str, Any], *, adopts: bool
 ) -> None:
     """Raises ConfigError where they differ, in more than the generation for a run that adopts."""
-    was = before.settings
+    was = dict(before.settings)
+    drop_removed({"train": was})
     names = {name for name in was.keys() | settings.keys() if was.get(name) != settings.get(name)}
     if adopts:
         names -= {"generation"}

@@ -29,9 +29,6 @@ _DRIVERS = {
     "hf": "huggingface_hub",
     "http": "aiohttp",
     "https": "aiohttp",
-    "ftp": "",
-    "sftp": "paramiko",
-    "hdfs": "pyarrow",
 }
 _PROTOCOL = re.compile(r"([A-Za-z0-9+.:-]+)://")
 _SECRET_NAME = re.compile(
@@ -123,7 +120,7 @@ def is_protocol(fs: Any, *protocols: str) -> bool:
 
 
 def _protocol_of(uri: str) -> str:
-    """Protocol of a URI, `file` for a path; raises ConfigError where it is not allowed."""
+    """Protocol of a URI, `file` for a path; raises ConfigError where it is not supported."""
     if uri.startswith(("pipe:", "|")):
         raise ConfigError(f"{uri[:60]!r}: `pipe:` URLs run a shell and are refused")
     match = _PROTOCOL.match(uri)
@@ -134,7 +131,7 @@ def _protocol_of(uri: str) -> str:
         raise ConfigError(f"{shown(uri)!r}: chained URLs (`::`) are refused; name the file itself")
     if protocol not in _DRIVERS:
         raise ConfigError(
-            f"{shown(uri)!r}: {protocol}:// is not allowed. Allowed are paths and "
+            f"{shown(uri)!r}: {protocol}:// is not supported. Supported are local paths and "
             + ", ".join(f"{name}://" for name in sorted(_DRIVERS))
         )
     return protocol
@@ -164,8 +161,8 @@ def _defaults(protocol: str) -> dict[str, Any]:
             "config_kwargs": config,
             "default_block_size": _READ_AHEAD_BYTES,
         }
-    # The others keep no listings, and would pass the option on.
-    return {} if protocol in ("memory", "sftp", "hdfs") else {"use_listings_cache": False}
+    # Memory keeps no listings, and would pass the option on.
+    return {} if protocol == "memory" else {"use_listings_cache": False}
 
 
 def refuse_credentials(where: str, options: Mapping[str, Any]) -> None:

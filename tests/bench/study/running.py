@@ -13,17 +13,17 @@ import numpy as np
 from pipeline import manifest, storage
 from pipeline.errors import ConfigError
 from pipeline.progress import Progress
+from study.baselines import BASELINES, Material
+from study.datasets import TARGET, Built, DataSets
+from study.measuring import HeldOut, measure_logits, read_held_out
+from study.mining import get_mined
+from study.photos import Photos, strata_of
+from study.runs import Run, plan_runs
+from study.settings import Settings
 from train.data import read_eval_batches
 from train.evaluate import predict_splits
 from train.metrics import Floats
 from train.model import load_model
-from train.study.baselines import BASELINES, Material
-from train.study.datasets import TARGET, Built, DataSets
-from train.study.measuring import HeldOut, measure_logits, read_held_out
-from train.study.mining import get_mined
-from train.study.photos import Photos, strata_of
-from train.study.runs import Run, plan_runs
-from train.study.settings import Settings
 from train.trainer import train
 
 _log = logging.getLogger(__name__)

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from train.study.photos import STRATA
-from train.study.pooling import (
+from study.photos import STRATA
+from study.pooling import (
     Case,
     Groups,
     Pooled,
@@ -14,7 +14,7 @@ from train.study.pooling import (
     pool_rate,
     pool_ratio,
 )
-from train.study.settings import Settings
+from study.settings import Settings
 
 _TITLES = {
     "near": "near", "near_felids": "near: felids", "near_others": "near: others", "far": "far",

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from pipeline import manifest
+from study.datasets import HELD_OUT, TARGET, Built
+from study.photos import STRATA, strata_of
 from train.calibrate import calibrate_target
 from train.data import read_eval_batches
 from train.intervals import Rate, event_rate
@@ -26,8 +28,6 @@ from train.metrics import (
 )
 from train.model import TargetCalibration
 from train.probability import calibrated_logits
-from train.study.datasets import HELD_OUT, TARGET, Built
-from train.study.photos import STRATA, strata_of
 
 _DELTA = 0.05
 _NUM_BINS = 15

@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from train.study.pooling import Case, Groups, Result, group_runs, pool_rate
+from study.pooling import Case, Groups, Result, group_runs, pool_rate
 
 # Okabe and Ito's colours, which the colour-blind tell apart; markers do so, too.
 _LOOKS = (("#0072B2", "o"), ("#E69F00", "s"), ("#D55E00", "D"), ("#009E73", "^"), ("#CC79A7", "v"))

@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 
 from pipeline import storage
+from study.datasets import Built, Choice, DataSets
 from train.config import TrainConfig
 from train.evaluate import evaluate_run
 from train.mine import mine_run
-from train.study.datasets import Built, Choice, DataSets
 from train.trainer import train
 
 

@@ -15,8 +15,7 @@ from pipeline import manifest, storage
 from pipeline.build import build
 from pipeline.config import Config
 from pipeline.records import Split
-from train.rows import embeddings_of
-from train.study.photos import (
+from study.photos import (
     Photo,
     Photos,
     assign_splits,
@@ -24,7 +23,8 @@ from train.study.photos import (
     thin_out,
     write_table,
 )
-from train.study.settings import NEGATIVE_SHARES, POSITIVE_SHARES, Settings
+from study.settings import NEGATIVE_SHARES, POSITIVE_SHARES, Settings
+from train.rows import embeddings_of
 
 TARGET = "cat"
 HELD_OUT = "look_alikes"  # begins the name of the source of those that are not in the stream

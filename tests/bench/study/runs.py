@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from pipeline.config import fingerprint
 from pipeline.errors import ConfigError
+from study.baselines import BASELINES
+from study.datasets import Choice
+from study.settings import Settings
 from train.config import TrainConfig
-from train.study.baselines import BASELINES
-from train.study.datasets import Choice
-from train.study.settings import Settings
 
 Negatives = Literal["uniform", "weighted", "mined", "none", "others"]
 _FINETUNED = "finetuned"

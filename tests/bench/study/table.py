@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
-from train.study.page import markdown
-from train.study.photos import STRATA
-from train.study.pooling import Result
-from train.study.settings import NEGATIVE_SHARES, POSITIVE_SHARES, Settings
+from study.page import markdown
+from study.photos import STRATA
+from study.pooling import Result
+from study.settings import NEGATIVE_SHARES, POSITIVE_SHARES, Settings
 
 
 def write_tables(out: Path, results: Sequence[Result], settings: Settings) -> None:

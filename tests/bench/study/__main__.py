@@ -1,4 +1,4 @@
-"""`python -m train.study PHOTOS --out DIR`."""
+"""`PYTHONPATH=tests/bench python -m study PHOTOS --out DIR`."""
 
 import logging
 import os
@@ -10,12 +10,12 @@ from typing import Annotated
 import typer
 
 from pipeline.errors import InfinegError
-from train.study.figure import draw_study
-from train.study.page import markdown
-from train.study.photos import find_photos
-from train.study.running import run_study
-from train.study.settings import Settings, quick
-from train.study.table import write_tables
+from study.figure import draw_study
+from study.page import markdown
+from study.photos import find_photos
+from study.running import run_study
+from study.settings import Settings, quick
+from study.table import write_tables
 
 app = typer.Typer(add_completion=False)
 
@@ -30,7 +30,7 @@ def main(
 ) -> None:
     """Uniform, similarity-weighted and mined negatives, frozen and finetuned, and baselines."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("train.study").setLevel(logging.INFO)
+    logging.getLogger("study").setLevel(logging.INFO)
     logging.getLogger("pipeline.progress").setLevel(logging.INFO)
     settings = replace(Settings(), finetune_steps=finetune_steps, seeds=tuple(range(seeds)))
     try:
