@@ -7,10 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import stand_ins
 from builds import build_inline, file_hashes, sidecar_rows
 from s3_server import S3Server
-from stand_ins import CAT_WNIDS, TIGER_MID, TIGER_WNID
+from stand_ins import (
+    CAT_WNIDS,
+    TIGER_MID,
+    TIGER_WNID,
+    things,
+    write_cats_and_dogs,
+    write_crawl,
+    write_folder,
+    write_hub_file,
+    write_ilsvrc_train,
+    write_open_images,
+    write_photos,
+)
 from typer.testing import CliRunner
 
 from pipeline import manifest
@@ -84,7 +95,7 @@ def test_config_is_whole_and_opens_with_its_command_time_and_yield(path: Path) -
 
 
 def test_photos(tmp_path: Path) -> None:
-    stand_ins.write_photos(tmp_path / "photos")
+    write_photos(tmp_path / "photos")
     config = load_small("photos", "selection.budget=100", OUT=tmp_path / "data")
     build_and_verify(config)
     assert len(rows_of(config, "cats")) == 40
@@ -101,8 +112,8 @@ def buckets(tmp_path: Path, s3_server: S3Server, s3_root: str) -> str:
     """ImageNet and labels below a folder of one's own, Open Images in the public bucket."""
     folder = tmp_path / "upload"
     folder.mkdir()
-    stand_ins.write_ilsvrc_train(folder)
-    stand_ins.write_open_images(folder / "tar", folder / "labels")
+    write_ilsvrc_train(folder)
+    write_open_images(folder / "tar", folder / "labels")
     client = s3_server.client()
     client.create_bucket(Bucket=PUBLIC_BUCKET)
     bucket, _, prefix = s3_root.removeprefix("s3://").partition("/")
@@ -152,14 +163,14 @@ def test_object_storage(buckets: str, s3_server: S3Server, monkeypatch: pytest.M
 
 
 def test_hub(tmp_path: Path) -> None:
-    stand_ins.write_cats_and_dogs(tmp_path / "cats_vs_dogs")
-    stand_ins.write_hub_file(
+    write_cats_and_dogs(tmp_path / "cats_vs_dogs")
+    write_hub_file(
         tmp_path / "food101",
-        stand_ins.things(30, seed=8),
+        things(30, seed=8),
         [n % 3 for n in range(30)],
         names=["apple_pie", "baby_back_ribs", "baklava"],
     )
-    stand_ins.write_crawl(tmp_path / "crawl")
+    write_crawl(tmp_path / "crawl")
     config = load_small(
         "hub",
         "selection.budget=100",
@@ -179,14 +190,14 @@ def test_hub(tmp_path: Path) -> None:
 
 
 def test_nightly(tmp_path: Path) -> None:
-    stand_ins.write_photos(tmp_path / "photos")
+    write_photos(tmp_path / "photos")
     config = load_small("nightly", "selection.budget.candidates=400", OUT=tmp_path / "data")
     *in_use, inbox, fractals = config.sources
     names = [entry.name for entry in (*config.positives, *in_use)]
     before = build_inline(config, only=names)
     files = file_hashes(tmp_path / "data", ("shards/", "ledger/", "quarantine/", "generations/"))
 
-    stand_ins.write_folder(tmp_path / "inbox/2026_11", stand_ins.things(20, seed=9))
+    write_folder(tmp_path / "inbox/2026_11", things(20, seed=9))
     for name in ("photos/cats", "photos/near", "photos/random"):  # nothing of these is read again
         (tmp_path / name).rename(tmp_path / f"{name}_away")
     after = build_and_verify(config)

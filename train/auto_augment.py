@@ -69,7 +69,7 @@ def _affine(
     return moved
 
 
-def _posterize(view_CHW: Tensor, bits_lost: float) -> Tensor:
+def _drop_bits(view_CHW: Tensor, bits_lost: float) -> Tensor:
     posterized: Tensor = F.posterize(view_CHW, bits=round(8 - bits_lost))
     return posterized
 
@@ -87,7 +87,7 @@ OPERATIONS: dict[str, tuple[_Operation, float, float, bool]] = {
     "Color": (lambda view, by: F.adjust_saturation(view, 1 + by), 0.9, 0.99, True),
     "Contrast": (lambda view, by: F.adjust_contrast(view, 1 + by), 0.9, 0.99, True),
     "Sharpness": (lambda view, by: F.adjust_sharpness(view, 1 + by), 0.9, 0.99, True),
-    "Posterize": (_posterize, 4, 6, False),
+    "Posterize": (_drop_bits, 4, 6, False),
     "Solarize": (lambda view, by: F.solarize(view, 255 * (1 - by)), 1, 1, False),
     "AutoContrast": (lambda view, _: F.autocontrast(view), 0, 0, False),
     "Equalize": (lambda view, _: F.equalize(view), 0, 0, False),

@@ -9,9 +9,6 @@ import pyarrow.compute as pc
 from pipeline.commits import TakenDown
 from pipeline.records import RejectReason
 
-READS = ("key", "uri", "author", "content_hash", "reject_reason")
-ADDS = ()
-
 
 def is_taken_down(rows: pa.Table, taken_down: TakenDown) -> pa.ChunkedArray:
     """Whether each row is named by its key, its URI, its author or its bytes."""
