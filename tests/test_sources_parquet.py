@@ -122,7 +122,7 @@ def test_table_elsewhere_names_no_file_of_this_machine(tmp_path: Path, path: str
 def test_address_that_cannot_be_reached_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.storage.transient._FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr("pipeline.storage.retry._FIRST_WAIT_S", 0.0)
     images = pa.array(["http://127.0.0.1:9/1.jpg", "1.jpg"])
     (tmp_path / "1.jpg").write_bytes(JPEG)
     samples = read_all(write(tmp_path / "a.parquet", {"image": images}))

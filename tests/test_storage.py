@@ -25,7 +25,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that were to be waited, in which nothing is waited."""
     waited: list[float] = []
-    monkeypatch.setattr("pipeline.storage.transient.time.sleep", waited.append)
+    monkeypatch.setattr("pipeline.storage.retry.time.sleep", waited.append)
     return waited
 
 

@@ -20,7 +20,7 @@ CONTENT = os.urandom(5 * MB)
 
 @pytest.fixture(autouse=True)
 def _quick_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.storage.transient._FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("pipeline.storage.retry._FIRST_WAIT_S", 0.01)
 
 
 @pytest.fixture(params=[True, False], ids=["ranges", "no_ranges"])

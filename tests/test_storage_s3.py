@@ -21,7 +21,7 @@ MB = 2**20
 
 @pytest.fixture(autouse=True)
 def _quick_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.storage.transient._FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("pipeline.storage.retry._FIRST_WAIT_S", 0.01)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pipeline.errors import InfinegError, TransientStorageError
 from pipeline.formats.columns import Holds, Row, holds
 from pipeline.records import Partition
-from pipeline.storage.transient import is_transient
+from pipeline.storage.retry import is_transient
 
 # What reading raises where the data are broken, besides OSError.
 BROKEN = (

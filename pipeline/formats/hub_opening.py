@@ -26,7 +26,7 @@ from pipeline.formats.hub_datasets import (
     StreamedDataset,
     errors_of,
 )
-from pipeline.storage.transient import is_transient
+from pipeline.storage.retry import is_transient
 
 # Where something else has imported them before.
 datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False

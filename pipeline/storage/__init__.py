@@ -4,9 +4,8 @@ Every path is a local path or a URL such as s3://, gs://, hf:// or https://. All
 reads or writes goes through here.
 """
 
-from pipeline.storage.ahead import map_ahead
 from pipeline.storage.atomic import HashingWriter, open_atomic, write_atomic
-from pipeline.storage.exclusive import create_exclusive, remove_if, replace_if
+from pipeline.storage.conditional import create_exclusive, remove_if, replace_if
 from pipeline.storage.files import (
     exists,
     fetch,
@@ -14,6 +13,7 @@ from pipeline.storage.files import (
     list_prefix,
     list_times,
     local_path,
+    map_ahead,
     open_read,
     read_bytes,
     read_many,
@@ -21,11 +21,12 @@ from pipeline.storage.files import (
     remove_many,
     remove_tree,
     sha256_of,
+    size_of,
+    sizes_of,
 )
 from pipeline.storage.local_cache import LocalCache
 from pipeline.storage.locations import configure, join, refuse_credentials, shown
-from pipeline.storage.sizes import size_of, sizes_of
-from pipeline.storage.transient import retry
+from pipeline.storage.retry import retry
 
 __all__ = [
     "HashingWriter",

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from pipeline.errors import ConfigError
 from pipeline.storage.locations import is_http, is_local, is_protocol, resolve, shown
-from pipeline.storage.transient import retry
+from pipeline.storage.retry import retry
 
 # Larger uploads go in parts, 10 at a time: 160 MB of memory instead of s3fs's 500.
 _UPLOAD_PART_BYTES = 16 * 2**20

@@ -4,26 +4,36 @@ import contextlib
 import hashlib
 import itertools
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from pipeline.errors import ConfigError
 from pipeline.storage.locations import is_http, is_local, is_protocol, resolve, shown
+from pipeline.storage.retry import retry
 from pipeline.storage.streams import open_http, open_stream, read_http_range
-from pipeline.storage.transient import retry
 
 A = TypeVar("A")
+
+
 T = TypeVar("T")
+
 
 # Small requests spend their time waiting for an answer.
 _NUM_THREADS = 32
+
+
 # docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
 _MAX_DELETED = 1000
+
+
 # Of s3fs, adlfs and memory. gcsfs gives text, which is left alone.
 _TIME_KEYS = ("LastModified", "last_modified", "created")
+
+
 _PIECE_BYTES = 2**22
 
 
@@ -250,3 +260,67 @@ def forget_listings(fs: Any) -> None:
     """Another process may have written since: hf:// has no option against its cache."""
     if is_protocol(fs, "hf"):
         fs.invalidate_cache()
+
+
+_MISSING = -1
+
+
+def size_of(uri: str) -> int | None:
+    """Bytes of a stored file, without reading it; None where its server does not tell."""
+    fs, path = resolve(uri)
+    forget_listings(fs)
+    size = retry(lambda: fs.info(path), f"look for {shown(uri)}")["size"]
+    return None if size is None else int(size)
+
+
+def sizes_of(uris: Sequence[str]) -> dict[str, int | None]:
+    """Bytes of each that is there, by URI; None where its server does not tell.
+
+    Of one storage, and by one listing a folder where there are listings.
+    """
+    if not uris:
+        return {}
+    fs, _ = resolve(uris[0])
+    if is_local(fs) or is_http(fs):
+        sizes = map_many(_size_or_missing, uris, fs=fs)
+        return {uri: size for uri, size in zip(uris, sizes, strict=True) if size != _MISSING}
+    listed: dict[str, int | None] = {}
+    for folder in sorted({uri.rpartition("/")[0] for uri in uris}):
+        fs, path = resolve_listable(folder)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            listed |= _list_sizes(fs, path, folder)
+    return {uri: listed[uri] for uri in uris if uri in listed}
+
+
+def _list_sizes(fs: Any, path: str, folder: str) -> dict[str, int | None]:
+    """Bytes of what is in a folder of a storage, by URI."""
+    entries = retry(lambda: fs.ls(path, detail=True), f"list {shown(folder)}")
+    return {f"{folder}/{entry['name'].rpartition('/')[2]}": entry["size"] for entry in entries}
+
+
+def _size_or_missing(uri: str) -> int | None:
+    try:
+        return size_of(uri)
+    except (FileNotFoundError, NotADirectoryError):
+        return _MISSING
+
+
+def map_ahead(
+    function: Callable[[A], T], arguments: Iterable[A], *, num_ahead: int = 16
+) -> Iterator[T]:
+    """`function` of each, in order, in threads; memory holds the results of `num_ahead` at most.
+
+    An error is raised where its result would be; of what comes after nothing more is begun.
+    """
+    with ThreadPoolExecutor(num_ahead) as pool:
+        waiting: deque[Future[T]] = deque()
+        try:
+            for argument in arguments:
+                if len(waiting) == num_ahead:
+                    yield waiting.popleft().result()
+                waiting.append(pool.submit(function, argument))
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -7,7 +7,7 @@ from typing import IO, Any
 from fsspec.asyn import sync
 
 from pipeline.errors import InfinegError
-from pipeline.storage.transient import retry
+from pipeline.storage.retry import retry
 
 # What a tar reader takes at once is much smaller.
 _BUFFER_BYTES = 2**20

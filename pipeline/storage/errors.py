@@ -1,10 +1,11 @@
-"""What to tell of errors that do not pass: what is wrong, and what to do about it."""
+"""Errors of storage drivers as errors for a user: which mean a refusal, which name a missing driver."""
 
 import errno
 import http
+from collections.abc import Iterator
 
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.storage.driver_errors import chain_of, first_line, names_of, s3_code, status_of
+from pipeline.storage.locations import shown
 
 # Kinds of lost connections and absent servers that will not pass.
 PERMANENT = frozenset(
@@ -18,10 +19,14 @@ PERMANENT = frozenset(
         "huggingface_hub.errors.OfflineModeIsEnabled",
     }
 )
+
+
 _AWS_CREDENTIALS = (
     "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; for a public bucket, set the "
     "storage option anon: true"
 )
+
+
 _LOGIN = {
     "botocore.exceptions.NoCredentialsError": _AWS_CREDENTIALS,
     "botocore.exceptions.PartialCredentialsError": _AWS_CREDENTIALS,
@@ -37,6 +42,8 @@ _LOGIN = {
     "azure.core.exceptions.ClientAuthenticationError": "set AZURE_STORAGE_CONNECTION_STRING, or "
     "AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY",
 }
+
+
 _CODES = {
     "NoSuchBucket": "there is no such bucket (at this endpoint)",
     "InvalidBucketName": "no bucket can have this name",
@@ -48,6 +55,8 @@ _CODES = {
     "AuthorizationHeaderMalformed": "the bucket is in another region: set AWS_DEFAULT_REGION",
     "PermanentRedirect": "the bucket is in another region: set AWS_DEFAULT_REGION",
 }
+
+
 _ERRNO = {
     errno.EACCES: "permission denied; check who owns it and its mode",
     errno.EPERM: "permission denied",
@@ -94,3 +103,49 @@ def _told_of_status(error: Exception, chain: list[BaseException], what: str) -> 
 def _is_bare_not_found(error: Exception) -> bool:
     """Raised by a driver, without the words of an operating system."""
     return isinstance(error, FileNotFoundError) and error.errno is None
+
+
+# Where errors without a response have theirs.
+_STATUS = {
+    "aiohttp.client_exceptions.ClientResponseError": "status",
+    "azure.core.exceptions.HttpResponseError": "status_code",
+    "gcsfs.retry.HttpError": "code",
+}
+
+
+def first_line(error: Exception) -> str:
+    return shown(str(error)).strip().partition("\n")[0]
+
+
+def chain_of(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it was raised from: drivers wrap what a server said."""
+    link: BaseException | None = error
+    for _ in range(8):
+        if link is None:
+            return
+        yield link
+        link = link.__cause__
+
+
+def names_of(error: BaseException) -> list[str]:
+    return [f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__]
+
+
+def status_of(error: BaseException) -> int | None:
+    """HTTP status that an error of a driver carries."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore
+        value = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    elif response is not None:  # httpx, requests
+        value = getattr(response, "status_code", None)
+    else:
+        value = next(
+            (getattr(error, _STATUS[n], None) for n in names_of(error) if n in _STATUS), None
+        )
+    return int(value) if str(value).isdigit() else None
+
+
+def s3_code(error: BaseException | None) -> str | None:
+    """The word by which S3 names an error."""
+    response = getattr(error, "response", None)
+    return response.get("Error", {}).get("Code") if isinstance(response, dict) else None

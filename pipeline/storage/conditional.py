@@ -23,9 +23,9 @@ from pipeline.storage.atomic import (
     sync_directory,
     sync_file,
 )
-from pipeline.storage.driver_errors import s3_code
+from pipeline.storage.errors import s3_code
 from pipeline.storage.locations import is_local, is_protocol, shown
-from pipeline.storage.transient import retry
+from pipeline.storage.retry import retry
 
 # `memory://` is one process; its own check and write are two steps.
 _memory_lock = threading.Lock()

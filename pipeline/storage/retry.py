@@ -8,8 +8,15 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from pipeline.errors import TransientStorageError
-from pipeline.storage.driver_errors import chain_of, first_line, names_of, s3_code, status_of
-from pipeline.storage.refusals import PERMANENT, told
+from pipeline.storage.errors import (
+    PERMANENT,
+    chain_of,
+    first_line,
+    names_of,
+    s3_code,
+    status_of,
+    told,
+)
 
 _log = logging.getLogger(__name__)
 
