@@ -28,14 +28,13 @@ from pipeline.embedding_cache import EmbeddingsInfo, require_info, write_info
 from pipeline.generations import commit, complete, pack_generation, without_sources
 from pipeline.lease import Lease, hold_lease
 from pipeline.listing import Planned
-from pipeline.metric_names import BUILD_METRICS
-from pipeline.metrics import serve_metrics
 from pipeline.pack import read_seen_images
 from pipeline.parts import SpanTask, SpanWorker
 from pipeline.pilot import plan_sources
-from pipeline.progress import Progress
 from pipeline.rounds import Reading, extend_plans
 from pipeline.runtimes import prepare_encoder
+from pipeline.telemetry.metrics import BUILD_METRICS, serve_metrics
+from pipeline.telemetry.progress import Progress
 from pipeline.watch import BuildWatch, watch_build
 
 _log = logging.getLogger(__name__)

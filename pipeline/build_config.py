@@ -5,7 +5,12 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from pipeline.metrics import MetricsServer
+
+class MetricsServer(BaseModel, frozen=True, extra="forbid"):
+    """Where http://HOST:PORT/metrics is; `port: null` serves nothing."""
+
+    port: int | None = Field(None, ge=1, le=65535)
+    host: str = "127.0.0.1"  # 0.0.0.0 where Prometheus is on another machine: anyone may read them
 
 
 class BuildConfig(BaseModel, frozen=True, extra="forbid"):

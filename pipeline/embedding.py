@@ -18,7 +18,7 @@ from pipeline.steps.decode import decode_batch
 from pipeline.steps.embed import GrowingBatch
 from pipeline.steps.read import Origin, read_batch
 from pipeline.steps.refuse import refuse_batch
-from pipeline.stopwatch import Stopwatch
+from pipeline.telemetry.stopwatch import Stopwatch
 
 # Originals of this many samples are in memory at once.
 _SAMPLES_PER_READ = 64

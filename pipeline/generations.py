@@ -26,8 +26,8 @@ from pipeline.pack import (
     pack_shard,
     write_tables,
 )
-from pipeline.progress import Progress
 from pipeline.shards import sort_files
+from pipeline.telemetry.progress import Progress
 
 # The sidecar of a mined generation tells of which (`pipeline.mined_shards`).
 _NUMBERED = re.compile(r"(.+)-(\d{6})(?:\.g(\d{6}))?\.(?:tar|parquet)")

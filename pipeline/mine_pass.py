@@ -40,11 +40,11 @@ from pipeline.mine_rounds import (
 from pipeline.mine_worker import MineWorker
 from pipeline.mined_shards import replace_shards
 from pipeline.pack import ShardTask, cut_shards, read_seen_images
-from pipeline.progress import Progress
 from pipeline.runtimes import PreparedEncoder, prepare_encoder
 from pipeline.scorer import Scorer
 from pipeline.shards import sort_files
 from pipeline.sources import open_entry
+from pipeline.telemetry.progress import Progress
 
 _log = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from pipeline.shards import count_rows, output_groups, write_part
 from pipeline.sources import open_entry, read_partitions
 from pipeline.steps.score import score_batch
 from pipeline.steps.select import SelectionRule, select_batch
-from pipeline.stopwatch import Stopwatch
+from pipeline.telemetry.stopwatch import Stopwatch
 
 # A part is what a crash can cost. Part of the format: images are embedded part by part, and the
 # last bit of an embedding may depend on its batch.

@@ -26,10 +26,10 @@ from pipeline.listing import (
 )
 from pipeline.parts import SpanTask, SpanWorker
 from pipeline.plan import make_plan
-from pipeline.progress import Progress
 from pipeline.reference import write_reference
 from pipeline.scale import pilot_needed
 from pipeline.sources import Source, open_entry
+from pipeline.telemetry.progress import Progress
 
 _log = logging.getLogger(__name__)
 # Samples passed over in every eighth partition of a pilot, where nobody knows how many there are:

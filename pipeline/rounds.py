@@ -9,7 +9,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.listing import Planned, Round, iterate_spans
 from pipeline.parts import SpanTask
-from pipeline.progress import Progress
+from pipeline.telemetry.progress import Progress
 
 _log = logging.getLogger(__name__)
 

@@ -3,9 +3,9 @@
 from rich.table import Table
 
 from pipeline.commits import Counts, Generation, SourcePlan
-from pipeline.progress import format_duration
 from pipeline.records import SPLITS
 from pipeline.running import Running
+from pipeline.telemetry.progress import format_duration
 
 
 def plan_table(plans: list[SourcePlan], num_workers: int) -> Table:

@@ -15,8 +15,8 @@ from pipeline.commits import (
 )
 from pipeline.duplicates import SeenImages
 from pipeline.mined_shards import has_mined_sidecar
-from pipeline.progress import Progress
 from pipeline.shards import JSON_COLUMNS, differences, group_of
+from pipeline.telemetry.progress import Progress
 from pipeline.verify_ledgers import Packed, Verification, verify_source
 
 

@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 
 from pipeline.commits import PartRecord
-from pipeline.metrics import Metrics
 from pipeline.parts import SpanTask
+from pipeline.telemetry.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 

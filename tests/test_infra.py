@@ -20,7 +20,7 @@ from manifest_models import MODELS, pods_of
 from typer.testing import CliRunner
 
 from pipeline.launch.templates import INFRA
-from pipeline.metric_names import METRICS
+from pipeline.telemetry.metrics import METRICS
 from train.cli import app
 
 ROOT = INFRA.parent

@@ -18,9 +18,9 @@ from torch_jobs import losses_logged, start_job, write_job
 from train_dataset import write_dataset
 
 from pipeline import manifest
+from pipeline.build_config import MetricsServer
 from pipeline.errors import ConfigError
-from pipeline.metric_names import BUILD_METRICS, TRAIN_METRICS
-from pipeline.metrics import MetricsServer, serve_metrics
+from pipeline.telemetry.metrics import BUILD_METRICS, TRAIN_METRICS, serve_metrics
 
 
 def free_port() -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import progress
+from pipeline.telemetry import progress
 from train.run_log import RunLog
 
 

@@ -17,7 +17,7 @@ from pipeline import storage
 from pipeline.cli import Address, ConfigPath, Overrides, Sources, app, console, load
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.launch.names import JobKind, Platform
-from pipeline.log_format import LogFormat, configure_logging
+from pipeline.telemetry.logging import LogFormat, configure_logging
 
 _INTERRUPTED = 130
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -18,7 +18,7 @@ from pipeline import manifest
 from pipeline.commits import DatasetInfo
 from pipeline.config import Config
 from pipeline.hardness import fold_of
-from pipeline.progress import Progress
+from pipeline.telemetry.progress import Progress
 from train.config import TrainConfig
 from train.distributed import World
 from train.job import Job, embedding_batches, prepare_job, with_rows

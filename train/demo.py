@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 from pipeline.build import build, plan
-from pipeline.progress import format_duration
 from pipeline.sources import open_source
 from pipeline.tables import counts_table, plan_table
+from pipeline.telemetry.progress import format_duration
 from train.config import load_train_config
 from train.evaluate import evaluate_run
 from train.predict import predict_paths

@@ -16,8 +16,8 @@ from torch.utils.tensorboard import SummaryWriter
 from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.keys import sha256_hex
-from pipeline.metrics import Metrics
-from pipeline.progress import Progress
+from pipeline.telemetry.metrics import Metrics
+from pipeline.telemetry.progress import Progress
 
 ItemT = TypeVar("ItemT")
 _CPU = torch.device("cpu")

@@ -15,8 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config import Config
 from pipeline.errors import InfinegError
-from pipeline.metric_names import TRAIN_METRICS
-from pipeline.metrics import Metrics, serve_metrics
+from pipeline.telemetry.metrics import TRAIN_METRICS, Metrics, serve_metrics
 from train.broken_batch import broken_loss, has_broken_weights
 from train.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, snapshot
 from train.config import Mode, TrainConfig

@@ -28,7 +28,7 @@ from pipeline import storage
 from pipeline.commits import ShardRecord
 from pipeline.encoders import Encoder
 from pipeline.keys import sha256_hex
-from pipeline.progress import Progress
+from pipeline.telemetry.progress import Progress
 from train.augment import Strength, augment
 from train.distributed import World
 from train.embeddings import MappedEmbeddings

@@ -31,7 +31,7 @@ def main(
     """Uniform, similarity-weighted and mined negatives, frozen and finetuned, and baselines."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("study").setLevel(logging.INFO)
-    logging.getLogger("pipeline.progress").setLevel(logging.INFO)
+    logging.getLogger("pipeline.telemetry.progress").setLevel(logging.INFO)
     settings = replace(Settings(), finetune_steps=finetune_steps, seeds=tuple(range(seeds)))
     try:
         settings = quick(settings) if is_quick else settings

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline import manifest, storage
 from pipeline.errors import ConfigError
-from pipeline.progress import Progress
+from pipeline.telemetry.progress import Progress
 from study.baselines import BASELINES, Material
 from study.datasets import TARGET, Built, DataSets
 from study.measuring import HeldOut, measure_logits, read_held_out

@@ -2,23 +2,15 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field
-
+from pipeline.build_config import MetricsServer
 from pipeline.errors import ConfigError
-from pipeline.metric_names import Metric
-
-
-class MetricsServer(BaseModel, frozen=True, extra="forbid"):
-    """Where http://HOST:PORT/metrics is; `port: null` serves nothing."""
-
-    port: int | None = Field(None, ge=1, le=65535)
-    host: str = "127.0.0.1"  # 0.0.0.0 where Prometheus is on another machine: anyone may read them
 
 
 class Metrics:
-    """Sets values by the names of `pipeline.metric_names`; does nothing where none are served."""
+    """Sets values by the names of `pipeline.telemetry.metrics`; does nothing where none are served."""
 
     def __init__(self, series: Mapping[str, Any]) -> None:
         self._series = series
@@ -36,6 +28,16 @@ class Metrics:
     def _of(self, name: str, labels: Sequence[str]) -> Any:
         series = self._series[name]
         return series.labels(*labels) if labels else series
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric; counters end in `_total`, units stand in the name."""
+
+    name: str
+    kind: Literal["counter", "gauge"]
+    help: str
+    labels: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
@@ -72,3 +74,30 @@ def serve_metrics(
         http.shutdown()
         http.server_close()
         thread.join()
+
+
+BUILD_METRICS = (
+    Metric("infineg_candidates_total", "counter", "Candidates read.", ("source",)),
+    Metric("infineg_selected_total", "counter", "Candidates selected.", ("source",)),
+    Metric("infineg_rejected_total", "counter", "Candidates rejected.", ("source", "reason")),
+    Metric("infineg_candidates_per_second", "gauge", "Candidates read a second, of late."),
+    Metric("infineg_candidates_planned", "gauge", "Candidates that the running build will read."),
+    Metric("infineg_parts_committed_total", "counter", "Parts committed.", ("source",)),
+    Metric("infineg_parts_queued", "gauge", "Spans handed out whose last part is not committed."),
+    Metric("infineg_last_commit_timestamp_seconds", "gauge", "When a part was last committed."),
+    Metric("infineg_stage_seconds_total", "counter", "Seconds of workers, by stage.", ("stage",)),
+)
+
+
+TRAIN_METRICS = (
+    Metric("infineg_train_samples_per_second", "gauge", "Samples trained on a second, of late."),
+    Metric("infineg_train_data_wait_ratio", "gauge", "Share of time spent waiting for data, 0-1."),
+    Metric("infineg_train_loss", "gauge", "Loss of the last logged step."),
+    Metric("infineg_train_learning_rate", "gauge", "Learning rate of the head."),
+    Metric("infineg_train_step", "gauge", "Optimizer steps done."),
+    Metric("infineg_train_steps_planned", "gauge", "Optimizer steps in all."),
+    Metric("infineg_train_last_step_timestamp_seconds", "gauge", "When a step last ended."),
+)
+
+
+METRICS = BUILD_METRICS + TRAIN_METRICS

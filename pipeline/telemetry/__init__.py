@@ -1,0 +1,1 @@
+"""Progress, log format, Prometheus metrics and a stopwatch."""
