@@ -48,7 +48,7 @@ def plan(
     address: Address = None,
 ) -> None:
     """Pilot and dry run: what would be read, selected and written. Writes only the plan."""
-    from pipeline.build import plan as make_plans
+    from pipeline.build.driver import plan as make_plans
     from pipeline.tables import plan_table
 
     loaded = load(config, overrides, address)
@@ -70,14 +70,14 @@ def build(
     ] = False,
 ) -> None:
     """Stream sources into shards. Resumes; builds only what no generation has yet."""
-    from pipeline.dataset import finished_generation
+    from pipeline.build.changes import finished_generation
     from pipeline.tables import counts_table
 
     loaded = load(config, overrides, address)
     generation = None if follow else finished_generation(loaded, source or ())
     state = "nothing to do: already committed"
     if generation is None:
-        from pipeline.build import build as run_build
+        from pipeline.build.driver import build as run_build
 
         generation, is_new = run_build(loaded, only=source or (), follow=follow)
         state = "committed" if is_new else state

@@ -4,14 +4,12 @@ A listing is passed over, never kept: a source of a million partitions costs no 
 one of ten. Opens no image.
 """
 
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
-from more_itertools import chunked
 
 from pipeline.commits import SourcePlan
 from pipeline.config import Config, SelectionConfig, SourceEntry
@@ -21,6 +19,8 @@ from pipeline.sources import EstimatingSource, Source, estimate_samples
 
 # A pilot reads a little of many partitions, because samples of one partition resemble each other.
 _MAX_PILOT_PARTITIONS = 64
+
+
 UNKNOWN_PARTITION_SIZE = 1000  # until the pilot tells; only orders of magnitude matter
 
 
@@ -116,61 +116,6 @@ class _EvenSteps:
     def kept(self) -> list[Partition]:
         number = min(self._number, len(self._held))
         return [self._held[i * len(self._held) // number] for i in range(number)]
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A source that is to be built, and how much of its plan is committed already."""
-
-    entry: SourceEntry
-    source: Source
-    plan: SourcePlan
-    num_rounds: int = 0
-    num_partitions: int = 0
-
-    def rounds(self) -> "Iterator[Round]":
-        """What is left, cut into rounds."""
-        first, number = self.num_partitions, self.num_rounds + 1
-        while first < self.plan.num_partitions:
-            last = min(first + self.plan.partitions_per_round, self.plan.num_partitions)
-            yield Round(self, number, first, last)
-            first, number = last, number + 1
-
-
-@dataclass(frozen=True)
-class Round:
-    """Partitions `first` to `last` of a source's plan, packed and committed together."""
-
-    planned: Planned
-    number: int  # 1 for the source's first
-    first: int
-    last: int
-
-    @property
-    def source(self) -> str:
-        return self.planned.entry.name
-
-    @property
-    def num_spans(self) -> int:
-        return -(-(self.last - self.first) // self.planned.plan.partitions_per_span)
-
-    @property
-    def num_candidates(self) -> int:
-        return round((self.last - self.first) * self.planned.plan.samples_per_partition)
-
-
-def iterate_spans(planned: Planned) -> Iterator[tuple[Partition, ...]]:
-    """The partitions that are not committed, one task's work at a time, as the source lists them.
-
-    Raises InfinegError where the source lists fewer than when it was planned.
-    """
-    plan, num_taken = planned.plan, planned.num_partitions
-    taken = take_partitions(planned.source, plan.num_partitions, plan.num_listed)
-    for partitions in chunked(itertools.islice(taken, num_taken, None), plan.partitions_per_span):
-        num_taken += len(partitions)
-        yield tuple(partitions)
-    if num_taken < plan.num_partitions:
-        raise refuse_changed_listing(plan, num_taken)
 
 
 def take_partitions(

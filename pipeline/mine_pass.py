@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from pipeline import manifest
 from pipeline.actors import share_encoder
+from pipeline.build.pack import ShardTask, cut_shards, pack_shards
 from pipeline.cluster import Cluster
 from pipeline.commits import (
     Generation,
@@ -25,7 +26,6 @@ from pipeline.commits import (
 )
 from pipeline.config import Config
 from pipeline.errors import ConfigError
-from pipeline.generations import pack_shards
 from pipeline.mine_choice import Chooser, ChosenRound, Tally, fit_scales, write_eligible
 from pipeline.mine_rounds import (
     KeptFile,
@@ -39,7 +39,7 @@ from pipeline.mine_rounds import (
 )
 from pipeline.mine_worker import MineWorker
 from pipeline.mined_shards import replace_shards
-from pipeline.pack import ShardTask, cut_shards, read_seen_images
+from pipeline.pack import read_seen_images
 from pipeline.runtimes import PreparedEncoder, prepare_encoder
 from pipeline.scorer import Scorer
 from pipeline.shards import sort_files

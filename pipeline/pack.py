@@ -5,44 +5,24 @@ fixed count, so that their bytes do not depend on who built them or how often it
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel
 
 from pipeline import manifest, storage
-from pipeline.commits import Counts, Generation, ShardFile, TableRecord, add_counts
+from pipeline.commits import Counts, Generation, TableRecord, add_counts
 from pipeline.duplicates import COLUMNS, SeenImages
 from pipeline.records import RejectReason
-from pipeline.shards import LEDGER_COLUMNS, count_rows, output_groups, refuse_rows, write_shard
+from pipeline.shards import LEDGER_COLUMNS, count_rows, output_groups, refuse_rows
 
 # The columns of `hashes/`: what is told of each image in a shard to recognise it.
 HASH_COLUMNS = ("key", *COLUMNS)
+
+
 _ROWS_PER_GROUP = 2**16  # of ledgers and hashes
-
-
-class Piece(BaseModel, frozen=True):
-    """Rows of a part, by position."""
-
-    part_path: str
-    rows: tuple[int, ...]
-
-
-class ShardTask(BaseModel, frozen=True):
-    """One shard to write: `group` is its path without the number and suffix."""
-
-    source: str
-    round: int
-    group: str
-    number: int
-    pieces: tuple[Piece, ...]
-
-    @property
-    def stem(self) -> str:
-        return f"{self.group}-{self.number:06d}"
 
 
 @dataclass(frozen=True)
@@ -203,61 +183,3 @@ class _WriteRows:
         if self._writer is None:
             self._writer = pq.ParquetWriter(self._file, rows.schema, compression="zstd")
         self._writer.write_table(rows)
-
-
-def cut_shards(
-    parts: Iterable[PartRows],
-    *,
-    source: str,
-    samples_per_shard: int,
-    round_number: int,
-    next_numbers: Mapping[str, int],
-) -> list[ShardTask]:
-    """Cuts the rows of each output group, in the order of `parts`, every `samples_per_shard`.
-
-    Shards are numbered from `next_numbers` of their group on.
-    """
-    tasks: list[ShardTask] = []
-    open_pieces: dict[str, list[Piece]] = {}
-    sizes: dict[str, int] = {}
-    numbers = dict(next_numbers)
-
-    def close(group: str) -> None:
-        number = numbers.get(group, 0)
-        pieces = tuple(open_pieces.pop(group))
-        tasks.append(
-            ShardTask(source=source, round=round_number, group=group, number=number, pieces=pieces)
-        )
-        numbers[group], sizes[group] = number + 1, 0
-
-    for part in parts:
-        for group, positions in part.rows.items():
-            start = 0
-            while start < len(positions):
-                stop = min(len(positions), start + samples_per_shard - sizes.get(group, 0))
-                piece = Piece(part_path=part.path, rows=tuple(positions[start:stop]))
-                open_pieces.setdefault(group, []).append(piece)
-                sizes[group] = sizes.get(group, 0) + stop - start
-                start = stop
-                if sizes[group] == samples_per_shard:
-                    close(group)
-    for group in sorted(open_pieces):
-        close(group)
-    return sorted(tasks, key=lambda task: task.stem)
-
-
-def pack_shard(root: str, task: ShardTask, *, targets: Sequence[str], encoder: str) -> ShardFile:
-    """Writes one shard from its pieces."""
-
-    def take(piece: Piece) -> pa.Table:
-        # In the thread that reads: what waits for its turn is the rows of this shard alone.
-        return manifest.read_table(root, piece.part_path).take(pa.array(piece.rows, pa.int64()))
-
-    return write_shard(
-        root,
-        pa.concat_tables(storage.map_ahead(take, task.pieces)),
-        stem=task.stem,
-        targets=targets,
-        encoder=encoder,
-        round_number=task.round,
-    )

@@ -3,9 +3,9 @@
 import pyarrow as pa
 
 from pipeline import manifest
+from pipeline.build.pack import commit
 from pipeline.commits import Generation, TakenDown
 from pipeline.errors import ConfigError
-from pipeline.generations import commit
 from pipeline.lease import hold_lease
 from pipeline.records import RejectReason
 from pipeline.revise import remove_replaced, revise

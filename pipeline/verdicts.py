@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import manifest, storage
+from pipeline.build.pack import commit
 from pipeline.commits import DatasetInfo, Generation
 from pipeline.config import SelectionConfig
 from pipeline.errors import ConfigError
-from pipeline.generations import commit
 from pipeline.lease import hold_lease
 from pipeline.records import RejectReason
 from pipeline.revise import revise

@@ -16,7 +16,7 @@ import yaml
 from corpus import odd_but_usable, unusable
 from pydantic import BaseModel
 
-import pipeline.build
+import pipeline.build.driver
 from pipeline import manifest, storage
 from pipeline.build_config import BuildConfig
 from pipeline.commits import Generation
@@ -143,8 +143,8 @@ def open_inline(config: BuildConfig) -> Iterator[InlineCluster]:  # noqa: ARG001
 
 def build_inline(config: Config, *, only: Sequence[str] = (), follow: bool = False) -> Generation:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.build, "open_cluster", open_inline)
-        return pipeline.build.build(config, only=only, follow=follow)[0]
+        patch.setattr(pipeline.build.driver, "open_cluster", open_inline)
+        return pipeline.build.driver.build(config, only=only, follow=follow)[0]
 
 
 # All that a data set promises to keep: plans hold measured times, dataset.json may lag a crash.

@@ -59,7 +59,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     # Imported here, because most tests must not wait for torch and Ray.
     from builds import config_of, write_inputs
 
-    from pipeline.build import build
+    from pipeline.build.driver import build
 
     root = tmp_path_factory.mktemp("built") / "data"
     entries = write_inputs(tmp_path_factory.mktemp("inputs"))

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import manifest
+from pipeline.build.pack import cut_shards, pack_shard
 from pipeline.commits import (
     Counts,
     DatasetInfo,
@@ -23,7 +24,7 @@ from pipeline.commits import (
 )
 from pipeline.duplicates import SeenImages
 from pipeline.keys import make_key, split_of, unit_hash
-from pipeline.pack import RoundTables, cut_shards, pack_shard, write_tables
+from pipeline.pack import RoundTables, write_tables
 from pipeline.records import row_schema
 from pipeline.shards import sort_files, write_part
 

@@ -26,7 +26,7 @@ from ray._private.internal_api import get_memory_info_reply
 from ray._private.state import state
 
 from pipeline.actors import EncoderActors
-from pipeline.build import build
+from pipeline.build.driver import build
 from pipeline.build_config import BuildConfig
 from pipeline.cluster import open_cluster
 from pipeline.config import Config, EncoderConfig

@@ -26,9 +26,10 @@ from synthetic import (
 )
 
 from pipeline import manifest
+from pipeline.build.reading import Planned, iterate_spans
 from pipeline.commits import Generation, PartRecord, ShardRecord
 from pipeline.duplicates import SeenImages
-from pipeline.listing import Planned, iterate_spans, survey
+from pipeline.listing import survey
 from pipeline.running import read_running
 from pipeline.sources import open_source
 from pipeline.verify import verify_dataset

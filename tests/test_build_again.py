@@ -16,7 +16,7 @@ from commands import run_infineg
 from conftest import Built
 
 from pipeline import manifest
-from pipeline.build import build
+from pipeline.build.driver import build
 from pipeline.commits import add_counts
 from pipeline.errors import ConfigError
 from pipeline.verify import verify_dataset

@@ -12,9 +12,10 @@ from builds import build_inline, config_of, file_hashes, squares
 from conftest import Built
 
 from pipeline import manifest, storage
+from pipeline.build.pack import ShardTask, cut_shards, pack_shard
 from pipeline.commits import Counts, PartRecord
 from pipeline.duplicates import SeenImages
-from pipeline.pack import PartRows, RoundTables, ShardTask, cut_shards, pack_shard, write_tables
+from pipeline.pack import PartRows, RoundTables, write_tables
 from pipeline.records import row_schema
 from pipeline.shards import write_part, write_shard
 

@@ -12,9 +12,9 @@ from builds import config_of, first_samples, folder_entry, squares
 from conftest import Built
 
 from pipeline import manifest, storage
+from pipeline.build.changes import begin_dataset
 from pipeline.commits import Counts, PartRecord, TakenDown
 from pipeline.config import Config
-from pipeline.dataset import begin_dataset
 from pipeline.errors import TooManyRejects
 from pipeline.parts import SAMPLES_PER_PART, SpanTask, SpanWorker
 from pipeline.records import Partition

@@ -12,7 +12,7 @@ import pytest
 from builds import InlineCluster, build_inline, config_of, squares
 from typer.testing import CliRunner
 
-import pipeline.build
+import pipeline.build.driver
 from pipeline import lease, storage
 from pipeline.build_config import BuildConfig
 from pipeline.cli import app
@@ -42,8 +42,8 @@ def build_watched(config: Config, look: Callable[[], None]) -> None:
         yield Watched(look)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.build, "open_cluster", open_watched)
-        pipeline.build.build(config)
+        patch.setattr(pipeline.build.driver, "open_cluster", open_watched)
+        pipeline.build.driver.build(config)
 
 
 def told(root: str) -> str:

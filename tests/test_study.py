@@ -13,7 +13,7 @@ import pytest
 from builds import ENCODER, InlineCluster
 from stand_ins import CAT_WNIDS, TIGER_WNID, drawings, things, write_folder
 
-import pipeline.build
+import pipeline.build.driver
 import pipeline.mine
 from pipeline import manifest
 from pipeline.errors import ConfigError
@@ -209,7 +209,7 @@ def test_ratio_needs_the_same_seeds() -> None:
 def test_study_on_drawings(
     photos_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (pipeline.build, pipeline.mine):
+    for module in (pipeline.build.driver, pipeline.mine):
         monkeypatch.setattr(
             module, "open_cluster", lambda _: contextlib.nullcontext(InlineCluster())
         )

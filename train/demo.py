@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipeline.build import build, plan
+from pipeline.build.driver import build, plan
 from pipeline.sources import open_source
 from pipeline.tables import counts_table, plan_table
 from pipeline.telemetry.progress import format_duration

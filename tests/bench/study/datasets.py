@@ -1,4 +1,4 @@
-"""The data sets of a study: each built by `pipeline.build`, of the same images and embeddings.
+"""The data sets of a study: each built by `pipeline.build.driver`, of the same images and embeddings.
 
 One a seed, number of positives and way of choosing negatives; one generation of it a budget.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import manifest, storage
-from pipeline.build import build
+from pipeline.build.driver import build
 from pipeline.config import Config
 from pipeline.records import Split
 from study.photos import (

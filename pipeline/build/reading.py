@@ -1,17 +1,64 @@
 """The order of a build: which rounds make a generation, and which spans are read."""
 
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+
+from more_itertools import chunked
 
 from pipeline import manifest
-from pipeline.config import Config
+from pipeline.commits import SourcePlan
+from pipeline.config import Config, SourceEntry
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.listing import Planned, Round, iterate_spans
+from pipeline.listing import refuse_changed_listing, take_partitions
 from pipeline.parts import SpanTask
+from pipeline.records import Partition
+from pipeline.sources import Source
 from pipeline.telemetry.progress import Progress
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A source that is to be built, and how much of its plan is committed already."""
+
+    entry: SourceEntry
+    source: Source
+    plan: SourcePlan
+    num_rounds: int = 0
+    num_partitions: int = 0
+
+    def rounds(self) -> "Iterator[Round]":
+        """What is left, cut into rounds."""
+        first, number = self.num_partitions, self.num_rounds + 1
+        while first < self.plan.num_partitions:
+            last = min(first + self.plan.partitions_per_round, self.plan.num_partitions)
+            yield Round(self, number, first, last)
+            first, number = last, number + 1
+
+
+@dataclass(frozen=True)
+class Round:
+    """Partitions `first` to `last` of a source's plan, packed and committed together."""
+
+    planned: Planned
+    number: int  # 1 for the source's first
+    first: int
+    last: int
+
+    @property
+    def source(self) -> str:
+        return self.planned.entry.name
+
+    @property
+    def num_spans(self) -> int:
+        return -(-(self.last - self.first) // self.planned.plan.partitions_per_span)
+
+    @property
+    def num_candidates(self) -> int:
+        return round((self.last - self.first) * self.planned.plan.samples_per_partition)
 
 
 class Reading:
@@ -95,3 +142,17 @@ def extend_plans(root: str, planned: Sequence[Planned]) -> list[Planned]:
     if not extended:
         raise ConfigError("--follow: every source ends by itself, there is nothing to follow")
     return extended
+
+
+def iterate_spans(planned: Planned) -> Iterator[tuple[Partition, ...]]:
+    """The partitions that are not committed, one task's work at a time, as the source lists them.
+
+    Raises InfinegError where the source lists fewer than when it was planned.
+    """
+    plan, num_taken = planned.plan, planned.num_partitions
+    taken = take_partitions(planned.source, plan.num_partitions, plan.num_listed)
+    for partitions in chunked(itertools.islice(taken, num_taken, None), plan.partitions_per_span):
+        num_taken += len(partitions)
+        yield tuple(partitions)
+    if num_taken < plan.num_partitions:
+        raise refuse_changed_listing(plan, num_taken)

@@ -19,23 +19,22 @@ import pyarrow as pa
 
 from pipeline import manifest, storage
 from pipeline.actors import share_encoder
+from pipeline.build.changes import begin_dataset, find_changes, finished_generation
+from pipeline.build.pack import commit, complete, pack_generation, without_sources
+from pipeline.build.pilot import plan_sources
+from pipeline.build.reading import Planned, Reading, extend_plans
+from pipeline.build.watch import BuildWatch, watch_build
 from pipeline.cluster import Cluster, open_cluster
 from pipeline.commits import Generation, PartRecord, SourcePlan
 from pipeline.config import Config, SourceEntry
-from pipeline.dataset import begin_dataset, find_changes, finished_generation
 from pipeline.duplicates import SeenImages
 from pipeline.embedding_cache import EmbeddingsInfo, require_info, write_info
-from pipeline.generations import commit, complete, pack_generation, without_sources
 from pipeline.lease import Lease, hold_lease
-from pipeline.listing import Planned
 from pipeline.pack import read_seen_images
 from pipeline.parts import SpanTask, SpanWorker
-from pipeline.pilot import plan_sources
-from pipeline.rounds import Reading, extend_plans
 from pipeline.runtimes import prepare_encoder
 from pipeline.telemetry.metrics import BUILD_METRICS, serve_metrics
 from pipeline.telemetry.progress import Progress
-from pipeline.watch import BuildWatch, watch_build
 
 _log = logging.getLogger(__name__)
 _MakeWorker = functools.partial[SpanWorker]

@@ -2,11 +2,13 @@
 
 import functools
 import re
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 
 import pyarrow as pa
+from pydantic import BaseModel
 
 from pipeline import embedding_cache, manifest, storage
+from pipeline.build.reading import Round
 from pipeline.cluster import Cluster
 from pipeline.commits import (
     Generation,
@@ -18,15 +20,11 @@ from pipeline.config import Config
 from pipeline.duplicates import SeenImages
 from pipeline.errors import InfinegError
 from pipeline.lease import Lease
-from pipeline.listing import Round
-from pipeline.pack import (
-    RoundTables,
-    ShardTask,
-    cut_shards,
-    pack_shard,
-    write_tables,
+from pipeline.pack import PartRows, RoundTables, write_tables
+from pipeline.shards import (
+    sort_files,
+    write_shard,
 )
-from pipeline.shards import sort_files
 from pipeline.telemetry.progress import Progress
 
 # The sidecar of a mined generation tells of which (`pipeline.mined_shards`).
@@ -193,6 +191,27 @@ def _ordered_parts(root: str, round_: Round) -> list[str]:
     )
 
 
+class Piece(BaseModel, frozen=True):
+    """Rows of a part, by position."""
+
+    part_path: str
+    rows: tuple[int, ...]
+
+
+class ShardTask(BaseModel, frozen=True):
+    """One shard to write: `group` is its path without the number and suffix."""
+
+    source: str
+    round: int
+    group: str
+    number: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def stem(self) -> str:
+        return f"{self.group}-{self.number:06d}"
+
+
 def pack_shards(config: Config, tasks: Sequence[ShardTask], cluster: Cluster) -> list[ShardFile]:
     """Writes shards on all workers; returns them in the order of their paths."""
     info = manifest.require_info(config.output.path)
@@ -226,4 +245,62 @@ def _source_record(round_: Round, tables: RoundTables, before: SourceRecord | No
         counts=add_counts([before.counts, tables.counts] if before else [tables.counts]),
         ledger=(*(before.ledger if before else ()), tables.ledger),
         hashes=(*(before.hashes if before else ()), tables.hashes),
+    )
+
+
+def cut_shards(
+    parts: Iterable[PartRows],
+    *,
+    source: str,
+    samples_per_shard: int,
+    round_number: int,
+    next_numbers: Mapping[str, int],
+) -> list[ShardTask]:
+    """Cuts the rows of each output group, in the order of `parts`, every `samples_per_shard`.
+
+    Shards are numbered from `next_numbers` of their group on.
+    """
+    tasks: list[ShardTask] = []
+    open_pieces: dict[str, list[Piece]] = {}
+    sizes: dict[str, int] = {}
+    numbers = dict(next_numbers)
+
+    def close(group: str) -> None:
+        number = numbers.get(group, 0)
+        pieces = tuple(open_pieces.pop(group))
+        tasks.append(
+            ShardTask(source=source, round=round_number, group=group, number=number, pieces=pieces)
+        )
+        numbers[group], sizes[group] = number + 1, 0
+
+    for part in parts:
+        for group, positions in part.rows.items():
+            start = 0
+            while start < len(positions):
+                stop = min(len(positions), start + samples_per_shard - sizes.get(group, 0))
+                piece = Piece(part_path=part.path, rows=tuple(positions[start:stop]))
+                open_pieces.setdefault(group, []).append(piece)
+                sizes[group] = sizes.get(group, 0) + stop - start
+                start = stop
+                if sizes[group] == samples_per_shard:
+                    close(group)
+    for group in sorted(open_pieces):
+        close(group)
+    return sorted(tasks, key=lambda task: task.stem)
+
+
+def pack_shard(root: str, task: ShardTask, *, targets: Sequence[str], encoder: str) -> ShardFile:
+    """Writes one shard from its pieces."""
+
+    def take(piece: Piece) -> pa.Table:
+        # In the thread that reads: what waits for its turn is the rows of this shard alone.
+        return manifest.read_table(root, piece.part_path).take(pa.array(piece.rows, pa.int64()))
+
+    return write_shard(
+        root,
+        pa.concat_tables(storage.map_ahead(take, task.pieces)),
+        stem=task.stem,
+        targets=targets,
+        encoder=encoder,
+        round_number=task.round,
     )
