@@ -5,9 +5,9 @@ import itertools
 import pyarrow as pa
 
 from pipeline.config import Config
+from pipeline.dataset.schema import Positioned
 from pipeline.embedding import origin_of
 from pipeline.errors import ConfigError
-from pipeline.records import Positioned
 from pipeline.sources import open_entry
 from pipeline.steps.decode import decode_batch
 from pipeline.steps.read import read_batch

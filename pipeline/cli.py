@@ -91,8 +91,8 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Machine readable.")] = False,
 ) -> None:
     """What a data set holds, source by source, and how far a build of it has come, anywhere."""
-    from pipeline import manifest
-    from pipeline.running import read_running
+    from pipeline.dataset import manifest
+    from pipeline.dataset.status import read_running
     from pipeline.tables import counts_table, running_line, running_table, status_json
 
     running = read_running(dataset)
@@ -171,7 +171,7 @@ def takedown(
     ] = False,
 ) -> None:
     """A new generation without some samples, which no later build takes in again."""
-    from pipeline.commits import TakenDown
+    from pipeline.dataset.metadata import TakenDown
     from pipeline.takedown import take_down
 
     wanted = TakenDown(
@@ -198,7 +198,7 @@ def review(
     port: Annotated[int, typer.Option(help="0 is any free one.", min=0, max=65535)] = 8001,
 ) -> None:
     """A local page to decide on suspected positives; or a new generation that heeds verdicts."""
-    from pipeline import manifest
+    from pipeline.dataset import manifest
 
     chosen = target or manifest.require_info(dataset).targets[0]
     if verdicts is None and not apply:

@@ -10,14 +10,11 @@ import logging
 import math
 import os
 import socket
+import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
-
-# Read when Ray is imported.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import pyarrow as pa
 import ray
@@ -28,25 +25,41 @@ from ray.exceptions import AuthenticationError, RayError, RayTaskError
 
 from pipeline import errors
 from pipeline.build_config import BuildConfig
+from pipeline.dataset.lease import _children
 from pipeline.errors import InfinegError
-from pipeline.process import ending_with_children
+
+# Read when Ray is imported.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
 
 _log = logging.getLogger(__name__)
 
+
 # What crosses between processes is small; by default Ray would set aside 30 % of the memory.
 _OBJECT_STORE_BYTES = 512 * 2**20
+
+
 _BYTES_FOR_BATCHES = 64 * 2**20  # a worker's, on their way to an actor
+
 
 # A worker at once: so many that the wait for the last of them hardly counts.
 _TASKS_PER_WORKER = 16
 
+
 _LOOK_S = 3.0  # between looks at the head of a cluster
+
+
 _MISSED = 3  # looks in vain before it is told
+
 
 _DIED = (
     "a process of Ray was killed or has crashed, perhaps for want of memory (see `dmesg`, "
     "/tmp/ray/session_latest/logs). Run the same command again: it resumes."
 )
+
 
 # One worker a process and job: a task finds what an earlier task of the process has made.
 _workers: dict[str, Any] = {}
@@ -269,3 +282,31 @@ def _result(table: pa.Table) -> pa.Table:
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     return pa.table({"error": [""], "payload": [sink.getvalue().to_pybytes()]})
+
+
+@contextlib.contextmanager
+def ending_with_children(names: Set[str], message: str) -> Iterator[None]:
+    """Within the block this process ends, with exit code 1, when a child of such a name does.
+
+    For what cannot go on without the child, and would hang. Sees the children of Linux alone, and
+    those alone that are there at the beginning.
+    """
+    is_over = threading.Event()
+
+    def wait_for(pid: int) -> None:
+        with contextlib.suppress(ChildProcessError):  # another has waited for it
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        if not is_over.is_set():
+            sys.stderr.write(message)
+            sys.stderr.flush()
+            os._exit(1)  # at once: whatever could be asked to end well hangs
+
+    for pid, name in _children():
+        if name in names:
+            threading.Thread(
+                target=wait_for, args=(pid,), name=f"{name} watch", daemon=True
+            ).start()
+    try:
+        yield
+    finally:
+        is_over.set()

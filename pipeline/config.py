@@ -16,10 +16,10 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_v
 
 from pipeline import storage
 from pipeline.build_config import BuildConfig
+from pipeline.dataset.keys import sha256_hex
+from pipeline.dataset.schema import ImageSettings, LabelState, Role, Split, Stratum
 from pipeline.errors import ConfigError
-from pipeline.keys import sha256_hex
 from pipeline.overrides import apply_override, drop_removed, fill_variables
-from pipeline.records import ImageSettings, LabelState, Role, Split, Stratum
 
 # YAML 1.1 reads 100_000 as a number but a --set of it or a quoted one arrives as text.
 _Count = Annotated[int, BeforeValidator(lambda v: v.replace("_", "") if isinstance(v, str) else v)]

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 import pyarrow as pa
 from more_itertools import chunked
 
-from pipeline.commits import TakenDown
 from pipeline.config import Config, SourceEntry
-from pipeline.records import Positioned
+from pipeline.dataset.metadata import TakenDown
+from pipeline.dataset.schema import Positioned
 from pipeline.runtimes import PreparedEncoder
 from pipeline.steps.decode import decode_batch
 from pipeline.steps.embed import GrowingBatch

@@ -26,9 +26,9 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from pipeline.config import EncoderConfig
+from pipeline.dataset.images import Decoded, UnusableImage, decode_image
+from pipeline.dataset.schema import ImageSettings
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.images import Decoded, UnusableImage, decode_image
-from pipeline.records import ImageSettings
 
 
 @dataclass(frozen=True)

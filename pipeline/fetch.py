@@ -10,10 +10,11 @@ from itertools import groupby
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import manifest, storage
+from pipeline import storage
 from pipeline.config import Config
+from pipeline.dataset import manifest
+from pipeline.dataset.schema import ImageSettings, Partition, RawSample
 from pipeline.errors import InfinegError
-from pipeline.records import ImageSettings, Partition, RawSample
 from pipeline.sources import Source, open_entry, read_from
 from pipeline.steps.decode import decode_batch
 

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.commits import ReferenceInfo
 from pipeline.config import Config
+from pipeline.dataset.metadata import ReferenceInfo
+from pipeline.dataset.schema import Partition, RejectReason
 from pipeline.listing import UNKNOWN_PARTITION_SIZE, Listing
-from pipeline.records import Partition, RejectReason
 
 
 def pilot_sample(partitions: Sequence[Partition], num_wanted: int) -> list[tuple[Partition, int]]:

@@ -23,8 +23,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
-from pipeline.keys import unit_hash
-from pipeline.records import RejectReason
+from pipeline.dataset.keys import unit_hash
+from pipeline.dataset.schema import RejectReason
 
 Floats = NDArray[np.float64]
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from pipeline.commits import SourcePlan
 from pipeline.config import Config, SelectionConfig, SourceEntry
+from pipeline.dataset.metadata import SourcePlan
+from pipeline.dataset.schema import Partition
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.records import Partition
 from pipeline.sources import EstimatingSource, Source, estimate_samples
 
 # A pilot reads a little of many partitions, because samples of one partition resemble each other.

@@ -12,14 +12,15 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline import manifest, storage
+from pipeline import storage
 from pipeline.build.changes import find_changes
-from pipeline.build.pack import commit, complete
 from pipeline.cluster import open_cluster
-from pipeline.commits import Generation
 from pipeline.config import Config, fingerprint
+from pipeline.dataset import manifest
+from pipeline.dataset.commit import commit, complete
+from pipeline.dataset.lease import hold_lease
+from pipeline.dataset.metadata import Generation
 from pipeline.errors import ConfigError
-from pipeline.lease import hold_lease
 from pipeline.mine_choice import Tally
 from pipeline.mine_pass import MiningPass
 from pipeline.scorer import Scorer

@@ -13,9 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline import manifest, storage
-from pipeline.commits import Counts, TableRecord
-from pipeline.duplicates import SeenImages
+from pipeline import storage
+from pipeline.dataset import manifest
+from pipeline.dataset.dedup import SeenImages
+from pipeline.dataset.metadata import Counts, TableRecord
+from pipeline.dataset.shards import count_rows, refuse_rows
+from pipeline.dataset.tables import PartRows, positions_by_group, write_decided, write_table
 from pipeline.hardness import (
     Decided,
     Eligible,
@@ -28,8 +31,6 @@ from pipeline.hardness import (
 from pipeline.mine_rounds import KeptFile, Locator, MinedRound, read_scored
 from pipeline.mine_worker import FetchTask
 from pipeline.mined_shards import Change
-from pipeline.pack import PartRows, positions_by_group, write_decided, write_table
-from pipeline.shards import count_rows, refuse_rows
 
 _ROWS_PER_FETCH = 1024  # 25 MB of images at 256 px
 

@@ -13,18 +13,14 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel
 
-from pipeline import manifest
 from pipeline.actors import share_encoder
 from pipeline.build.pack import ShardTask, cut_shards, pack_shards
 from pipeline.cluster import Cluster
-from pipeline.commits import (
-    Generation,
-    MinedRecord,
-    ShardFile,
-    SourceRecord,
-    add_counts,
-)
 from pipeline.config import Config
+from pipeline.dataset import manifest
+from pipeline.dataset.metadata import Generation, MinedRecord, ShardFile, SourceRecord, add_counts
+from pipeline.dataset.shards import sort_files
+from pipeline.dataset.tables import read_seen_images
 from pipeline.errors import ConfigError
 from pipeline.mine_choice import Chooser, ChosenRound, Tally, fit_scales, write_eligible
 from pipeline.mine_rounds import (
@@ -39,10 +35,8 @@ from pipeline.mine_rounds import (
 )
 from pipeline.mine_worker import MineWorker
 from pipeline.mined_shards import replace_shards
-from pipeline.pack import read_seen_images
 from pipeline.runtimes import PreparedEncoder, prepare_encoder
 from pipeline.scorer import Scorer
-from pipeline.shards import sort_files
 from pipeline.sources import open_entry
 from pipeline.telemetry.progress import Progress
 

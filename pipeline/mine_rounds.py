@@ -14,13 +14,14 @@ import pyarrow.compute as pc
 from more_itertools import chunked
 from numpy.typing import NDArray
 
-from pipeline import manifest, storage
-from pipeline.commits import SourceRecord, TableRecord
+from pipeline import storage
+from pipeline.dataset import manifest
+from pipeline.dataset.metadata import SourceRecord, TableRecord
+from pipeline.dataset.schema import Partition
+from pipeline.dataset.shards import LEDGER_COLUMNS
 from pipeline.errors import InfinegError
 from pipeline.listing import take_partitions
 from pipeline.mine_worker import SCORED, EmbedTask, ScoreTask
-from pipeline.records import Partition
-from pipeline.shards import LEDGER_COLUMNS
 from pipeline.sources import Source
 
 # So many candidates a task: a second of work or more.

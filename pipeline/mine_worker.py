@@ -16,17 +16,18 @@ from more_itertools import chunked
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from pipeline import manifest, storage
-from pipeline.commits import TakenDown
+from pipeline import storage
 from pipeline.config import Config
+from pipeline.dataset import manifest
+from pipeline.dataset.metadata import TakenDown
+from pipeline.dataset.schema import Partition, Positioned, embedding_matrix, row_schema
+from pipeline.dataset.shards import LEDGER_COLUMNS
 from pipeline.embedding import Embedder, origin_of, read_rows
 from pipeline.encoders import crop_pixels
 from pipeline.fetch import changed_source, read_images, read_kept
 from pipeline.parts import SAMPLES_PER_PART
-from pipeline.records import Partition, Positioned, embedding_matrix, row_schema
 from pipeline.runtimes import PreparedEncoder
 from pipeline.scorer import OpenScorer, Scorer
-from pipeline.shards import LEDGER_COLUMNS
 from pipeline.sources import open_entry, read_partitions
 from pipeline.steps.decode import decode_batch
 

@@ -5,7 +5,6 @@ sidecar, `<stem>.g<generation>.parquet`; `inclusion_probability` in the tar's `<
 that of the generation that wrote it. A shard that holds a suspect is replaced by one without it.
 """
 
-import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
@@ -13,11 +12,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline import manifest
-from pipeline.commits import DatasetInfo, Generation, ShardFile, ShardRecord
-from pipeline.pack import take_number, write_table
-from pipeline.revise import read_shard
-from pipeline.shards import group_of, write_shard
+from pipeline.dataset import manifest
+from pipeline.dataset.metadata import DatasetInfo, Generation, ShardRecord
+from pipeline.dataset.shards import group_of, read_shard, write_shard
+from pipeline.dataset.tables import take_number, write_table
 
 
 class Change(NamedTuple):
@@ -71,12 +69,6 @@ def replace_shards(
             )
         else:
             yield shard
-
-
-def has_mined_sidecar(file: ShardFile) -> bool:
-    """Whether the probabilities of its samples have risen since its tar was written."""
-    stem = file.path.removesuffix(".tar")
-    return re.fullmatch(re.escape(stem) + r"\.g\d{6}\.parquet", file.sidecar_path) is not None
 
 
 def _without(

@@ -14,18 +14,19 @@ import pyarrow as pa
 from more_itertools import chunked, ilen, peekable
 from pydantic import BaseModel
 
-from pipeline import manifest, storage
-from pipeline.commits import Counts, PartRecord, TakenDown
+from pipeline import storage
 from pipeline.config import Config
+from pipeline.dataset import manifest
+from pipeline.dataset.embedding_cache import attach_embeddings, read_embeddings, write_embeddings
+from pipeline.dataset.keys import short_hash
+from pipeline.dataset.metadata import Counts, PartRecord, TakenDown
+from pipeline.dataset.schema import Partition, Positioned, row_schema
+from pipeline.dataset.shards import count_rows, output_groups, write_part
 from pipeline.embedding import Embedder
-from pipeline.embedding_cache import attach_embeddings, read_embeddings, write_embeddings
-from pipeline.keys import short_hash
-from pipeline.records import Partition, Positioned, row_schema
 from pipeline.reference import ReferenceBank, read_bank
 from pipeline.rejects import check_rejects
 from pipeline.rules import read_rule
 from pipeline.runtimes import PreparedEncoder
-from pipeline.shards import count_rows, output_groups, write_part
 from pipeline.sources import open_entry, read_partitions
 from pipeline.steps.score import score_batch
 from pipeline.steps.select import SelectionRule, select_batch

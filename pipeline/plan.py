@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.commits import ReferenceInfo, SourcePlan, strata_by_similarity
 from pipeline.config import Config, SourceEntry, fingerprint
+from pipeline.dataset.metadata import ReferenceInfo, SourcePlan, strata_by_similarity
 from pipeline.findings import Findings, read_pilot
 from pipeline.listing import Listing
 from pipeline.scale import Fit, fit_probabilities, probability_curve

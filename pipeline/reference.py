@@ -13,12 +13,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline import manifest, storage
-from pipeline.commits import ReferenceInfo
+from pipeline import storage
+from pipeline.dataset import manifest
+from pipeline.dataset.dedup import LookIndex, looks_of
+from pipeline.dataset.keys import sha256_hex, unit_hash
+from pipeline.dataset.metadata import ReferenceInfo
+from pipeline.dataset.schema import embedding_matrix
 from pipeline.errors import InfinegError
-from pipeline.keys import sha256_hex, unit_hash
-from pipeline.looks import LookIndex, looks_of
-from pipeline.records import embedding_matrix
 
 _PATH = "reference.parquet"
 _COLUMNS = ("content_hash", "perceptual_hash", "split", "embedding")

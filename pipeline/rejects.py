@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from pipeline.commits import Counts, add_counts
 from pipeline.config import SourceEntry
+from pipeline.dataset.metadata import Counts, add_counts
+from pipeline.dataset.schema import Partition, RejectReason
 from pipeline.errors import TooManyRejects
-from pipeline.records import Partition, RejectReason
 
 _MIN_READ_TO_STOP = 100
 # Rejects that tell of bad data. The others tell of labels, and do not stop a run.

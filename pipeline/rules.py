@@ -1,8 +1,8 @@
 """How candidates of a source are chosen, by what was committed before its first part."""
 
-from pipeline import manifest
-from pipeline.commits import ReferenceInfo, SourcePlan
 from pipeline.config import SelectionConfig
+from pipeline.dataset import manifest
+from pipeline.dataset.metadata import ReferenceInfo, SourcePlan
 from pipeline.steps.select import SelectionRule
 
 

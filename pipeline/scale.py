@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
-from pipeline.commits import ReferenceInfo
 from pipeline.config import Config, SourceEntry
+from pipeline.dataset.metadata import ReferenceInfo
 from pipeline.findings import Findings
 from pipeline.listing import Listing
 from pipeline.steps.select import inclusion_probability

@@ -2,9 +2,9 @@
 
 from rich.table import Table
 
-from pipeline.commits import Counts, Generation, SourcePlan
-from pipeline.records import SPLITS
-from pipeline.running import Running
+from pipeline.dataset.metadata import Counts, Generation, SourcePlan
+from pipeline.dataset.schema import SPLITS
+from pipeline.dataset.status import Running
 from pipeline.telemetry.progress import format_duration
 
 

@@ -2,15 +2,14 @@
 
 import pyarrow as pa
 
-from pipeline import manifest
-from pipeline.build.pack import commit
-from pipeline.commits import Generation, TakenDown
+from pipeline.dataset import manifest
+from pipeline.dataset.commit import commit
+from pipeline.dataset.lease import hold_lease
+from pipeline.dataset.metadata import Generation, TakenDown, is_taken_down
+from pipeline.dataset.revise import remove_replaced, revise
+from pipeline.dataset.schema import RejectReason
+from pipeline.dataset.shards import LEDGER_COLUMNS
 from pipeline.errors import ConfigError
-from pipeline.lease import hold_lease
-from pipeline.records import RejectReason
-from pipeline.revise import remove_replaced, revise
-from pipeline.shards import LEDGER_COLUMNS
-from pipeline.steps.refuse import is_taken_down
 
 
 def take_down(root: str, wanted: TakenDown, *, purge: bool = False) -> tuple[Generation, int]:

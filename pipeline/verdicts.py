@@ -15,14 +15,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import manifest, storage
-from pipeline.build.pack import commit
-from pipeline.commits import DatasetInfo, Generation
+from pipeline import storage
 from pipeline.config import SelectionConfig
+from pipeline.dataset import manifest
+from pipeline.dataset.commit import commit
+from pipeline.dataset.lease import hold_lease
+from pipeline.dataset.metadata import DatasetInfo, Generation
+from pipeline.dataset.revise import revise
+from pipeline.dataset.schema import RejectReason
 from pipeline.errors import ConfigError
-from pipeline.lease import hold_lease
-from pipeline.records import RejectReason
-from pipeline.revise import revise
 from pipeline.rules import read_rule
 from pipeline.steps.select import draw
 

@@ -6,16 +6,11 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from pipeline import manifest, storage
-from pipeline.commits import (
-    DatasetInfo,
-    Generation,
-    ShardFile,
-    ShardRecord,
-)
-from pipeline.duplicates import SeenImages
-from pipeline.mined_shards import has_mined_sidecar
-from pipeline.shards import JSON_COLUMNS, differences, group_of
+from pipeline import storage
+from pipeline.dataset import manifest
+from pipeline.dataset.dedup import SeenImages
+from pipeline.dataset.metadata import DatasetInfo, Generation, ShardFile, ShardRecord
+from pipeline.dataset.shards import JSON_COLUMNS, differences, group_of, has_mined_sidecar
 from pipeline.telemetry.progress import Progress
 from pipeline.verify_ledgers import Packed, Verification, verify_source
 

@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import manifest, storage
-from pipeline.commits import Counts, DatasetInfo, SourceRecord, TableRecord, add_counts
-from pipeline.keys import split_of, unit_hash
-from pipeline.pack import HASH_COLUMNS
-from pipeline.records import row_schema
-from pipeline.shards import count_rows, output_group
+from pipeline import storage
+from pipeline.dataset import manifest
+from pipeline.dataset.keys import split_of, unit_hash
+from pipeline.dataset.metadata import Counts, DatasetInfo, SourceRecord, TableRecord, add_counts
+from pipeline.dataset.schema import row_schema
+from pipeline.dataset.shards import count_rows, output_group
+from pipeline.dataset.tables import HASH_COLUMNS
 
 # Of a ledger, what is looked at row by row.
 _VERIFIED = [

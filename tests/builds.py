@@ -17,11 +17,12 @@ from corpus import odd_but_usable, unusable
 from pydantic import BaseModel
 
 import pipeline.build.driver
-from pipeline import manifest, storage
+from pipeline import storage
 from pipeline.build_config import BuildConfig
-from pipeline.commits import Generation
 from pipeline.config import Config
-from pipeline.records import RawSample
+from pipeline.dataset import manifest
+from pipeline.dataset.metadata import Generation
+from pipeline.dataset.schema import RawSample
 from pipeline.sources import open_source
 
 # Small, the same everywhere; its embeddings tell little, which these tests do not need.

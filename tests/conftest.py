@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from s3_server import S3Server, forget_clients, run_s3_server
 
-from pipeline.commits import Generation
 from pipeline.config import Config
+from pipeline.dataset.metadata import Generation
 
 if TYPE_CHECKING:
     from mined_world import World

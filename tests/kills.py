@@ -21,7 +21,8 @@ from typing import Protocol
 from commands import kill_session, session_processes, start_infineg
 from s3_server import S3Server
 
-from pipeline import manifest, storage
+from pipeline import storage
+from pipeline.dataset import manifest
 
 # Ray tells its driver of the death of a node at once; it gives up on its head after 60 s.
 _MAX_WAIT_FOR_END_S = 30

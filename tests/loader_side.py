@@ -104,7 +104,7 @@ def bare(data: Path, view: Callable[[bytes], Tensor], num_batches: int) -> dict[
 def ours(data: Path, kind: str, num_batches: int) -> Iterator[Tensor]:
     from train_dataset import read_train_rows
 
-    from pipeline import manifest
+    from pipeline.dataset import manifest
     from pipeline.encoders import Preprocessing
     from train.corrections import loss_terms
     from train.data import AugmentedImages, Batches

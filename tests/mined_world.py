@@ -13,12 +13,12 @@ import torch
 from builds import CATS, build_inline, config_of, copy_dataset, open_inline, squares, write_inputs
 
 import pipeline.mine
-from pipeline import manifest
-from pipeline.commits import Generation
 from pipeline.config import Config
+from pipeline.dataset import manifest
+from pipeline.dataset.metadata import Generation
+from pipeline.dataset.schema import embedding_matrix
 from pipeline.hardness import fold_of, log_probability
 from pipeline.mine import Mined, mine
-from pipeline.records import embedding_matrix
 from pipeline.scorer import OpenScorer, Scorer
 from train.config import TrainConfig
 from train.evaluate import evaluate_run

@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 from train_dataset import commit_dataset
 
-from pipeline.commits import Generation, ShardRecord
-from pipeline.images import Decoded, decode_image
-from pipeline.keys import make_key, sha256_hex
-from pipeline.records import ImageSettings, row_schema
-from pipeline.shards import output_group, write_shard
+from pipeline.dataset.images import Decoded, decode_image
+from pipeline.dataset.keys import make_key, sha256_hex
+from pipeline.dataset.metadata import Generation, ShardRecord
+from pipeline.dataset.schema import ImageSettings, row_schema
+from pipeline.dataset.shards import output_group, write_shard
 from pipeline.sources import open_source
 
 _PER_SHARD = 500

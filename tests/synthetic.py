@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline import manifest
 from pipeline.build.pack import cut_shards, pack_shard
-from pipeline.commits import (
+from pipeline.dataset import manifest
+from pipeline.dataset.dedup import SeenImages
+from pipeline.dataset.keys import make_key, split_of, unit_hash
+from pipeline.dataset.metadata import (
     Counts,
     DatasetInfo,
     Generation,
@@ -22,11 +24,9 @@ from pipeline.commits import (
     SourcePlan,
     SourceRecord,
 )
-from pipeline.duplicates import SeenImages
-from pipeline.keys import make_key, split_of, unit_hash
-from pipeline.pack import RoundTables, write_tables
-from pipeline.records import row_schema
-from pipeline.shards import sort_files, write_part
+from pipeline.dataset.schema import row_schema
+from pipeline.dataset.shards import sort_files, write_part
+from pipeline.dataset.tables import RoundTables, write_tables
 
 SOURCE = "stream"
 FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}

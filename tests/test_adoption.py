@@ -9,8 +9,8 @@ import torch
 from test_trainer import SHORT, interrupt_training, read_losses, write_run_config
 from train_dataset import add_generation, write_dataset
 
+from pipeline.dataset.manifest import read_info, write_info
 from pipeline.errors import ConfigError
-from pipeline.manifest import read_info, write_info
 from train import trainer
 from train.checkpoint import find_checkpoint
 from train.cli import main

@@ -14,11 +14,12 @@ from s3_server import S3Server
 from test_trainer import SHORT, interrupt_training, read_losses, run_training
 from train_dataset import ENCODER, read_train_rows, write_dataset
 
-from pipeline import manifest, storage
-from pipeline.commits import Generation, ShardRecord
+from pipeline import storage
+from pipeline.dataset import manifest
+from pipeline.dataset.manifest import read_generation, require_info, write_info
+from pipeline.dataset.metadata import Generation, ShardRecord
 from pipeline.encoders import load_encoder
 from pipeline.errors import BadShard, InfinegError
-from pipeline.manifest import read_generation, require_info, write_info
 from train import trainer
 from train.data import AugmentedImages, read_eval_batches
 from train.images import ShardImages

@@ -23,8 +23,8 @@ import torch
 from photo_shards import some_images, write_photo_shards
 from train_dataset import write_config
 
-from pipeline import manifest
 from pipeline.config import EncoderConfig
+from pipeline.dataset import manifest
 from pipeline.encoders import crop_pixels, encoder_identity, load_encoder
 from pipeline.runtimes import prepare_encoder
 from train.config import load_train_config

@@ -25,12 +25,12 @@ from synthetic import (
     write_parts,
 )
 
-from pipeline import manifest
 from pipeline.build.reading import Planned, iterate_spans
-from pipeline.commits import Generation, PartRecord, ShardRecord
-from pipeline.duplicates import SeenImages
+from pipeline.dataset import manifest
+from pipeline.dataset.dedup import SeenImages
+from pipeline.dataset.metadata import Generation, PartRecord, ShardRecord
+from pipeline.dataset.status import read_running
 from pipeline.listing import survey
-from pipeline.running import read_running
 from pipeline.sources import open_source
 from pipeline.verify import verify_dataset
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from builds import build_inline, config_of, squares
 
-from pipeline import manifest
+from pipeline.dataset import manifest
 
 SOURCES = {
     "finite": squares(num_pictures=1500, per_partition=50),

@@ -18,10 +18,11 @@ from builds import (
 from conftest import Built
 from corpus import odd_but_usable, unusable
 
-from pipeline import manifest, storage
-from pipeline.commits import add_counts
-from pipeline.keys import unit_hash
-from pipeline.shards import count_rows
+from pipeline import storage
+from pipeline.dataset import manifest
+from pipeline.dataset.keys import unit_hash
+from pipeline.dataset.metadata import add_counts
+from pipeline.dataset.shards import count_rows
 from pipeline.verify import verify_dataset
 
 

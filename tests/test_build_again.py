@@ -15,9 +15,9 @@ from builds import (
 from commands import run_infineg
 from conftest import Built
 
-from pipeline import manifest
 from pipeline.build.driver import build
-from pipeline.commits import add_counts
+from pipeline.dataset import manifest
+from pipeline.dataset.metadata import add_counts
 from pipeline.errors import ConfigError
 from pipeline.verify import verify_dataset
 

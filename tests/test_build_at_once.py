@@ -9,9 +9,10 @@ from builds import build_inline, config_of, file_hashes, write_config
 from commands import kill_session, run_infineg, start_infineg, wait_until
 from conftest import Built
 
-from pipeline import manifest, storage
+from pipeline import storage
 from pipeline.config import Config
-from pipeline.lease import lease_uri
+from pipeline.dataset import manifest
+from pipeline.dataset.lease import lease_uri
 from train.cli import main
 from train.config import load_train_config
 from train.trainer import train

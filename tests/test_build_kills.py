@@ -27,9 +27,10 @@ from kills import (
 )
 from s3_server import S3Server
 
-from pipeline import manifest, storage
-from pipeline.commits import PartRecord
-from pipeline.lease import lease_uri
+from pipeline import storage
+from pipeline.dataset import manifest
+from pipeline.dataset.lease import lease_uri
+from pipeline.dataset.metadata import PartRecord
 from pipeline.verify import verify_dataset
 
 SECTIONS = {"output": {"candidates_per_round": 600}}

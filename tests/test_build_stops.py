@@ -14,7 +14,7 @@ from builds import (
 )
 from commands import run_infineg
 
-from pipeline import manifest
+from pipeline.dataset import manifest
 from pipeline.verify import verify_dataset
 
 BUGGY_SOURCE = """

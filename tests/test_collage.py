@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import simplejpeg
 
+from pipeline.dataset.schema import LabelState, Partition, RawSample
 from pipeline.drawing import Dice
 from pipeline.errors import ConfigError
-from pipeline.records import LabelState, Partition, RawSample
 from pipeline.sources import Source, open_source
 from pipeline.sources.generated import collage
 from pipeline.sources.generated.collage.layouts import Hand, shuffle_pieces

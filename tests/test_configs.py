@@ -24,10 +24,10 @@ from stand_ins import (
 )
 from typer.testing import CliRunner
 
-from pipeline import manifest
 from pipeline.cli import app
-from pipeline.commits import Generation
 from pipeline.config import Config, load_config
+from pipeline.dataset import manifest
+from pipeline.dataset.metadata import Generation
 from pipeline.verify import verify_dataset
 from train.config import load_train_config
 

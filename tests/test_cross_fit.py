@@ -6,7 +6,7 @@ import pytest
 import torch
 from train_dataset import write_config, write_dataset
 
-from pipeline import manifest
+from pipeline.dataset import manifest
 from pipeline.hardness import fold_of
 from train import cross_fit
 from train.config import load_train_config

@@ -21,8 +21,8 @@ from corpus import (
 from PIL import Image
 
 from pipeline.config import OutputConfig
-from pipeline.images import Decoded, decode_image, perceptual_hash
-from pipeline.records import READ_COLUMNS, ImageSettings, row_schema
+from pipeline.dataset.images import Decoded, decode_image, perceptual_hash
+from pipeline.dataset.schema import READ_COLUMNS, ImageSettings, row_schema
 from pipeline.steps.decode import ADDS, READS, decode_batch
 
 OUTPUT = OutputConfig(path="unused").image_settings

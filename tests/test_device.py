@@ -26,7 +26,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def images_of(root: str, strength: Strength) -> AugmentedImages:
-    from pipeline import manifest
+    from pipeline.dataset import manifest
 
     rows = read_train_rows(root, manifest.read_generation(root), ["cat"])
     preprocessing = load_encoder(ENCODER).preprocessing

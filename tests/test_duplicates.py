@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.duplicates import SeenImages
+from pipeline.dataset.dedup import SeenImages
 
 TELLING = 0x0F0F_3C3C_5A5A_9669
 

@@ -10,8 +10,8 @@ from sklearn.metrics import roc_auc_score
 from test_trainer import FINETUNE, SHORT, run_training
 from train_dataset import EVAL_PROBABILITY, write_dataset
 
+from pipeline.dataset.manifest import read_generation
 from pipeline.errors import ConfigError
-from pipeline.manifest import read_generation
 from train.data import read_eval_batches
 from train.early_stopping import EarlyStopping, Watch
 from train.evaluate import evaluate_run

@@ -10,8 +10,8 @@ import torch
 from test_trainer import SHORT, read_losses, run_training
 from train_dataset import read_train_rows, write_dataset
 
+from pipeline.dataset.manifest import read_generation
 from pipeline.errors import BadShard
-from pipeline.manifest import read_generation
 from pipeline.storage import LocalCache
 from train import embeddings
 from train.embeddings import MappedEmbeddings

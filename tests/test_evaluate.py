@@ -12,8 +12,8 @@ import pytest
 from train_dataset import EVAL_PROBABILITY
 from trained_run import write_run
 
-from pipeline import manifest
-from pipeline.commits import ReferenceInfo
+from pipeline.dataset import manifest
+from pipeline.dataset.metadata import ReferenceInfo
 from pipeline.errors import ConfigError
 from train import evaluate
 from train.evaluate import evaluate_run

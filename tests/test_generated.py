@@ -15,8 +15,8 @@ import pytest
 import simplejpeg
 from numpy.typing import NDArray
 
+from pipeline.dataset.schema import RawSample
 from pipeline.errors import ConfigError
-from pipeline.records import RawSample
 from pipeline.sources import Source, generated, open_source
 from pipeline.sources.generated import picture_rng, squares
 

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.config import EncoderConfig
+from pipeline.dataset.schema import RawSample
 from pipeline.encoders import Encoder, crop_any_image, load_encoder
-from pipeline.records import RawSample
 from pipeline.runtimes import Runtime, TorchRuntime, prepare_encoder
 from pipeline.sources import generated, load_source_module, open_source
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.records import RawSample
+from pipeline.dataset.schema import RawSample
 from pipeline.sources import generated, load_source_module, open_source
 from pipeline.sources.generated import PictureParams, Pixels, picture_rng
 

@@ -21,9 +21,10 @@ from synthetic import (
     write_parts,
 )
 
-from pipeline import manifest, storage
-from pipeline.duplicates import SeenImages
-from pipeline.running import read_running
+from pipeline import storage
+from pipeline.dataset import manifest
+from pipeline.dataset.dedup import SeenImages
+from pipeline.dataset.status import read_running
 from pipeline.verify import verify_dataset
 
 

@@ -17,9 +17,9 @@ import pytest
 import yaml
 from builds import build_inline, config_of, folder_entry
 
-from pipeline import manifest
-from pipeline.commits import Generation, TakenDown
 from pipeline.config import Config
+from pipeline.dataset import manifest
+from pipeline.dataset.metadata import Generation, TakenDown
 from pipeline.takedown import take_down
 from train.config import load_train_config
 from train.evaluate import evaluate_run

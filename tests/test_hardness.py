@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline.dataset.keys import sha256_hex, unit_hash
 from pipeline.hardness import (
     Eligible,
     decide,
@@ -16,7 +17,6 @@ from pipeline.hardness import (
     log_probability,
     mined_probability,
 )
-from pipeline.keys import sha256_hex, unit_hash
 
 NO_GUARD = -np.inf
 

@@ -20,7 +20,7 @@ from builds import folder_entry
 from commands import run_infineg
 from launching import ALL, VOLUME, Recorder, launch_named, launched, put_recorder, write_config
 
-from pipeline import manifest
+from pipeline.dataset import manifest
 from pipeline.errors import ConfigError
 from train.cli import main
 

@@ -17,9 +17,8 @@ from typing import Any
 import pytest
 
 from pipeline import storage
+from pipeline.dataset.lease import Lease, ProcessId, hold_lease, lease_uri, this_process
 from pipeline.errors import InfinegError
-from pipeline.lease import Lease, hold_lease, lease_uri
-from pipeline.process import ProcessId, this_process
 
 # Says when it holds the lease, and after a line on its input, if it still does.
 HOLDER = """

@@ -23,11 +23,12 @@ from mined_world import (
 )
 
 import pipeline.mine_pass
-from pipeline import manifest, storage
+from pipeline import storage
+from pipeline.dataset import manifest
+from pipeline.dataset.keys import unit_hash
+from pipeline.dataset.schema import embedding_matrix
 from pipeline.hardness import log_probability
-from pipeline.keys import unit_hash
 from pipeline.mine_worker import MineWorker
-from pipeline.records import embedding_matrix
 from pipeline.verify import verify_dataset
 from train.mine import prepare_scorer
 from train.model import load_model, read_model_info, write_model_info

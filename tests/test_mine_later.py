@@ -22,11 +22,12 @@ from mined_world import (
     world_config,
 )
 
-from pipeline import manifest, storage
+from pipeline import storage
 from pipeline.build_config import BuildConfig
-from pipeline.commits import ShardRecord, TakenDown
+from pipeline.dataset import manifest
+from pipeline.dataset.keys import unit_hash
+from pipeline.dataset.metadata import ShardRecord, TakenDown
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.keys import unit_hash
 from pipeline.mine import mine
 from pipeline.sources import image_folder
 from pipeline.takedown import take_down

@@ -21,9 +21,9 @@ import torch
 from builds import build_inline
 from test_mine_photos import config_at
 
-from pipeline import manifest
+from pipeline.dataset import manifest
+from pipeline.dataset.keys import unit_hash
 from pipeline.hardness import Eligible, decide, fit_log_scale, fold_of, log_probability
-from pipeline.keys import unit_hash
 from train.calibrate import fit_platt
 from train.losses import cross_entropy, importance_weights
 from train.metrics import threshold_at_tpr

@@ -9,8 +9,8 @@ import torch
 from test_trainer import SHORT, run_training, write_run_config
 from train_dataset import read_train_rows, write_config, write_dataset
 
+from pipeline.dataset.manifest import read_generation
 from pipeline.errors import ConfigError
-from pipeline.manifest import read_generation
 from train import trainer
 from train.config import load_train_config
 from train.corrections import loss_terms

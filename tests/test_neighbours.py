@@ -5,9 +5,9 @@ import pyarrow as pa
 import pytest
 from train_dataset import write_dataset
 
-from pipeline import manifest
-from pipeline.commits import Generation
-from pipeline.records import embedding_matrix
+from pipeline.dataset import manifest
+from pipeline.dataset.metadata import Generation
+from pipeline.dataset.schema import embedding_matrix
 from train.report.neighbours import find_neighbours
 
 

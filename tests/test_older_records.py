@@ -8,8 +8,8 @@ import pytest
 from builds import build_inline, config_of, copy_dataset
 from conftest import Built
 
-from pipeline import manifest
 from pipeline.build.changes import find_changes
+from pipeline.dataset import manifest
 from pipeline.errors import InfinegError
 
 CASCADE = {"intercept": 0.1, "slope": 0.9, "expected_recall": 1.0, "expected_full_share": 0.1}

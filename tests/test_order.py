@@ -9,8 +9,8 @@ import pytest
 import torch
 from train_dataset import ENCODER, read_train_rows, write_config, write_dataset
 
+from pipeline.dataset.manifest import read_generation
 from pipeline.encoders import load_encoder
-from pipeline.manifest import read_generation
 from train.config import load_train_config
 from train.corrections import loss_terms
 from train.data import AugmentedImages, Batches

@@ -12,7 +12,7 @@ import torch
 from test_trainer import SHORT, read_losses, run_training, write_run_config
 from train_dataset import add_generation, write_dataset
 
-from pipeline.manifest import read_generation
+from pipeline.dataset.manifest import read_generation
 from train.model import read_model_info
 
 SECTION: dict[str, Any] = SHORT | {

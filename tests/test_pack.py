@@ -11,13 +11,14 @@ import pytest
 from builds import build_inline, config_of, file_hashes, squares
 from conftest import Built
 
-from pipeline import manifest, storage
+from pipeline import storage
 from pipeline.build.pack import ShardTask, cut_shards, pack_shard
-from pipeline.commits import Counts, PartRecord
-from pipeline.duplicates import SeenImages
-from pipeline.pack import PartRows, RoundTables, write_tables
-from pipeline.records import row_schema
-from pipeline.shards import write_part, write_shard
+from pipeline.dataset import manifest
+from pipeline.dataset.dedup import SeenImages
+from pipeline.dataset.metadata import Counts, PartRecord
+from pipeline.dataset.schema import row_schema
+from pipeline.dataset.shards import write_part, write_shard
+from pipeline.dataset.tables import PartRows, RoundTables, write_tables
 
 GROUP, OTHER = "shards/train/a", "shards/val/a"
 

@@ -11,13 +11,14 @@ import pytest
 from builds import config_of, first_samples, folder_entry, squares
 from conftest import Built
 
-from pipeline import manifest, storage
+from pipeline import storage
 from pipeline.build.changes import begin_dataset
-from pipeline.commits import Counts, PartRecord, TakenDown
 from pipeline.config import Config
+from pipeline.dataset import manifest
+from pipeline.dataset.metadata import Counts, PartRecord, TakenDown
+from pipeline.dataset.schema import Partition
 from pipeline.errors import TooManyRejects
 from pipeline.parts import SAMPLES_PER_PART, SpanTask, SpanWorker
-from pipeline.records import Partition
 from pipeline.runtimes import prepare_encoder
 from pipeline.sources import open_source
 

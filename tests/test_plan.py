@@ -13,15 +13,15 @@ import pytest
 from builds import build_inline, config_of, first_samples, folder_entry, squares
 from corpus import write_tar
 
-from pipeline import manifest
 from pipeline.build.reading import Planned, iterate_spans
-from pipeline.commits import ReferenceInfo, strata_by_similarity
 from pipeline.config import Config, SelectionConfig, SourceEntry
+from pipeline.dataset import manifest
+from pipeline.dataset.metadata import ReferenceInfo, strata_by_similarity
+from pipeline.dataset.schema import Partition, RawSample
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.findings import pilot_sample
 from pipeline.listing import pilot_size, survey, take_partitions
 from pipeline.plan import make_plan
-from pipeline.records import Partition, RawSample
 from pipeline.scale import fit_scale
 
 REFERENCE = ReferenceInfo(

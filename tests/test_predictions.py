@@ -1,7 +1,7 @@
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.commits import ReferenceInfo
+from pipeline.dataset.metadata import ReferenceInfo
 from train.predictions import assign_strata
 
 

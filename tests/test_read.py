@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.records import READ_COLUMNS, RawSample, RejectReason
+from pipeline.dataset.schema import READ_COLUMNS, RawSample, RejectReason
 from pipeline.steps.read import Origin, Positioned, read_batch
 
 ORIGIN = Origin(

@@ -18,7 +18,7 @@ import webdataset
 from builds import sidecar_rows
 from conftest import Built
 
-from pipeline import manifest
+from pipeline.dataset import manifest
 
 # webdataset leaves its files to the garbage collector, and timm and Ray their readers to it.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")

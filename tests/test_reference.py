@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from pipeline import manifest
+from pipeline.dataset import manifest
 from pipeline.errors import InfinegError
 from pipeline.reference import KnownPositives, ReferenceBank, read_bank, write_reference
 from pipeline.steps.score import score_batch

@@ -8,8 +8,8 @@ import pytest
 from builds import CATS, build_inline, config_of, file_hashes, folder_entry
 from conftest import Built
 
-from pipeline import manifest
 from pipeline.config import Config
+from pipeline.dataset import manifest
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.steps import embed
 from pipeline.verify import verify_dataset

@@ -14,10 +14,11 @@ from builds import copy_dataset
 from commands import run_infineg, start_infineg, wait_until
 from review_server import NUM_SUSPECTS, Served, serve_review
 
-from pipeline import manifest, storage
-from pipeline.commits import TakenDown
+from pipeline import storage
+from pipeline.dataset import manifest
+from pipeline.dataset.lease import hold_lease
+from pipeline.dataset.metadata import TakenDown
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.lease import hold_lease
 from pipeline.review import desk as desk_module
 from pipeline.review.desk import Desk
 from pipeline.review.saved import SavedVerdicts

@@ -22,7 +22,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
-from pipeline import manifest
+from pipeline.dataset import manifest
 from pipeline.verify import verify_dataset
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")

@@ -8,8 +8,9 @@ from builds import build_inline, config_of, copy_dataset, file_hashes, folder_en
 from commands import run_infineg
 from conftest import Built
 
-from pipeline import manifest, storage
-from pipeline.commits import Generation, TakenDown
+from pipeline import storage
+from pipeline.dataset import manifest
+from pipeline.dataset.metadata import Generation, TakenDown
 from pipeline.errors import ConfigError
 from pipeline.takedown import take_down
 from pipeline.verdicts import Verdict, apply_verdicts, read_verdicts

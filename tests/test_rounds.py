@@ -17,9 +17,9 @@ from builds import (
 from commands import kill_session, start_infineg, wait_until
 from s3_server import S3Server
 
-from pipeline import manifest
-from pipeline.commits import Generation
 from pipeline.config import Config
+from pipeline.dataset import manifest
+from pipeline.dataset.metadata import Generation
 from pipeline.errors import ConfigError
 from pipeline.verify import verify_dataset
 

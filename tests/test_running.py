@@ -13,13 +13,13 @@ from builds import InlineCluster, build_inline, config_of, squares
 from typer.testing import CliRunner
 
 import pipeline.build.driver
-from pipeline import lease, storage
+from pipeline import storage
 from pipeline.build_config import BuildConfig
 from pipeline.cli import app
 from pipeline.config import Config
-from pipeline.lease import LeaseRecord, lease_uri
-from pipeline.process import ProcessId
-from pipeline.running import Running, read_running
+from pipeline.dataset import lease
+from pipeline.dataset.lease import LeaseRecord, ProcessId, lease_uri
+from pipeline.dataset.status import Running, read_running
 
 SOURCES = [squares(num_pictures=1600, per_partition=400), squares("more", num_pictures=40, seed=1)]
 
@@ -139,7 +139,7 @@ def test_build_waits_for_the_lease_as_long_as_it_is_told(
             if len(waits) == 2:
                 held.release()
 
-        monkeypatch.setattr("pipeline.lease.time.sleep", sleep)
+        monkeypatch.setattr("pipeline.dataset.lease.time.sleep", sleep)
         with pytest.raises(lease.Held, match="is being built by"), lease.hold_lease(str(tmp_path)):
             pass
         assert waits == [], "without a wait it refuses at once"

@@ -6,9 +6,9 @@ from numpy.typing import NDArray
 from test_plan import ENTRY, REFERENCE, config_with, pilot_of
 
 from pipeline.config import Config
+from pipeline.dataset.schema import Partition
 from pipeline.findings import Findings, read_pilot
 from pipeline.listing import Listing, pilot_size
-from pipeline.records import Partition
 from pipeline.scale import fit_probabilities, pilot_needed, probability_curve
 from pipeline.steps.select import inclusion_probability
 

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.keys import unit_hash
-from pipeline.looks import LookIndex
+from pipeline.dataset.dedup import LookIndex
+from pipeline.dataset.keys import unit_hash
 from pipeline.reference import KnownPositives
 from pipeline.scale import fit_scale
 from pipeline.steps.select import ADDS, READS, SelectionRule, select_batch

@@ -15,8 +15,8 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from pipeline.dataset.schema import RawSample
 from pipeline.errors import ConfigError
-from pipeline.records import RawSample
 from pipeline.sources import Source, open_source
 from pipeline.sources.generated import picture_rng, shapes
 

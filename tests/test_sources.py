@@ -11,8 +11,8 @@ import pytest
 from pydantic import BaseModel
 
 from pipeline.config import OutputConfig
+from pipeline.dataset.schema import Partition, RawSample
 from pipeline.errors import ConfigError
-from pipeline.records import Partition, RawSample
 from pipeline.sources import Source, load_source_module, open_source, source_kinds
 from pipeline.steps.decode import Decoded, decode_image
 

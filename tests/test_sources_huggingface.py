@@ -14,8 +14,8 @@ from corpus import encode, quadrants, write_tar
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from fsspec import filesystem
 
+from pipeline.dataset.schema import RawSample
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.records import RawSample
 from pipeline.sources import open_source
 from pipeline.sources.huggingface import Params, Source
 

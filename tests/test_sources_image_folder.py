@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 from corpus import encode, quadrants
 
+from pipeline.dataset.schema import RawSample
 from pipeline.errors import ConfigError
 from pipeline.formats import tars
-from pipeline.records import RawSample
 from pipeline.sources.image_folder import Params, Source
 
 

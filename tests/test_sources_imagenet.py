@@ -17,10 +17,10 @@ from corpus import encode, quadrants, write_tar
 from flaky_server import run_flaky_server
 from fsspec import filesystem
 
+from pipeline.dataset.images import Decoded, decode_image
+from pipeline.dataset.schema import ImageSettings, RawSample
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.formats import tars
-from pipeline.images import Decoded, decode_image
-from pipeline.records import ImageSettings, RawSample
 from pipeline.sources import open_source
 from pipeline.sources.imagenet import Params, Source
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from corpus import encode, quadrants, write_tar
 
+from pipeline.dataset.schema import RawSample
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.formats import lookups
-from pipeline.records import RawSample
 from pipeline.sources import open_source
 from pipeline.sources.open_images import Params, Source
 

@@ -12,9 +12,9 @@ import pytest
 from corpus import encode, quadrants
 from fsspec import filesystem
 
+from pipeline.dataset.schema import RawSample
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.formats import tars
-from pipeline.records import RawSample
 from pipeline.sources import open_source
 from pipeline.sources.parquet import Params, Source
 
@@ -297,7 +297,7 @@ def test_of_very_many_files_none_is_opened_before_it_is_read() -> None:
 
 
 def test_whole_file_is_a_partition_too(tmp_path: Path) -> None:
-    from pipeline.records import Partition
+    from pipeline.dataset.schema import Partition
 
     path = str(write_hub(tmp_path / "a.parquet", 5))
     samples = list(Source(Params(urls=(path,))).read(Partition(path, [path, 0, None])))

@@ -12,11 +12,11 @@ import pytest
 import webdataset
 from corpus import encode, quadrants, write_tar
 
+from pipeline.dataset.images import decode_image
+from pipeline.dataset.schema import ImageSettings, RawSample
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.formats import tars
 from pipeline.formats.patterns import expand_braces
-from pipeline.images import decode_image
-from pipeline.records import ImageSettings, RawSample
 from pipeline.sources import open_source
 from pipeline.sources.webdataset import Params, Source
 

@@ -17,8 +17,8 @@ from test_trainer import (
 )
 from train_dataset import write_dataset
 
+from pipeline.dataset.manifest import read_generation, require_info
 from pipeline.errors import ConfigError
-from pipeline.manifest import read_generation, require_info
 from train.config import load_train_config
 from train.distributed import World, join_world
 from train.job import Job, open_stream, prepare_job

@@ -15,9 +15,9 @@ from stand_ins import CAT_WNIDS, TIGER_WNID, drawings, things, write_folder
 
 import pipeline.build.driver
 import pipeline.mine
-from pipeline import manifest
+from pipeline.dataset import manifest
+from pipeline.dataset.keys import split_of
 from pipeline.errors import ConfigError
-from pipeline.keys import split_of
 from study import running
 from study.baselines import BASELINES, Material
 from study.datasets import Choice, DataSets

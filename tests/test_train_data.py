@@ -5,10 +5,10 @@ import pytest
 import torch
 from train_dataset import ENCODER, EVAL_PROBABILITY, NEGATIVES, read_train_rows, write_dataset
 
-from pipeline.commits import Generation
+from pipeline.dataset.manifest import read_sidecar
+from pipeline.dataset.metadata import Generation
 from pipeline.encoders import load_encoder
 from pipeline.errors import InfinegError
-from pipeline.manifest import read_sidecar
 from train.corrections import LossTerms, loss_terms
 from train.data import (
     AugmentedImages,

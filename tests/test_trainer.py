@@ -12,8 +12,8 @@ import torch
 import yaml
 from train_dataset import write_config, write_dataset
 
+from pipeline.dataset.manifest import read_generation, require_info
 from pipeline.errors import ConfigError
-from pipeline.manifest import read_generation, require_info
 from train import trainer
 from train.config import load_train_config
 from train.data import read_eval_batches

@@ -9,8 +9,9 @@ import pytest
 from builds import copy_dataset
 from conftest import Built
 
-from pipeline import manifest, storage
-from pipeline.commits import Generation, ShardRecord
+from pipeline import storage
+from pipeline.dataset import manifest
+from pipeline.dataset.metadata import Generation, ShardRecord
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.verify import verify_dataset
 

@@ -10,8 +10,8 @@ import torch
 from test_trainer import SHORT, run_training, write_run_config
 from train_dataset import ENCODER, read_train_rows, write_dataset
 
+from pipeline.dataset.manifest import read_generation, require_info
 from pipeline.encoders import decode_rgb, encoder_identity, load_encoder
-from pipeline.manifest import read_generation, require_info
 from train import views
 from train.augment import augment
 from train.config import load_train_config

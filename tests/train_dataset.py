@@ -17,13 +17,13 @@ import simplejpeg
 import yaml
 from numpy.typing import NDArray
 
-from pipeline import manifest
-from pipeline.commits import Counts, DatasetInfo, Generation, ShardRecord, SourceRecord
 from pipeline.config import EncoderConfig
+from pipeline.dataset import manifest
+from pipeline.dataset.keys import make_key, sha256_hex
+from pipeline.dataset.metadata import Counts, DatasetInfo, Generation, ShardRecord, SourceRecord
+from pipeline.dataset.schema import Split, Stratum, row_schema
+from pipeline.dataset.shards import output_group, write_shard
 from pipeline.encoders import encoder_identity, load_encoder
-from pipeline.keys import make_key, sha256_hex
-from pipeline.records import Split, Stratum, row_schema
-from pipeline.shards import output_group, write_shard
 from train.distributed import World
 from train.order import Segment
 from train.rows import TrainRows

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from train_dataset import ENCODER, write_config, write_dataset
 
-from pipeline import manifest
+from pipeline.dataset import manifest
 from pipeline.encoders import load_encoder
 from train.data import read_eval_batches
 from train.model import ModelInfo, build_detector, save_model

@@ -5,8 +5,8 @@ import shutil
 
 import torch
 
-from pipeline.commits import DatasetInfo
 from pipeline.config import Config
+from pipeline.dataset.metadata import DatasetInfo
 from pipeline.encoders import Encoder, encoder_identity
 from pipeline.errors import ConfigError
 from train.config import TrainConfig

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline import manifest
-from pipeline.commits import DatasetInfo
 from pipeline.config import Config
+from pipeline.dataset import manifest
+from pipeline.dataset.metadata import DatasetInfo
 from pipeline.hardness import fold_of
 from pipeline.telemetry.progress import Progress
 from train.config import TrainConfig

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import manifest
-from pipeline.commits import Generation
+from pipeline.dataset import manifest
+from pipeline.dataset.metadata import Generation
+from pipeline.dataset.schema import Split
 from pipeline.encoders import Preprocessing, crop_decoded
-from pipeline.records import Split
 from train.augment import Strength, as_uint8, augment
 from train.corrections import LossTerms
 from train.embeddings import MappedEmbeddings

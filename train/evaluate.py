@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from pipeline import manifest, storage
-from pipeline.commits import Generation
+from pipeline import storage
+from pipeline.dataset import manifest
+from pipeline.dataset.metadata import Generation
+from pipeline.dataset.schema import Split
 from pipeline.errors import InfinegError
-from pipeline.records import Split
 from train.calibrate import calibrate_target
 from train.config import load_train_config
 from train.data import read_eval_batches

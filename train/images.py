@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.commits import ShardRecord
+from pipeline.dataset.metadata import ShardRecord
 from pipeline.encoders import Preprocessing, crop_decoded, decode_rgb
 from pipeline.errors import BadShard
 

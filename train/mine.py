@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from rich.table import Table
 from torch import Tensor, nn
 
-from pipeline import manifest
 from pipeline.config import Config
+from pipeline.dataset import manifest
 from pipeline.errors import ConfigError
 from pipeline.mine import Mined, Tally, mine
 from pipeline.scorer import Scorer, make_scorer

@@ -15,9 +15,9 @@ import torch
 from scipy.special import expit
 from torch import Tensor
 
+from pipeline.dataset.images import UnusableImage
 from pipeline.encoders import crop_any_image
 from pipeline.errors import ConfigError
-from pipeline.images import UnusableImage
 from train.model import TargetCalibration, load_model
 from train.probability import calibrated_logits, conformal_p_value
 

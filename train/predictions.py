@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import storage
-from pipeline.commits import ReferenceInfo, strata_by_similarity
-from pipeline.records import Split, Stratum
+from pipeline.dataset.metadata import ReferenceInfo, strata_by_similarity
+from pipeline.dataset.schema import Split, Stratum
 from train.metrics import Bools, Floats
 
 _STRATA: tuple[Stratum, ...] = ("near", "mid", "far", "generated")

@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import manifest, storage
-from pipeline.commits import ShardRecord
+from pipeline import storage
+from pipeline.dataset import manifest
+from pipeline.dataset.metadata import ShardRecord
 from pipeline.errors import BadShard, InfinegError
 from train.images import bad_shard
 

@@ -9,9 +9,10 @@ from typing import Any, Literal
 import torch
 import yaml
 
-from pipeline import manifest, storage
-from pipeline.commits import DatasetInfo, Generation
+from pipeline import storage
 from pipeline.config import Config
+from pipeline.dataset import manifest
+from pipeline.dataset.metadata import DatasetInfo, Generation
 from pipeline.errors import ConfigError
 from pipeline.overrides import drop_removed
 from train.checkpoint import Checkpoint, find_checkpoint

@@ -14,8 +14,8 @@ from pydantic import BaseModel, JsonValue
 from torch.utils.tensorboard import SummaryWriter
 
 from pipeline import storage
+from pipeline.dataset.keys import sha256_hex
 from pipeline.errors import ConfigError
-from pipeline.keys import sha256_hex
 from pipeline.telemetry.metrics import Metrics
 from pipeline.telemetry.progress import Progress
 

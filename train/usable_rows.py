@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 
 from pipeline import storage
-from pipeline.commits import Generation, ShardRecord
+from pipeline.dataset.metadata import Generation, ShardRecord
 from pipeline.errors import BadShard
 from train.distributed import World
 from train.images import ShardImages

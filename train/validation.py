@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import manifest, storage
+from pipeline import storage
+from pipeline.dataset import manifest
 from pipeline.errors import ConfigError
 from train.config import Mode
 from train.data import read_eval_batches

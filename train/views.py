@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.commits import ShardRecord
+from pipeline.dataset.keys import sha256_hex
+from pipeline.dataset.metadata import ShardRecord
 from pipeline.encoders import Encoder
-from pipeline.keys import sha256_hex
 from pipeline.telemetry.progress import Progress
 from train.augment import Strength, augment
 from train.distributed import World

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import manifest, storage
-from pipeline.commits import DatasetInfo, Generation, SourceRecord
+from pipeline import storage
 from pipeline.config import Config, SourceEntry, fingerprint
+from pipeline.dataset import manifest
+from pipeline.dataset.metadata import DatasetInfo, Generation, SourceRecord
 from pipeline.errors import ConfigError
 
 

@@ -17,20 +17,22 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
-from pipeline import manifest, storage
+from pipeline import storage
 from pipeline.actors import share_encoder
 from pipeline.build.changes import begin_dataset, find_changes, finished_generation
-from pipeline.build.pack import commit, complete, pack_generation, without_sources
+from pipeline.build.pack import pack_generation, without_sources
 from pipeline.build.pilot import plan_sources
 from pipeline.build.reading import Planned, Reading, extend_plans
 from pipeline.build.watch import BuildWatch, watch_build
 from pipeline.cluster import Cluster, open_cluster
-from pipeline.commits import Generation, PartRecord, SourcePlan
 from pipeline.config import Config, SourceEntry
-from pipeline.duplicates import SeenImages
-from pipeline.embedding_cache import EmbeddingsInfo, require_info, write_info
-from pipeline.lease import Lease, hold_lease
-from pipeline.pack import read_seen_images
+from pipeline.dataset import manifest
+from pipeline.dataset.commit import commit, complete
+from pipeline.dataset.dedup import SeenImages
+from pipeline.dataset.embedding_cache import EmbeddingsInfo, require_info, write_info
+from pipeline.dataset.lease import Lease, hold_lease
+from pipeline.dataset.metadata import Generation, PartRecord, SourcePlan
+from pipeline.dataset.tables import read_seen_images
 from pipeline.parts import SpanTask, SpanWorker
 from pipeline.runtimes import prepare_encoder
 from pipeline.telemetry.metrics import BUILD_METRICS, serve_metrics

@@ -9,12 +9,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from more_itertools import ilen
 
-from pipeline import manifest, storage
+from pipeline import storage
 from pipeline.build.changes import committed_sources
 from pipeline.build.reading import Planned
 from pipeline.cluster import Cluster
-from pipeline.commits import ReferenceInfo, SourcePlan
 from pipeline.config import Config, SourceEntry, fingerprint
+from pipeline.dataset import manifest
+from pipeline.dataset.metadata import ReferenceInfo, SourcePlan
 from pipeline.errors import InfinegError
 from pipeline.findings import pilot_sample, read_pilot
 from pipeline.listing import (

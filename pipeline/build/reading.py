@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 from more_itertools import chunked
 
-from pipeline import manifest
-from pipeline.commits import SourcePlan
 from pipeline.config import Config, SourceEntry
+from pipeline.dataset import manifest
+from pipeline.dataset.metadata import SourcePlan
+from pipeline.dataset.schema import Partition
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.listing import refuse_changed_listing, take_partitions
 from pipeline.parts import SpanTask
-from pipeline.records import Partition
 from pipeline.sources import Source
 from pipeline.telemetry.progress import Progress
 

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 
-from pipeline.commits import PartRecord
+from pipeline.dataset.metadata import PartRecord
 from pipeline.parts import SpanTask
 from pipeline.telemetry.metrics import Metrics
 

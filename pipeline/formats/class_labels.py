@@ -11,8 +11,8 @@ from typing import Annotated, Literal, NamedTuple, Protocol
 from pydantic import BeforeValidator, Field
 
 from pipeline import storage
+from pipeline.dataset.schema import LabelState
 from pipeline.errors import ConfigError
-from pipeline.records import LabelState
 
 
 def _texts(value: object) -> object:

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import datasets
 import pyarrow as pa
 
+from pipeline.dataset.schema import Partition
 from pipeline.errors import InfinegError, TransientStorageError
 from pipeline.formats.columns import Holds, Row, holds
-from pipeline.records import Partition
 from pipeline.storage.retry import is_transient
 
 # What reading raises where the data are broken, besides OSError.

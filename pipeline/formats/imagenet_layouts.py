@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Literal
 
 from pipeline import storage
+from pipeline.dataset.keys import short_hash
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.formats.image_files import read_image
 from pipeline.formats.imagenet_addresses import Address, FoundImage, Images
@@ -14,7 +15,6 @@ from pipeline.formats.imagenet_answers import read_answers
 from pipeline.formats.imagenet_tables import ParquetImages, WdsImages
 from pipeline.formats.synsets import is_wnid
 from pipeline.formats.tars import estimate_members, list_members, read_members
-from pipeline.keys import short_hash
 
 _log = logging.getLogger(__name__)
 

@@ -24,8 +24,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
+from pipeline.dataset.keys import sha256_hex
 from pipeline.errors import ConfigError
-from pipeline.keys import sha256_hex
 
 _log = logging.getLogger(__name__)
 

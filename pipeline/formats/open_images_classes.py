@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import storage
+from pipeline.dataset.schema import Stratum
 from pipeline.errors import ConfigError
 from pipeline.formats.mids import PRESETS, MidPreset
 from pipeline.formats.streams import GZIP_ERRORS, GZIP_MAGIC
-from pipeline.records import Stratum
 
 _MID = re.compile(r"/[a-z]/[0-9a-z_]+")
 _HEADER = ["LabelName", "DisplayName"]  # V6 and V7; V5 and before have none

@@ -7,12 +7,12 @@ from typing import NamedTuple
 from more_itertools import chunked
 
 from pipeline import storage
+from pipeline.dataset.keys import short_hash
+from pipeline.dataset.schema import Partition
 from pipeline.errors import ConfigError
 from pipeline.formats.image_files import read_image
 from pipeline.formats.patterns import address_id, expand_braces
 from pipeline.formats.tars import read_members
-from pipeline.keys import short_hash
-from pipeline.records import Partition
 
 _TARS = (".tar", ".tar.gz", ".tgz")
 _IMAGES = (".jpg", ".jpeg", ".png")

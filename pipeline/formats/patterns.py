@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from fsspec.utils import glob_translate
 
 from pipeline import storage
+from pipeline.dataset.keys import short_hash
 from pipeline.errors import ConfigError
-from pipeline.keys import short_hash
 
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 _QUERY = re.compile(r"https?://[^*\[?]+\?", re.IGNORECASE)  # no wildcard: as of a signed address

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.keys import short_hash
-from pipeline.records import Partition
+from pipeline.dataset.keys import short_hash
+from pipeline.dataset.schema import Partition
 
 
 def spread_partitions(

@@ -6,7 +6,7 @@ row: all animals lie together, species and breeds after general words such as "p
 
 from dataclasses import dataclass
 
-from pipeline.records import LabelState, Stratum
+from pipeline.dataset.schema import LabelState, Stratum
 
 
 @dataclass(frozen=True)

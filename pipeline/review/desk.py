@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import manifest, storage
-from pipeline.commits import Generation, ReferenceInfo
+from pipeline import storage
+from pipeline.dataset import manifest
+from pipeline.dataset.metadata import Generation, ReferenceInfo
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.review.nearest import Nearest
 from pipeline.review.saved import Saved, SavedVerdicts

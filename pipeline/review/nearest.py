@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline import manifest, storage
-from pipeline.commits import Generation
-from pipeline.records import embedding_matrix
+from pipeline import storage
+from pipeline.dataset import manifest
+from pipeline.dataset.metadata import Generation
+from pipeline.dataset.schema import embedding_matrix
 from pipeline.reference import ReferenceBank, read_bank
 
 NUM_NEAREST = 3

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import uvicorn
 
-from pipeline import manifest
+from pipeline.dataset import manifest
 from pipeline.errors import ConfigError
 from pipeline.review.desk import Desk
 from pipeline.review.pages import LOCAL_NAMES, make_app

@@ -9,8 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import manifest, storage
-from pipeline.commits import Generation, ReferenceInfo
+from pipeline import storage
+from pipeline.dataset import manifest
+from pipeline.dataset.metadata import Generation, ReferenceInfo
 from pipeline.errors import InfinegError
 
 _SHOWN = (

@@ -22,8 +22,8 @@ from typing import Any, Protocol, runtime_checkable
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config import SourceEntry
+from pipeline.dataset.schema import Partition, Positioned, RawSample, Role
 from pipeline.errors import ConfigError
-from pipeline.records import Partition, Positioned, RawSample, Role
 
 _KIND = re.compile(r"[a-z][a-z_]*")
 _PACKAGES = ("pipeline.sources", "pipeline.sources.generated")

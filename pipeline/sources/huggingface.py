@@ -12,6 +12,7 @@ from pathlib import Path
 import datasets
 from pydantic import BaseModel, Field, field_validator
 
+from pipeline.dataset.schema import Partition, RawSample
 from pipeline.formats.class_labels import (
     LabelNames,
     LabelRule,
@@ -25,7 +26,6 @@ from pipeline.formats.columns import Columns, choose_columns, image_bytes, text_
 from pipeline.formats.hub_datasets import OpenDataset, class_names, column_types
 from pipeline.formats.hub_opening import open_dataset
 from pipeline.formats.toy import toy_jpegs
-from pipeline.records import Partition, RawSample
 
 
 class Params(BaseModel, frozen=True, extra="forbid"):

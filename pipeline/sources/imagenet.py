@@ -13,13 +13,13 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from pipeline.dataset.schema import Partition, RawSample
 from pipeline.errors import ConfigError
 from pipeline.formats.imagenet_addresses import Images
 from pipeline.formats.imagenet_layouts import Layout, Split, detect_layout, find_images
 from pipeline.formats.spread import spread_partitions
 from pipeline.formats.toy import toy_jpegs
 from pipeline.formats.wnids import PRESETS, ClassRules
-from pipeline.records import Partition, RawSample
 
 
 class Params(BaseModel, frozen=True, extra="forbid"):

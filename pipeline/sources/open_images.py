@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, Field, field_validator
 
 from pipeline import storage
+from pipeline.dataset.schema import Partition, RawSample
 from pipeline.errors import ConfigError
 from pipeline.formats.open_images_classes import find_target_classes
 from pipeline.formats.open_images_facts import ImageFacts, list_image_ids
@@ -32,7 +33,6 @@ from pipeline.formats.open_images_layouts import (
 )
 from pipeline.formats.tars import estimate_members
 from pipeline.formats.toy import toy_jpegs
-from pipeline.records import Partition, RawSample
 
 _log = logging.getLogger(__name__)
 

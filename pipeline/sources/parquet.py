@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, Field, field_validator
 
+from pipeline.dataset.schema import Partition, RawSample
 from pipeline.errors import ConfigError
 from pipeline.formats.class_labels import (
     LabelNames,
@@ -39,7 +40,6 @@ from pipeline.formats.parquet_files import (
 )
 from pipeline.formats.patterns import address_id, find_all_files
 from pipeline.formats.toy import toy_jpegs
-from pipeline.records import Partition, RawSample
 
 _SUFFIXES = (".parquet", ".pq")
 # A footer costs a request or two; over so many files, a partition is a file and none is opened.

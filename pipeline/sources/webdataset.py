@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel, Field, field_validator
 
 from pipeline import storage
+from pipeline.dataset.schema import Partition, RawSample
 from pipeline.formats.class_labels import (
     LabelNames,
     LabelRule,
@@ -33,7 +34,6 @@ from pipeline.formats.tar_samples import (
 )
 from pipeline.formats.tars import estimate_members
 from pipeline.formats.toy import toy_jpegs
-from pipeline.records import Partition, RawSample
 
 
 class Params(BaseModel, frozen=True, extra="forbid"):

@@ -6,8 +6,8 @@ Knows nothing of Ray, labels or selection.
 
 import pyarrow as pa
 
-from pipeline.images import Decoded, decode_image
-from pipeline.records import ImageSettings
+from pipeline.dataset.images import Decoded, decode_image
+from pipeline.dataset.schema import ImageSettings
 
 READS = ("image", "rotation", "reject_reason")
 ADDS = ("perceptual_hash", "width", "height")

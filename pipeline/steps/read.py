@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipeline import storage
+from pipeline.dataset.keys import make_key, split_of
+from pipeline.dataset.schema import READ_COLUMNS, LabelState, Positioned, Split, Stratum, row_schema
 from pipeline.errors import ConfigError
-from pipeline.keys import make_key, split_of
-from pipeline.records import READ_COLUMNS, LabelState, Positioned, Split, Stratum, row_schema
 
 ADDS = READ_COLUMNS
 _SCHEMA = pa.schema([row_schema(1).field(name) for name in READ_COLUMNS])

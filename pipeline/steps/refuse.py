@@ -6,24 +6,8 @@ Knows nothing of Ray, of files, or of who asked for it.
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.commits import TakenDown
-from pipeline.records import RejectReason
-
-
-def is_taken_down(rows: pa.Table, taken_down: TakenDown) -> pa.ChunkedArray:
-    """Whether each row is named by its key, its URI, its author or its bytes."""
-    columns = {
-        "key": taken_down.keys,
-        "uri": taken_down.uris,
-        "author": taken_down.authors,
-        "content_hash": taken_down.content_hashes,
-    }
-    found = pa.chunked_array([pa.repeat(False, rows.num_rows)])
-    for name, values in columns.items():
-        if values:
-            named = pa.array(sorted(values), pa.string())
-            found = pc.or_(found, pc.is_in(rows[name], value_set=named))
-    return found
+from pipeline.dataset.metadata import TakenDown, is_taken_down
+from pipeline.dataset.schema import RejectReason
 
 
 def refuse_batch(rows: pa.Table, taken_down: TakenDown) -> pa.Table:

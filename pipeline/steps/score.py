@@ -6,7 +6,7 @@ Knows nothing of Ray, files or selection.
 import numpy as np
 import pyarrow as pa
 
-from pipeline.records import embedding_matrix
+from pipeline.dataset.schema import embedding_matrix
 from pipeline.reference import ReferenceBank
 
 READS = ("embedding", "content_hash")

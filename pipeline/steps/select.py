@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.keys import unit_hash
-from pipeline.looks import looks_of
-from pipeline.records import RejectReason
+from pipeline.dataset.dedup import looks_of
+from pipeline.dataset.keys import unit_hash
+from pipeline.dataset.schema import RejectReason
 from pipeline.reference import KnownPositives
 
 READS = (

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import manifest
-from pipeline.commits import Generation, ReferenceInfo, ShardRecord, SourceRecord
 from pipeline.config import Config
-from pipeline.records import SPLITS
+from pipeline.dataset import manifest
+from pipeline.dataset.metadata import Generation, ReferenceInfo, ShardRecord, SourceRecord
+from pipeline.dataset.schema import SPLITS
 from train.intervals import effective_size
 from train.metrics import Floats
 from train.predictions import assign_strata

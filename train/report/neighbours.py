@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline import manifest
-from pipeline.commits import Generation, ShardRecord
-from pipeline.records import embedding_matrix
+from pipeline.dataset import manifest
+from pipeline.dataset.metadata import Generation, ShardRecord
+from pipeline.dataset.schema import embedding_matrix
 
 _COLUMNS = ("key", "tar_offset", "tar_size", "embedding")
 _Embeddings = NDArray[np.float32]

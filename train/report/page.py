@@ -8,10 +8,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline import storage
-from pipeline.commits import Generation
+from pipeline.dataset.images import Decoded, decode_image
+from pipeline.dataset.metadata import Generation
+from pipeline.dataset.schema import ImageSettings
 from pipeline.errors import InfinegError
-from pipeline.images import Decoded, decode_image
-from pipeline.records import ImageSettings
 from train.model import TargetCalibration
 from train.predictions import TargetPredictions
 from train.report.curves import draw_curves, draw_strata

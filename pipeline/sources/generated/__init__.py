@@ -23,7 +23,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from pipeline.records import Partition, RawSample, Stratum
+from pipeline.dataset.schema import Partition, RawSample, Stratum
 
 Pixels = NDArray[np.uint8]
 

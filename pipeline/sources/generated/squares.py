@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 from pydantic import BaseModel, Field, model_validator
 
-from pipeline.records import Partition, RawSample
+from pipeline.dataset.schema import Partition, RawSample
 from pipeline.sources.generated import Pixels, addressed_partitions, read_pictures
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import manifest, storage
+from pipeline import storage
 from pipeline.build.driver import build
 from pipeline.config import Config
-from pipeline.records import Split
+from pipeline.dataset import manifest
+from pipeline.dataset.schema import Split
 from study.photos import (
     Photo,
     Photos,

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from pipeline import manifest
+from pipeline.dataset import manifest
 from study.datasets import HELD_OUT, TARGET, Built
 from study.photos import STRATA, strata_of
 from train.calibrate import calibrate_target

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
+from pipeline.dataset.keys import sha256_hex, split_of, unit_hash
+from pipeline.dataset.schema import Split
 from pipeline.errors import ConfigError
 from pipeline.formats.wnids import PRESETS
-from pipeline.keys import sha256_hex, split_of, unit_hash
-from pipeline.records import Split
 
 _log = logging.getLogger(__name__)
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import manifest, storage
+from pipeline import storage
+from pipeline.dataset import manifest
 from pipeline.errors import ConfigError
 from pipeline.telemetry.progress import Progress
 from study.baselines import BASELINES, Material

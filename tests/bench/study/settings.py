@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipeline.records import Split
+from pipeline.dataset.schema import Split
 
 # Of the stream of negatives, of each kind. Many are held out, for intervals; the rest is the pool
 # to choose from. The config's `split` says the same, since the plan counts with it.

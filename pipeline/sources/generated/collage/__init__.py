@@ -26,8 +26,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from pipeline.dataset.schema import Partition, RawSample
 from pipeline.drawing import Dice
-from pipeline.records import Partition, RawSample
 from pipeline.sources.generated import (
     PictureParams,
     Pixels,

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import simplejpeg
 from pydantic import BaseModel, Field, JsonValue
 
+from pipeline.dataset.images import Decoded, decode_image
+from pipeline.dataset.schema import ImageSettings, Partition, RawSample
 from pipeline.drawing import Dice
 from pipeline.errors import ConfigError
-from pipeline.images import Decoded, decode_image
-from pipeline.records import ImageSettings, Partition, RawSample
 from pipeline.sources import Source, open_source
 from pipeline.sources.generated import Pixels, picture_rng
 

@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 from pydantic import BaseModel, Field, model_validator
 
-from pipeline.records import Partition, RawSample
+from pipeline.dataset.schema import Partition, RawSample
 from pipeline.sources.generated import Pixels, addressed_partitions, drawn_sample, picture_rng
 from pipeline.sources.generated.shapes.animals import FOUR_LEGGED, paint_animal
 from pipeline.sources.generated.shapes.canvas import new_pen

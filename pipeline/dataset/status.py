@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from pipeline import manifest, storage
-from pipeline.commits import Generation, SourcePlan, SourceRecord
-from pipeline.lease import LeaseRecord, read_lease
+from pipeline import storage
+from pipeline.dataset import manifest
+from pipeline.dataset.lease import LeaseRecord, read_lease
+from pipeline.dataset.metadata import Generation, SourcePlan, SourceRecord
 
 _NUM_TRIES = 3
 

@@ -6,6 +6,7 @@ WebDataset's convention: https://github.com/webdataset/webdataset#the-webdataset
 
 import io
 import json
+import re
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,9 +16,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import manifest, storage
-from pipeline.commits import Counts, PartRecord, ShardFile, ShardRecord
-from pipeline.records import SPLITS, RejectReason, Split, row_schema
+from pipeline import storage
+from pipeline.dataset import manifest
+from pipeline.dataset.metadata import (
+    Counts,
+    PartRecord,
+    ShardFile,
+    ShardRecord,
+)
+from pipeline.dataset.schema import SPLITS, RejectReason, Split, row_schema
 
 # What `<key>.json` tells of a sample, for readers that know the tar alone. Its
 # inclusion_probability is that of the generation that wrote the tar: mining raises it in sidecars.
@@ -25,6 +32,8 @@ JSON_COLUMNS = (
     "key", "source", "uri", "label", "label_state", "class_name", "stratum", "group", "split",
     "content_hash", "similarity", "inclusion_probability", "license", "author", "width", "height",
 )  # fmt: skip
+
+
 # What a ledger tells of a row: what was seen and decided.
 LEDGER_COLUMNS = tuple(n for n in row_schema(1).names if n not in ("image", "embedding"))
 
@@ -214,3 +223,29 @@ def _write_parquet(rows: pa.Table, file: storage.HashingWriter) -> None:
     # How rows came together shows in the pages of a file, and must not.
     pq.write_table(rows.combine_chunks(), buffer, compression="zstd", compression_level=1)
     file.write(buffer.getvalue())
+
+
+def read_shard(root: str, file: ShardFile) -> tuple[pa.Table, int]:
+    """Rows of a shard with their images, and the round of its source that it is of."""
+    rows = manifest.read_table(root, file.sidecar_path)
+    tar = storage.read_bytes(storage.join(root, file.path))
+    places = zip(rows["tar_offset"].to_pylist(), rows["tar_size"].to_pylist(), strict=True)
+    images = pa.array([tar[offset : offset + size] for offset, size in places], pa.large_binary())
+    rows = rows.drop_columns(["tar_offset", "tar_size"]).append_column("image", images)
+    return rows, _round_of(tar)
+
+
+def _round_of(tar: bytes) -> int:
+    with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
+        for member in archive:
+            if member.name.endswith(".json"):
+                content = archive.extractfile(member)
+                assert content is not None
+                return int(json.loads(content.read())["generation"])
+    raise AssertionError("a shard holds a sample")
+
+
+def has_mined_sidecar(file: ShardFile) -> bool:
+    """Whether the probabilities of its samples have risen since its tar was written."""
+    stem = file.path.removesuffix(".tar")
+    return re.fullmatch(re.escape(stem) + r"\.g\d{6}\.parquet", file.sidecar_path) is not None

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 
-from pipeline.records import Split
+from pipeline.dataset.schema import Split
 
 
 def sha256_hex(data: bytes) -> str:

@@ -4,19 +4,17 @@ A revision is a generation as any other. Files that hold one of its samples are 
 ones without it, and what it selects is in shards more; no file is changed.
 """
 
-import io
 import itertools
-import json
 import logging
-import tarfile
 from collections.abc import Callable, Iterable
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import manifest, storage
-from pipeline.commits import (
+from pipeline import storage
+from pipeline.dataset import manifest
+from pipeline.dataset.metadata import (
     Counts,
     DatasetInfo,
     Generation,
@@ -25,19 +23,21 @@ from pipeline.commits import (
     TableRecord,
     add_counts,
 )
-from pipeline.pack import read_seen_images, take_number, write_decided
-from pipeline.records import RejectReason
-from pipeline.shards import (
+from pipeline.dataset.schema import RejectReason
+from pipeline.dataset.shards import (
     LEDGER_COLUMNS,
     count_rows,
     group_of,
     output_groups,
+    read_shard,
     refuse_rows,
     sort_files,
     write_shard,
 )
+from pipeline.dataset.tables import read_seen_images, take_number, write_decided
 
 _log = logging.getLogger(__name__)
+
 
 # Rows of `LEDGER_COLUMNS` and others, in; the same rows with other decisions, out.
 Decide = Callable[[pa.Table], pa.Table]
@@ -183,26 +183,6 @@ class _Revision:
 
     def _named(self, rows: pa.Table) -> pa.Table:
         return rows.filter(self._is_named(rows))
-
-
-def read_shard(root: str, file: ShardFile) -> tuple[pa.Table, int]:
-    """Rows of a shard with their images, and the round of its source that it is of."""
-    rows = manifest.read_table(root, file.sidecar_path)
-    tar = storage.read_bytes(storage.join(root, file.path))
-    places = zip(rows["tar_offset"].to_pylist(), rows["tar_size"].to_pylist(), strict=True)
-    images = pa.array([tar[offset : offset + size] for offset, size in places], pa.large_binary())
-    rows = rows.drop_columns(["tar_offset", "tar_size"]).append_column("image", images)
-    return rows, _round_of(tar)
-
-
-def _round_of(tar: bytes) -> int:
-    with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
-        for member in archive:
-            if member.name.endswith(".json"):
-                content = archive.extractfile(member)
-                assert content is not None
-                return int(json.loads(content.read())["generation"])
-    raise AssertionError("a shard holds a sample")
 
 
 def remove_replaced(root: str, before: Generation, after: Generation) -> int:

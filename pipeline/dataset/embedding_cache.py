@@ -9,9 +9,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from pipeline import manifest, storage
+from pipeline import storage
+from pipeline.dataset import manifest
+from pipeline.dataset.schema import ImageSettings
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.records import ImageSettings
 
 _ADDED = ("perceptual_hash", "width", "height", "embedding")
 _INFO = "embeddings/info.json"

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, Field, field_serializer, model_validator
 
-from pipeline.records import Role, Split
+from pipeline.dataset.schema import Role, Split
 
 FORMAT_VERSION = 2
 
@@ -244,3 +244,19 @@ def strata_by_similarity(similarity: pa.ChunkedArray, reference: ReferenceInfo) 
     is_mid = pc.greater_equal(similarity, reference.mid)
     is_near = pc.greater_equal(similarity, reference.near)
     return pc.if_else(is_near, "near", pc.if_else(is_mid, "mid", "far"))
+
+
+def is_taken_down(rows: pa.Table, taken_down: TakenDown) -> pa.ChunkedArray:
+    """Whether each row is named by its key, its URI, its author or its bytes."""
+    columns = {
+        "key": taken_down.keys,
+        "uri": taken_down.uris,
+        "author": taken_down.authors,
+        "content_hash": taken_down.content_hashes,
+    }
+    found = pa.chunked_array([pa.repeat(False, rows.num_rows)])
+    for name, values in columns.items():
+        if values:
+            named = pa.array(sorted(values), pa.string())
+            found = pc.or_(found, pc.is_in(rows[name], value_set=named))
+    return found

@@ -13,7 +13,7 @@ from more_itertools import chunked
 from pydantic import BaseModel, ValidationError
 
 from pipeline import storage
-from pipeline.commits import (
+from pipeline.dataset.metadata import (
     DatasetInfo,
     Generation,
     PartRecord,
@@ -22,8 +22,8 @@ from pipeline.commits import (
     SourcePlan,
     TakenDown,
 )
+from pipeline.dataset.schema import SPLITS, Split
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.records import SPLITS, Split
 
 RecordT = TypeVar("RecordT", bound=BaseModel)
 _ROWS_AT_ONCE = 8192

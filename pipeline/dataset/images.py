@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.ExifTags import Base as ExifTag
 
-from pipeline.records import ImageSettings, RejectReason
+from pipeline.dataset.schema import ImageSettings, RejectReason
 
 Pixels = NDArray[np.uint8]  # H W 3, RGB
 

@@ -1,23 +1,45 @@
-"""Keeps every picture once, and on one side of the split: refuses what was selected before.
-
-Exact duplicates have the same bytes; near duplicates look the same, by perceptual hash. Images of
-val and test come first in their round, and are refused by every later source.
-"""
+"""Duplicates, by bytes and by look: which images a data set has already."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.looks import LookIndex, looks_of
-from pipeline.records import SPLITS, RejectReason, Split
+from pipeline.dataset.schema import SPLITS, RejectReason, Split
 
 COLUMNS = ("content_hash", "perceptual_hash", "split")
+
+
 # The order in which a round's splits are decided: evaluation images must not depend on training.
 _EVAL_SPLITS: tuple[Split, ...] = ("val", "test")
+
+
+class LookIndex:
+    """Pictures by their looks."""
+
+    def __init__(self) -> None:
+        # Four 16-bit words: of two hashes that differ in at most 3 bits, one word is the same.
+        self._index = faiss.IndexBinaryMultiHash(64, 4, 16)
+
+    def add(self, look_N: NDArray[np.uint64]) -> None:
+        telling_N = look_N[_tells(look_N)]
+        if len(telling_N):
+            self._index.add(_bytes_of(telling_N))
+
+    def resembles(self, look_N: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Whether a picture of the index looks the same."""
+        found_N = np.zeros(len(look_N), bool)
+        asked = np.flatnonzero(_tells(look_N))
+        if len(asked) and self._index.ntotal:
+            # FAISS finds what is nearer than the radius.
+            looks = _bytes_of(look_N[asked])
+            limits, _, _ = self._index.range_search(looks, _MAX_DISTANCE + 1)
+            found_N[asked] = np.diff(limits.astype(np.int64)) > 0
+        return found_N
 
 
 @dataclass
@@ -108,3 +130,26 @@ def _last_64_bits(hex_digits: pa.ChunkedArray) -> NDArray[np.uint64]:
     digit_N16 = (ascii_N16 & 0xF) + 9 * (ascii_N16 >> 6)
     byte_N8 = digit_N16[:, 0::2] << 4 | digit_N16[:, 1::2]
     return byte_N8.view(">u8").ravel().astype(np.uint64)
+
+
+# Of 64 bits. A picture that is encoded again or scaled differs from itself in 0 to 3.
+_MAX_DISTANCE = 3
+
+
+# A flat picture or a plain gradient has a hash of hardly anything but zeros or ones, as has any
+# other: it tells nothing.
+_MIN_BITS = 8
+
+
+def looks_of(rows: pa.Table) -> NDArray[np.uint64]:
+    """perceptual_hash_N; 0, which looks like nothing, where a row has none."""
+    return np.asarray(pc.fill_null(rows["perceptual_hash"], 0).to_numpy(), np.uint64)
+
+
+def _tells(look_N: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    num_bits_N = np.bitwise_count(look_N)
+    return np.asarray((num_bits_N >= _MIN_BITS) & (num_bits_N <= 64 - _MIN_BITS))
+
+
+def _bytes_of(look_N: NDArray[np.uint64]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(look_N).view(np.uint8).reshape(-1, 8)

@@ -14,6 +14,7 @@ After a check it has the length of a lease to commit.
 import contextlib
 import json
 import logging
+import os
 import secrets
 import shlex
 import socket
@@ -28,15 +29,36 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline import storage
 from pipeline.errors import InfinegError, TransientStorageError
-from pipeline.process import ProcessId, this_process
 
 _log = logging.getLogger(__name__)
 
+
 _MAX_COMMAND = 200
+
+
 _NUM_TRIES = 5
+
+
 # A renewal may hang in a storage that is gone; the end of a build does not wait for it.
 _MAX_WAIT_S = 10.0
+
+
 _SECONDS_BETWEEN_LOOKS = 5.0
+
+
+class ProcessId(BaseModel, frozen=True):
+    """A process, so that others of the same machine can tell if it is still there."""
+
+    pid: int
+    started: int  # clock ticks after the start of the machine: a number is used again; 0 unknown
+    boot: str  # one start of one machine, and its name space of process numbers; "" unknown
+
+    @property
+    def is_surely_dead(self) -> bool:
+        """True only for a process of this machine, since its last start, that is no more."""
+        if not self.boot or not self.started or self.boot != _boot():
+            return False
+        return _started(self.pid) != self.started
 
 
 class LeaseRecord(BaseModel, frozen=True):
@@ -253,3 +275,34 @@ def _after(moment: datetime, seconds: float) -> datetime:
 
 def _local(moment: datetime) -> str:
     return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
+
+
+def this_process() -> ProcessId:
+    return ProcessId(pid=os.getpid(), started=_started(os.getpid()), boot=_boot())
+
+
+def _children() -> Iterator[tuple[int, str]]:
+    """proc(5), stat: number (name, at most 15 bytes) state parent."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            start, _, end = path.read_text(errors="replace").rpartition(")")
+            if int(end.split()[1]) == os.getpid():
+                yield int(path.parent.name), start.partition("(")[2]
+
+
+def _boot() -> str:
+    """Containers on one machine share its boot_id, but see only processes of their own."""
+    try:
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot_id} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # no Linux
+        return ""
+
+
+def _started(pid: int) -> int:
+    """proc(5), stat, field 22; 0 where there is none, or one that only waits to be reaped."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] in "ZX" else int(fields[19])

@@ -12,11 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import manifest, storage
-from pipeline.commits import Counts, Generation, TableRecord, add_counts
-from pipeline.duplicates import COLUMNS, SeenImages
-from pipeline.records import RejectReason
-from pipeline.shards import LEDGER_COLUMNS, count_rows, output_groups, refuse_rows
+from pipeline import storage
+from pipeline.dataset import manifest
+from pipeline.dataset.dedup import COLUMNS, SeenImages
+from pipeline.dataset.metadata import Counts, Generation, TableRecord, add_counts
+from pipeline.dataset.schema import RejectReason
+from pipeline.dataset.shards import LEDGER_COLUMNS, count_rows, output_groups, refuse_rows
 
 # The columns of `hashes/`: what is told of each image in a shard to recognise it.
 HASH_COLUMNS = ("key", *COLUMNS)

@@ -1,0 +1,1 @@
+"""The data set on disk: schema, records, manifest, shards, commit, lease and duplicates."""
