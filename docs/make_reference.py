@@ -13,7 +13,7 @@ from typing import Any
 import typer
 from pydantic import BaseModel
 
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.sources import load_source_module, source_kinds
 from train.cli import app
 from train.config import TrainConfig

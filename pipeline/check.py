@@ -4,7 +4,7 @@ import itertools
 
 import pyarrow as pa
 
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.dataset.schema import Positioned
 from pipeline.embedding import origin_of
 from pipeline.errors import ConfigError

@@ -14,7 +14,7 @@ from rich.table import Table
 from pipeline.errors import InfinegError
 
 if TYPE_CHECKING:
-    from pipeline.config import Config
+    from pipeline.config.schema import Config
 
 app = typer.Typer(
     help="Builds an X-or-everything-else classifier from endless negatives.",
@@ -147,7 +147,7 @@ def check(
 ) -> None:
     """Read the first samples of one source and show what is made of them."""
     from pipeline.check import read_first_samples
-    from pipeline.config import load_config
+    from pipeline.config.loading import load_config
 
     loaded = load_config(config, overrides or ())
     rows = read_first_samples(loaded, source, number)
@@ -232,7 +232,7 @@ def _serve_review(dataset: str, *, targets: list[str], host: str, port: int) -> 
 
 def load(config: str, overrides: list[str] | None, address: str | None) -> "Config":
     """A config with its overrides; `address` is that of --address."""
-    from pipeline.config import load_config
+    from pipeline.config.loading import load_config
 
     extra = [f"build.address={address}"] if address else []
     return load_config(config, [*(overrides or ()), *extra])

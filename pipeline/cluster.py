@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from ray.exceptions import AuthenticationError, RayError, RayTaskError
 
 from pipeline import errors
-from pipeline.build_config import BuildConfig
+from pipeline.config.build import BuildConfig
 from pipeline.dataset.lease import _children
 from pipeline.errors import InfinegError
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import pyarrow as pa
 from more_itertools import chunked
 
-from pipeline.config import Config, SourceEntry
+from pipeline.config.schema import Config, SourceEntry
 from pipeline.dataset.metadata import TakenDown
 from pipeline.dataset.schema import Positioned
 from pipeline.runtimes import PreparedEncoder

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.dataset.metadata import ReferenceInfo
 from pipeline.dataset.schema import Partition, RejectReason
 from pipeline.listing import UNKNOWN_PARTITION_SIZE, Listing

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pipeline import storage
 from pipeline.build.changes import find_changes
 from pipeline.cluster import open_cluster
-from pipeline.config import Config, fingerprint
+from pipeline.config.schema import Config, fingerprint
 from pipeline.dataset import manifest
 from pipeline.dataset.commit import commit, complete
 from pipeline.dataset.lease import hold_lease

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pipeline.actors import share_encoder
 from pipeline.build.pack import ShardTask, cut_shards, pack_shards
 from pipeline.cluster import Cluster
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import Generation, MinedRecord, ShardFile, SourceRecord, add_counts
 from pipeline.dataset.shards import sort_files

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from pipeline import storage
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import TakenDown
 from pipeline.dataset.schema import Partition, Positioned, embedding_matrix, row_schema

@@ -15,7 +15,7 @@ from more_itertools import chunked, ilen, peekable
 from pydantic import BaseModel
 
 from pipeline import storage
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.dataset import manifest
 from pipeline.dataset.embedding_cache import attach_embeddings, read_embeddings, write_embeddings
 from pipeline.dataset.keys import short_hash

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.build_config import BuildConfig, whole
+from pipeline.config.build import BuildConfig, whole
 from pipeline.errors import ConfigError
 from pipeline.runtimes import PreparedEncoder
 

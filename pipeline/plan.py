@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.config import Config, SourceEntry, fingerprint
+from pipeline.config.schema import Config, SourceEntry, fingerprint
 from pipeline.dataset.metadata import ReferenceInfo, SourcePlan, strata_by_similarity
 from pipeline.findings import Findings, read_pilot
 from pipeline.listing import Listing

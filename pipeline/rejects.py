@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from pipeline.config import SourceEntry
+from pipeline.config.schema import SourceEntry
 from pipeline.dataset.metadata import Counts, add_counts
 from pipeline.dataset.schema import Partition, RejectReason
 from pipeline.errors import TooManyRejects

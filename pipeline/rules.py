@@ -1,6 +1,6 @@
 """How candidates of a source are chosen, by what was committed before its first part."""
 
-from pipeline.config import SelectionConfig
+from pipeline.config.schema import SelectionConfig
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import ReferenceInfo, SourcePlan
 from pipeline.steps.select import SelectionRule

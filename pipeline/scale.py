@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
-from pipeline.config import Config, SourceEntry
+from pipeline.config.schema import Config, SourceEntry
 from pipeline.dataset.metadata import ReferenceInfo
 from pipeline.findings import Findings
 from pipeline.listing import Listing

@@ -18,8 +18,8 @@ from pydantic import BaseModel
 
 import pipeline.build.driver
 from pipeline import storage
-from pipeline.build_config import BuildConfig
-from pipeline.config import Config
+from pipeline.config.build import BuildConfig
+from pipeline.config.schema import Config
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import RawSample

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from s3_server import S3Server, forget_clients, run_s3_server
 
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.dataset.metadata import Generation
 
 if TYPE_CHECKING:

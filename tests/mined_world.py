@@ -13,7 +13,7 @@ import torch
 from builds import CATS, build_inline, config_of, copy_dataset, open_inline, squares, write_inputs
 
 import pipeline.mine
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import embedding_matrix

@@ -27,9 +27,9 @@ from ray._private.state import state
 
 from pipeline.actors import EncoderActors
 from pipeline.build.driver import build
-from pipeline.build_config import BuildConfig
 from pipeline.cluster import open_cluster
-from pipeline.config import Config, EncoderConfig
+from pipeline.config.build import BuildConfig
+from pipeline.config.schema import Config, EncoderConfig
 from pipeline.encoders import crop_pixels
 from pipeline.errors import ConfigError
 from pipeline.placement import Node, Placement, place

@@ -11,7 +11,7 @@ import pytest
 from builds import build_inline, config_of, squares, write_config
 from commands import kill_session, run_infineg, start_infineg, wait_until
 
-from pipeline.config import Config
+from pipeline.config.schema import Config
 
 pytestmark = pytest.mark.slow
 NUM_RUNS = 3

@@ -23,7 +23,7 @@ import torch
 from photo_shards import some_images, write_photo_shards
 from train_dataset import write_config
 
-from pipeline.config import EncoderConfig
+from pipeline.config.schema import EncoderConfig
 from pipeline.dataset import manifest
 from pipeline.encoders import crop_pixels, encoder_identity, load_encoder
 from pipeline.runtimes import prepare_encoder

@@ -10,7 +10,7 @@ from commands import kill_session, run_infineg, start_infineg, wait_until
 from conftest import Built
 
 from pipeline import storage
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.dataset import manifest
 from pipeline.dataset.lease import lease_uri
 from train.cli import main

@@ -3,8 +3,8 @@
 import pytest
 from ray.exceptions import NodeDiedError, RayTaskError
 
-from pipeline.build_config import BuildConfig
 from pipeline.cluster import named_deaths, open_cluster
+from pipeline.config.build import BuildConfig
 from pipeline.errors import InfinegError
 
 

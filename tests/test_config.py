@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.config import Config, SourceEntry, fingerprint, load_config
+from pipeline.config.loading import load_config
+from pipeline.config.schema import Config, SourceEntry, fingerprint
 from pipeline.errors import ConfigError
 from pipeline.listing import survey
 from pipeline.sources import open_entry, open_source

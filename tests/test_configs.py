@@ -25,7 +25,8 @@ from stand_ins import (
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.config import Config, load_config
+from pipeline.config.loading import load_config
+from pipeline.config.schema import Config
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import Generation
 from pipeline.verify import verify_dataset

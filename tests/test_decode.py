@@ -20,7 +20,7 @@ from corpus import (
 )
 from PIL import Image
 
-from pipeline.config import OutputConfig
+from pipeline.config.schema import OutputConfig
 from pipeline.dataset.images import Decoded, decode_image, perceptual_hash
 from pipeline.dataset.schema import READ_COLUMNS, ImageSettings, row_schema
 from pipeline.steps.decode import ADDS, READS, decode_batch

@@ -12,7 +12,7 @@ import torch
 from builds import ENCODER
 from safetensors.torch import save_file
 
-from pipeline.config import EncoderConfig
+from pipeline.config.schema import EncoderConfig
 from pipeline.encoders import load_encoder
 from pipeline.errors import ConfigError, InfinegError
 
@@ -90,7 +90,7 @@ def test_missing_weights_file_and_layer_are_named(tmp_path: Path) -> None:
 def test_weights_that_cannot_be_downloaded_are_named(tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from pipeline.config import EncoderConfig\n"
+        "from pipeline.config.schema import EncoderConfig\n"
         "from pipeline.encoders import load_encoder\n"
         "from pipeline.errors import InfinegError\n"
         "try:\n"

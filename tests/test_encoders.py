@@ -10,7 +10,7 @@ from builds import CATS, ENCODER, first_samples, squares
 from corpus import encode, quadrants
 from numpy.typing import NDArray
 
-from pipeline.config import EncoderConfig
+from pipeline.config.schema import EncoderConfig
 from pipeline.encoders import Encoder, crop_pixels, encoder_identity, load_encoder
 from pipeline.errors import ConfigError
 from pipeline.runtimes import PreparedEncoder, prepare_encoder

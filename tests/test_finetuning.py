@@ -9,7 +9,7 @@ import yaml
 from test_trainer import FINETUNE, SHORT, run_training, write_run_config
 from train_dataset import write_dataset
 
-from pipeline.config import EncoderConfig
+from pipeline.config.schema import EncoderConfig
 from pipeline.encoders import load_encoder
 from pipeline.errors import ConfigError
 from train import trainer

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from builds import build_inline, config_of, folder_entry
 
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import Generation, TakenDown
 from pipeline.takedown import take_down

@@ -17,7 +17,7 @@ from commands import kill_session, run_infineg, session_processes, start_infineg
 from torch_jobs import losses_logged, start_job, write_job
 from train_dataset import write_dataset
 
-from pipeline.build_config import MetricsServer
+from pipeline.config.build import MetricsServer
 from pipeline.dataset import manifest
 from pipeline.errors import ConfigError
 from pipeline.telemetry.metrics import BUILD_METRICS, TRAIN_METRICS, serve_metrics

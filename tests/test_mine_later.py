@@ -23,7 +23,7 @@ from mined_world import (
 )
 
 from pipeline import storage
-from pipeline.build_config import BuildConfig
+from pipeline.config.build import BuildConfig
 from pipeline.dataset import manifest
 from pipeline.dataset.keys import unit_hash
 from pipeline.dataset.metadata import ShardRecord, TakenDown

@@ -17,7 +17,8 @@ import pytest
 from builds import build_inline
 from mined_world import mine_inline, negatives_of
 
-from pipeline.config import Config, load_config
+from pipeline.config.loading import load_config
+from pipeline.config.schema import Config
 from pipeline.dataset import manifest
 from pipeline.verify import verify_dataset
 from train.config import load_train_config

@@ -14,7 +14,7 @@ from builds import build_inline, config_of, first_samples, folder_entry, squares
 from corpus import write_tar
 
 from pipeline.build.reading import Planned, iterate_spans
-from pipeline.config import Config, SelectionConfig, SourceEntry
+from pipeline.config.schema import Config, SelectionConfig, SourceEntry
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import ReferenceInfo, strata_by_similarity
 from pipeline.dataset.schema import Partition, RawSample

@@ -8,7 +8,7 @@ import pytest
 from builds import CATS, build_inline, config_of, file_hashes, folder_entry
 from conftest import Built
 
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.dataset import manifest
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.steps import embed

@@ -17,7 +17,7 @@ from builds import (
 from commands import kill_session, start_infineg, wait_until
 from s3_server import S3Server
 
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import Generation
 from pipeline.errors import ConfigError

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 import pipeline.build.driver
 from pipeline import storage
-from pipeline.build_config import BuildConfig
 from pipeline.cli import app
-from pipeline.config import Config
+from pipeline.config.build import BuildConfig
+from pipeline.config.schema import Config
 from pipeline.dataset import lease
 from pipeline.dataset.lease import LeaseRecord, ProcessId, lease_uri
 from pipeline.dataset.status import Running, read_running

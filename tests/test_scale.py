@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from test_plan import ENTRY, REFERENCE, config_with, pilot_of
 
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.dataset.schema import Partition
 from pipeline.findings import Findings, read_pilot
 from pipeline.listing import Listing, pilot_size

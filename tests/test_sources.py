@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 from pydantic import BaseModel
 
-from pipeline.config import OutputConfig
+from pipeline.config.schema import OutputConfig
 from pipeline.dataset.schema import Partition, RawSample
 from pipeline.errors import ConfigError
 from pipeline.sources import Source, load_source_module, open_source, source_kinds

@@ -17,7 +17,7 @@ import simplejpeg
 import yaml
 from numpy.typing import NDArray
 
-from pipeline.config import EncoderConfig
+from pipeline.config.schema import EncoderConfig
 from pipeline.dataset import manifest
 from pipeline.dataset.keys import make_key, sha256_hex
 from pipeline.dataset.metadata import Counts, DatasetInfo, Generation, ShardRecord, SourceRecord

@@ -5,7 +5,7 @@ import shutil
 
 import torch
 
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.dataset.metadata import DatasetInfo
 from pipeline.encoders import Encoder, encoder_identity
 from pipeline.errors import ConfigError

@@ -6,8 +6,9 @@ from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from pipeline.build_config import MetricsServer
-from pipeline.config import Config, describe_errors, load_config
+from pipeline.config.build import MetricsServer
+from pipeline.config.loading import describe_errors, load_config
+from pipeline.config.schema import Config
 from pipeline.errors import ConfigError
 from train.augment import Strength
 from train.early_stopping import EarlyStopping

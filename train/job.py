@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.dataset.metadata import DatasetInfo, Generation
 from pipeline.encoders import Encoder, Preprocessing, encoder_identity, load_encoder
 from train.checks import check_embeddings, check_image_sizes, check_processes, check_sharding

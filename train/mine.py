@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 from torch import Tensor, nn
 
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.dataset import manifest
 from pipeline.errors import ConfigError
 from pipeline.mine import Mined, Tally, mine

@@ -13,7 +13,7 @@ from pydantic import BaseModel, JsonValue, ValidationError
 from torch import Tensor, nn
 
 from pipeline import storage
-from pipeline.config import EncoderConfig
+from pipeline.config.schema import EncoderConfig
 from pipeline.encoders import Encoder, Preprocessing, load_encoder
 from pipeline.errors import ConfigError, InfinegError
 from train.finetuning import open_last_groups

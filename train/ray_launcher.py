@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
-from pipeline.build_config import BuildConfig
 from pipeline.cluster import open_cluster
-from pipeline.config import Config
+from pipeline.config.build import BuildConfig
+from pipeline.config.schema import Config
 from pipeline.errors import ConfigError, InfinegError
 from train.config import TrainConfig
 from train.distributed import LostProcess, World

@@ -10,11 +10,11 @@ import torch
 import yaml
 
 from pipeline import storage
-from pipeline.config import Config
+from pipeline.config.loading import drop_removed
+from pipeline.config.schema import Config
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import DatasetInfo, Generation
 from pipeline.errors import ConfigError
-from pipeline.overrides import drop_removed
 from train.checkpoint import Checkpoint, find_checkpoint
 from train.config import TrainConfig
 from train.distributed import World

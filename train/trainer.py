@@ -13,7 +13,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.errors import InfinegError
 from pipeline.telemetry.metrics import TRAIN_METRICS, Metrics, serve_metrics
 from train.broken_batch import broken_loss, has_broken_weights

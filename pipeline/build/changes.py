@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import storage
-from pipeline.config import Config, SourceEntry, fingerprint
+from pipeline.config.schema import Config, SourceEntry, fingerprint
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import DatasetInfo, Generation, SourceRecord
 from pipeline.errors import ConfigError

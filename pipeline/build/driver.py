@@ -25,7 +25,7 @@ from pipeline.build.pilot import plan_sources
 from pipeline.build.reading import Planned, Reading, extend_plans
 from pipeline.build.watch import BuildWatch, watch_build
 from pipeline.cluster import Cluster, open_cluster
-from pipeline.config import Config, SourceEntry
+from pipeline.config.schema import Config, SourceEntry
 from pipeline.dataset import manifest
 from pipeline.dataset.commit import commit, complete
 from pipeline.dataset.dedup import SeenImages

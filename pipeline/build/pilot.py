@@ -13,7 +13,7 @@ from pipeline import storage
 from pipeline.build.changes import committed_sources
 from pipeline.build.reading import Planned
 from pipeline.cluster import Cluster
-from pipeline.config import Config, SourceEntry, fingerprint
+from pipeline.config.schema import Config, SourceEntry, fingerprint
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import ReferenceInfo, SourcePlan
 from pipeline.errors import InfinegError

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from more_itertools import chunked
 
-from pipeline.config import Config, SourceEntry
+from pipeline.config.schema import Config, SourceEntry
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import SourcePlan
 from pipeline.dataset.schema import Partition

@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from pipeline import storage
-from pipeline.config import Config, load_config, read_yaml
+from pipeline.config.loading import load_config, read_yaml
+from pipeline.config.schema import Config
 from pipeline.errors import ConfigError
 from pipeline.launch.names import JobKind
 from pipeline.launch.values import Values, read_values

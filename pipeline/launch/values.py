@@ -8,8 +8,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from pipeline.build_config import BuildConfig
-from pipeline.config import describe_errors, read_yaml
+from pipeline.config.build import BuildConfig
+from pipeline.config.loading import describe_errors, read_yaml
 from pipeline.errors import ConfigError
 from pipeline.launch.templates import INFRA
 from pipeline.storage import refuse_credentials

@@ -21,7 +21,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import SourceEntry
+from pipeline.config.schema import SourceEntry
 from pipeline.dataset.schema import Partition, Positioned, RawSample, Role
 from pipeline.errors import ConfigError
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipeline.build_config import MetricsServer
+from pipeline.config.build import MetricsServer
 from pipeline.errors import ConfigError
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import Generation, ReferenceInfo, ShardRecord, SourceRecord
 from pipeline.dataset.schema import SPLITS

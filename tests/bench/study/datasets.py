@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.build.driver import build
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.dataset import manifest
 from pipeline.dataset.schema import Split
 from study.photos import (

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.config import fingerprint
+from pipeline.config.schema import fingerprint
 from pipeline.errors import ConfigError
 from study.baselines import BASELINES
 from study.datasets import Choice

@@ -5,24 +5,19 @@ Sections `train:`, `evaluate:` and `cluster:` are carried as they are; `train.co
 """
 
 import json
-import os
-from collections import ChainMap
-from collections.abc import Mapping, MutableMapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from pipeline import storage
-from pipeline.build_config import BuildConfig
+from pipeline.config.build import BuildConfig
 from pipeline.dataset.keys import sha256_hex
 from pipeline.dataset.schema import ImageSettings, LabelState, Role, Split, Stratum
-from pipeline.errors import ConfigError
-from pipeline.overrides import apply_override, drop_removed, fill_variables
 
 # YAML 1.1 reads 100_000 as a number but a --set of it or a quoted one arrives as text.
 _Count = Annotated[int, BeforeValidator(lambda v: v.replace("_", "") if isinstance(v, str) else v)]
+
+
 # A dash separates the parts of a key, so that names themselves cannot contain one.
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=64)]
 
@@ -245,54 +240,3 @@ class Config(BaseModel, frozen=True, extra="forbid"):
 def fingerprint(inputs: Mapping[str, Any]) -> str:
     """sha256 of canonical JSON: equal settings, equal fingerprint."""
     return sha256_hex(json.dumps(inputs, sort_keys=True, separators=(",", ":")).encode())
-
-
-def load_config(
-    path: str | Path,
-    overrides: Sequence[str] = (),
-    *,
-    environment: MutableMapping[str, str] | None = None,
-) -> Config:
-    """Reads YAML, applies `a.b=value` overrides, fills ${NAME}; raises ConfigError.
-
-    ${NAME} is looked for in the config's own `variables`, then in `environment`, by default that
-    of this process.
-    """
-    data = read_yaml(path, overrides)
-    around = os.environ if environment is None else environment
-    variables = ChainMap[str, str]({**(data.get("variables") or {})}, around)
-    try:
-        config = Config.model_validate(fill_variables(data, variables, str(path)))
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {describe_errors(error)}") from None
-    storage.configure(config.storage)
-    return config
-
-
-def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """A YAML mapping with overrides applied and ${NAME} as it stands; raises ConfigError."""
-    try:
-        text = Path(path).read_text()
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}") from None
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: a mapping is wanted, got {type(data).__name__}")
-    drop_removed(data)
-    for override in overrides:
-        apply_override(data, override)
-    return data
-
-
-def describe_errors(error: ValidationError) -> str:
-    """One line a problem: field, what is wrong, value seen."""
-    lines = []
-    for problem in error.errors():
-        field = ".".join(map(str, problem["loc"])) or "config"
-        message = problem["msg"].removeprefix("Value error, ")
-        seen = "" if isinstance(problem["input"], dict) else f", got {problem['input']!r}"
-        lines.append(f"{field}: {message}{seen}")
-    return "\n  ".join(lines)

@@ -1,11 +1,17 @@
-"""What happens to a config before it is checked: old settings, `--set FIELD=VALUE`, ${NAME}."""
+"""How a config file is read: overrides, variables, and errors that name the field."""
 
+import os
 import re
-from collections.abc import Mapping, MutableMapping
+from collections import ChainMap
+from collections.abc import Mapping, MutableMapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
+from pipeline import storage
+from pipeline.config.schema import Config
 from pipeline.errors import ConfigError
 
 # Settings that no longer exist, and their default, which runs recorded in their config.
@@ -85,3 +91,54 @@ def fill_variables(value: Any, variables: Mapping[str, str], where: str) -> Any:
         return str(variables[name])
 
     return _VARIABLE.sub(fill, value)
+
+
+def load_config(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    environment: MutableMapping[str, str] | None = None,
+) -> Config:
+    """Reads YAML, applies `a.b=value` overrides, fills ${NAME}; raises ConfigError.
+
+    ${NAME} is looked for in the config's own `variables`, then in `environment`, by default that
+    of this process.
+    """
+    data = read_yaml(path, overrides)
+    around = os.environ if environment is None else environment
+    variables = ChainMap[str, str]({**(data.get("variables") or {})}, around)
+    try:
+        config = Config.model_validate(fill_variables(data, variables, str(path)))
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {describe_errors(error)}") from None
+    storage.configure(config.storage)
+    return config
+
+
+def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A YAML mapping with overrides applied and ${NAME} as it stands; raises ConfigError."""
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: a mapping is wanted, got {type(data).__name__}")
+    drop_removed(data)
+    for override in overrides:
+        apply_override(data, override)
+    return data
+
+
+def describe_errors(error: ValidationError) -> str:
+    """One line a problem: field, what is wrong, value seen."""
+    lines = []
+    for problem in error.errors():
+        field = ".".join(map(str, problem["loc"])) or "config"
+        message = problem["msg"].removeprefix("Value error, ")
+        seen = "" if isinstance(problem["input"], dict) else f", got {problem['input']!r}"
+        lines.append(f"{field}: {message}{seen}")
+    return "\n  ".join(lines)

@@ -1,0 +1,1 @@
+"""The YAML config: its models, and how a file is loaded."""
