@@ -21,9 +21,9 @@ from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.exceptions import RayTaskError
 
 from pipeline.cluster import Cluster, alive_nodes, named_deaths
+from pipeline.encoders.runtimes import Begun, PreparedEncoder, Runtime
 from pipeline.errors import InfinegError
 from pipeline.placement import MAX_IN_FLIGHT, Node, place
-from pipeline.runtimes import Begun, PreparedEncoder, Runtime
 
 _log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from more_itertools import chunked
 from pipeline.config.schema import Config, SourceEntry
 from pipeline.dataset.metadata import TakenDown
 from pipeline.dataset.schema import Positioned
-from pipeline.runtimes import PreparedEncoder
+from pipeline.encoders.runtimes import PreparedEncoder
 from pipeline.steps.decode import decode_batch
 from pipeline.steps.embed import GrowingBatch
 from pipeline.steps.read import Origin, read_batch

@@ -21,6 +21,7 @@ from pipeline.dataset import manifest
 from pipeline.dataset.metadata import Generation, MinedRecord, ShardFile, SourceRecord, add_counts
 from pipeline.dataset.shards import sort_files
 from pipeline.dataset.tables import read_seen_images
+from pipeline.encoders.runtimes import PreparedEncoder, prepare_encoder
 from pipeline.errors import ConfigError
 from pipeline.mine_choice import Chooser, ChosenRound, Tally, fit_scales, write_eligible
 from pipeline.mine_rounds import (
@@ -35,7 +36,6 @@ from pipeline.mine_rounds import (
 )
 from pipeline.mine_worker import MineWorker
 from pipeline.mined_shards import replace_shards
-from pipeline.runtimes import PreparedEncoder, prepare_encoder
 from pipeline.scorer import Scorer
 from pipeline.sources import open_entry
 from pipeline.telemetry.progress import Progress

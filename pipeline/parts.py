@@ -23,10 +23,10 @@ from pipeline.dataset.metadata import Counts, PartRecord, TakenDown
 from pipeline.dataset.schema import Partition, Positioned, row_schema
 from pipeline.dataset.shards import count_rows, output_groups, write_part
 from pipeline.embedding import Embedder
+from pipeline.encoders.runtimes import PreparedEncoder
 from pipeline.reference import ReferenceBank, read_bank
 from pipeline.rejects import check_rejects
 from pipeline.rules import read_rule
-from pipeline.runtimes import PreparedEncoder
 from pipeline.sources import open_entry, read_partitions
 from pipeline.steps.score import score_batch
 from pipeline.steps.select import SelectionRule, select_batch

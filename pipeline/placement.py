@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.config.build import BuildConfig, whole
+from pipeline.encoders.runtimes import PreparedEncoder
 from pipeline.errors import ConfigError
-from pipeline.runtimes import PreparedEncoder
 
 _log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.encoders import Preprocessing
+from pipeline.encoders.networks import Preprocessing
+from pipeline.encoders.runtimes import export_module, open_session
 from pipeline.hardness import fold_of
-from pipeline.runtimes import export_module, open_session
 
 Reads = Literal["embedding", "pixels"]
 

@@ -21,7 +21,7 @@ from pipeline.dataset.keys import make_key, sha256_hex
 from pipeline.dataset.metadata import Generation, ShardRecord
 from pipeline.dataset.schema import LabelState, row_schema
 from pipeline.dataset.shards import output_group, write_shard
-from pipeline.encoders import encoder_identity, load_encoder
+from pipeline.encoders.networks import encoder_identity, load_encoder
 
 EMBEDDING_DIM = 256
 _DIRECTION = np.array([1.6, 1.0, -0.8, 0.5])

@@ -105,7 +105,7 @@ def ours(data: Path, kind: str, num_batches: int) -> Iterator[Tensor]:
     from train_dataset import read_train_rows
 
     from pipeline.dataset import manifest
-    from pipeline.encoders import Preprocessing
+    from pipeline.encoders.networks import Preprocessing
     from train.corrections import loss_terms
     from train.data import AugmentedImages, Batches
     from train.order import BatchOrder, Portion

@@ -30,10 +30,10 @@ from pipeline.build.driver import build
 from pipeline.cluster import open_cluster
 from pipeline.config.build import BuildConfig
 from pipeline.config.schema import Config, EncoderConfig
-from pipeline.encoders import crop_pixels
+from pipeline.encoders.networks import crop_pixels
+from pipeline.encoders.runtimes import PreparedEncoder, prepare_encoder
 from pipeline.errors import ConfigError
 from pipeline.placement import Node, Placement, place
-from pipeline.runtimes import PreparedEncoder, prepare_encoder
 from pipeline.verify import verify_dataset
 
 ON_CPUS: dict[str, Any] = {"workers": 2, "embed_on": "actors", "gpus_per_actor": 0}

@@ -18,7 +18,7 @@ from pipeline import storage
 from pipeline.dataset import manifest
 from pipeline.dataset.manifest import read_generation, require_info, write_info
 from pipeline.dataset.metadata import Generation, ShardRecord
-from pipeline.encoders import load_encoder
+from pipeline.encoders.networks import load_encoder
 from pipeline.errors import BadShard, InfinegError
 from train import trainer
 from train.data import AugmentedImages, read_eval_batches

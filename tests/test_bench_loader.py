@@ -25,8 +25,8 @@ from train_dataset import write_config
 
 from pipeline.config.schema import EncoderConfig
 from pipeline.dataset import manifest
-from pipeline.encoders import crop_pixels, encoder_identity, load_encoder
-from pipeline.runtimes import prepare_encoder
+from pipeline.encoders.networks import crop_pixels, encoder_identity, load_encoder
+from pipeline.encoders.runtimes import prepare_encoder
 from train.config import load_train_config
 from train.distributed import World
 from train.job import Job, open_stream, prepare_job

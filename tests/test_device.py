@@ -7,7 +7,7 @@ import pytest
 import torch
 from train_dataset import ENCODER, read_train_rows, write_config, write_dataset
 
-from pipeline.encoders import decode_rgb, load_encoder
+from pipeline.encoders.networks import decode_rgb, load_encoder
 from pipeline.errors import ConfigError
 from train.augment import Strength
 from train.config import load_train_config

@@ -13,7 +13,7 @@ from builds import ENCODER
 from safetensors.torch import save_file
 
 from pipeline.config.schema import EncoderConfig
-from pipeline.encoders import load_encoder
+from pipeline.encoders.networks import load_encoder
 from pipeline.errors import ConfigError, InfinegError
 
 SMALL = EncoderConfig(**ENCODER)  # type: ignore[arg-type]
@@ -91,7 +91,7 @@ def test_weights_that_cannot_be_downloaded_are_named(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from pipeline.config.schema import EncoderConfig\n"
-        "from pipeline.encoders import load_encoder\n"
+        "from pipeline.encoders.networks import load_encoder\n"
         "from pipeline.errors import InfinegError\n"
         "try:\n"
         "    load_encoder(EncoderConfig(name='timm/resnet18'))\n"

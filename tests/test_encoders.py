@@ -11,9 +11,9 @@ from corpus import encode, quadrants
 from numpy.typing import NDArray
 
 from pipeline.config.schema import EncoderConfig
-from pipeline.encoders import Encoder, crop_pixels, encoder_identity, load_encoder
+from pipeline.encoders.networks import Encoder, crop_pixels, encoder_identity, load_encoder
+from pipeline.encoders.runtimes import PreparedEncoder, prepare_encoder
 from pipeline.errors import ConfigError
-from pipeline.runtimes import PreparedEncoder, prepare_encoder
 
 SMALL = EncoderConfig(**ENCODER)  # type: ignore[arg-type]
 

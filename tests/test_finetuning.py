@@ -10,7 +10,7 @@ from test_trainer import FINETUNE, SHORT, run_training, write_run_config
 from train_dataset import write_dataset
 
 from pipeline.config.schema import EncoderConfig
-from pipeline.encoders import load_encoder
+from pipeline.encoders.networks import load_encoder
 from pipeline.errors import ConfigError
 from train import trainer
 from train.config import load_train_config

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from pipeline.config.schema import EncoderConfig
 from pipeline.dataset.schema import RawSample
-from pipeline.encoders import Encoder, crop_any_image, load_encoder
-from pipeline.runtimes import Runtime, TorchRuntime, prepare_encoder
+from pipeline.encoders.networks import Encoder, crop_any_image, load_encoder
+from pipeline.encoders.runtimes import Runtime, TorchRuntime, prepare_encoder
 from pipeline.sources import generated, load_source_module, open_source
 
 Embeddings = NDArray[np.float32]

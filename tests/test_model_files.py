@@ -7,7 +7,7 @@ import pytest
 import torch
 from train_dataset import ENCODER
 
-from pipeline.encoders import load_encoder
+from pipeline.encoders.networks import load_encoder
 from pipeline.errors import ConfigError, InfinegError
 from train.model import (
     Detector,

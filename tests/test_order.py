@@ -10,7 +10,7 @@ import torch
 from train_dataset import ENCODER, read_train_rows, write_config, write_dataset
 
 from pipeline.dataset.manifest import read_generation
-from pipeline.encoders import load_encoder
+from pipeline.encoders.networks import load_encoder
 from train.config import load_train_config
 from train.corrections import loss_terms
 from train.data import AugmentedImages, Batches

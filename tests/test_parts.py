@@ -17,9 +17,9 @@ from pipeline.config.schema import Config
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import Counts, PartRecord, TakenDown
 from pipeline.dataset.schema import Partition
+from pipeline.encoders.runtimes import prepare_encoder
 from pipeline.errors import TooManyRejects
 from pipeline.parts import SAMPLES_PER_PART, SpanTask, SpanWorker
-from pipeline.runtimes import prepare_encoder
 from pipeline.sources import open_source
 
 

@@ -7,7 +7,7 @@ from train_dataset import ENCODER, EVAL_PROBABILITY, NEGATIVES, read_train_rows,
 
 from pipeline.dataset.manifest import read_sidecar
 from pipeline.dataset.metadata import Generation
-from pipeline.encoders import load_encoder
+from pipeline.encoders.networks import load_encoder
 from pipeline.errors import InfinegError
 from train.corrections import LossTerms, loss_terms
 from train.data import (

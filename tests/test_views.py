@@ -11,7 +11,7 @@ from test_trainer import SHORT, run_training, write_run_config
 from train_dataset import ENCODER, read_train_rows, write_dataset
 
 from pipeline.dataset.manifest import read_generation, require_info
-from pipeline.encoders import decode_rgb, encoder_identity, load_encoder
+from pipeline.encoders.networks import decode_rgb, encoder_identity, load_encoder
 from train import views
 from train.augment import augment
 from train.config import load_train_config

@@ -23,7 +23,7 @@ from pipeline.dataset.keys import make_key, sha256_hex
 from pipeline.dataset.metadata import Counts, DatasetInfo, Generation, ShardRecord, SourceRecord
 from pipeline.dataset.schema import Split, Stratum, row_schema
 from pipeline.dataset.shards import output_group, write_shard
-from pipeline.encoders import encoder_identity, load_encoder
+from pipeline.encoders.networks import encoder_identity, load_encoder
 from train.distributed import World
 from train.order import Segment
 from train.rows import TrainRows

@@ -11,7 +11,7 @@ from torch import Tensor
 from train_dataset import ENCODER, write_config, write_dataset
 
 from pipeline.dataset import manifest
-from pipeline.encoders import load_encoder
+from pipeline.encoders.networks import load_encoder
 from train.data import read_eval_batches
 from train.model import ModelInfo, build_detector, save_model
 

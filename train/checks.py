@@ -7,7 +7,7 @@ import torch
 
 from pipeline.config.schema import Config
 from pipeline.dataset.metadata import DatasetInfo
-from pipeline.encoders import Encoder, encoder_identity
+from pipeline.encoders.networks import Encoder, encoder_identity
 from pipeline.errors import ConfigError
 from train.config import TrainConfig
 from train.distributed import World

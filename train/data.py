@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import Split
-from pipeline.encoders import Preprocessing, crop_decoded
+from pipeline.encoders.networks import Preprocessing, crop_decoded
 from train.augment import Strength, as_uint8, augment
 from train.corrections import LossTerms
 from train.embeddings import MappedEmbeddings

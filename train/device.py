@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from pipeline.encoders import decode_rgb
+from pipeline.encoders.networks import decode_rgb
 from train.data import AugmentedImages, Batch
 from train.order import Rows
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline import storage
 from pipeline.dataset.metadata import ShardRecord
-from pipeline.encoders import Preprocessing, crop_decoded, decode_rgb
+from pipeline.encoders.networks import Preprocessing, crop_decoded, decode_rgb
 from pipeline.errors import BadShard
 
 _MAX_OPEN_SHARDS = 128  # on a disk, a process; each costs a file descriptor

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline import storage
 from pipeline.config.schema import EncoderConfig
-from pipeline.encoders import Encoder, Preprocessing, load_encoder
+from pipeline.encoders.networks import Encoder, Preprocessing, load_encoder
 from pipeline.errors import ConfigError, InfinegError
 from train.finetuning import open_last_groups
 from train.order import Segment

@@ -16,7 +16,7 @@ from scipy.special import expit
 from torch import Tensor
 
 from pipeline.dataset.images import UnusableImage
-from pipeline.encoders import crop_any_image
+from pipeline.encoders.networks import crop_any_image
 from pipeline.errors import ConfigError
 from train.model import TargetCalibration, load_model
 from train.probability import calibrated_logits, conformal_p_value

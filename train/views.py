@@ -27,7 +27,7 @@ from torch import Tensor
 from pipeline import storage
 from pipeline.dataset.keys import sha256_hex
 from pipeline.dataset.metadata import ShardRecord
-from pipeline.encoders import Encoder
+from pipeline.encoders.networks import Encoder
 from pipeline.telemetry.progress import Progress
 from train.augment import Strength, augment
 from train.distributed import World

@@ -33,8 +33,8 @@ from pipeline.dataset.embedding_cache import EmbeddingsInfo, require_info, write
 from pipeline.dataset.lease import Lease, hold_lease
 from pipeline.dataset.metadata import Generation, PartRecord, SourcePlan
 from pipeline.dataset.tables import read_seen_images
+from pipeline.encoders.runtimes import prepare_encoder
 from pipeline.parts import SpanTask, SpanWorker
-from pipeline.runtimes import prepare_encoder
 from pipeline.telemetry.metrics import BUILD_METRICS, serve_metrics
 from pipeline.telemetry.progress import Progress
 

@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.encoders import Preprocessing, crop_pixels
-from pipeline.runtimes import Begun, Runtime
+from pipeline.encoders.networks import Preprocessing, crop_pixels
+from pipeline.encoders.runtimes import Begun, Runtime
 
 READS = ("image", "reject_reason")
 ADDS = ("embedding",)

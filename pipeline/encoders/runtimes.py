@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.config.schema import EncoderConfig
-from pipeline.encoders import Encoder, Preprocessing, encoder_identity, load_encoder
+from pipeline.encoders.networks import Encoder, Preprocessing, encoder_identity, load_encoder
 
 # Waits for embedding_BD, L2-normalised.
 Begun = Callable[[], NDArray[np.float32]]

@@ -1,0 +1,1 @@
+"""Frozen networks that embed images, and what runs them."""
