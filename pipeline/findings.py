@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.config.schema import Config
 from pipeline.dataset.metadata import ReferenceInfo
 from pipeline.dataset.schema import Partition, RejectReason
-from pipeline.listing import UNKNOWN_PARTITION_SIZE, Listing
+from pipeline.sources.survey import UNKNOWN_PARTITION_SIZE, Listing
 
 
 def pilot_sample(partitions: Sequence[Partition], num_wanted: int) -> list[tuple[Partition, int]]:

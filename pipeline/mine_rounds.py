@@ -20,9 +20,9 @@ from pipeline.dataset.metadata import SourceRecord, TableRecord
 from pipeline.dataset.schema import Partition
 from pipeline.dataset.shards import LEDGER_COLUMNS
 from pipeline.errors import InfinegError
-from pipeline.listing import take_partitions
 from pipeline.mine_worker import SCORED, EmbedTask, ScoreTask
 from pipeline.sources import Source
+from pipeline.sources.survey import take_partitions
 
 # So many candidates a task: a second of work or more.
 _FILES_PER_TASK = 16

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from pipeline.config.schema import Config, SourceEntry, fingerprint
 from pipeline.dataset.metadata import ReferenceInfo, SourcePlan, strata_by_similarity
 from pipeline.findings import Findings, read_pilot
-from pipeline.listing import Listing
 from pipeline.scale import Fit, fit_probabilities, probability_curve
+from pipeline.sources.survey import Listing
 from pipeline.steps.select import inclusion_probability
 
 # A task of Ray costs its driver 15 ms: partitions are read together until it has a second of work.

@@ -13,7 +13,7 @@ from scipy.optimize import brentq
 from pipeline.config.schema import Config, SourceEntry
 from pipeline.dataset.metadata import ReferenceInfo
 from pipeline.findings import Findings
-from pipeline.listing import Listing
+from pipeline.sources.survey import Listing
 from pipeline.steps.select import inclusion_probability
 
 # A pilot need not be surer than the draw itself, which varies by 1 / sqrt(wanted), nor than this.

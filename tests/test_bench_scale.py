@@ -30,8 +30,8 @@ from pipeline.dataset import manifest
 from pipeline.dataset.dedup import SeenImages
 from pipeline.dataset.metadata import Generation, PartRecord, ShardRecord
 from pipeline.dataset.status import read_running
-from pipeline.listing import survey
 from pipeline.sources import open_source
+from pipeline.sources.survey import survey
 from pipeline.verify import verify_dataset
 
 pytestmark = pytest.mark.slow

@@ -10,9 +10,9 @@ import pytest
 import simplejpeg
 
 from pipeline.dataset.schema import LabelState, Partition, RawSample
-from pipeline.drawing import Dice
 from pipeline.errors import ConfigError
 from pipeline.sources import Source, open_source
+from pipeline.sources.drawing import Dice
 from pipeline.sources.generated import collage
 from pipeline.sources.generated.collage.layouts import Hand, shuffle_pieces
 from pipeline.sources.generated.collage.pool import Cut, Origin, PoolReader

@@ -9,8 +9,8 @@ import yaml
 from pipeline.config.loading import load_config
 from pipeline.config.schema import Config, SourceEntry, fingerprint
 from pipeline.errors import ConfigError
-from pipeline.listing import survey
 from pipeline.sources import open_entry, open_source
+from pipeline.sources.survey import survey
 
 MINIMAL: dict[str, Any] = {
     "target": {"name": "cat"},

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.drawing import Dice
+from pipeline.sources.drawing import Dice
 from pipeline.sources.generated import dead_leaves, picture_rng
 from pipeline.sources.generated.dead_leaves.falling import (
     ANY,

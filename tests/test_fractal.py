@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.drawing import Dice
+from pipeline.sources.drawing import Dice
 from pipeline.sources.generated import fractal, picture_rng
 from pipeline.sources.generated.fractal.systems import (
     AFFINE,

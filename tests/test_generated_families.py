@@ -135,7 +135,7 @@ def test_kernels_compile_where_the_package_is_read_only(
     tmp_path: Path, variables: dict[str, str], has_cache: bool
 ) -> None:
     script = (
-        "import numpy as np; from pipeline.drawing import ramp; "
+        "import numpy as np; from pipeline.sources.drawing import ramp; "
         "print(ramp(np.array([[0, 0, 0], [255, 255, 255]], np.uint8), 3).tolist())"
     )
     run = subprocess.run(

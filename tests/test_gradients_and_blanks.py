@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from pipeline.drawing import ramp
+from pipeline.sources.drawing import ramp
 from pipeline.sources.generated import Pixels, gradients_and_blanks, picture_rng
 from pipeline.sources.generated.gradients_and_blanks.fills import (
     ANGULAR,

@@ -29,7 +29,7 @@ from pipeline.dataset.keys import unit_hash
 from pipeline.dataset.metadata import ShardRecord, TakenDown
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.mine import mine
-from pipeline.sources import image_folder
+from pipeline.sources.kinds import image_folder
 from pipeline.takedown import take_down
 from pipeline.verdicts import apply_verdicts
 from pipeline.verify import verify_dataset

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import kurtosis
 
-from pipeline.drawing import Dice
+from pipeline.sources.drawing import Dice
 from pipeline.sources.generated import noise, picture_rng
 from pipeline.sources.generated.noise.spectra import amplitudes, spectral_noise
 from pipeline.sources.generated.noise.wavelets import wavelet_noise

@@ -20,9 +20,9 @@ from pipeline.dataset.metadata import ReferenceInfo, strata_by_similarity
 from pipeline.dataset.schema import Partition, RawSample
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.findings import pilot_sample
-from pipeline.listing import pilot_size, survey, take_partitions
 from pipeline.plan import make_plan
 from pipeline.scale import fit_scale
+from pipeline.sources.survey import pilot_size, survey, take_partitions
 
 REFERENCE = ReferenceInfo(
     fingerprint="", num_embeddings=30, num_positives=40, median=0.5, ceiling=0.4, near=0.3, mid=0.2

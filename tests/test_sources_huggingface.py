@@ -17,7 +17,7 @@ from fsspec import filesystem
 from pipeline.dataset.schema import RawSample
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.sources import open_source
-from pipeline.sources.huggingface import Params, Source
+from pipeline.sources.kinds.huggingface import Params, Source
 
 JPEG, PNG = encode(quadrants()), encode(quadrants(), "PNG")
 CLASSES = ["airplane", "cat", "dog"]

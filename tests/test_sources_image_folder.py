@@ -5,8 +5,8 @@ from corpus import encode, quadrants
 
 from pipeline.dataset.schema import RawSample
 from pipeline.errors import ConfigError
-from pipeline.formats import tars
-from pipeline.sources.image_folder import Params, Source
+from pipeline.sources.kinds.image_folder import Params, Source
+from pipeline.sources.readers import tars
 
 
 def read_all(params: Params) -> dict[str, RawSample]:

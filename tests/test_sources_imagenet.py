@@ -20,9 +20,9 @@ from fsspec import filesystem
 from pipeline.dataset.images import Decoded, decode_image
 from pipeline.dataset.schema import ImageSettings, RawSample
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.formats import tars
 from pipeline.sources import open_source
-from pipeline.sources.imagenet import Params, Source
+from pipeline.sources.kinds.imagenet import Params, Source
+from pipeline.sources.readers import tars
 
 TABBY, TIGER, DOG, FLAMINGO, ABACUS = (
     "n02123045",

@@ -16,9 +16,8 @@ from corpus import encode, quadrants, write_tar
 
 from pipeline.dataset.schema import RawSample
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.formats import lookups
 from pipeline.sources import open_source
-from pipeline.sources.open_images import Params, Source
+from pipeline.sources.kinds.open_images import Params, Source, lookups
 
 JPEG = encode(quadrants())
 ID, OTHER_ID = "000026e7ee790996", "0f3c1a5b77d0e2c4"

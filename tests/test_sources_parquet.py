@@ -14,9 +14,9 @@ from fsspec import filesystem
 
 from pipeline.dataset.schema import RawSample
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.formats import tars
 from pipeline.sources import open_source
-from pipeline.sources.parquet import Params, Source
+from pipeline.sources.kinds.parquet import Params, Source
+from pipeline.sources.readers import tars
 
 JPEG = encode(quadrants())
 CLASSES = ["airplane", "cat", "dog"]

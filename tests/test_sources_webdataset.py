@@ -15,10 +15,10 @@ from corpus import encode, quadrants, write_tar
 from pipeline.dataset.images import decode_image
 from pipeline.dataset.schema import ImageSettings, RawSample
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.formats import tars
-from pipeline.formats.patterns import expand_braces
 from pipeline.sources import open_source
-from pipeline.sources.webdataset import Params, Source
+from pipeline.sources.kinds.webdataset import Params, Source
+from pipeline.sources.readers import tars
+from pipeline.sources.readers.patterns import expand_braces
 
 JPEG = encode(quadrants())
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import InfinegError
-from pipeline.formats.tars import read_members
+from pipeline.sources.readers.tars import read_members
 
 NUM_MEMBERS, MEMBER_BYTES = 30, 5000
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.drawing import Dice
+from pipeline.sources.drawing import Dice
 from pipeline.sources.generated import Pixels, picture_rng, text_and_ui
 from pipeline.sources.generated.text_and_ui.fonts import NUM_SCRIPTS, Font, latin, script
 from pipeline.sources.generated.text_and_ui.screen import Screen, choose_theme

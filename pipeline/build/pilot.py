@@ -18,18 +18,18 @@ from pipeline.dataset import manifest
 from pipeline.dataset.metadata import ReferenceInfo, SourcePlan
 from pipeline.errors import InfinegError
 from pipeline.findings import pilot_sample, read_pilot
-from pipeline.listing import (
+from pipeline.parts import SpanTask, SpanWorker
+from pipeline.plan import make_plan
+from pipeline.reference import write_reference
+from pipeline.scale import pilot_needed
+from pipeline.sources import Source, open_entry
+from pipeline.sources.survey import (
     Listing,
     estimate_sizes,
     refuse_changed_listing,
     survey,
     take_partitions,
 )
-from pipeline.parts import SpanTask, SpanWorker
-from pipeline.plan import make_plan
-from pipeline.reference import write_reference
-from pipeline.scale import pilot_needed
-from pipeline.sources import Source, open_entry
 from pipeline.telemetry.progress import Progress
 
 _log = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from pipeline.dataset import manifest
 from pipeline.dataset.metadata import SourcePlan
 from pipeline.dataset.schema import Partition
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.listing import refuse_changed_listing, take_partitions
 from pipeline.parts import SpanTask
 from pipeline.sources import Source
+from pipeline.sources.survey import refuse_changed_listing, take_partitions
 from pipeline.telemetry.progress import Progress
 
 _log = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ from pipeline.dataset.schema import Partition, Positioned, RawSample, Role
 from pipeline.errors import ConfigError
 
 _KIND = re.compile(r"[a-z][a-z_]*")
-_PACKAGES = ("pipeline.sources", "pipeline.sources.generated")
+_PACKAGES = ("pipeline.sources.kinds", "pipeline.sources.generated")
 
 
 @runtime_checkable

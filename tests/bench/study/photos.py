@@ -18,7 +18,7 @@ from pipeline import storage
 from pipeline.dataset.keys import sha256_hex, split_of, unit_hash
 from pipeline.dataset.schema import Split
 from pipeline.errors import ConfigError
-from pipeline.formats.wnids import PRESETS
+from pipeline.sources.kinds.imagenet.classes import PRESETS
 
 _log = logging.getLogger(__name__)
 

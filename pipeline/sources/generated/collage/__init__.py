@@ -27,7 +27,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.dataset.schema import Partition, RawSample
-from pipeline.drawing import Dice
+from pipeline.sources.drawing import Dice
 from pipeline.sources.generated import (
     PictureParams,
     Pixels,

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.drawing import Dice, compiled
+from pipeline.sources.drawing import Dice, compiled
 from pipeline.sources.generated import Pixels
 from pipeline.sources.generated.collage.pool import Cut
 

@@ -9,9 +9,9 @@ from pydantic import BaseModel, Field, JsonValue
 
 from pipeline.dataset.images import Decoded, decode_image
 from pipeline.dataset.schema import ImageSettings, Partition, RawSample
-from pipeline.drawing import Dice
 from pipeline.errors import ConfigError
 from pipeline.sources import Source, open_source
+from pipeline.sources.drawing import Dice
 from pipeline.sources.generated import Pixels, picture_rng
 
 # Of a source and for one pool, before it is given up: partitions, and samples of each.

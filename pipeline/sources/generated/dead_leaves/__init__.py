@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipeline.drawing import Dice, State, compiled, next_below, next_unit
+from pipeline.sources.drawing import Dice, State, compiled, next_below, next_unit
 from pipeline.sources.generated import PictureParams, PictureSource, Pixels
 from pipeline.sources.generated.dead_leaves.falling import (
     ANY,

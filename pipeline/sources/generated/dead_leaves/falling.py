@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.drawing import State, compiled, next_below, next_unit
+from pipeline.sources.drawing import State, compiled, next_below, next_unit
 
 Owners = NDArray[np.uint16]  # 0 the ground, else the number of a leaf
 Spans = NDArray[np.int32]  # by row: first column of a leaf, and the first behind it

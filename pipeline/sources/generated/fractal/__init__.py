@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipeline.drawing import Dice, State, compiled, next_unit, next_word, ramp
+from pipeline.sources.drawing import Dice, State, compiled, next_unit, next_word, ramp
 from pipeline.sources.generated import PictureParams, PictureSource, Pixels
 from pipeline.sources.generated.fractal.systems import (
     AFFINE,

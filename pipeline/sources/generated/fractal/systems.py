@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.drawing import State, compiled, next_below, next_unit, next_word
+from pipeline.sources.drawing import State, compiled, next_below, next_unit, next_word
 
 Maps = NDArray[np.float64]  # rows of a, b, c, d, e, f: x' = a x + b y + e, y' = c x + d y + f
 Choice = NDArray[np.uint8]  # 256 numbers of maps, each as often as it is taken

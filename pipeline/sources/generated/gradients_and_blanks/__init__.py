@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipeline.drawing import Dice, ramp
+from pipeline.sources.drawing import Dice, ramp
 from pipeline.sources.generated import PictureParams, PictureSource, Pixels, draw_family
 from pipeline.sources.generated.gradients_and_blanks.fills import (
     ANGULAR,

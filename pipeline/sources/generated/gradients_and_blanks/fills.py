@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.drawing import State, compiled, next_word, to_byte
+from pipeline.sources.drawing import State, compiled, next_word, to_byte
 from pipeline.sources.generated import Pixels
 
 Levels = NDArray[np.int32]

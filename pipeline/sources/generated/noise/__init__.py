@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipeline.drawing import Dice, State, compiled, next_word
+from pipeline.sources.drawing import Dice, State, compiled, next_word
 from pipeline.sources.generated import PictureParams, PictureSource, Pixels, draw_family
 from pipeline.sources.generated.noise.spectra import amplitudes, spectral_noise
 from pipeline.sources.generated.noise.wavelets import wavelet_noise

@@ -6,7 +6,7 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from pipeline.drawing import State, compiled, next_word
+from pipeline.sources.drawing import State, compiled, next_word
 
 Plane = NDArray[np.float32]
 

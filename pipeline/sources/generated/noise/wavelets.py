@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.drawing import State, compiled, next_word
+from pipeline.sources.drawing import State, compiled, next_word
 
 Plane = NDArray[np.float32]
 

@@ -27,7 +27,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from pipeline.drawing import Dice
+from pipeline.sources.drawing import Dice
 from pipeline.sources.generated import PictureParams, PictureSource, Pixels
 from pipeline.sources.generated.text_and_ui.pages import (
     draw_chart,

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.drawing import Dice
+from pipeline.sources.drawing import Dice
 
 _CHARACTERS = [chr(code) for code in range(33, 127)]
 NUM_SCRIPTS = 12

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.drawing import Dice
+from pipeline.sources.drawing import Dice
 from pipeline.sources.generated import Pixels
 from pipeline.sources.generated.text_and_ui.fonts import NUM_SCRIPTS, Font, latin, script
 from pipeline.sources.generated.text_and_ui.writing import PROSE, Colour, write

@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import ConfigError
-from pipeline.formats.image_files import locate
+from pipeline.sources.readers.files import locate
 
 
 def read_shard_index(uri: str) -> list[str]:

@@ -6,25 +6,28 @@ Here the class of an image is known only once its row or its members are read.
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from pipeline import storage
 from pipeline.errors import ConfigError
-from pipeline.formats.columns import choose_columns, holds, image_bytes
-from pipeline.formats.imagenet_addresses import Address, FoundImage
-from pipeline.formats.parquet_files import (
+from pipeline.sources.kinds.imagenet.classes import IMAGENET_1K, is_wnid, read_synsets, wnid_of
+from pipeline.sources.readers.columns import choose_columns, holds, image_bytes
+from pipeline.sources.readers.parquet import (
     Table,
     class_names_of,
     open_table,
     read_rows,
     row_ranges,
 )
-from pipeline.formats.synsets import IMAGENET_1K, is_wnid, read_synsets, wnid_of
-from pipeline.formats.tar_samples import Member, TarReader, described, text_of
-from pipeline.formats.tars import estimate_members
+from pipeline.sources.readers.tar_samples import Member, TarReader, described, text_of
+from pipeline.sources.readers.tars import estimate_members
 
 _log = logging.getLogger(__name__)
 
+
 _IN_NAME = re.compile(r"(?:^|/)(n\d{8})_[^/]*$")  # n01440764_10026, as ILSVRC names its images
+
+
 _KNOWN_SET = re.compile(r"imagenet-?(1k|12k|22k)(?=[-_.])")
 
 
@@ -32,6 +35,18 @@ class _ColumnNames:
     """No column is named by the params: those of ILSVRC/imagenet-1k, or of usual names."""
 
     image_column = label_column = license_column = author_column = group_column = None
+
+
+# JSON; the first is the wnid of all that lies there, None where only reading tells.
+Address = list[Any]
+
+
+class FoundImage(NamedTuple):
+    """An image with its class."""
+
+    wnid: str
+    uri: str
+    image: bytes
 
 
 class ParquetImages:
@@ -174,3 +189,25 @@ def _columns_of(table: Table) -> list[str]:
             "is read by kind parquet"
         )
     return [columns.image, columns.label]
+
+
+class Images(Protocol):
+    """Where the images of one copy lie."""
+
+    @property
+    def images_per_address(self) -> int | None:
+        """None where only reading would tell."""
+
+    def addresses(self) -> Iterator[Address]:
+        """In an order that never changes; opens no image."""
+
+    def estimate_images(self, address: Address, mean_bytes: float) -> float | None:
+        """About how many images of `mean_bytes` lie there; None where nothing tells."""
+
+    def read(
+        self, address: Address, *, is_offered: Callable[[str], bool], start: int
+    ) -> Iterator[FoundImage]:
+        """Those of a wnid on offer, from the `start`-th on.
+
+        Only a layout whose addresses have no wnid asks `is_offered`: the others are not read.
+        """

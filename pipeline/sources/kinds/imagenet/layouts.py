@@ -9,12 +9,17 @@ from typing import IO, Literal
 from pipeline import storage
 from pipeline.dataset.keys import short_hash
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.formats.image_files import read_image
-from pipeline.formats.imagenet_addresses import Address, FoundImage, Images
-from pipeline.formats.imagenet_answers import read_answers
-from pipeline.formats.imagenet_tables import ParquetImages, WdsImages
-from pipeline.formats.synsets import is_wnid
-from pipeline.formats.tars import estimate_members, list_members, read_members
+from pipeline.sources.kinds.imagenet.answers import read_answers
+from pipeline.sources.kinds.imagenet.classes import is_wnid
+from pipeline.sources.kinds.imagenet.tables import (
+    Address,
+    FoundImage,
+    Images,
+    ParquetImages,
+    WdsImages,
+)
+from pipeline.sources.readers.files import read_image
+from pipeline.sources.readers.tars import estimate_members, list_members, read_members
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import pyarrow.csv
 
 from pipeline import storage
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.formats.streams import GZIP_ERRORS, GZIP_MAGIC, GzipStream, peek
+from pipeline.sources.readers.gzip import GZIP_ERRORS, GZIP_MAGIC, GzipStream, peek
 
 _BLOCK_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 1 << 16

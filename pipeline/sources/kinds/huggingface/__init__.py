@@ -13,7 +13,11 @@ import datasets
 from pydantic import BaseModel, Field, field_validator
 
 from pipeline.dataset.schema import Partition, RawSample
-from pipeline.formats.class_labels import (
+from pipeline.sources.kinds.huggingface.datasets import OpenDataset, class_names, column_types
+from pipeline.sources.kinds.huggingface.opening import open_dataset
+from pipeline.sources.readers.columns import Columns, choose_columns, image_bytes, text_of
+from pipeline.sources.readers.files import toy_jpegs
+from pipeline.sources.readers.labels import (
     LabelNames,
     LabelRule,
     LabelsAreExhaustive,
@@ -22,10 +26,6 @@ from pipeline.formats.class_labels import (
     TargetPolicy,
     label_rule,
 )
-from pipeline.formats.columns import Columns, choose_columns, image_bytes, text_of
-from pipeline.formats.hub_datasets import OpenDataset, class_names, column_types
-from pipeline.formats.hub_opening import open_dataset
-from pipeline.formats.toy import toy_jpegs
 
 
 class Params(BaseModel, frozen=True, extra="forbid"):

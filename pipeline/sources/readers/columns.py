@@ -12,8 +12,8 @@ from typing import Any, Literal, Protocol
 import pyarrow as pa
 
 from pipeline.errors import ConfigError
-from pipeline.formats import tars
-from pipeline.formats.image_files import read_named_image
+from pipeline.sources.readers import tars
+from pipeline.sources.readers.files import read_named_image
 
 _log = logging.getLogger(__name__)
 

@@ -1,16 +1,27 @@
 """Single images by their address, also by addresses that data names and nobody has vouched for."""
 
+import json
 import logging
 import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import simplejpeg
 
 from pipeline import storage
+from pipeline.dataset.keys import short_hash
+from pipeline.dataset.schema import Partition
 from pipeline.errors import ConfigError, InfinegError, TransientStorageError
-from pipeline.formats import tars
+from pipeline.sources.readers import tars
 
 _log = logging.getLogger(__name__)
 
+
 # Where data may lead to; the others log in somewhere.
 _SCHEMES = frozenset({"http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "memory"})
+
+
 _SCHEME = re.compile(r"([A-Za-z0-9+.-]+)://")
 
 
@@ -74,3 +85,32 @@ def locate(path: str, folder: str) -> str | None:
     if path.startswith("/"):
         return path if is_local else None
     return storage.join(folder, path)
+
+
+def spread_partitions(
+    addresses: list[Any], *, size: int, images_per_address: int | None = 1
+) -> Iterator[Partition]:
+    """At most `size` addresses each: every n-th, so that the first partition shows all classes.
+
+    The addresses are part of the id, so that a folder that has changed never resumes into parts
+    made of the old one.
+    """
+    num_partitions = -(-len(addresses) // size)
+    for number in range(num_partitions):
+        chosen = addresses[number::num_partitions]
+        yield Partition(
+            id=f"{number:06d}-{short_hash(json.dumps(chosen))}",
+            locator=chosen,
+            num_samples=images_per_address and images_per_address * len(chosen),
+        )
+
+
+def toy_jpegs() -> list[bytes]:
+    """JPEGs of 64x48 pixels: a red, a green and a blue ramp."""
+    ramp = np.linspace(0, 255, 64, dtype=np.uint8)
+    jpegs = []
+    for channel in range(3):
+        pixels = np.zeros((48, 64, 3), np.uint8)
+        pixels[..., channel] = ramp
+        jpegs.append(simplejpeg.encode_jpeg(pixels, quality=90, colorsubsampling="420"))
+    return jpegs

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from pipeline import storage
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.formats.tars import read_members
+from pipeline.sources.readers.tars import read_members
 
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 

@@ -11,7 +11,7 @@ import scipy.io
 
 from pipeline import storage
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.formats.synsets import IMAGENET_1K, read_synsets
+from pipeline.sources.kinds.imagenet.classes import IMAGENET_1K, read_synsets
 
 _SOLUTION = "LOC_val_solution.csv"  # Kaggle CLS-LOC
 _DEVKIT = "ILSVRC2012_devkit_t12"

@@ -15,11 +15,10 @@ from pydantic import BaseModel, Field
 
 from pipeline.dataset.schema import Partition, RawSample
 from pipeline.errors import ConfigError
-from pipeline.formats.imagenet_addresses import Images
-from pipeline.formats.imagenet_layouts import Layout, Split, detect_layout, find_images
-from pipeline.formats.spread import spread_partitions
-from pipeline.formats.toy import toy_jpegs
-from pipeline.formats.wnids import PRESETS, ClassRules
+from pipeline.sources.kinds.imagenet.classes import PRESETS, ClassRules
+from pipeline.sources.kinds.imagenet.layouts import Layout, Split, detect_layout, find_images
+from pipeline.sources.kinds.imagenet.tables import Images
+from pipeline.sources.readers.files import spread_partitions, toy_jpegs
 
 
 class Params(BaseModel, frozen=True, extra="forbid"):

@@ -11,9 +11,7 @@ from pydantic import BaseModel, Field
 from pipeline import storage
 from pipeline.dataset.schema import Partition, RawSample
 from pipeline.errors import ConfigError
-from pipeline.formats.image_files import read_image
-from pipeline.formats.spread import spread_partitions
-from pipeline.formats.toy import toy_jpegs
+from pipeline.sources.readers.files import read_image, spread_partitions, toy_jpegs
 
 
 class Params(BaseModel, frozen=True, extra="forbid"):

@@ -1,6 +1,6 @@
 """Tars in the WebDataset layout, img2dataset's among them, named one by one or by an index.
 
-What a sample is, is in `pipeline.formats.tar_samples`; an address is the tar's and the member's.
+What a sample is, is in `pipeline.sources.readers.tar_samples`; an address is the tar's and the member's.
 """
 
 import functools
@@ -13,7 +13,9 @@ from pydantic import BaseModel, Field, field_validator
 
 from pipeline import storage
 from pipeline.dataset.schema import Partition, RawSample
-from pipeline.formats.class_labels import (
+from pipeline.sources.kinds.webdataset.indexes import read_shard_index
+from pipeline.sources.readers.files import toy_jpegs
+from pipeline.sources.readers.labels import (
     LabelNames,
     LabelRule,
     LabelsAreExhaustive,
@@ -22,9 +24,8 @@ from pipeline.formats.class_labels import (
     TargetPolicy,
     label_rule,
 )
-from pipeline.formats.patterns import address_id, refuse_repeats
-from pipeline.formats.shard_indexes import read_shard_index
-from pipeline.formats.tar_samples import (
+from pipeline.sources.readers.patterns import address_id, refuse_repeats
+from pipeline.sources.readers.tar_samples import (
     IMAGE_FIELDS,
     Member,
     TarReader,
@@ -32,8 +33,7 @@ from pipeline.formats.tar_samples import (
     described,
     text_of,
 )
-from pipeline.formats.tars import estimate_members
-from pipeline.formats.toy import toy_jpegs
+from pipeline.sources.readers.tars import estimate_members
 
 
 class Params(BaseModel, frozen=True, extra="forbid"):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Self, cast
 
 from pipeline.errors import InfinegError
-from pipeline.formats.streams import GZIP_ERRORS, GZIP_MAGIC, GzipStream, peek
+from pipeline.sources.readers.gzip import GZIP_ERRORS, GZIP_MAGIC, GzipStream, peek
 
 _log = logging.getLogger(__name__)
 

@@ -19,11 +19,9 @@ from pydantic import BaseModel, BeforeValidator, Field, field_validator
 from pipeline import storage
 from pipeline.dataset.schema import Partition, RawSample
 from pipeline.errors import ConfigError
-from pipeline.formats.open_images_classes import find_target_classes
-from pipeline.formats.open_images_facts import ImageFacts, list_image_ids
-from pipeline.formats.open_images_files import KINDS, Kind, Split, find_metadata
-from pipeline.formats.open_images_labels import Depictions, ImageLabels, LabelFiles, Verdict
-from pipeline.formats.open_images_layouts import (
+from pipeline.sources.kinds.open_images.classes import find_target_classes
+from pipeline.sources.kinds.open_images.labels import Depictions, ImageLabels, LabelFiles, Verdict
+from pipeline.sources.kinds.open_images.layouts import (
     FoundImage,
     file_partitions,
     is_http,
@@ -31,8 +29,16 @@ from pipeline.formats.open_images_layouts import (
     read_images,
     tar_partitions,
 )
-from pipeline.formats.tars import estimate_members
-from pipeline.formats.toy import toy_jpegs
+from pipeline.sources.kinds.open_images.metadata import (
+    KINDS,
+    ImageFacts,
+    Kind,
+    Split,
+    find_metadata,
+    list_image_ids,
+)
+from pipeline.sources.readers.files import toy_jpegs
+from pipeline.sources.readers.tars import estimate_members
 
 _log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ import huggingface_hub
 import pyarrow as pa
 
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.formats.hub_datasets import (
+from pipeline.sources.kinds.huggingface.datasets import (
     BROKEN,
     Features,
     OpenDataset,

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.dataset.schema import LabelState, RejectReason, Stratum
-from pipeline.formats.csv_tables import read_columns
-from pipeline.formats.lookups import KEY, open_lookup
-from pipeline.formats.open_images_classes import TargetClasses
+from pipeline.sources.kinds.open_images.classes import TargetClasses
+from pipeline.sources.kinds.open_images.csv_tables import read_columns
+from pipeline.sources.kinds.open_images.lookups import KEY, open_lookup
 
 # What to make of boxes whose IsDepiction is 1: a drawing, a toy, a cartoon of the thing.
 Depictions = Literal["exclude", "positive", "ignore"]

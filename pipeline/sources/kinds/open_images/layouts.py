@@ -10,9 +10,9 @@ from pipeline import storage
 from pipeline.dataset.keys import short_hash
 from pipeline.dataset.schema import Partition
 from pipeline.errors import ConfigError
-from pipeline.formats.image_files import read_image
-from pipeline.formats.patterns import address_id, expand_braces
-from pipeline.formats.tars import read_members
+from pipeline.sources.readers.files import read_image
+from pipeline.sources.readers.patterns import address_id, expand_braces
+from pipeline.sources.readers.tars import read_members
 
 _TARS = (".tar", ".tar.gz", ".tgz")
 _IMAGES = (".jpg", ".jpeg", ".png")

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from pipeline.dataset.schema import Partition
 from pipeline.errors import InfinegError, TransientStorageError
-from pipeline.formats.columns import Holds, Row, holds
+from pipeline.sources.readers.columns import Holds, Row, holds
 from pipeline.storage.retry import is_transient
 
 # What reading raises where the data are broken, besides OSError.

@@ -14,7 +14,16 @@ from pydantic import BaseModel, Field, field_validator
 
 from pipeline.dataset.schema import Partition, RawSample
 from pipeline.errors import ConfigError
-from pipeline.formats.class_labels import (
+from pipeline.sources.readers.columns import (
+    Columns,
+    Row,
+    choose_columns,
+    holds,
+    image_bytes,
+    text_of,
+)
+from pipeline.sources.readers.files import toy_jpegs
+from pipeline.sources.readers.labels import (
     LabelNames,
     LabelRule,
     LabelsAreExhaustive,
@@ -23,23 +32,14 @@ from pipeline.formats.class_labels import (
     TargetPolicy,
     label_rule,
 )
-from pipeline.formats.columns import (
-    Columns,
-    Row,
-    choose_columns,
-    holds,
-    image_bytes,
-    text_of,
-)
-from pipeline.formats.parquet_files import (
+from pipeline.sources.readers.parquet import (
     Table,
     class_names_of,
     open_table,
     read_rows,
     row_ranges,
 )
-from pipeline.formats.patterns import address_id, find_all_files
-from pipeline.formats.toy import toy_jpegs
+from pipeline.sources.readers.patterns import address_id, find_all_files
 
 _SUFFIXES = (".parquet", ".pq")
 # A footer costs a request or two; over so many files, a partition is a file and none is opened.
