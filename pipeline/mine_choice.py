@@ -19,7 +19,10 @@ from pipeline.dataset.dedup import SeenImages
 from pipeline.dataset.metadata import Counts, TableRecord
 from pipeline.dataset.shards import count_rows, refuse_rows
 from pipeline.dataset.tables import PartRows, positions_by_group, write_decided, write_table
-from pipeline.hardness import (
+from pipeline.mine_rounds import KeptFile, Locator, MinedRound, read_scored
+from pipeline.mine_worker import FetchTask
+from pipeline.mined_shards import Change
+from pipeline.selection.mining import (
     Decided,
     Eligible,
     decide,
@@ -28,9 +31,6 @@ from pipeline.hardness import (
     judge,
     log_probability,
 )
-from pipeline.mine_rounds import KeptFile, Locator, MinedRound, read_scored
-from pipeline.mine_worker import FetchTask
-from pipeline.mined_shards import Change
 
 _ROWS_PER_FETCH = 1024  # 25 MB of images at 256 px
 

@@ -24,12 +24,12 @@ from pipeline.dataset.schema import Partition, Positioned, row_schema
 from pipeline.dataset.shards import count_rows, output_groups, write_part
 from pipeline.embedding import Embedder
 from pipeline.encoders.runtimes import PreparedEncoder
-from pipeline.reference import ReferenceBank, read_bank
 from pipeline.rejects import check_rejects
-from pipeline.rules import read_rule
+from pipeline.selection.reference import ReferenceBank, read_bank
+from pipeline.selection.rule import SelectionRule, read_rule
 from pipeline.sources import open_entry, read_partitions
 from pipeline.steps.score import score_batch
-from pipeline.steps.select import SelectionRule, select_batch
+from pipeline.steps.select import select_batch
 from pipeline.telemetry.stopwatch import Stopwatch
 
 # A part is what a crash can cost. Part of the format: images are embedded part by part, and the

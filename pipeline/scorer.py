@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.encoders.networks import Preprocessing
 from pipeline.encoders.runtimes import export_module, open_session
-from pipeline.hardness import fold_of
+from pipeline.selection.mining import fold_of
 
 Reads = Literal["embedding", "pixels"]
 

@@ -24,8 +24,7 @@ from pipeline.dataset.metadata import DatasetInfo, Generation
 from pipeline.dataset.revise import revise
 from pipeline.dataset.schema import RejectReason
 from pipeline.errors import ConfigError
-from pipeline.rules import read_rule
-from pipeline.steps.select import draw
+from pipeline.selection.rule import draw, read_rule
 
 Verdict = Literal["positive", "negative", "drop"]
 VERDICTS: dict[str, Verdict] = {"positive": "positive", "negative": "negative", "drop": "drop"}

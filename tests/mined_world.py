@@ -17,9 +17,9 @@ from pipeline.config.schema import Config
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import embedding_matrix
-from pipeline.hardness import fold_of, log_probability
 from pipeline.mine import Mined, mine
 from pipeline.scorer import OpenScorer, Scorer
+from pipeline.selection.mining import fold_of, log_probability
 from train.config import TrainConfig
 from train.evaluate import evaluate_run
 from train.mine import prepare_scorer

@@ -7,7 +7,7 @@ import torch
 from train_dataset import write_config, write_dataset
 
 from pipeline.dataset import manifest
-from pipeline.hardness import fold_of
+from pipeline.selection.mining import fold_of
 from train import cross_fit
 from train.config import load_train_config
 from train.cross_fit import fold_heads, read_folds

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.dataset.keys import sha256_hex, unit_hash
-from pipeline.hardness import (
+from pipeline.selection.mining import (
     Eligible,
     decide,
     expected_new,

@@ -27,8 +27,8 @@ from pipeline import storage
 from pipeline.dataset import manifest
 from pipeline.dataset.keys import unit_hash
 from pipeline.dataset.schema import embedding_matrix
-from pipeline.hardness import log_probability
 from pipeline.mine_worker import MineWorker
+from pipeline.selection.mining import log_probability
 from pipeline.verify import verify_dataset
 from train.mine import prepare_scorer
 from train.model import load_model, read_model_info, write_model_info

@@ -2,7 +2,7 @@
 
     PHOTOS=/path/to/photos pytest -m slow tests/test_mine_splits.py -s --timeout 3600
 
-The choosing is that of `pipeline.hardness`, by heads that each leave a fold out; shards are not
+The choosing is that of `pipeline.selection.mining`, by heads that each leave a fold out; shards are not
 written. Half of the candidates are the test, so that look-alikes are many. 2 minutes on 2 cores.
 Of 410 look-alikes and 2,300 others, 10 splits: near-FPR at TPR 95 % 4.2 % with 58 uniform
 negatives, 1.6 % and 1.3 % after rounds of 30, 2.2 % with as many uniform ones (difference 0.9 +-
@@ -23,7 +23,7 @@ from test_mine_photos import config_at
 
 from pipeline.dataset import manifest
 from pipeline.dataset.keys import unit_hash
-from pipeline.hardness import Eligible, decide, fit_log_scale, fold_of, log_probability
+from pipeline.selection.mining import Eligible, decide, fit_log_scale, fold_of, log_probability
 from train.calibrate import fit_platt
 from train.losses import cross_entropy, importance_weights
 from train.metrics import threshold_at_tpr

@@ -19,9 +19,9 @@ from pipeline.dataset import manifest
 from pipeline.dataset.metadata import ReferenceInfo, strata_by_similarity
 from pipeline.dataset.schema import Partition, RawSample
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.findings import pilot_sample
-from pipeline.plan import make_plan
-from pipeline.scale import fit_scale
+from pipeline.selection.fit import fit_scale
+from pipeline.selection.pilot import pilot_sample
+from pipeline.selection.plan import make_plan
 from pipeline.sources.survey import pilot_size, survey, take_partitions
 
 REFERENCE = ReferenceInfo(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset import manifest
 from pipeline.errors import InfinegError
-from pipeline.reference import KnownPositives, ReferenceBank, read_bank, write_reference
+from pipeline.selection.reference import KnownPositives, ReferenceBank, read_bank, write_reference
 from pipeline.steps.score import score_batch
 
 

@@ -7,10 +7,10 @@ from test_plan import ENTRY, REFERENCE, config_with, pilot_of
 
 from pipeline.config.schema import Config
 from pipeline.dataset.schema import Partition
-from pipeline.findings import Findings, read_pilot
-from pipeline.scale import fit_probabilities, pilot_needed, probability_curve
+from pipeline.selection.fit import fit_probabilities, pilot_needed, probability_curve
+from pipeline.selection.pilot import Findings, read_pilot
+from pipeline.selection.rule import inclusion_probability
 from pipeline.sources.survey import Listing, pilot_size
-from pipeline.steps.select import inclusion_probability
 
 NUM_CANDIDATES = 100_000
 

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.dedup import LookIndex
 from pipeline.dataset.keys import unit_hash
-from pipeline.reference import KnownPositives
-from pipeline.scale import fit_scale
-from pipeline.steps.select import ADDS, READS, SelectionRule, select_batch
+from pipeline.selection.fit import fit_scale
+from pipeline.selection.reference import KnownPositives
+from pipeline.selection.rule import SelectionRule
+from pipeline.steps.select import ADDS, READS, select_batch
 
 NUM_ROWS = 20_000
 OFFSET, MIN_PROBABILITY = 0.5, 0.01

@@ -1,7 +1,7 @@
 """Heads that each leave out the negatives of one fold, so that none is judged by one that saw it.
 
 A model finds a negative that it was trained on less likely than one like it that it has not seen.
-That would undo the sampling that mining relies on (`pipeline.hardness`), and hide a training
+That would undo the sampling that mining relies on (`pipeline.selection.mining`), and hide a training
 negative that shows the target: label errors are found out of sample (Northcutt, Jiang and Chuang
 2021, Confident learning). Shapes: N rows, D embedding.
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.config.schema import Config
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import DatasetInfo
-from pipeline.hardness import fold_of
+from pipeline.selection.mining import fold_of
 from pipeline.telemetry.progress import Progress
 from train.config import TrainConfig
 from train.distributed import World

@@ -17,11 +17,11 @@ from pipeline.config.schema import Config, SourceEntry, fingerprint
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import ReferenceInfo, SourcePlan
 from pipeline.errors import InfinegError
-from pipeline.findings import pilot_sample, read_pilot
 from pipeline.parts import SpanTask, SpanWorker
-from pipeline.plan import make_plan
-from pipeline.reference import write_reference
-from pipeline.scale import pilot_needed
+from pipeline.selection.fit import pilot_needed
+from pipeline.selection.pilot import pilot_sample, read_pilot
+from pipeline.selection.plan import make_plan
+from pipeline.selection.reference import write_reference
 from pipeline.sources import Source, open_entry
 from pipeline.sources.survey import (
     Listing,

@@ -14,7 +14,7 @@ from pipeline import storage
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import embedding_matrix
-from pipeline.reference import ReferenceBank, read_bank
+from pipeline.selection.reference import ReferenceBank, read_bank
 
 NUM_NEAREST = 3
 # Sidecars whose nearest positives are remembered: 12 kB for a thousand rows.

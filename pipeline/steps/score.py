@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.dataset.schema import embedding_matrix
-from pipeline.reference import ReferenceBank
+from pipeline.selection.reference import ReferenceBank
 
 READS = ("embedding", "content_hash")
 ADDS = ("similarity",)

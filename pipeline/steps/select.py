@@ -6,64 +6,21 @@ order, on any machine, and after any crash, and a larger scale keeps all that a 
 Knows nothing of Ray, of files, or of how the scale was fitted.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from pipeline.dataset.dedup import looks_of
-from pipeline.dataset.keys import unit_hash
 from pipeline.dataset.schema import RejectReason
-from pipeline.reference import KnownPositives
+from pipeline.selection.reference import KnownPositives
+from pipeline.selection.rule import SelectionRule, draw
 
 READS = (
     "label", "label_state", "doubt", "split", "content_hash", "perceptual_hash", "similarity",
     "reject_reason",
 )  # fmt: skip
+
+
 ADDS = ("inclusion_probability", "selected")
-
-
-def inclusion_probability(
-    similarity_B: NDArray[np.floating],
-    *,
-    scale: float,
-    beta: float,
-    offset: float,
-    min_probability: float,
-) -> NDArray[np.float64]:
-    """clip(scale * exp(beta * (s - offset)), min_probability, 1), in double precision."""
-    weight_B = np.exp(beta * (similarity_B.astype(np.float64) - offset))
-    return np.clip(scale * weight_B, min_probability, 1.0)
-
-
-@dataclass(frozen=True)
-class SelectionRule:
-    """How candidates of one source are chosen.
-
-    Training negatives: `inclusion_probability`. Negatives of val and test: `eval_probability`,
-    whatever they look like, so that plain binomial intervals hold. Positives: 1.
-    """
-
-    scale: float
-    beta: float
-    offset: float
-    min_probability: float
-    eval_probability: float
-    seed: int
-    near: float  # similarity below which a look that is a positive's is chance
-    ceiling: float | None  # similarity above which an unlabelled candidate is suspected
-
-    def train_probability(self, similarity_B: NDArray[np.floating]) -> NDArray[np.float32]:
-        """inclusion_probability_B of training negatives, as rows carry it."""
-        return inclusion_probability(
-            similarity_B,
-            scale=self.scale,
-            beta=self.beta,
-            offset=self.offset,
-            min_probability=self.min_probability,
-        ).astype(np.float32)
 
 
 def select_batch(rows: pa.Table, rule: SelectionRule, positives: KnownPositives) -> pa.Table:
@@ -106,30 +63,6 @@ def select_batch(rows: pa.Table, rule: SelectionRule, positives: KnownPositives)
         "inclusion_probability", pa.array(probability_B, pa.float32(), mask=~is_usable_B)
     )
     return rows.append_column("selected", pa.array(selected_B, pa.bool_()))
-
-
-def draw(
-    rule: SelectionRule,
-    *,
-    similarity_B: NDArray[np.floating],
-    content_hashes: Sequence[str],
-    is_positive_B: NDArray[np.bool_],
-    is_train_B: NDArray[np.bool_],
-    at_least_B: NDArray[np.float32] | None = None,
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """inclusion_probability_B, and whether the permanent random number of each row is below it.
-
-    at_least_B: what a later rule has raised it to. The union of two draws by the same number is
-    one by the larger probability.
-    """
-    probability_B = np.where(
-        is_train_B, rule.train_probability(similarity_B), np.float32(rule.eval_probability)
-    )
-    if at_least_B is not None:
-        probability_B = np.maximum(probability_B, at_least_B)
-    probability_B[is_positive_B] = 1.0
-    chance_B = np.array([unit_hash(rule.seed, content_hash) for content_hash in content_hashes])
-    return probability_B, chance_B < probability_B
 
 
 def _doubt(

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from pipeline.config.schema import Config, SourceEntry, fingerprint
 from pipeline.dataset.metadata import ReferenceInfo, SourcePlan, strata_by_similarity
-from pipeline.findings import Findings, read_pilot
-from pipeline.scale import Fit, fit_probabilities, probability_curve
+from pipeline.selection.fit import Fit, fit_probabilities, probability_curve
+from pipeline.selection.pilot import Findings, read_pilot
+from pipeline.selection.rule import inclusion_probability
 from pipeline.sources.survey import Listing
-from pipeline.steps.select import inclusion_probability
 
 # A task of Ray costs its driver 15 ms: partitions are read together until it has a second of work.
 _SAMPLES_PER_SPAN = 512

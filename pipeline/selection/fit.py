@@ -12,9 +12,9 @@ from scipy.optimize import brentq
 
 from pipeline.config.schema import Config, SourceEntry
 from pipeline.dataset.metadata import ReferenceInfo
-from pipeline.findings import Findings
+from pipeline.selection.pilot import Findings
+from pipeline.selection.rule import inclusion_probability
 from pipeline.sources.survey import Listing
-from pipeline.steps.select import inclusion_probability
 
 # A pilot need not be surer than the draw itself, which varies by 1 / sqrt(wanted), nor than this.
 _PILOT_ERROR = 0.02

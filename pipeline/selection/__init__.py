@@ -1,0 +1,1 @@
+"""Which candidates become negatives, and with what probability."""
