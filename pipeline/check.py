@@ -6,11 +6,11 @@ import pyarrow as pa
 
 from pipeline.config.schema import Config
 from pipeline.dataset.schema import Positioned
-from pipeline.embedding import origin_of
 from pipeline.errors import ConfigError
 from pipeline.sources import open_entry
-from pipeline.steps.decode import decode_batch
-from pipeline.steps.read import read_batch
+from pipeline.worker.embedder import origin_of
+from pipeline.worker.steps.decode import decode_batch
+from pipeline.worker.steps.read import read_batch
 
 
 def read_first_samples(config: Config, name: str, number: int) -> pa.Table:

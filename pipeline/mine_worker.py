@@ -22,14 +22,14 @@ from pipeline.dataset import manifest
 from pipeline.dataset.metadata import TakenDown
 from pipeline.dataset.schema import Partition, Positioned, embedding_matrix, row_schema
 from pipeline.dataset.shards import LEDGER_COLUMNS
-from pipeline.embedding import Embedder, origin_of, read_rows
 from pipeline.encoders.networks import crop_pixels
 from pipeline.encoders.runtimes import PreparedEncoder
-from pipeline.fetch import changed_source, read_images, read_kept
-from pipeline.parts import SAMPLES_PER_PART
 from pipeline.scorer import OpenScorer, Scorer
 from pipeline.sources import open_entry, read_partitions
-from pipeline.steps.decode import decode_batch
+from pipeline.worker.embedder import Embedder, origin_of, read_rows
+from pipeline.worker.reread import changed_source, read_images, read_kept
+from pipeline.worker.span import SAMPLES_PER_PART
+from pipeline.worker.steps.decode import decode_batch
 
 SCORED = pa.schema(
     [("content_hash", pa.string()), ("log_odds", pa.float32()), ("margin", pa.float32())]

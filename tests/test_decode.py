@@ -23,7 +23,7 @@ from PIL import Image
 from pipeline.config.schema import OutputConfig
 from pipeline.dataset.images import Decoded, decode_image, perceptual_hash
 from pipeline.dataset.schema import READ_COLUMNS, ImageSettings, row_schema
-from pipeline.steps.decode import ADDS, READS, decode_batch
+from pipeline.worker.steps.decode import ADDS, READS, decode_batch
 
 OUTPUT = OutputConfig(path="unused").image_settings
 

@@ -19,8 +19,8 @@ from pipeline.dataset.metadata import Counts, PartRecord, TakenDown
 from pipeline.dataset.schema import Partition
 from pipeline.encoders.runtimes import prepare_encoder
 from pipeline.errors import TooManyRejects
-from pipeline.parts import SAMPLES_PER_PART, SpanTask, SpanWorker
 from pipeline.sources import open_source
+from pipeline.worker.span import SAMPLES_PER_PART, SpanTask, SpanWorker
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import pytest
 
 from pipeline.dataset.schema import READ_COLUMNS, RawSample, RejectReason
-from pipeline.steps.read import Origin, Positioned, read_batch
+from pipeline.worker.steps.read import Origin, Positioned, read_batch
 
 ORIGIN = Origin(
     source="a", targets=("cat",), split_fractions={"train": 0.7, "val": 0.15, "test": 0.15}

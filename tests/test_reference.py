@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.dataset import manifest
 from pipeline.errors import InfinegError
 from pipeline.selection.reference import KnownPositives, ReferenceBank, read_bank, write_reference
-from pipeline.steps.score import score_batch
+from pipeline.worker.steps.score import score_batch
 
 
 def look_of(number: int) -> int:

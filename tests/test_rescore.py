@@ -11,8 +11,8 @@ from conftest import Built
 from pipeline.config.schema import Config
 from pipeline.dataset import manifest
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.steps import embed
 from pipeline.verify import verify_dataset
+from pipeline.worker.steps import embed
 
 FILES = ("shards/", "quarantine/", "ledger/", "hashes/", "reference")
 CHANGED = {"selection": {"seed": 3, "beta": 2.0}}

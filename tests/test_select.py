@@ -14,7 +14,7 @@ from pipeline.dataset.keys import unit_hash
 from pipeline.selection.fit import fit_scale
 from pipeline.selection.reference import KnownPositives
 from pipeline.selection.rule import SelectionRule
-from pipeline.steps.select import ADDS, READS, select_batch
+from pipeline.worker.steps.select import ADDS, READS, select_batch
 
 NUM_ROWS = 20_000
 OFFSET, MIN_PROBABILITY = 0.5, 0.01

@@ -14,7 +14,7 @@ from pipeline.config.schema import OutputConfig
 from pipeline.dataset.schema import Partition, RawSample
 from pipeline.errors import ConfigError
 from pipeline.sources import Source, load_source_module, open_source, source_kinds
-from pipeline.steps.decode import Decoded, decode_image
+from pipeline.worker.steps.decode import Decoded, decode_image
 
 # Of an endless source, or of a picture generator's long partition, a look is enough.
 NUM_PARTITIONS, NUM_SAMPLES = 4, 4

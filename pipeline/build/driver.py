@@ -34,9 +34,9 @@ from pipeline.dataset.lease import Lease, hold_lease
 from pipeline.dataset.metadata import Generation, PartRecord, SourcePlan
 from pipeline.dataset.tables import read_seen_images
 from pipeline.encoders.runtimes import prepare_encoder
-from pipeline.parts import SpanTask, SpanWorker
 from pipeline.telemetry.metrics import BUILD_METRICS, serve_metrics
 from pipeline.telemetry.progress import Progress
+from pipeline.worker.span import SpanTask, SpanWorker
 
 _log = logging.getLogger(__name__)
 _MakeWorker = functools.partial[SpanWorker]

@@ -17,7 +17,6 @@ from pipeline.config.schema import Config, SourceEntry, fingerprint
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import ReferenceInfo, SourcePlan
 from pipeline.errors import InfinegError
-from pipeline.parts import SpanTask, SpanWorker
 from pipeline.selection.fit import pilot_needed
 from pipeline.selection.pilot import pilot_sample, read_pilot
 from pipeline.selection.plan import make_plan
@@ -31,6 +30,7 @@ from pipeline.sources.survey import (
     take_partitions,
 )
 from pipeline.telemetry.progress import Progress
+from pipeline.worker.span import SpanTask, SpanWorker
 
 _log = logging.getLogger(__name__)
 # Samples passed over in every eighth partition of a pilot, where nobody knows how many there are:

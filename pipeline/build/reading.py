@@ -12,10 +12,10 @@ from pipeline.dataset import manifest
 from pipeline.dataset.metadata import SourcePlan
 from pipeline.dataset.schema import Partition
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.parts import SpanTask
 from pipeline.sources import Source
 from pipeline.sources.survey import refuse_changed_listing, take_partitions
 from pipeline.telemetry.progress import Progress
+from pipeline.worker.span import SpanTask
 
 _log = logging.getLogger(__name__)
 

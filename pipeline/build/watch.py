@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 
 from pipeline.dataset.metadata import PartRecord
-from pipeline.parts import SpanTask
 from pipeline.telemetry.metrics import Metrics
+from pipeline.worker.span import SpanTask
 
 _log = logging.getLogger(__name__)
 

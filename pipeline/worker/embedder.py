@@ -14,11 +14,10 @@ from pipeline.config.schema import Config, SourceEntry
 from pipeline.dataset.metadata import TakenDown
 from pipeline.dataset.schema import Positioned
 from pipeline.encoders.runtimes import PreparedEncoder
-from pipeline.steps.decode import decode_batch
-from pipeline.steps.embed import GrowingBatch
-from pipeline.steps.read import Origin, read_batch
-from pipeline.steps.refuse import refuse_batch
 from pipeline.telemetry.stopwatch import Stopwatch
+from pipeline.worker.steps.decode import decode_batch
+from pipeline.worker.steps.embed import GrowingBatch
+from pipeline.worker.steps.read import Origin, read_batch, refuse_batch
 
 # Originals of this many samples are in memory at once.
 _SAMPLES_PER_READ = 64

@@ -8,13 +8,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.dataset.keys import make_key, split_of
-from pipeline.dataset.schema import READ_COLUMNS, LabelState, Positioned, Split, Stratum, row_schema
+from pipeline.dataset.metadata import TakenDown, is_taken_down
+from pipeline.dataset.schema import (
+    READ_COLUMNS,
+    LabelState,
+    Positioned,
+    RejectReason,
+    Split,
+    Stratum,
+    row_schema,
+)
 from pipeline.errors import ConfigError
 
 ADDS = READ_COLUMNS
+
+
 _SCHEMA = pa.schema([row_schema(1).field(name) for name in READ_COLUMNS])
 
 
@@ -73,3 +85,12 @@ def _read_sample(positioned: Positioned, origin: Origin) -> dict[str, object]:
         "image": sample.image,
         "reject_reason": None,
     }
+
+
+def refuse_batch(rows: pa.Table, taken_down: TakenDown) -> pa.Table:
+    """Rejects the rows that are taken down; their image goes."""
+    refused = is_taken_down(rows, taken_down)
+    reasons = pc.if_else(refused, RejectReason.TAKEN_DOWN.value, rows["reject_reason"])
+    images = pc.if_else(refused, pa.scalar(None, pa.large_binary()), rows["image"])
+    rows = rows.set_column(rows.schema.get_field_index("reject_reason"), "reject_reason", reasons)
+    return rows.set_column(rows.schema.get_field_index("image"), "image", images)

@@ -16,7 +16,7 @@ from pipeline.dataset import manifest
 from pipeline.dataset.schema import ImageSettings, Partition, RawSample
 from pipeline.errors import InfinegError
 from pipeline.sources import Source, open_entry, read_from
-from pipeline.steps.decode import decode_batch
+from pipeline.worker.steps.decode import decode_batch
 
 _READ = ("source", "partition", "ordinal", "uri", "rotation", "content_hash")
 

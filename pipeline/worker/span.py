@@ -22,15 +22,15 @@ from pipeline.dataset.keys import short_hash
 from pipeline.dataset.metadata import Counts, PartRecord, TakenDown
 from pipeline.dataset.schema import Partition, Positioned, row_schema
 from pipeline.dataset.shards import count_rows, output_groups, write_part
-from pipeline.embedding import Embedder
 from pipeline.encoders.runtimes import PreparedEncoder
-from pipeline.rejects import check_rejects
 from pipeline.selection.reference import ReferenceBank, read_bank
 from pipeline.selection.rule import SelectionRule, read_rule
 from pipeline.sources import open_entry, read_partitions
-from pipeline.steps.score import score_batch
-from pipeline.steps.select import select_batch
 from pipeline.telemetry.stopwatch import Stopwatch
+from pipeline.worker.embedder import Embedder
+from pipeline.worker.rejects import check_rejects
+from pipeline.worker.steps.score import score_batch
+from pipeline.worker.steps.select import select_batch
 
 # A part is what a crash can cost. Part of the format: images are embedded part by part, and the
 # last bit of an embedding may depend on its batch.
