@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from pipeline import storage
 from pipeline.build.changes import find_changes
-from pipeline.cluster import open_cluster
+from pipeline.cluster.ray_data import open_cluster
 from pipeline.config.schema import Config, fingerprint
 from pipeline.dataset import manifest
 from pipeline.dataset.commit import commit, complete

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel
 
-from pipeline.actors import share_encoder
 from pipeline.build.pack import ShardTask, cut_shards, pack_shards
-from pipeline.cluster import Cluster
+from pipeline.cluster.actors import share_encoder
+from pipeline.cluster.ray_data import Cluster
 from pipeline.config.schema import Config
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import Generation, MinedRecord, ShardFile, SourceRecord, add_counts

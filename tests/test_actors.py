@@ -25,15 +25,15 @@ from pydantic import ValidationError
 from ray._private.internal_api import get_memory_info_reply
 from ray._private.state import state
 
-from pipeline.actors import EncoderActors
 from pipeline.build.driver import build
-from pipeline.cluster import open_cluster
+from pipeline.cluster.actors import EncoderActors
+from pipeline.cluster.placement import Node, Placement, place
+from pipeline.cluster.ray_data import open_cluster
 from pipeline.config.build import BuildConfig
 from pipeline.config.schema import Config, EncoderConfig
 from pipeline.encoders.networks import crop_pixels
 from pipeline.encoders.runtimes import PreparedEncoder, prepare_encoder
 from pipeline.errors import ConfigError
-from pipeline.placement import Node, Placement, place
 from pipeline.verify import verify_dataset
 
 ON_CPUS: dict[str, Any] = {"workers": 2, "embed_on": "actors", "gpus_per_actor": 0}

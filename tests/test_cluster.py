@@ -3,7 +3,7 @@
 import pytest
 from ray.exceptions import NodeDiedError, RayTaskError
 
-from pipeline.cluster import named_deaths, open_cluster
+from pipeline.cluster.ray_data import named_deaths, open_cluster
 from pipeline.config.build import BuildConfig
 from pipeline.errors import InfinegError
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
-from pipeline.cluster import open_cluster
+from pipeline.cluster.ray_data import open_cluster
 from pipeline.config.build import BuildConfig
 from pipeline.config.schema import Config
 from pipeline.errors import ConfigError, InfinegError

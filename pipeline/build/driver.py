@@ -18,13 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.actors import share_encoder
 from pipeline.build.changes import begin_dataset, find_changes, finished_generation
 from pipeline.build.pack import pack_generation, without_sources
 from pipeline.build.pilot import plan_sources
 from pipeline.build.reading import Planned, Reading, extend_plans
 from pipeline.build.watch import BuildWatch, watch_build
-from pipeline.cluster import Cluster, open_cluster
+from pipeline.cluster.actors import share_encoder
+from pipeline.cluster.ray_data import Cluster, open_cluster
 from pipeline.config.schema import Config, SourceEntry
 from pipeline.dataset import manifest
 from pipeline.dataset.commit import commit, complete

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from pipeline import storage
 from pipeline.build.reading import Round
-from pipeline.cluster import Cluster
+from pipeline.cluster.ray_data import Cluster
 from pipeline.config.schema import Config
 from pipeline.dataset import manifest
 from pipeline.dataset.commit import _EMPTY

@@ -12,7 +12,7 @@ from more_itertools import ilen
 from pipeline import storage
 from pipeline.build.changes import committed_sources
 from pipeline.build.reading import Planned
-from pipeline.cluster import Cluster
+from pipeline.cluster.ray_data import Cluster
 from pipeline.config.schema import Config, SourceEntry, fingerprint
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import ReferenceInfo, SourcePlan

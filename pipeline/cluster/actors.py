@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.exceptions import RayTaskError
 
-from pipeline.cluster import Cluster, alive_nodes, named_deaths
+from pipeline.cluster.placement import MAX_IN_FLIGHT, Node, place
+from pipeline.cluster.ray_data import Cluster, alive_nodes, named_deaths
 from pipeline.encoders.runtimes import Begun, PreparedEncoder, Runtime
 from pipeline.errors import InfinegError
-from pipeline.placement import MAX_IN_FLIGHT, Node, place
 
 _log = logging.getLogger(__name__)
 
