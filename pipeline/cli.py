@@ -122,7 +122,7 @@ def status(
 @app.command()
 def verify(dataset: Annotated[str, typer.Argument(metavar="DATASET")]) -> None:
     """Re-read everything: checksums, counts, keys, selection, splits."""
-    from pipeline.verify import verify_dataset
+    from pipeline.curate.verify import verify_dataset
 
     result = verify_dataset(dataset)
     if result.problems:
@@ -171,8 +171,8 @@ def takedown(
     ] = False,
 ) -> None:
     """A new generation without some samples, which no later build takes in again."""
+    from pipeline.curate.takedown import take_down
     from pipeline.dataset.metadata import TakenDown
-    from pipeline.takedown import take_down
 
     wanted = TakenDown(
         keys=frozenset(key or ()), uris=frozenset(uri or ()), authors=frozenset(author or ())
@@ -204,9 +204,9 @@ def review(
     if verdicts is None and not apply:
         _serve_review(dataset, targets=[target] if target else [], host=host, port=port)
         return
-    from pipeline.review.desk import Desk
+    from pipeline.curate.review.session import Desk
+    from pipeline.curate.verdicts import apply_verdicts, read_verdicts
     from pipeline.tables import counts_table
-    from pipeline.verdicts import apply_verdicts, read_verdicts
 
     if verdicts is not None:
         generation = apply_verdicts(dataset, read_verdicts(verdicts), target=chosen)
@@ -217,7 +217,7 @@ def review(
 
 
 def _serve_review(dataset: str, *, targets: list[str], host: str, port: int) -> None:
-    from pipeline.review.server import serve_review
+    from pipeline.curate.review.server import serve_review
 
     def tell(url: str, saved_name: str) -> None:
         console.print(f"reviewing {dataset} at {url}", soft_wrap=True)

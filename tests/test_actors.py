@@ -31,10 +31,10 @@ from pipeline.cluster.placement import Node, Placement, place
 from pipeline.cluster.ray_data import open_cluster
 from pipeline.config.build import BuildConfig
 from pipeline.config.schema import Config, EncoderConfig
+from pipeline.curate.verify import verify_dataset
 from pipeline.encoders.networks import crop_pixels
 from pipeline.encoders.runtimes import PreparedEncoder, prepare_encoder
 from pipeline.errors import ConfigError
-from pipeline.verify import verify_dataset
 
 ON_CPUS: dict[str, Any] = {"workers": 2, "embed_on": "actors", "gpus_per_actor": 0}
 GIB = 2**30

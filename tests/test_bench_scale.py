@@ -26,13 +26,13 @@ from synthetic import (
 )
 
 from pipeline.build.reading import Planned, iterate_spans
+from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import manifest
 from pipeline.dataset.dedup import SeenImages
 from pipeline.dataset.metadata import Generation, PartRecord, ShardRecord
 from pipeline.dataset.status import read_running
 from pipeline.sources import open_source
 from pipeline.sources.survey import survey
-from pipeline.verify import verify_dataset
 
 pytestmark = pytest.mark.slow
 LARGEST = int(os.environ.get("SCALE", 100_000))

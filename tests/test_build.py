@@ -19,11 +19,11 @@ from conftest import Built
 from corpus import odd_but_usable, unusable
 
 from pipeline import storage
+from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import manifest
 from pipeline.dataset.keys import unit_hash
 from pipeline.dataset.metadata import add_counts
 from pipeline.dataset.shards import count_rows
-from pipeline.verify import verify_dataset
 
 
 def ledger_of(built: Built, name: str) -> list[dict[str, Any]]:

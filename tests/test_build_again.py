@@ -16,10 +16,10 @@ from commands import run_infineg
 from conftest import Built
 
 from pipeline.build.driver import build
+from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import add_counts
 from pipeline.errors import ConfigError
-from pipeline.verify import verify_dataset
 
 
 def stamps(root: Path) -> dict[str, tuple[int, int]]:

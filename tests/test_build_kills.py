@@ -28,10 +28,10 @@ from kills import (
 from s3_server import S3Server
 
 from pipeline import storage
+from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import manifest
 from pipeline.dataset.lease import lease_uri
 from pipeline.dataset.metadata import PartRecord
-from pipeline.verify import verify_dataset
 
 SECTIONS = {"output": {"candidates_per_round": 600}}
 SHORT = 1200  # squares: with all else 5 generations

@@ -14,8 +14,8 @@ from builds import (
 )
 from commands import run_infineg
 
+from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import manifest
-from pipeline.verify import verify_dataset
 
 BUGGY_SOURCE = """
 from pipeline.records import Partition, RawSample

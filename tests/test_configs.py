@@ -27,9 +27,9 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.config.loading import load_config
 from pipeline.config.schema import Config
+from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import Generation
-from pipeline.verify import verify_dataset
 from train.config import load_train_config
 
 ROOT = Path(__file__).parent.parent

@@ -22,10 +22,10 @@ from synthetic import (
 )
 
 from pipeline import storage
+from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import manifest
 from pipeline.dataset.dedup import SeenImages
 from pipeline.dataset.status import read_running
-from pipeline.verify import verify_dataset
 
 
 def peak_bytes(action: Callable[[], Any]) -> int:

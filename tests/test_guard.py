@@ -18,9 +18,9 @@ import yaml
 from builds import build_inline, config_of, folder_entry
 
 from pipeline.config.schema import Config
+from pipeline.curate.takedown import take_down
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import Generation, TakenDown
-from pipeline.takedown import take_down
 from train.config import load_train_config
 from train.evaluate import evaluate_run
 from train.evaluate_folders import evaluate_folders

@@ -24,12 +24,12 @@ from mined_world import (
 
 import pipeline.mine_pass
 from pipeline import storage
+from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import manifest
 from pipeline.dataset.keys import unit_hash
 from pipeline.dataset.schema import embedding_matrix
 from pipeline.mine_worker import MineWorker
 from pipeline.selection.mining import log_probability
-from pipeline.verify import verify_dataset
 from train.mine import prepare_scorer
 from train.model import load_model, read_model_info, write_model_info
 

@@ -24,15 +24,15 @@ from mined_world import (
 
 from pipeline import storage
 from pipeline.config.build import BuildConfig
+from pipeline.curate.takedown import take_down
+from pipeline.curate.verdicts import apply_verdicts
+from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import manifest
 from pipeline.dataset.keys import unit_hash
 from pipeline.dataset.metadata import ShardRecord, TakenDown
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.mine import mine
 from pipeline.sources.kinds import image_folder
-from pipeline.takedown import take_down
-from pipeline.verdicts import apply_verdicts
-from pipeline.verify import verify_dataset
 from train.mine import prepare_scorer
 from train.model import read_model_info, write_model_info
 

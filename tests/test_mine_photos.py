@@ -19,8 +19,8 @@ from mined_world import mine_inline, negatives_of
 
 from pipeline.config.loading import load_config
 from pipeline.config.schema import Config
+from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import manifest
-from pipeline.verify import verify_dataset
 from train.config import load_train_config
 from train.evaluate import evaluate_run
 from train.intervals import clopper_pearson

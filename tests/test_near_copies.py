@@ -8,7 +8,7 @@ from builds import CATS, build_inline, config_of, first_samples, folder_entry, s
 from corpus import encode
 from PIL import Image
 
-from pipeline.verify import verify_dataset
+from pipeline.curate.verify import verify_dataset
 
 NUM_COPIES = 12
 

@@ -15,7 +15,7 @@ from s3_server import S3Server, run_s3_server
 from torch_jobs import checkpoint_steps, losses_logged, write_job
 from train_dataset import write_dataset
 
-from pipeline.verify import verify_dataset
+from pipeline.curate.verify import verify_dataset
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]  # each node takes seconds to start
 

@@ -9,9 +9,9 @@ from builds import CATS, build_inline, config_of, file_hashes, folder_entry
 from conftest import Built
 
 from pipeline.config.schema import Config
+from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import manifest
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.verify import verify_dataset
 from pipeline.worker.steps import embed
 
 FILES = ("shards/", "quarantine/", "ledger/", "hashes/", "reference")

@@ -15,17 +15,17 @@ from commands import run_infineg, start_infineg, wait_until
 from review_server import NUM_SUSPECTS, Served, serve_review
 
 from pipeline import storage
+from pipeline.curate.review import session as desk_module
+from pipeline.curate.review.server import serve_review as serve_here
+from pipeline.curate.review.session import Desk
+from pipeline.curate.review.verdict_file import SavedVerdicts
+from pipeline.curate.takedown import take_down
+from pipeline.curate.verdicts import read_verdicts
+from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import manifest
 from pipeline.dataset.lease import hold_lease
 from pipeline.dataset.metadata import TakenDown
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.review import desk as desk_module
-from pipeline.review.desk import Desk
-from pipeline.review.saved import SavedVerdicts
-from pipeline.review.server import serve_review as serve_here
-from pipeline.takedown import take_down
-from pipeline.verdicts import read_verdicts
-from pipeline.verify import verify_dataset
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ from commands import run_infineg
 from conftest import Built
 
 from pipeline import storage
+from pipeline.curate.takedown import take_down
+from pipeline.curate.verdicts import Verdict, apply_verdicts, read_verdicts
+from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import Generation, TakenDown
 from pipeline.errors import ConfigError
-from pipeline.takedown import take_down
-from pipeline.verdicts import Verdict, apply_verdicts, read_verdicts
-from pipeline.verify import verify_dataset
 
 FILES = ("shards/", "quarantine/", "ledger/", "hashes/", "generations/")
 

@@ -18,10 +18,10 @@ from commands import kill_session, start_infineg, wait_until
 from s3_server import S3Server
 
 from pipeline.config.schema import Config
+from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import Generation
 from pipeline.errors import ConfigError
-from pipeline.verify import verify_dataset
 
 FILES = ("shards/", "ledger/", "hashes/")
 STREAM = squares(num_pictures=3000, per_partition=50)

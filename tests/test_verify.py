@@ -10,10 +10,10 @@ from builds import copy_dataset
 from conftest import Built
 
 from pipeline import storage
+from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import Generation, ShardRecord
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.verify import verify_dataset
 
 
 @pytest.fixture

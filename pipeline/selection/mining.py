@@ -124,7 +124,7 @@ def decide(
     """Ledger rows with `inclusion_probability` max(pi1, pi2), and drawn by it.
 
     A suspect is rejected but keeps that probability: with it, it is drawn once a person has said
-    that it shows no target (`pipeline.verdicts`).
+    that it shows no target (`pipeline.curate.verdicts`).
     """
     is_eligible_N, is_suspect_N = judge(rows, margin_N)
     touched = np.flatnonzero(is_eligible_N | is_suspect_N)

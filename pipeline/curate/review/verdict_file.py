@@ -12,8 +12,8 @@ import threading
 from collections.abc import Mapping, Sequence
 
 from pipeline import storage
+from pipeline.curate.verdicts import VERDICTS, Verdict
 from pipeline.errors import InfinegError, TransientStorageError
-from pipeline.verdicts import VERDICTS, Verdict
 
 _COLUMNS = ("key", "verdict", "content_hash")
 _NUM_TRIES = 10

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import uvicorn
 
+from pipeline.curate.review.app import LOCAL_NAMES, make_app
+from pipeline.curate.review.session import Desk
 from pipeline.dataset import manifest
 from pipeline.errors import ConfigError
-from pipeline.review.desk import Desk
-from pipeline.review.pages import LOCAL_NAMES, make_app
 
 
 def serve_review(

@@ -19,10 +19,10 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from pipeline.curate.review.session import Desk
+from pipeline.curate.review.suspects import UnknownPicture
+from pipeline.curate.verdicts import Verdict
 from pipeline.errors import InfinegError
-from pipeline.review.desk import Desk
-from pipeline.review.suspects import UnknownPicture
-from pipeline.verdicts import Verdict
 
 LOCAL_NAMES = ("127.0.0.1", "localhost", "::1", "[::1]")
 _HEADERS = {
@@ -173,4 +173,4 @@ def _read_page() -> jinja2.Template:
 
 
 def _read_file(name: str) -> str:
-    return (resources.files("pipeline.review") / name).read_text(encoding="utf-8")
+    return (resources.files("pipeline.curate.review") / name).read_text(encoding="utf-8")

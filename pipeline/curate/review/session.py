@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import storage
+from pipeline.curate.review.nearest import Nearest
+from pipeline.curate.review.suspects import Suspects, UnknownPicture, read_suspects
+from pipeline.curate.review.verdict_file import Saved, SavedVerdicts
+from pipeline.curate.verdicts import Verdict, apply_verdicts
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import Generation, ReferenceInfo
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.review.nearest import Nearest
-from pipeline.review.saved import Saved, SavedVerdicts
-from pipeline.review.suspects import Suspects, UnknownPicture, read_suspects
-from pipeline.verdicts import Verdict, apply_verdicts
 
 _log = logging.getLogger(__name__)
 
