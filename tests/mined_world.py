@@ -12,13 +12,13 @@ import pytest
 import torch
 from builds import CATS, build_inline, config_of, copy_dataset, open_inline, squares, write_inputs
 
-import pipeline.mine
+import pipeline.mine.driver
 from pipeline.config.schema import Config
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import embedding_matrix
-from pipeline.mine import Mined, mine
-from pipeline.scorer import OpenScorer, Scorer
+from pipeline.mine.driver import Mined, mine
+from pipeline.mine.scorer import OpenScorer, Scorer
 from pipeline.selection.mining import fold_of, log_probability
 from train.config import TrainConfig
 from train.evaluate import evaluate_run
@@ -76,7 +76,7 @@ def make_world(folder: Path) -> World:
 
 def mine_inline(config: Config, scorer: Scorer, **options: Any) -> Mined:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.mine, "open_cluster", open_inline)
+        patch.setattr(pipeline.mine.driver, "open_cluster", open_inline)
         return mine(config, scorer, **options)
 
 

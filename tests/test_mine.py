@@ -22,13 +22,13 @@ from mined_world import (
     world_config,
 )
 
-import pipeline.mine_pass
+import pipeline.mine.driver
 from pipeline import storage
 from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import manifest
 from pipeline.dataset.keys import unit_hash
 from pipeline.dataset.schema import embedding_matrix
-from pipeline.mine_worker import MineWorker
+from pipeline.mine.worker import MineWorker
 from pipeline.selection.mining import log_probability
 from train.mine import prepare_scorer
 from train.model import load_model, read_model_info, write_model_info
@@ -175,8 +175,8 @@ def test_what_mining_selects_is_as_if_it_had_been_selected_at_first(
     [
         (MineWorker, "_score_files"),
         (MineWorker, "fetch"),
-        (pipeline.mine_pass, "pack_shards"),
-        (pipeline.mine, "commit"),
+        (pipeline.mine.driver, "pack_shards"),
+        (pipeline.mine.driver, "commit"),
     ],
     ids=lambda each: getattr(each, "__name__", each),
 )

@@ -31,7 +31,7 @@ from pipeline.dataset import manifest
 from pipeline.dataset.keys import unit_hash
 from pipeline.dataset.metadata import ShardRecord, TakenDown
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.mine import mine
+from pipeline.mine.driver import mine
 from pipeline.sources.kinds import image_folder
 from train.mine import prepare_scorer
 from train.model import read_model_info, write_model_info

@@ -14,7 +14,7 @@ from builds import ENCODER, InlineCluster
 from stand_ins import CAT_WNIDS, TIGER_WNID, drawings, things, write_folder
 
 import pipeline.build.driver
-import pipeline.mine
+import pipeline.mine.driver
 from pipeline.dataset import manifest
 from pipeline.dataset.keys import split_of
 from pipeline.errors import ConfigError
@@ -209,7 +209,7 @@ def test_ratio_needs_the_same_seeds() -> None:
 def test_study_on_drawings(
     photos_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (pipeline.build.driver, pipeline.mine):
+    for module in (pipeline.build.driver, pipeline.mine.driver):
         monkeypatch.setattr(
             module, "open_cluster", lambda _: contextlib.nullcontext(InlineCluster())
         )

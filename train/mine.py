@@ -1,4 +1,4 @@
-"""The trained model as the scorer of a new generation: what `pipeline.mine` runs, and its guard.
+"""The trained model as the scorer of a new generation: what `pipeline.mine.driver` runs, and its guard.
 
 A head is scored on the embeddings that the data set keeps, by heads that each leave a fold out
 (`cross_fit`). A finetuned detector sees the images, and is its own judge: to leave folds out it
@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from pipeline.config.schema import Config
 from pipeline.dataset import manifest
 from pipeline.errors import ConfigError
-from pipeline.mine import Mined, Tally, mine
-from pipeline.scorer import Scorer, make_scorer
+from pipeline.mine.driver import Mined, Tally, mine
+from pipeline.mine.scorer import Scorer, make_scorer
 from train.calibrate import fit_platt
 from train.config import load_train_config
 from train.cross_fit import fold_heads

@@ -7,7 +7,7 @@ from pipeline.dataset import embedding_cache, manifest
 from pipeline.dataset.lease import Lease
 from pipeline.dataset.metadata import Generation
 
-# The sidecar of a mined generation tells of which (`pipeline.mined_shards`).
+# The sidecar of a mined generation tells of which (`pipeline.mine.shards`).
 _NUMBERED = re.compile(r"(.+)-(\d{6})(?:\.g(\d{6}))?\.(?:tar|parquet)")
 
 

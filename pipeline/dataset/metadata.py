@@ -141,7 +141,7 @@ class TakenDown(_Record):
 
 
 class MinedRecord(_Record):
-    """One pass of a trained model over the candidates (pipeline/mine.py)."""
+    """One pass of a trained model over the candidates (pipeline/mine/driver.py)."""
 
     generation: int  # that it made
     model: str  # fingerprint of the weights, their calibration and the guard

@@ -20,7 +20,7 @@ from pipeline.dataset.metadata import SourceRecord, TableRecord
 from pipeline.dataset.schema import Partition
 from pipeline.dataset.shards import LEDGER_COLUMNS
 from pipeline.errors import InfinegError
-from pipeline.mine_worker import SCORED, EmbedTask, ScoreTask
+from pipeline.mine.worker import SCORED, EmbedTask, ScoreTask
 from pipeline.sources import Source
 from pipeline.sources.survey import take_partitions
 

@@ -24,7 +24,7 @@ from pipeline.dataset.schema import Partition, Positioned, embedding_matrix, row
 from pipeline.dataset.shards import LEDGER_COLUMNS
 from pipeline.encoders.networks import crop_pixels
 from pipeline.encoders.runtimes import PreparedEncoder
-from pipeline.scorer import OpenScorer, Scorer
+from pipeline.mine.scorer import OpenScorer, Scorer
 from pipeline.sources import open_entry, read_partitions
 from pipeline.worker.embedder import Embedder, origin_of, read_rows
 from pipeline.worker.reread import changed_source, read_images, read_kept

@@ -19,9 +19,9 @@ from pipeline.dataset.dedup import SeenImages
 from pipeline.dataset.metadata import Counts, TableRecord
 from pipeline.dataset.shards import count_rows, refuse_rows
 from pipeline.dataset.tables import PartRows, positions_by_group, write_decided, write_table
-from pipeline.mine_rounds import KeptFile, Locator, MinedRound, read_scored
-from pipeline.mine_worker import FetchTask
-from pipeline.mined_shards import Change
+from pipeline.mine.candidates import KeptFile, Locator, MinedRound, read_scored
+from pipeline.mine.shards import Change
+from pipeline.mine.worker import FetchTask
 from pipeline.selection.mining import (
     Decided,
     Eligible,

@@ -1,0 +1,1 @@
+"""A trained model chooses more negatives: score, choose, fetch, pack."""
