@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from builds import CATS, ENCODER, squares
 
-from pipeline.launch.names import JobKind, Platform
+from pipeline.launch.job import JobKind, Platform
 from pipeline.launch.platforms import prepare
 from pipeline.launch.submission import Submission
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import pipeline.build.driver
 from pipeline import storage
-from pipeline.cli import app
+from pipeline.cli.commands import app
 from pipeline.config.build import BuildConfig
 from pipeline.config.schema import Config
 from pipeline.dataset import lease

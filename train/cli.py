@@ -14,9 +14,9 @@ from typing import Annotated
 import typer
 
 from pipeline import storage
-from pipeline.cli import Address, ConfigPath, Overrides, Sources, app, console, load
+from pipeline.cli.commands import Address, ConfigPath, Overrides, Sources, app, console, load
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.launch.names import JobKind, Platform
+from pipeline.launch.job import JobKind, Platform
 from pipeline.telemetry.logging import LogFormat, configure_logging
 
 _INTERRUPTED = 130

@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 from pipeline.build.driver import build, plan
+from pipeline.cli.tables import counts_table, plan_table
 from pipeline.sources import open_source
-from pipeline.tables import counts_table, plan_table
 from pipeline.telemetry.progress import format_duration
 from train.config import load_train_config
 from train.evaluate import evaluate_run

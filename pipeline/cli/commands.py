@@ -49,7 +49,7 @@ def plan(
 ) -> None:
     """Pilot and dry run: what would be read, selected and written. Writes only the plan."""
     from pipeline.build.driver import plan as make_plans
-    from pipeline.tables import plan_table
+    from pipeline.cli.tables import plan_table
 
     loaded = load(config, overrides, address)
     plans, num_workers = make_plans(loaded, only=source or ())
@@ -71,7 +71,7 @@ def build(
 ) -> None:
     """Stream sources into shards. Resumes; builds only what no generation has yet."""
     from pipeline.build.changes import finished_generation
-    from pipeline.tables import counts_table
+    from pipeline.cli.tables import counts_table
 
     loaded = load(config, overrides, address)
     generation = None if follow else finished_generation(loaded, source or ())
@@ -91,9 +91,9 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Machine readable.")] = False,
 ) -> None:
     """What a data set holds, source by source, and how far a build of it has come, anywhere."""
+    from pipeline.cli.tables import counts_table, running_line, running_table, status_json
     from pipeline.dataset import manifest
     from pipeline.dataset.status import read_running
-    from pipeline.tables import counts_table, running_line, running_table, status_json
 
     running = read_running(dataset)
     # A build that has just begun has written nothing else yet.
@@ -146,7 +146,7 @@ def check(
     number: Annotated[int, typer.Option(help="Samples to read.")] = 10,
 ) -> None:
     """Read the first samples of one source and show what is made of them."""
-    from pipeline.check import read_first_samples
+    from pipeline.cli.check import read_first_samples
     from pipeline.config.loading import load_config
 
     loaded = load_config(config, overrides or ())
@@ -204,9 +204,9 @@ def review(
     if verdicts is None and not apply:
         _serve_review(dataset, targets=[target] if target else [], host=host, port=port)
         return
+    from pipeline.cli.tables import counts_table
     from pipeline.curate.review.session import Desk
     from pipeline.curate.verdicts import apply_verdicts, read_verdicts
-    from pipeline.tables import counts_table
 
     if verdicts is not None:
         generation = apply_verdicts(dataset, read_verdicts(verdicts), target=chosen)

@@ -1,0 +1,1 @@
+"""The pipeline's commands, and their tables for a terminal."""
