@@ -11,7 +11,7 @@ from pipeline.selection.mining import fold_of
 from train import cross_fit
 from train.config import load_train_config
 from train.cross_fit import fold_heads, read_folds
-from train.distributed import World
+from train.distributed.world import World
 from train.job import Job, prepare_job
 from train.model import Head
 

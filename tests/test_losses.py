@@ -7,7 +7,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from train.config import TrainConfig
 from train.data import Batch
-from train.distributed import World
+from train.distributed.world import World
 from train.hard_negatives import hardest_negatives
 from train.losses import cross_entropy, focal_loss, importance_weights
 from train.objective import batch_loss, batch_weights

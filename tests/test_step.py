@@ -20,7 +20,7 @@ from train_dataset import write_dataset
 from pipeline.dataset.manifest import read_generation, require_info
 from pipeline.errors import ConfigError
 from train.config import load_train_config
-from train.distributed import World, join_world
+from train.distributed.world import World, join_world
 from train.job import Job, open_stream, prepare_job
 from train.model import load_model
 from train.optim import average_of, restore_update_state, update_state

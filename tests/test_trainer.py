@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError
 from train import trainer
 from train.config import load_train_config
 from train.data import read_eval_batches
-from train.distributed import World
+from train.distributed.world import World
 from train.evaluate import evaluate_run
 from train.job import prepare_job
 from train.model import load_model, read_model_info

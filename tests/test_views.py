@@ -15,7 +15,7 @@ from pipeline.encoders.networks import decode_rgb, encoder_identity, load_encode
 from train import views
 from train.augment import augment
 from train.config import load_train_config
-from train.distributed import World
+from train.distributed.world import World
 from train.job import Job, embedding_batches, prepare_job
 from train.rows import TrainRows, read_embeddings
 from train.views import ViewMaker, draw_views

@@ -11,8 +11,8 @@ from torch import Tensor
 from pipeline import storage
 from pipeline.errors import InfinegError
 from train.config import Mode
+from train.distributed.fsdp import local_tensor
 from train.job import Job, open_stream
-from train.sharding import local_tensor
 
 _NUM_NAMED = 3  # keys that the message lists
 

@@ -10,7 +10,7 @@ from pipeline.dataset.metadata import DatasetInfo
 from pipeline.encoders.networks import Encoder, encoder_identity
 from pipeline.errors import ConfigError
 from train.config import TrainConfig
-from train.distributed import World
+from train.distributed.world import World
 from train.model import Detector
 
 

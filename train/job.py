@@ -24,7 +24,8 @@ from train.data import (
     Inputs,
 )
 from train.device import DecodedOnDevice
-from train.distributed import World
+from train.distributed.fsdp import shard_backbone
+from train.distributed.world import World
 from train.embeddings import MappedEmbeddings, open_embeddings
 from train.images import open_cache
 from train.learning import average_of_weights, optimizer_of, trained_part
@@ -33,7 +34,6 @@ from train.model import Detector, build_detector
 from train.order import BatchOrder, RankSlice, Segment
 from train.repetition import check_repetition
 from train.rows import TrainRows
-from train.sharding import shard_backbone
 from train.usable_rows import read_usable_rows
 from train.views import ViewedEmbeddings, ViewMaker
 

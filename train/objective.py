@@ -8,7 +8,7 @@ from torch import Tensor
 
 from train.config import TrainConfig
 from train.data import Batch
-from train.distributed import World
+from train.distributed.world import World
 from train.hard_negatives import hardest_negatives
 from train.losses import ImportanceWeights, cross_entropy, focal_loss, importance_weights
 

@@ -17,7 +17,7 @@ from pipeline.dataset.metadata import DatasetInfo, Generation
 from pipeline.errors import ConfigError
 from train.checkpoint import Checkpoint, find_checkpoint
 from train.config import TrainConfig
-from train.distributed import World
+from train.distributed.world import World
 from train.model import ModelInfo, read_model_info
 from train.order import Segment, extend_segments
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from train.data import Batch
+from train.distributed.fsdp import average_whole_gradients, clip_gradients
 from train.job import Job
 from train.mixing import draw_mixing
 from train.objective import batch_loss, batch_weights
 from train.optim import set_learning_rates
-from train.sharding import average_whole_gradients, clip_gradients
 
 _MIXING = 1  # after (seed, step): keeps what mixing draws apart from all else
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline import storage
 from pipeline.errors import InfinegError
-from train.sharding import split_like
+from train.distributed.fsdp import split_like
 
 _NUM_NAMED = 5  # mismatches that a message lists
 

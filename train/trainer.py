@@ -22,19 +22,19 @@ from train.config import Mode, TrainConfig
 from train.data import Batch
 from train.describe import describe_model
 from train.device import on_device
-from train.distributed import compute_deterministically, is_restart, join_world
+from train.distributed.fsdp import whole_tensor
+from train.distributed.signals import RunStopped, stop_on_signals
+from train.distributed.sync import Lockstep
+from train.distributed.world import compute_deterministically, is_restart, join_world
 from train.early_stopping import Watch
 from train.job import Job, open_stream, prepare_job
 from train.learning import stages_of
-from train.lockstep import Lockstep
 from train.model import save_model
 from train.optim import restore_update_state, update_state
 from train.run_dir import Run, open_run, write_config
 from train.run_log import Meter, RunLog
 from train.saver import Saver
-from train.sharding import whole_tensor
 from train.step import StepResult, train_step
-from train.stopping import RunStopped, stop_on_signals
 from train.validation import Validation
 
 _log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import torch
 from pipeline import storage
 from pipeline.dataset.metadata import Generation, ShardRecord
 from pipeline.errors import BadShard
-from train.distributed import World
+from train.distributed.world import World
 from train.images import ShardImages
 from train.order import Segment, extend_segments
 from train.row_images import BadShardPolicy

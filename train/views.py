@@ -30,7 +30,7 @@ from pipeline.dataset.metadata import ShardRecord
 from pipeline.encoders.networks import Encoder
 from pipeline.telemetry.progress import Progress
 from train.augment import Strength, augment
-from train.distributed import World
+from train.distributed.world import World
 from train.embeddings import MappedEmbeddings
 from train.images import ShardImages, cache_folder
 from train.rows import TrainRows

@@ -14,8 +14,8 @@ from signal import Signals
 import torch
 from torch import Tensor
 
-from train.distributed import World
-from train.stopping import SIGNALS, StopRequest
+from train.distributed.signals import SIGNALS, StopRequest
+from train.distributed.world import World
 
 _LOOK_S = 1.0  # between looks of several processes, about: how long a signal may wait for an answer
 

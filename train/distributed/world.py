@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.errors import ConfigError, InfinegError
-from train.meeting import meet, uses_agent_store
+from train.distributed.rendezvous import meet, uses_agent_store
 
 # What torch raises, as plain RuntimeErrors, where another process is gone or does not answer.
 _LOST = re.compile(r"gloo|nccl|timed? ?out|connection (closed|reset|refused)", re.IGNORECASE)

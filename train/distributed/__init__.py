@@ -1,0 +1,1 @@
+"""The processes of a run: world, rendezvous, sharding, agreement, signals."""
