@@ -23,7 +23,7 @@ from pipeline.errors import BadShard, InfinegError
 from train import trainer
 from train.data import AugmentedImages, read_eval_batches
 from train.images import ShardImages
-from train.model import read_model_info
+from train.model.detector import read_model_info
 from train.rows import TrainRows
 
 FINETUNE: dict[str, Any] = SHORT | {"mode": "finetune", "head_steps": 0, "steps": 6}

@@ -14,7 +14,7 @@ from train.calibrate import (
     umbrella_threshold,
 )
 from train.metrics import reliability
-from train.model import TargetCalibration
+from train.model.detector import TargetCalibration
 from train.probability import calibrated_logits, conformal_p_value
 
 

@@ -13,7 +13,7 @@ from train.config import load_train_config
 from train.cross_fit import fold_heads, read_folds
 from train.distributed.world import World
 from train.job import Job, prepare_job
-from train.model import Head
+from train.model.detector import Head
 
 NUM_FOLDS = 3
 

@@ -15,8 +15,8 @@ from pipeline.errors import ConfigError
 from train.data import read_eval_batches
 from train.early_stopping import EarlyStopping, Watch
 from train.evaluate import evaluate_run
-from train.model import load_model, read_model_info
-from train.tensors import read_tensors
+from train.model.detector import load_model, read_model_info
+from train.model.tensors import read_tensors
 from train.validation import measure_target, tpr_at_fpr
 
 # A rate at which a head that has learned is thrown off again.

@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError
 from train import evaluate
 from train.evaluate import evaluate_run
 from train.intervals import clopper_pearson
-from train.model import load_model
+from train.model.detector import load_model
 from train.predictions import of_target
 
 RATE = {"value", "low", "high", "n"}

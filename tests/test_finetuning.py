@@ -13,9 +13,9 @@ from pipeline.config.schema import EncoderConfig
 from pipeline.encoders.networks import load_encoder
 from pipeline.errors import ConfigError
 from train import trainer
-from train.config import load_train_config
-from train.finetuning import Finetuning, Stage, backbone_groups
-from train.model import build_detector, load_model
+from train.config import Finetuning, load_train_config
+from train.model.detector import build_detector, load_model
+from train.model.groups import Stage, backbone_groups
 from train.trainer import train
 
 TIMM = EncoderConfig(name="timm/test_vit", weights="random", image_size=160)

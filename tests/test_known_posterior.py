@@ -17,7 +17,7 @@ from train_dataset import write_config
 from train.calibrate import calibrate_target
 from train.config import load_train_config
 from train.metrics import reliability
-from train.model import load_model
+from train.model.detector import load_model
 from train.probability import calibrated_logits
 from train.trainer import train
 

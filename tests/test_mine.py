@@ -31,7 +31,7 @@ from pipeline.dataset.schema import embedding_matrix
 from pipeline.mine.worker import MineWorker
 from pipeline.selection.mining import log_probability
 from train.mine import prepare_scorer
-from train.model import load_model, read_model_info, write_model_info
+from train.model.detector import load_model, read_model_info, write_model_info
 
 FILES = ("shards/", "quarantine/", "ledger/", "hashes/", "generations/")
 

@@ -27,7 +27,7 @@ from pipeline.selection.mining import Eligible, decide, fit_log_scale, fold_of, 
 from train.calibrate import fit_platt
 from train.losses import cross_entropy, importance_weights
 from train.metrics import threshold_at_tpr
-from train.model import Head
+from train.model.detector import Head
 
 NUM_SPLITS, NUM_FIRST, NUM_MINED, NUM_STEPS, NUM_FOLDS = 10, 60, 30, 200, 3
 

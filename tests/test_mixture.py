@@ -16,7 +16,7 @@ from train.config import load_train_config
 from train.corrections import loss_terms
 from train.losses import importance_weights
 from train.mixture import Mixture, MixtureEntry, mix
-from train.model import read_model_info
+from train.model.detector import read_model_info
 from train.order import BatchOrder
 from train.rows import TrainRows
 

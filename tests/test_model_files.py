@@ -9,7 +9,7 @@ from train_dataset import ENCODER
 
 from pipeline.encoders.networks import load_encoder
 from pipeline.errors import ConfigError, InfinegError
-from train.model import (
+from train.model.detector import (
     Detector,
     ModelInfo,
     TargetCalibration,

@@ -13,7 +13,7 @@ from test_trainer import SHORT, read_losses, run_training, write_run_config
 from train_dataset import add_generation, write_dataset
 
 from pipeline.dataset.manifest import read_generation
-from train.model import read_model_info
+from train.model.detector import read_model_info
 
 SECTION: dict[str, Any] = SHORT | {
     "mode": "finetune", "head_steps": 0, "steps": 4, "dropout": 0.0, "on_bad_shard": "skip",

@@ -12,7 +12,7 @@ from trained_run import write_run
 
 from train import evaluate
 from train.evaluate import evaluate_run
-from train.model import load_model
+from train.model.detector import load_model
 from train.report.wording import format_percent, in_hundred, one_in
 
 

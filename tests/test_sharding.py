@@ -24,7 +24,7 @@ from train_dataset import write_dataset
 from pipeline.errors import ConfigError
 from train.checks import check_sharding
 from train.config import TrainConfig
-from train.model import load_model
+from train.model.detector import load_model
 
 FINETUNE = {
     "mode": "finetune", "steps": 40, "head_steps": 6, "batch_size": 16, "warmup_steps": 3,

@@ -22,7 +22,7 @@ from pipeline.errors import ConfigError
 from train.config import load_train_config
 from train.distributed.world import World, join_world
 from train.job import Job, open_stream, prepare_job
-from train.model import load_model
+from train.model.detector import load_model
 from train.optim import average_of, restore_update_state, update_state
 from train.order import BatchOrder, Portion, RankSlice
 from train.step import train_step

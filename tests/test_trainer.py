@@ -20,7 +20,7 @@ from train.data import read_eval_batches
 from train.distributed.world import World
 from train.evaluate import evaluate_run
 from train.job import prepare_job
-from train.model import load_model, read_model_info
+from train.model.detector import load_model, read_model_info
 from train.predict import Predictor
 from train.trainer import train
 

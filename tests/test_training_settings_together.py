@@ -20,7 +20,7 @@ from test_trainer import (
 )
 from train_dataset import write_dataset
 
-from train.model import read_model_info
+from train.model.detector import read_model_info
 
 COMMON: dict[str, Any] = {
     "views": 3, "augment": "trivialaugment", "max_grad_norm": 0.5, "ema_decay": 0.9,

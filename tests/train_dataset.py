@@ -25,7 +25,7 @@ from pipeline.dataset.schema import Split, Stratum, row_schema
 from pipeline.dataset.shards import output_group, write_shard
 from pipeline.encoders.networks import encoder_identity, load_encoder
 from train.distributed.world import World
-from train.order import Segment
+from train.model.detector import Segment
 from train.rows import TrainRows
 from train.usable_rows import read_usable_rows
 

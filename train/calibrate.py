@@ -26,7 +26,7 @@ from scipy.stats import binom
 
 from pipeline.errors import ConfigError, InfinegError
 from train.metrics import Bools, Floats
-from train.model import TargetCalibration
+from train.model.detector import TargetCalibration
 
 Method = Literal["platt", "temperature"]
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from pipeline import storage
 from pipeline.errors import InfinegError
 from train.distributed.fsdp import is_split, split_like, whole_tensor
-from train.order import Segment
-from train.tensors import load_into, read_tensors, write_tensors
+from train.model.detector import Segment
+from train.model.tensors import load_into, read_tensors, write_tensors
 
 _MODEL, _OPTIMIZER, _EXTRA = "model.", "optimizer.", "extra."
 

@@ -11,7 +11,7 @@ from pipeline.encoders.networks import Encoder, encoder_identity
 from pipeline.errors import ConfigError
 from train.config import TrainConfig
 from train.distributed.world import World
-from train.model import Detector
+from train.model.detector import Detector
 
 
 def check_processes(train_config: TrainConfig, world: World) -> None:

@@ -22,10 +22,10 @@ from pipeline.telemetry.progress import Progress
 from train.config import TrainConfig
 from train.distributed.world import World
 from train.job import Job, embedding_batches, prepare_job, with_rows
-from train.model import Head
+from train.model.detector import Head
+from train.model.tensors import load_into, read_tensors, write_tensors
 from train.rows import TrainRows, embeddings_of
 from train.step import train_step
-from train.tensors import load_into, read_tensors, write_tensors
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from pydantic import JsonValue
 from train.job import Job
 from train.mixing import Regularization
 from train.mixture import mix
-from train.model import ModelInfo
+from train.model.detector import ModelInfo
 
 
 def describe_model(job: Job, settings: Mapping[str, JsonValue], *, steps: int) -> ModelInfo:

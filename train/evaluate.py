@@ -24,7 +24,13 @@ from train.config import load_train_config
 from train.data import read_eval_batches
 from train.evaluate_config import EvaluateConfig
 from train.measure import measure, write_metrics
-from train.model import Detector, ModelInfo, TargetCalibration, load_model, write_model_info
+from train.model.detector import (
+    Detector,
+    ModelInfo,
+    TargetCalibration,
+    load_model,
+    write_model_info,
+)
 from train.predictions import of_target, prediction_rows, write_predictions
 from train.report.composition import describe_dataset
 from train.report.page import report_on_dataset, target_reports

@@ -13,7 +13,7 @@ from pipeline import storage
 from pipeline.errors import ConfigError
 from train.config import load_train_config
 from train.measure import measure, write_metrics
-from train.model import read_model_info
+from train.model.detector import read_model_info
 from train.predict import predict_paths
 from train.predictions import (
     of_target,

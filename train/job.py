@@ -30,8 +30,8 @@ from train.embeddings import MappedEmbeddings, open_embeddings
 from train.images import open_cache
 from train.learning import average_of_weights, optimizer_of, trained_part
 from train.mixture import mix
-from train.model import Detector, build_detector
-from train.order import BatchOrder, RankSlice, Segment
+from train.model.detector import Detector, Segment, build_detector
+from train.order import BatchOrder, RankSlice
 from train.repetition import check_repetition
 from train.rows import TrainRows
 from train.usable_rows import read_usable_rows

@@ -7,8 +7,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from train.config import TrainConfig
-from train.finetuning import Stage, backbone_groups
-from train.model import Detector
+from train.model.detector import Detector
+from train.model.groups import Stage, backbone_groups
 from train.optim import Schedule, average_of, make_optimizer
 
 

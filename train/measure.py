@@ -26,7 +26,7 @@ from train.metrics import (
     threshold_at_tpr,
     weights_at_prior,
 )
-from train.model import ModelInfo, TargetCalibration
+from train.model.detector import ModelInfo, TargetCalibration
 from train.predictions import TargetPredictions
 from train.probability import calibrated_logits
 from train.rates import (

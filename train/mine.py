@@ -29,7 +29,7 @@ from train.config import load_train_config
 from train.cross_fit import fold_heads
 from train.data import read_eval_batches
 from train.metrics import threshold_at_tpr
-from train.model import Head, ModelInfo, load_model
+from train.model.detector import Head, ModelInfo, load_model
 from train.predictions import of_target
 
 # A suspect is what is above the logit that this share of the positives of val reach.

@@ -12,19 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
+
+from train.model.detector import Segment
 
 Rows = NDArray[np.int64]
+
+
 WINDOW = 1000  # positions of a stream in which each portion has its exact count
+
+
 _POSITIVE, _NEGATIVE = 0, 1
-
-
-class Segment(BaseModel, frozen=True, extra="forbid"):
-    """Steps of a run on the same rows, up to the next segment's first."""
-
-    generation: int
-    first_step: int
-    skipped: tuple[str, ...] = ()  # paths of shards that could not be used, in order
 
 
 def extend_segments(

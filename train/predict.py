@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.dataset.images import UnusableImage
 from pipeline.encoders.networks import crop_any_image
 from pipeline.errors import ConfigError
-from train.model import TargetCalibration, load_model
+from train.model.detector import TargetCalibration, load_model
 from train.probability import calibrated_logits, conformal_p_value
 
 

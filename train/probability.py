@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from train.metrics import Floats
-from train.model import TargetCalibration
+from train.model.detector import TargetCalibration
 
 
 def calibrated_logits(

@@ -18,8 +18,8 @@ from pipeline.errors import ConfigError
 from train.checkpoint import Checkpoint, find_checkpoint
 from train.config import TrainConfig
 from train.distributed.world import World
-from train.model import ModelInfo, read_model_info
-from train.order import Segment, extend_segments
+from train.model.detector import ModelInfo, Segment, read_model_info
+from train.order import extend_segments
 
 _log = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from train.distributed.world import compute_deterministically, is_restart, join_
 from train.early_stopping import Watch
 from train.job import Job, open_stream, prepare_job
 from train.learning import stages_of
-from train.model import save_model
+from train.model.detector import save_model
 from train.optim import restore_update_state, update_state
 from train.run_dir import Run, open_run, write_config
 from train.run_log import Meter, RunLog

@@ -15,7 +15,8 @@ from pipeline.dataset.metadata import Generation, ShardRecord
 from pipeline.errors import BadShard
 from train.distributed.world import World
 from train.images import ShardImages
-from train.order import Segment, extend_segments
+from train.model.detector import Segment
+from train.order import extend_segments
 from train.row_images import BadShardPolicy
 from train.rows import TrainRows, join_rows, read_rows_of_shards
 

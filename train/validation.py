@@ -30,7 +30,7 @@ from train.metrics import (
     log_loss,
     weights_at_prior,
 )
-from train.tensors import load_into, read_tensors, write_tensors
+from train.model.tensors import load_into, read_tensors, write_tensors
 
 _log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from train.figures import (
 )
 from train.intervals import weighted_interval
 from train.metrics import Floats, bins_of, reliability
-from train.model import TargetCalibration
+from train.model.detector import TargetCalibration
 from train.predictions import TargetPredictions
 from train.probability import calibrated_logits
 

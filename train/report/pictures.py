@@ -10,7 +10,7 @@ import pyarrow as pa
 from PIL import Image
 from scipy.special import expit
 
-from train.model import TargetCalibration
+from train.model.detector import TargetCalibration
 from train.predictions import TargetPredictions
 from train.probability import calibrated_logits
 from train.report.neighbours import Neighbour

@@ -26,7 +26,7 @@ from train.metrics import (
     reliability,
     threshold_at_tpr,
 )
-from train.model import TargetCalibration
+from train.model.detector import TargetCalibration
 from train.probability import calibrated_logits
 
 _DELTA = 0.05

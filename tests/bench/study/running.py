@@ -24,7 +24,7 @@ from study.settings import Settings
 from train.data import read_eval_batches
 from train.evaluate import predict_splits
 from train.metrics import Floats
-from train.model import load_model
+from train.model.detector import load_model
 from train.trainer import train
 
 _log = logging.getLogger(__name__)

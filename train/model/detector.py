@@ -16,9 +16,8 @@ from pipeline import storage
 from pipeline.config.schema import EncoderConfig
 from pipeline.encoders.networks import Encoder, Preprocessing, load_encoder
 from pipeline.errors import ConfigError, InfinegError
-from train.finetuning import open_last_groups
-from train.order import Segment
-from train.tensors import load_into, read_tensors, write_tensors
+from train.model.groups import open_last_groups
+from train.model.tensors import load_into, read_tensors, write_tensors
 
 
 class Head(nn.Module):
@@ -80,6 +79,14 @@ class TargetCalibration(BaseModel, frozen=True, extra="forbid"):
     delta: float  # chance that it breaks the promise
     num_negatives: int  # held-out negatives behind the threshold
     negative_logits: tuple[float, ...]  # their raw logits, largest first, for "one in N"
+
+
+class Segment(BaseModel, frozen=True, extra="forbid"):
+    """Steps of a run on the same rows, up to the next segment's first."""
+
+    generation: int
+    first_step: int
+    skipped: tuple[str, ...] = ()  # paths of shards that could not be used, in order
 
 
 class ModelInfo(BaseModel, frozen=True, extra="forbid"):

@@ -1,0 +1,49 @@
+"""How a backbone is finetuned: its groups, when each is trained and how fast, and image sizes.
+
+A *group* is what timm calls one: the stem, a stage or a transformer block; of other networks a
+child of the top level (deeper where there are few). Group 0 is the one that sees the picture.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from timm.models import group_parameters
+from torch import nn
+
+_MIN_GROUPS = 4  # a network of fewer children is looked into
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Steps on images in which the same groups are trained, on images of one size."""
+
+    steps: range
+    num_open: int  # of the last groups
+    image_size: int  # pixels
+
+
+def backbone_groups(backbone: nn.Module) -> list[list[nn.Parameter]]:
+    """All parameters, group by group from the picture's side."""
+    network: Any = backbone.get_submodule("backbone") if hasattr(backbone, "backbone") else backbone
+    if hasattr(network, "group_matcher"):
+        of_group = group_parameters(network, network.group_matcher(coarse=True))
+        parameters = dict(network.named_parameters())
+        return [[parameters[name] for name in of_group[number]] for number in sorted(of_group)]
+    parts = [*network.children()]
+    while len(parts := [part for part in parts if any(True for _ in part.parameters())]) < (
+        _MIN_GROUPS
+    ) and any(True for part in parts for _ in part.children()):
+        parts = [child for part in parts for child in ([*part.children()] or [part])]
+    groups = [list(part.parameters()) for part in parts]
+    grouped = {id(parameter) for group in groups for parameter in group}
+    # What belongs to no child, such as a position embedding, is near the picture.
+    groups[0] += [p for p in network.parameters() if id(p) not in grouped]
+    return groups
+
+
+def open_last_groups(backbone: nn.Module, number: int) -> None:
+    """Only the last `number` groups are trained from now on."""
+    groups = backbone_groups(backbone)
+    for index, group in enumerate(groups):
+        for parameter in group:
+            parameter.requires_grad_(index >= len(groups) - number)
