@@ -20,7 +20,7 @@ from pipeline.dataset.schema import embedding_matrix
 from pipeline.mine.driver import Mined, mine
 from pipeline.mine.scorer import OpenScorer, Scorer
 from pipeline.selection.mining import fold_of, log_probability
-from train.config import TrainConfig
+from train.config.settings import TrainConfig
 from train.evaluate import evaluate_run
 from train.mine import prepare_scorer
 from train.trainer import train

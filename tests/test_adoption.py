@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError
 from train import trainer
 from train.checkpoint import find_checkpoint
 from train.cli import main
-from train.config import load_train_config
+from train.config.settings import load_train_config
 from train.model.detector import load_model, read_model_info
 from train.run_dir import parse_generation
 from train.trainer import train

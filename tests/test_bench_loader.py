@@ -27,7 +27,7 @@ from pipeline.config.schema import EncoderConfig
 from pipeline.dataset import manifest
 from pipeline.encoders.networks import crop_pixels, encoder_identity, load_encoder
 from pipeline.encoders.runtimes import prepare_encoder
-from train.config import load_train_config
+from train.config.settings import load_train_config
 from train.distributed.world import World
 from train.job import Job, open_stream, prepare_job
 from train.run_log import Meter

@@ -14,7 +14,7 @@ from pipeline.config.schema import Config
 from pipeline.dataset import manifest
 from pipeline.dataset.lease import lease_uri
 from train.cli import main
-from train.config import load_train_config
+from train.config.settings import load_train_config
 from train.trainer import train
 
 

@@ -30,7 +30,7 @@ from pipeline.config.schema import Config
 from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import Generation
-from train.config import load_train_config
+from train.config.settings import load_train_config
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted([*(ROOT / "configs").glob("*.yaml"), ROOT / "train" / "demo.yaml"])

@@ -9,8 +9,7 @@ from train_dataset import ENCODER, read_train_rows, write_config, write_dataset
 
 from pipeline.encoders.networks import decode_rgb, load_encoder
 from pipeline.errors import ConfigError
-from train.augment import Strength
-from train.config import load_train_config
+from train.config.settings import Strength, load_train_config
 from train.data import AugmentedImages
 from train.device import DecodedOnDevice, decode_on
 from train.trainer import train

@@ -13,7 +13,7 @@ from pipeline.config.schema import EncoderConfig
 from pipeline.encoders.networks import load_encoder
 from pipeline.errors import ConfigError
 from train import trainer
-from train.config import Finetuning, load_train_config
+from train.config.settings import Finetuning, load_train_config
 from train.model.detector import build_detector, load_model
 from train.model.groups import Stage, backbone_groups
 from train.trainer import train

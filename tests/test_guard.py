@@ -21,7 +21,7 @@ from pipeline.config.schema import Config
 from pipeline.curate.takedown import take_down
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import Generation, TakenDown
-from train.config import load_train_config
+from train.config.settings import load_train_config
 from train.evaluate import evaluate_run
 from train.evaluate_folders import evaluate_folders
 from train.trainer import train

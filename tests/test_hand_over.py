@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import InfinegError
-from train.hand_over import LoaderKind, fill_ahead
+from train.config.settings import LoaderKind
+from train.hand_over import fill_ahead
 from train.run_log import Meter
 
 KINDS: tuple[LoaderKind, ...] = ("process", "thread")

@@ -15,7 +15,7 @@ from scipy.special import logit as log_odds
 from train_dataset import write_config
 
 from train.calibrate import calibrate_target
-from train.config import load_train_config
+from train.config.settings import load_train_config
 from train.metrics import reliability
 from train.model.detector import load_model
 from train.probability import calibrated_logits

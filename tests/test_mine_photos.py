@@ -21,7 +21,7 @@ from pipeline.config.loading import load_config
 from pipeline.config.schema import Config
 from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import manifest
-from train.config import load_train_config
+from train.config.settings import load_train_config
 from train.evaluate import evaluate_run
 from train.intervals import clopper_pearson
 from train.mine import prepare_scorer

@@ -8,8 +8,8 @@ import torch
 from test_losses import ALONE, batch_of, column
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from train.config import TrainConfig
-from train.mixing import Mixing, Regularization, draw_mixing
+from train.config.settings import Regularization, TrainConfig
+from train.mixing import Mixing, draw_mixing
 from train.objective import batch_loss
 from train.step import _Labels, _mix
 

@@ -12,10 +12,10 @@ from train_dataset import read_train_rows, write_config, write_dataset
 from pipeline.dataset.manifest import read_generation
 from pipeline.errors import ConfigError
 from train import trainer
-from train.config import load_train_config
+from train.config.settings import MixtureEntry, load_train_config
 from train.corrections import loss_terms
 from train.losses import importance_weights
-from train.mixture import Mixture, MixtureEntry, mix
+from train.mixture import Mixture, mix
 from train.model.detector import read_model_info
 from train.order import BatchOrder
 from train.rows import TrainRows

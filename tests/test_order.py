@@ -11,10 +11,10 @@ from train_dataset import ENCODER, read_train_rows, write_config, write_dataset
 
 from pipeline.dataset.manifest import read_generation
 from pipeline.encoders.networks import load_encoder
-from train.config import load_train_config
+from train.config.settings import WINDOW, load_train_config
 from train.corrections import loss_terms
 from train.data import AugmentedImages, Batches
-from train.order import WINDOW, BatchOrder, MixedOrder, Portion, RankSlice, take_turns
+from train.order import BatchOrder, MixedOrder, Portion, RankSlice, take_turns
 
 UNEVEN = [range(1), range(1, 1001), range(1001, 1004)]
 POSITIVES = [range(2000, 2005)]

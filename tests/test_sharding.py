@@ -23,7 +23,7 @@ from train_dataset import write_dataset
 
 from pipeline.errors import ConfigError
 from train.checks import check_sharding
-from train.config import TrainConfig
+from train.config.settings import TrainConfig
 from train.model.detector import load_model
 
 FINETUNE = {

@@ -19,7 +19,7 @@ from train_dataset import write_dataset
 
 from pipeline.dataset.manifest import read_generation, require_info
 from pipeline.errors import ConfigError
-from train.config import load_train_config
+from train.config.settings import load_train_config
 from train.distributed.world import World, join_world
 from train.job import Job, open_stream, prepare_job
 from train.model.detector import load_model

@@ -7,7 +7,7 @@ import pytest
 from train_dataset import write_config
 
 from pipeline.errors import ConfigError
-from train.config import load_train_config
+from train.config.settings import load_train_config
 from train.optim import Schedule
 
 

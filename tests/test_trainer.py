@@ -15,7 +15,7 @@ from train_dataset import write_config, write_dataset
 from pipeline.dataset.manifest import read_generation, require_info
 from pipeline.errors import ConfigError
 from train import trainer
-from train.config import load_train_config
+from train.config.settings import load_train_config
 from train.data import read_eval_batches
 from train.distributed.world import World
 from train.evaluate import evaluate_run

@@ -14,7 +14,7 @@ from pipeline.dataset.manifest import read_generation, require_info
 from pipeline.encoders.networks import decode_rgb, encoder_identity, load_encoder
 from train import views
 from train.augment import augment
-from train.config import load_train_config
+from train.config.settings import load_train_config
 from train.distributed.world import World
 from train.job import Job, embedding_batches, prepare_job
 from train.rows import TrainRows, read_embeddings

@@ -5,7 +5,6 @@ Shapes: C H W image.
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,13 +14,20 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from train.auto_augment import rand_augment, trivial_augment
-
-Strength = Literal["off", "crop", "light", "heavy", "randaugment", "trivialaugment"]
+from train.config.settings import Strength
 
 _MIN_AREA = 0.35  # of the picture: a smaller crop of a cat is often no cat
+
+
 _JITTER = 0.3  # largest relative change of brightness, contrast and saturation
+
+
 _LUMA_C = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
+
+
 _ERASE_CHANCE = 0.25
+
+
 _MAX_ERASED_SIDE = 0.3  # of the picture's side
 
 

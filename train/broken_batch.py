@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline import storage
 from pipeline.errors import InfinegError
-from train.config import Mode
+from train.config.settings import Mode
 from train.distributed.fsdp import local_tensor
 from train.job import Job, open_stream
 

@@ -9,7 +9,7 @@ from pipeline.config.schema import Config
 from pipeline.dataset.metadata import DatasetInfo
 from pipeline.encoders.networks import Encoder, encoder_identity
 from pipeline.errors import ConfigError
-from train.config import TrainConfig
+from train.config.settings import TrainConfig
 from train.distributed.world import World
 from train.model.detector import Detector
 

@@ -19,7 +19,7 @@ from pipeline.dataset import manifest
 from pipeline.dataset.metadata import DatasetInfo
 from pipeline.selection.mining import fold_of
 from pipeline.telemetry.progress import Progress
-from train.config import TrainConfig
+from train.config.settings import TrainConfig
 from train.distributed.world import World
 from train.job import Job, embedding_batches, prepare_job, with_rows
 from train.model.detector import Head

@@ -18,13 +18,14 @@ from pipeline.dataset import manifest
 from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import Split
 from pipeline.encoders.networks import Preprocessing, crop_decoded
-from train.augment import Strength, as_uint8, augment
+from train.augment import as_uint8, augment
+from train.config.settings import BadShardPolicy, LoaderKind, Strength
 from train.corrections import LossTerms
 from train.embeddings import MappedEmbeddings
-from train.hand_over import LoaderKind, fill_ahead
+from train.hand_over import fill_ahead
 from train.images import ShardImages, crop_images
 from train.order import BatchOrder, Rows
-from train.row_images import BadShardPolicy, RowImages
+from train.row_images import RowImages
 from train.rows import TrainRows, embeddings_of
 
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from pydantic import JsonValue
 
+from train.config.settings import Regularization
 from train.job import Job
-from train.mixing import Regularization
 from train.mixture import mix
 from train.model.detector import ModelInfo
 

@@ -3,27 +3,13 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from pydantic import BaseModel, Field
 from torch import Tensor
 
+from train.config.settings import Metric
+
 _PREFIX = "early_stopping."
-
-Metric = Literal["val_loss", "val_auroc", "val_average_precision", "val_tpr_at_fpr"]
-
-
-class EarlyStopping(BaseModel, frozen=True, extra="forbid"):
-    """Looks at the val split now and then; the best weights by `metric` become the model.
-
-    Of several targets the mean counts. Negatives weigh 1 / inclusion_probability.
-    """
-
-    metric: Metric = "val_auroc"  # val_loss: the lower, the others: the higher, the better
-    every: int = Field(100, ge=1)  # optimizer steps between looks; the last step is looked at, too
-    patience: int = Field(5, ge=1)  # looks without a better value after which training ends
-    fpr: float = Field(0.01, gt=0, lt=1)  # of val_tpr_at_fpr: the false-positive rate allowed
 
 
 @dataclass(frozen=True)

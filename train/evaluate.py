@@ -20,9 +20,9 @@ from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import Split
 from pipeline.errors import InfinegError
 from train.calibrate import calibrate_target
-from train.config import load_train_config
+from train.config.evaluate import EvaluateConfig
+from train.config.settings import load_train_config
 from train.data import read_eval_batches
-from train.evaluate_config import EvaluateConfig
 from train.measure import measure, write_metrics
 from train.model.detector import (
     Detector,

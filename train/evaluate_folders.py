@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.errors import ConfigError
-from train.config import load_train_config
+from train.config.settings import load_train_config
 from train.measure import measure, write_metrics
 from train.model.detector import read_model_info
 from train.predict import predict_paths

@@ -21,18 +21,23 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from pipeline.errors import InfinegError
+from train.config.settings import LoaderKind
 
-LoaderKind = Literal["process", "thread"]
 TaskT = TypeVar("TaskT")
+
+
 Fill = Callable[[TaskT, Tensor], object]  # writes what a task asks for into a slot
 
+
 _PREFETCH = 2  # tasks that each worker is ahead
+
+
 _ORPHAN_S = 2.0  # how long a worker can miss that the process it works for was killed
 
 

@@ -14,7 +14,7 @@ from pipeline.config.schema import Config
 from pipeline.dataset.metadata import DatasetInfo, Generation
 from pipeline.encoders.networks import Encoder, Preprocessing, encoder_identity, load_encoder
 from train.checks import check_embeddings, check_image_sizes, check_processes, check_sharding
-from train.config import Mode, TrainConfig
+from train.config.settings import Mode, TrainConfig
 from train.corrections import LossTerms, loss_terms
 from train.data import (
     AugmentedImages,

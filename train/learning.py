@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from train.config import TrainConfig
+from train.config.settings import TrainConfig
 from train.model.detector import Detector
 from train.model.groups import Stage, backbone_groups
 from train.optim import Schedule, average_of, make_optimizer

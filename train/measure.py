@@ -15,7 +15,7 @@ from scipy.special import expit
 from scipy.special import logit as log_odds
 
 from pipeline import storage
-from train.evaluate_config import EvaluateConfig
+from train.config.evaluate import EvaluateConfig
 from train.metrics import (
     Floats,
     area_under_roc,

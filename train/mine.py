@@ -25,7 +25,7 @@ from pipeline.errors import ConfigError
 from pipeline.mine.driver import Mined, Tally, mine
 from pipeline.mine.scorer import Scorer, make_scorer
 from train.calibrate import fit_platt
-from train.config import load_train_config
+from train.config.settings import load_train_config
 from train.cross_fit import fold_heads
 from train.data import read_eval_batches
 from train.metrics import threshold_at_tpr

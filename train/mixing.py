@@ -25,22 +25,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pydantic import BaseModel, Field
 from torch import Tensor
 
-
-class Regularization(BaseModel, frozen=True, extra="forbid"):
-    """Any of these leaves logits that are no log-odds until they are calibrated."""
-
-    label_smoothing: float = Field(0.0, ge=0, lt=1)  # e: targets are e/2 and 1 - e/2
-    # Beta(a, a) is what the shares of mixup and cutmix are drawn from, 0 is off; 0.2 blends a
-    # little, 1 evenly. Where both are on, each step takes one of them by chance.
-    mixup: float = Field(0.0, ge=0)  # of embeddings and images
-    cutmix: float = Field(0.0, ge=0)  # of images; a step on embeddings goes without
-
-    @property
-    def mixes(self) -> bool:
-        return self.mixup > 0 or self.cutmix > 0
+from train.config.settings import Regularization
 
 
 @dataclass(frozen=True)

@@ -15,41 +15,16 @@ Shapes: N rows of the train split.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal, Self
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, model_validator
 
 from pipeline.errors import ConfigError
-from train.order import WINDOW, Portion
+from train.config.settings import WINDOW, MixtureEntry, Stream
+from train.order import Portion
 from train.rows import TrainRows
 from train.shares import TOLERANCE, importance_factors, round_shares
-
-Stream = Literal["positives", "negatives"]
-
-
-class MixtureEntry(BaseModel, frozen=True, extra="forbid"):
-    """The share of some sources in their stream: `proportion`, or `repeat` (default 1)."""
-
-    source: str = Field(min_length=1)  # a name, or a pattern such as near_*, taken together
-    stream: Stream | None = None  # needed where its sources have samples in both
-    proportion: float | None = Field(None, ge=0, le=1)  # of the stream; 0 draws none
-    repeat: float | None = Field(None, gt=0)  # as often as without the entry, times this
-    # Draws of one sample in the whole run; a mixture that needs more is refused.
-    max_repetition_factor: float | None = Field(None, gt=0)
-
-    @model_validator(mode="after")
-    def _one_share(self) -> Self:
-        if self.proportion is not None and self.repeat is not None:
-            raise ValueError(f"{self.source}: give proportion or repeat, not both")
-        if self.proportion and self.proportion * WINDOW < 1:
-            raise ValueError(
-                f"{self.source}: proportion {self.proportion:g} is less than 1 in {WINDOW:,}; "
-                "give 0, or at least that"
-            )
-        return self
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from train.config.settings import WINDOW
 from train.model.detector import Segment
 
 Rows = NDArray[np.int64]
-
-
-WINDOW = 1000  # positions of a stream in which each portion has its exact count
 
 
 _POSITIVE, _NEGATIVE = 0, 1

@@ -4,9 +4,8 @@ import logging
 from collections.abc import Sequence
 
 from pipeline.errors import ConfigError
-from train.config import TrainConfig
+from train.config.settings import WINDOW, TrainConfig
 from train.mixture import Mixture, Share
-from train.order import WINDOW
 
 _log = logging.getLogger(__name__)
 

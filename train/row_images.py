@@ -2,20 +2,20 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import BadShard
+from train.config.settings import BadShardPolicy
 from train.images import ShardImages
 from train.rows import TrainRows
 
 _log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 
-BadShardPolicy = Literal["stop", "skip"]
+T = TypeVar("T")
 
 
 class RowImages:

@@ -16,7 +16,7 @@ from pipeline.dataset import manifest
 from pipeline.dataset.metadata import DatasetInfo, Generation
 from pipeline.errors import ConfigError
 from train.checkpoint import Checkpoint, find_checkpoint
-from train.config import TrainConfig
+from train.config.settings import TrainConfig
 from train.distributed.world import World
 from train.model.detector import ModelInfo, Segment, read_model_info
 from train.order import extend_segments

@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import torch
-from pydantic import BaseModel, JsonValue
+from pydantic import JsonValue
 from torch.utils.tensorboard import SummaryWriter
 
 from pipeline import storage
@@ -18,9 +18,14 @@ from pipeline.dataset.keys import sha256_hex
 from pipeline.errors import ConfigError
 from pipeline.telemetry.metrics import Metrics
 from pipeline.telemetry.progress import Progress
+from train.config.settings import WandbConfig
 
 ItemT = TypeVar("ItemT")
+
+
 _CPU = torch.device("cpu")
+
+
 # What of a line is also a metric.
 _METRICS = {
     "loss": "infineg_train_loss",
@@ -28,15 +33,6 @@ _METRICS = {
     "samples_per_s": "infineg_train_samples_per_second",
     "data_wait": "infineg_train_data_wait_ratio",
 }
-
-
-class WandbConfig(BaseModel, frozen=True, extra="forbid"):
-    """Weights & Biases, which is not installed with this package and else never imported."""
-
-    project: str
-    name: str | None = None  # of the run there; default the run's folder
-    # offline writes RUN/wandb, which `wandb sync` uploads when you say so; online calls home.
-    mode: Literal["offline", "online"] = "offline"
 
 
 class RunLog:

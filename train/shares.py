@@ -6,7 +6,7 @@ Shapes: C portions of a stream.
 import numpy as np
 from numpy.typing import NDArray
 
-from train.order import WINDOW
+from train.config.settings import WINDOW
 
 TOLERANCE = 1e-9  # of sums of shares
 

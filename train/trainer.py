@@ -18,7 +18,7 @@ from pipeline.errors import InfinegError
 from pipeline.telemetry.metrics import TRAIN_METRICS, Metrics, serve_metrics
 from train.broken_batch import broken_loss, has_broken_weights
 from train.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, snapshot
-from train.config import Mode, TrainConfig
+from train.config.settings import Mode, TrainConfig
 from train.data import Batch
 from train.describe import describe_model
 from train.device import on_device

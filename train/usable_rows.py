@@ -13,11 +13,11 @@ import torch
 from pipeline import storage
 from pipeline.dataset.metadata import Generation, ShardRecord
 from pipeline.errors import BadShard
+from train.config.settings import BadShardPolicy
 from train.distributed.world import World
 from train.images import ShardImages
 from train.model.detector import Segment
 from train.order import extend_segments
-from train.row_images import BadShardPolicy
 from train.rows import TrainRows, join_rows, read_rows_of_shards
 
 _log = logging.getLogger(__name__)

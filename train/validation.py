@@ -18,9 +18,9 @@ from torch import Tensor
 from pipeline import storage
 from pipeline.dataset import manifest
 from pipeline.errors import ConfigError
-from train.config import Mode
+from train.config.settings import EarlyStopping, Metric, Mode
 from train.data import read_eval_batches
-from train.early_stopping import EarlyStopping, Metric, Watch
+from train.early_stopping import Watch
 from train.job import Job
 from train.metrics import (
     Bools,

@@ -29,7 +29,8 @@ from pipeline.dataset.keys import sha256_hex
 from pipeline.dataset.metadata import ShardRecord
 from pipeline.encoders.networks import Encoder
 from pipeline.telemetry.progress import Progress
-from train.augment import Strength, augment
+from train.augment import augment
+from train.config.settings import Strength
 from train.distributed.world import World
 from train.embeddings import MappedEmbeddings
 from train.images import ShardImages, cache_folder

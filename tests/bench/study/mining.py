@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline import storage
 from study.datasets import Built, Choice, DataSets
-from train.config import TrainConfig
+from train.config.settings import TrainConfig
 from train.evaluate import evaluate_run
 from train.mine import mine_run
 from train.trainer import train

@@ -11,14 +11,8 @@ from pipeline.config.build import MetricsServer
 from pipeline.config.loading import describe_errors, load_config
 from pipeline.config.schema import Config
 from pipeline.errors import ConfigError
-from train.augment import Strength
-from train.early_stopping import EarlyStopping
-from train.evaluate_config import EvaluateConfig
-from train.mixing import Regularization
-from train.mixture import MixtureEntry
+from train.config.evaluate import EvaluateConfig
 from train.model.groups import Stage
-from train.row_images import BadShardPolicy
-from train.run_log import WandbConfig
 
 Mode = Literal["head", "finetune"]
 
@@ -94,6 +88,75 @@ class Finetuning(BaseModel, frozen=True, extra="forbid"):
             )
             for start, stop in pairwise(bounds)
         ]
+
+
+BadShardPolicy = Literal["stop", "skip"]
+
+
+Metric = Literal["val_loss", "val_auroc", "val_average_precision", "val_tpr_at_fpr"]
+
+
+class EarlyStopping(BaseModel, frozen=True, extra="forbid"):
+    """Looks at the val split now and then; the best weights by `metric` become the model.
+
+    Of several targets the mean counts. Negatives weigh 1 / inclusion_probability.
+    """
+
+    metric: Metric = "val_auroc"  # val_loss: the lower, the others: the higher, the better
+    every: int = Field(100, ge=1)  # optimizer steps between looks; the last step is looked at, too
+    patience: int = Field(5, ge=1)  # looks without a better value after which training ends
+    fpr: float = Field(0.01, gt=0, lt=1)  # of val_tpr_at_fpr: the false-positive rate allowed
+
+
+Stream = Literal["positives", "negatives"]
+
+
+class MixtureEntry(BaseModel, frozen=True, extra="forbid"):
+    """The share of some sources in their stream: `proportion`, or `repeat` (default 1)."""
+
+    source: str = Field(min_length=1)  # a name, or a pattern such as near_*, taken together
+    stream: Stream | None = None  # needed where its sources have samples in both
+    proportion: float | None = Field(None, ge=0, le=1)  # of the stream; 0 draws none
+    repeat: float | None = Field(None, gt=0)  # as often as without the entry, times this
+    # Draws of one sample in the whole run; a mixture that needs more is refused.
+    max_repetition_factor: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _one_share(self) -> Self:
+        if self.proportion is not None and self.repeat is not None:
+            raise ValueError(f"{self.source}: give proportion or repeat, not both")
+        if self.proportion and self.proportion * WINDOW < 1:
+            raise ValueError(
+                f"{self.source}: proportion {self.proportion:g} is less than 1 in {WINDOW:,}; "
+                "give 0, or at least that"
+            )
+        return self
+
+
+class Regularization(BaseModel, frozen=True, extra="forbid"):
+    """Any of these leaves logits that are no log-odds until they are calibrated."""
+
+    label_smoothing: float = Field(0.0, ge=0, lt=1)  # e: targets are e/2 and 1 - e/2
+    # Beta(a, a) is what the shares of mixup and cutmix are drawn from, 0 is off; 0.2 blends a
+    # little, 1 evenly. Where both are on, each step takes one of them by chance.
+    mixup: float = Field(0.0, ge=0)  # of embeddings and images
+    cutmix: float = Field(0.0, ge=0)  # of images; a step on embeddings goes without
+
+    @property
+    def mixes(self) -> bool:
+        return self.mixup > 0 or self.cutmix > 0
+
+
+Strength = Literal["off", "crop", "light", "heavy", "randaugment", "trivialaugment"]
+
+
+class WandbConfig(BaseModel, frozen=True, extra="forbid"):
+    """Weights & Biases, which is not installed with this package and else never imported."""
+
+    project: str
+    name: str | None = None  # of the run there; default the run's folder
+    # offline writes RUN/wandb, which `wandb sync` uploads when you say so; online calls home.
+    mode: Literal["offline", "online"] = "offline"
 
 
 class TrainConfig(BaseModel, frozen=True, extra="forbid"):
@@ -283,3 +346,9 @@ def _validate(
         problems = (line.removeprefix("config: ") for line in lines)
         described = "\n  ".join(f"{name}.{problem}" for problem in problems)
         raise ConfigError(f"{path}: {described}") from None
+
+
+LoaderKind = Literal["process", "thread"]
+
+
+WINDOW = 1000  # positions of a stream in which each portion has its exact count
