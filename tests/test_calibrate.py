@@ -6,16 +6,17 @@ from scipy.special import expit
 from scipy.special import logit as log_odds
 
 from pipeline.errors import ConfigError, InfinegError
-from train.calibrate import (
+from train.metrics.calibration import (
     calibrate_target,
+    calibrated_logits,
+    conformal_p_value,
     fit_platt,
     fit_temperature,
     negatives_needed,
     umbrella_threshold,
 )
-from train.metrics import reliability
+from train.metrics.ranking import reliability
 from train.model.detector import TargetCalibration
-from train.probability import calibrated_logits, conformal_p_value
 
 
 def _calibrate(

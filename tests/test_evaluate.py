@@ -17,9 +17,9 @@ from pipeline.dataset.metadata import ReferenceInfo
 from pipeline.errors import ConfigError
 from train import evaluate
 from train.evaluate import evaluate_run
-from train.intervals import clopper_pearson
+from train.metrics.intervals import clopper_pearson
+from train.metrics.predictions import of_target
 from train.model.detector import load_model
-from train.predictions import of_target
 
 RATE = {"value", "low", "high", "n"}
 

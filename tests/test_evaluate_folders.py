@@ -12,7 +12,7 @@ from trained_run import write_run
 from pipeline.errors import ConfigError
 from train.evaluate import evaluate_run
 from train.evaluate_folders import evaluate_folders
-from train.intervals import clopper_pearson
+from train.metrics.intervals import clopper_pearson
 
 
 @pytest.fixture(scope="module")

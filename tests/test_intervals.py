@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, norm
 
-from train.intervals import (
+from train.metrics.intervals import (
     Rate,
     clopper_pearson,
     effective_size,

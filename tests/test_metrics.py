@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from train.metrics import (
+from train.metrics.ranking import (
     area_under_roc,
     average_precision,
     brier,

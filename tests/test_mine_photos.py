@@ -23,7 +23,7 @@ from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import manifest
 from train.config.settings import load_train_config
 from train.evaluate import evaluate_run
-from train.intervals import clopper_pearson
+from train.metrics.intervals import clopper_pearson
 from train.mine import prepare_scorer
 from train.trainer import train
 

@@ -24,9 +24,9 @@ from test_mine_photos import config_at
 from pipeline.dataset import manifest
 from pipeline.dataset.keys import unit_hash
 from pipeline.selection.mining import Eligible, decide, fit_log_scale, fold_of, log_probability
-from train.calibrate import fit_platt
 from train.losses import cross_entropy, importance_weights
-from train.metrics import threshold_at_tpr
+from train.metrics.calibration import fit_platt
+from train.metrics.ranking import threshold_at_tpr
 from train.model.detector import Head
 
 NUM_SPLITS, NUM_FIRST, NUM_MINED, NUM_STEPS, NUM_FOLDS = 10, 60, 30, 200, 3

@@ -2,7 +2,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.dataset.metadata import ReferenceInfo
-from train.predictions import assign_strata
+from train.metrics.predictions import assign_strata
 
 
 def test_strata_come_from_the_source_then_from_similarity() -> None:

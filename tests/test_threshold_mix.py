@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from train.calibrate import umbrella_threshold
+from train.metrics.calibration import umbrella_threshold
 
 NUM_DRAWS = 1000
 # Logits of source h are uniform over [0, tops[h]]: its true rate above t is 1 - t / tops[h].

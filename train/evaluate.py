@@ -19,11 +19,12 @@ from pipeline.dataset import manifest
 from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import Split
 from pipeline.errors import InfinegError
-from train.calibrate import calibrate_target
 from train.config.evaluate import EvaluateConfig
 from train.config.settings import load_train_config
 from train.data import read_eval_batches
-from train.measure import measure, write_metrics
+from train.metrics.calibration import calibrate_target
+from train.metrics.predictions import of_target, prediction_rows, write_predictions
+from train.metrics.summary import measure, write_metrics
 from train.model.detector import (
     Detector,
     ModelInfo,
@@ -31,7 +32,6 @@ from train.model.detector import (
     load_model,
     write_model_info,
 )
-from train.predictions import of_target, prediction_rows, write_predictions
 from train.report.composition import describe_dataset
 from train.report.page import report_on_dataset, target_reports
 from train.report.wording import format_percent

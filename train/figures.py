@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from train.metrics import Bools, Floats, Reliability, weights_at_prior
+from train.metrics.ranking import Bools, Floats, Reliability, weights_at_prior
 
 # A colour that nothing else uses, turned into CSS currentColor: light on dark pages, dark on light.
 _INK = "#010203"

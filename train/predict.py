@@ -18,8 +18,8 @@ from torch import Tensor
 from pipeline.dataset.images import UnusableImage
 from pipeline.encoders.networks import crop_any_image
 from pipeline.errors import ConfigError
+from train.metrics.calibration import calibrated_logits, conformal_p_value
 from train.model.detector import TargetCalibration, load_model
-from train.probability import calibrated_logits, conformal_p_value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from train.config.settings import EarlyStopping, Metric, Mode
 from train.data import read_eval_batches
 from train.early_stopping import Watch
 from train.job import Job
-from train.metrics import (
+from train.metrics.ranking import (
     Bools,
     Floats,
     area_under_roc,

@@ -17,9 +17,9 @@ from pipeline.config.schema import Config
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import Generation, ReferenceInfo, ShardRecord, SourceRecord
 from pipeline.dataset.schema import SPLITS
-from train.intervals import effective_size
-from train.metrics import Floats
-from train.predictions import assign_strata
+from train.metrics.intervals import effective_size
+from train.metrics.predictions import assign_strata
+from train.metrics.ranking import Floats
 
 _COLUMNS = ("label", "label_state", "license", "stratum", "similarity", "inclusion_probability")
 _POSITIVE = "positive"

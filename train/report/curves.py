@@ -15,11 +15,11 @@ from train.figures import (
     draw_ridges,
     draw_roc,
 )
-from train.intervals import weighted_interval
-from train.metrics import Floats, bins_of, reliability
+from train.metrics.calibration import calibrated_logits
+from train.metrics.intervals import weighted_interval
+from train.metrics.predictions import TargetPredictions
+from train.metrics.ranking import Floats, bins_of, reliability
 from train.model.detector import TargetCalibration
-from train.predictions import TargetPredictions
-from train.probability import calibrated_logits
 
 
 class Drawing(NamedTuple):

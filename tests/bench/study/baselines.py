@@ -14,7 +14,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import OneClassSVM
 
-from train.metrics import Floats
+from train.metrics.ranking import Floats
 
 _NEIGHBOURS = 5
 

@@ -16,18 +16,11 @@ from scipy.special import expit
 from pipeline.dataset import manifest
 from study.datasets import HELD_OUT, TARGET, Built
 from study.photos import STRATA, strata_of
-from train.calibrate import calibrate_target
 from train.data import read_eval_batches
-from train.intervals import Rate, event_rate
-from train.metrics import (
-    Bools,
-    Floats,
-    area_under_roc,
-    reliability,
-    threshold_at_tpr,
-)
+from train.metrics.calibration import calibrate_target, calibrated_logits
+from train.metrics.intervals import Rate, event_rate
+from train.metrics.ranking import Bools, Floats, area_under_roc, reliability, threshold_at_tpr
 from train.model.detector import TargetCalibration
-from train.probability import calibrated_logits
 
 _DELTA = 0.05
 _NUM_BINS = 15

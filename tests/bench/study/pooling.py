@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from train.intervals import clopper_pearson
-from train.metrics import Floats
+from train.metrics.intervals import clopper_pearson
+from train.metrics.ranking import Floats
 
 _NUM_RESAMPLES = 2000
 Result = Mapping[str, Any]

@@ -23,7 +23,7 @@ from study.runs import Run, plan_runs
 from study.settings import Settings
 from train.data import read_eval_batches
 from train.evaluate import predict_splits
-from train.metrics import Floats
+from train.metrics.ranking import Floats
 from train.model.detector import load_model
 from train.trainer import train
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import beta, binom
 
-from train.metrics import Bools, Floats
+from train.metrics.ranking import Bools, Floats
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,25 +19,36 @@ import math
 from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.optimize import brentq, minimize
 from scipy.special import expit
 from scipy.special import logit as log_odds
 from scipy.stats import binom
 
 from pipeline.errors import ConfigError, InfinegError
-from train.metrics import Bools, Floats
+from train.metrics.ranking import Bools, Floats
 from train.model.detector import TargetCalibration
 
 Method = Literal["platt", "temperature"]
 
+
 _log = logging.getLogger(__name__)
+
 
 # Kept in model.json, about 40 kB a target: among 4 million negatives still one in a thousand.
 _MAX_NEGATIVE_LOGITS = 4096
+
+
 # Of the logits in units of their own spread; less says that they do not tell the classes apart.
 _MIN_SCALE = 1e-3
+
+
 _MAX_SCALE = 1e3
+
+
 _NOTHING_LEARNED = "val positives have no higher logits than negatives: nothing was learned"
+
+
 _TOO_FEW = (
     "%s: %d val negatives are too few for alpha %g at delta %g (%d would do); "
     "the threshold holds for alpha %.3g"
@@ -209,3 +220,25 @@ def umbrella_threshold(
     # "Above the k-th" as "at least the next number", in the float32 that logits come in.
     above = np.nextafter(np.float32(ascending_N[rank - 1]), np.float32(np.inf))
     return float(above), reached
+
+
+def calibrated_logits(
+    calibration: TargetCalibration, logits_N: ArrayLike, *, deployed: bool = True
+) -> Floats:
+    """Log-odds of the target at the deployment prior, else in the mix of the val split."""
+    raw_N = np.asarray(logits_N, dtype=np.float64)
+    shift = calibration.prior_shift if deployed else 0.0
+    return calibration.scale * raw_N + calibration.bias + shift
+
+
+def conformal_p_value(calibration: TargetCalibration, logit: float) -> float:
+    """The share of negatives that reach such a logit, never said too small.
+
+    Split-conformal: (1 + #{val negatives >= f}) / (n + 1), so that P(p <= u) <= u for a negative
+    of the val mix (Vovk, Gammerman and Shafer 2005). 1 below the negatives that were kept.
+    """
+    kept = np.asarray(calibration.negative_logits)
+    num_reaching = int(np.sum(kept >= logit))
+    if num_reaching == len(kept):
+        num_reaching = calibration.num_negatives
+    return (1 + num_reaching) / (calibration.num_negatives + 1)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from train.intervals import (
+from train.metrics.intervals import (
     Rate,
     effective_size,
     event_rate,
@@ -19,8 +19,8 @@ from train.intervals import (
     samples_needed,
     upper_bound,
 )
-from train.metrics import Bools
-from train.predictions import TargetPredictions
+from train.metrics.predictions import TargetPredictions
+from train.metrics.ranking import Bools
 
 _STRATA = ("near", "mid", "far", "generated")
 # Reported even where empty, so that a reader finds "n": 0 instead of nothing.

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pipeline import storage
 from pipeline.dataset.metadata import ReferenceInfo, strata_by_similarity
 from pipeline.dataset.schema import Split, Stratum
-from train.metrics import Bools, Floats
+from train.metrics.ranking import Bools, Floats
 
 _STRATA: tuple[Stratum, ...] = ("near", "mid", "far", "generated")
 _COPIED = (

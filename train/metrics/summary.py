@@ -16,7 +16,9 @@ from scipy.special import logit as log_odds
 
 from pipeline import storage
 from train.config.evaluate import EvaluateConfig
-from train.metrics import (
+from train.metrics.calibration import calibrated_logits
+from train.metrics.predictions import TargetPredictions
+from train.metrics.ranking import (
     Floats,
     area_under_roc,
     average_precision,
@@ -26,10 +28,7 @@ from train.metrics import (
     threshold_at_tpr,
     weights_at_prior,
 )
-from train.model.detector import ModelInfo, TargetCalibration
-from train.predictions import TargetPredictions
-from train.probability import calibrated_logits
-from train.rates import (
+from train.metrics.rates import (
     claims,
     detected,
     detection_rates,
@@ -41,6 +40,7 @@ from train.rates import (
     precision,
     rates_as_drawn,
 )
+from train.model.detector import ModelInfo, TargetCalibration
 
 _PARTIAL_MAX_FPR = 1e-3
 
