@@ -30,7 +30,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from train.augment import augment
+from train.data.augment import augment
 
 WORKERS, BATCH_SIZE, IMAGE_SIZE, SKIPPED = 2, 64, 224, 8
 torch.set_num_threads(1)
@@ -106,9 +106,9 @@ def ours(data: Path, kind: str, num_batches: int) -> Iterator[Tensor]:
 
     from pipeline.dataset import manifest
     from pipeline.encoders.networks import Preprocessing
-    from train.corrections import loss_terms
-    from train.data import AugmentedImages, Batches
-    from train.order import BatchOrder, Portion
+    from train.data.batches import AugmentedImages, Batches
+    from train.data.corrections import loss_terms
+    from train.data.order import BatchOrder, Portion
 
     def open_stream() -> Iterator[Tensor]:
         rows = read_train_rows(str(data), manifest.read_generation(str(data)), ["cat"])

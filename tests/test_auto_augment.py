@@ -9,8 +9,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import RandAugment, TrivialAugmentWide
 
-from train.augment import augment
-from train.auto_augment import OPERATIONS, apply, rand_augment, trivial_augment
+from train.data.augment import OPERATIONS, apply, augment, rand_augment, trivial_augment
 
 NUM_BINS = 31
 

@@ -21,10 +21,10 @@ from pipeline.dataset.metadata import Generation, ShardRecord
 from pipeline.encoders.networks import load_encoder
 from pipeline.errors import BadShard, InfinegError
 from train import trainer
-from train.data import AugmentedImages, read_eval_batches
-from train.images import ShardImages
+from train.data.batches import AugmentedImages, read_eval_batches
+from train.data.images import ShardImages
+from train.data.rows import TrainRows
 from train.model.detector import read_model_info
-from train.rows import TrainRows
 
 FINETUNE: dict[str, Any] = SHORT | {"mode": "finetune", "head_steps": 0, "steps": 6}
 SKIP = {"on_bad_shard": "skip"}

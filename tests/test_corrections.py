@@ -7,8 +7,8 @@ import pytest
 from train_dataset import read_train_rows, write_dataset
 
 from pipeline.errors import ConfigError
-from train.corrections import loss_terms, selection_curve
-from train.rows import TrainRows
+from train.data.corrections import loss_terms, selection_curve
+from train.data.rows import TrainRows
 
 
 @pytest.fixture(scope="module")

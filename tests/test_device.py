@@ -10,8 +10,8 @@ from train_dataset import ENCODER, read_train_rows, write_config, write_dataset
 from pipeline.encoders.networks import decode_rgb, load_encoder
 from pipeline.errors import ConfigError
 from train.config.settings import Strength, load_train_config
-from train.data import AugmentedImages
-from train.device import DecodedOnDevice, decode_on
+from train.data.batches import AugmentedImages
+from train.data.device import DecodedOnDevice, decode_on
 from train.trainer import train
 
 CPU = torch.device("cpu")

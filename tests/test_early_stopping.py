@@ -13,7 +13,7 @@ from train_dataset import EVAL_PROBABILITY, write_dataset
 from pipeline.dataset.manifest import read_generation
 from pipeline.errors import ConfigError
 from train.config.settings import EarlyStopping
-from train.data import read_eval_batches
+from train.data.batches import read_eval_batches
 from train.early_stopping import Watch
 from train.evaluate import evaluate_run
 from train.model.detector import load_model, read_model_info

@@ -13,9 +13,9 @@ from train_dataset import read_train_rows, write_dataset
 from pipeline.dataset.manifest import read_generation
 from pipeline.errors import BadShard
 from pipeline.storage import LocalCache
-from train import embeddings
-from train.embeddings import MappedEmbeddings
-from train.rows import TrainRows, read_embeddings
+from train.data import embeddings
+from train.data.embeddings import MappedEmbeddings
+from train.data.rows import TrainRows, read_embeddings
 
 
 @pytest.fixture(scope="module")

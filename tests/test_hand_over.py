@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.errors import InfinegError
 from train.config.settings import LoaderKind
-from train.hand_over import fill_ahead
+from train.data.prefetch import fill_ahead
 from train.run_log import Meter
 
 KINDS: tuple[LoaderKind, ...] = ("process", "thread")

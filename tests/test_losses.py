@@ -6,7 +6,7 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from train.config.settings import TrainConfig
-from train.data import Batch
+from train.data.batches import Batch
 from train.distributed.world import World
 from train.hard_negatives import hardest_negatives
 from train.losses import cross_entropy, focal_loss, importance_weights

@@ -13,12 +13,12 @@ from pipeline.dataset.manifest import read_generation
 from pipeline.errors import ConfigError
 from train import trainer
 from train.config.settings import MixtureEntry, load_train_config
-from train.corrections import loss_terms
+from train.data.corrections import loss_terms
+from train.data.mixture import Mixture, mix
+from train.data.order import BatchOrder
+from train.data.rows import TrainRows
 from train.losses import importance_weights
-from train.mixture import Mixture, mix
 from train.model.detector import read_model_info
-from train.order import BatchOrder
-from train.rows import TrainRows
 
 # 60 negatives each of near_animals (pi 0.8), scenes (0.1) and noise (0.2); 40 cats, 40 dogs.
 ENTRIES = [

@@ -12,9 +12,9 @@ from train_dataset import ENCODER, read_train_rows, write_config, write_dataset
 from pipeline.dataset.manifest import read_generation
 from pipeline.encoders.networks import load_encoder
 from train.config.settings import WINDOW, load_train_config
-from train.corrections import loss_terms
-from train.data import AugmentedImages, Batches
-from train.order import BatchOrder, MixedOrder, Portion, RankSlice, take_turns
+from train.data.batches import AugmentedImages, Batches
+from train.data.corrections import loss_terms
+from train.data.order import BatchOrder, MixedOrder, Portion, RankSlice, take_turns
 
 UNEVEN = [range(1), range(1, 1001), range(1001, 1004)]
 POSITIVES = [range(2000, 2005)]

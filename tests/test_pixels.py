@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageOps
 
 from pipeline.encoders.networks import decode_rgb
-from train.augment import _random_crop, augment
+from train.data.augment import _random_crop, augment
 
 SIZE = 224
 

@@ -9,15 +9,10 @@ from pipeline.dataset.manifest import read_sidecar
 from pipeline.dataset.metadata import Generation
 from pipeline.encoders.networks import load_encoder
 from pipeline.errors import InfinegError
-from train.corrections import LossTerms, loss_terms
-from train.data import (
-    AugmentedImages,
-    Batches,
-    CachedEmbeddings,
-    read_eval_batches,
-)
-from train.order import BatchOrder, Portion, RankSlice, shuffle_epoch
-from train.rows import TrainRows, read_embeddings
+from train.data.batches import AugmentedImages, Batches, CachedEmbeddings, read_eval_batches
+from train.data.corrections import LossTerms, loss_terms
+from train.data.order import BatchOrder, Portion, RankSlice, shuffle_epoch
+from train.data.rows import TrainRows, read_embeddings
 
 POSITIVES = [range(7), range(7, 10)]
 ALONE = RankSlice()

@@ -16,7 +16,7 @@ from pipeline.dataset.manifest import read_generation, require_info
 from pipeline.errors import ConfigError
 from train import trainer
 from train.config.settings import load_train_config
-from train.data import read_eval_batches
+from train.data.batches import read_eval_batches
 from train.distributed.world import World
 from train.evaluate import evaluate_run
 from train.job import prepare_job

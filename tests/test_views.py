@@ -12,13 +12,13 @@ from train_dataset import ENCODER, read_train_rows, write_dataset
 
 from pipeline.dataset.manifest import read_generation, require_info
 from pipeline.encoders.networks import decode_rgb, encoder_identity, load_encoder
-from train import views
-from train.augment import augment
 from train.config.settings import load_train_config
+from train.data import views
+from train.data.augment import augment
+from train.data.rows import TrainRows, read_embeddings
+from train.data.views import ViewMaker, draw_views
 from train.distributed.world import World
 from train.job import Job, embedding_batches, prepare_job
-from train.rows import TrainRows, read_embeddings
-from train.views import ViewMaker, draw_views
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 

@@ -24,10 +24,10 @@ from pipeline.dataset.metadata import Counts, DatasetInfo, Generation, ShardReco
 from pipeline.dataset.schema import Split, Stratum, row_schema
 from pipeline.dataset.shards import output_group, write_shard
 from pipeline.encoders.networks import encoder_identity, load_encoder
+from train.data.bad_shards import read_usable_rows
+from train.data.rows import TrainRows
 from train.distributed.world import World
 from train.model.detector import Segment
-from train.rows import TrainRows
-from train.usable_rows import read_usable_rows
 
 # Source, stratum, inclusion probability in train, cosine of its direction to the positives'.
 NEGATIVES: tuple[tuple[str, Stratum, float, float], ...] = (

@@ -12,7 +12,7 @@ from train_dataset import ENCODER, write_config, write_dataset
 
 from pipeline.dataset import manifest
 from pipeline.encoders.networks import load_encoder
-from train.data import read_eval_batches
+from train.data.batches import read_eval_batches
 from train.model.detector import ModelInfo, build_detector, save_model
 
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pydantic import JsonValue
 
 from train.config.settings import Regularization
+from train.data.mixture import mix
 from train.job import Job
-from train.mixture import mix
 from train.model.detector import ModelInfo
 
 

@@ -15,27 +15,20 @@ from pipeline.dataset.metadata import DatasetInfo, Generation
 from pipeline.encoders.networks import Encoder, Preprocessing, encoder_identity, load_encoder
 from train.checks import check_embeddings, check_image_sizes, check_processes, check_sharding
 from train.config.settings import Mode, TrainConfig
-from train.corrections import LossTerms, loss_terms
-from train.data import (
-    AugmentedImages,
-    Batch,
-    Batches,
-    CachedEmbeddings,
-    Inputs,
-)
-from train.device import DecodedOnDevice
+from train.data.bad_shards import read_usable_rows
+from train.data.batches import AugmentedImages, Batch, Batches, CachedEmbeddings, Inputs
+from train.data.corrections import LossTerms, loss_terms
+from train.data.device import DecodedOnDevice
+from train.data.embeddings import MappedEmbeddings, open_embeddings
+from train.data.images import open_cache
+from train.data.mixture import check_repetition, mix
+from train.data.order import BatchOrder, RankSlice
+from train.data.rows import TrainRows
+from train.data.views import ViewedEmbeddings, ViewMaker
 from train.distributed.fsdp import shard_backbone
 from train.distributed.world import World
-from train.embeddings import MappedEmbeddings, open_embeddings
-from train.images import open_cache
 from train.learning import average_of_weights, optimizer_of, trained_part
-from train.mixture import mix
 from train.model.detector import Detector, Segment, build_detector
-from train.order import BatchOrder, RankSlice
-from train.repetition import check_repetition
-from train.rows import TrainRows
-from train.usable_rows import read_usable_rows
-from train.views import ViewedEmbeddings, ViewMaker
 
 _MAX_WORKERS = 8  # decoding processes by default: what feeds one GPU
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from train.config.settings import TrainConfig
-from train.data import Batch
+from train.data.batches import Batch
 from train.distributed.world import World
 from train.hard_negatives import hardest_negatives
 from train.losses import ImportanceWeights, cross_entropy, focal_loss, importance_weights

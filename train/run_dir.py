@@ -17,9 +17,9 @@ from pipeline.dataset.metadata import DatasetInfo, Generation
 from pipeline.errors import ConfigError
 from train.checkpoint import Checkpoint, find_checkpoint
 from train.config.settings import TrainConfig
+from train.data.order import extend_segments
 from train.distributed.world import World
 from train.model.detector import ModelInfo, Segment, read_model_info
-from train.order import extend_segments
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from train.data import Batch
+from train.data.batches import Batch
 from train.distributed.fsdp import average_whole_gradients, clip_gradients
 from train.job import Job
 from train.mixing import draw_mixing

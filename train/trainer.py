@@ -19,9 +19,9 @@ from pipeline.telemetry.metrics import TRAIN_METRICS, Metrics, serve_metrics
 from train.broken_batch import broken_loss, has_broken_weights
 from train.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, snapshot
 from train.config.settings import Mode, TrainConfig
-from train.data import Batch
+from train.data.batches import Batch
+from train.data.device import on_device
 from train.describe import describe_model
-from train.device import on_device
 from train.distributed.fsdp import whole_tensor
 from train.distributed.signals import RunStopped, stop_on_signals
 from train.distributed.sync import Lockstep

@@ -19,7 +19,7 @@ from pipeline import storage
 from pipeline.dataset import manifest
 from pipeline.errors import ConfigError
 from train.config.settings import EarlyStopping, Metric, Mode
-from train.data import read_eval_batches
+from train.data.batches import read_eval_batches
 from train.early_stopping import Watch
 from train.job import Job
 from train.metrics.ranking import (

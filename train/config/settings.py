@@ -176,7 +176,7 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     hidden_dim: int = Field(256, ge=0)  # units of the head's hidden layer; 0 is a linear head
     dropout: float = Field(0.1, ge=0, lt=1)  # before the last layer
     # How sampling by similarity is undone: weights of 1 / inclusion_probability, or the logarithm
-    # of that probability as offset of the logits, or not at all. See train/corrections.py.
+    # of that probability as offset of the logits, or not at all. See train/data/corrections.py.
     correction: Literal["weight", "offset", "none"] = "weight"
     max_weight: float = Field(20.0, ge=1)  # clip of a negative's weight, in units of their mean
     loss: Literal["bce", "focal", "ohem"] = "bce"  # cross-entropy; the others stress what is hard
@@ -211,7 +211,7 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     )  # shards shuffled together; more mixes, fewer reads in order
     max_repetition_factor: float = Field(500.0, gt=0)  # warns when a positive is drawn more often
     # Shares of sources in the stream of positives, or of negatives, such as
-    # [{source: near_*, proportion: 0.3}, {source: noise, repeat: 2}]; see train/mixture.py.
+    # [{source: near_*, proportion: 0.3}, {source: noise, repeat: 2}]; see train/data/mixture.py.
     mixture: tuple[MixtureEntry, ...] = ()
 
     checkpoint_every: int = Field(500, ge=1)  # steps that a crash can cost

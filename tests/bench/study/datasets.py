@@ -25,7 +25,7 @@ from study.photos import (
     write_table,
 )
 from study.settings import NEGATIVE_SHARES, POSITIVE_SHARES, Settings
-from train.rows import embeddings_of
+from train.data.rows import embeddings_of
 
 TARGET = "cat"
 HELD_OUT = "look_alikes"  # begins the name of the source of those that are not in the stream

@@ -16,7 +16,7 @@ from scipy.special import expit
 from pipeline.dataset import manifest
 from study.datasets import HELD_OUT, TARGET, Built
 from study.photos import STRATA, strata_of
-from train.data import read_eval_batches
+from train.data.batches import read_eval_batches
 from train.metrics.calibration import calibrate_target, calibrated_logits
 from train.metrics.intervals import Rate, event_rate
 from train.metrics.ranking import Bools, Floats, area_under_roc, reliability, threshold_at_tpr

@@ -21,7 +21,7 @@ from study.mining import get_mined
 from study.photos import Photos, strata_of
 from study.runs import Run, plan_runs
 from study.settings import Settings
-from train.data import read_eval_batches
+from train.data.batches import read_eval_batches
 from train.evaluate import predict_splits
 from train.metrics.ranking import Floats
 from train.model.detector import load_model

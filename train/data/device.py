@@ -12,8 +12,8 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from pipeline.encoders.networks import decode_rgb
-from train.data import AugmentedImages, Batch
-from train.order import Rows
+from train.data.batches import AugmentedImages, Batch
+from train.data.order import Rows
 
 Decode = Callable[..., list[Tensor]]  # as torchvision.io.decode_jpeg of a list
 

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import storage
-from train.images import bad_shard
-from train.rows import TrainRows, embeddings_of, read_embeddings
+from train.data.images import bad_shard
+from train.data.rows import TrainRows, embeddings_of, read_embeddings
 
 _MAX_IN_MEMORY_BYTES = 2**28  # one array is faster than maps of many small files
 Embeddings = NDArray[np.float16]

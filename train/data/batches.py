@@ -18,15 +18,15 @@ from pipeline.dataset import manifest
 from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import Split
 from pipeline.encoders.networks import Preprocessing, crop_decoded
-from train.augment import as_uint8, augment
 from train.config.settings import BadShardPolicy, LoaderKind, Strength
-from train.corrections import LossTerms
-from train.embeddings import MappedEmbeddings
-from train.hand_over import fill_ahead
-from train.images import ShardImages, crop_images
-from train.order import BatchOrder, Rows
-from train.row_images import RowImages
-from train.rows import TrainRows, embeddings_of
+from train.data.augment import as_uint8, augment
+from train.data.bad_shards import RowImages
+from train.data.corrections import LossTerms
+from train.data.embeddings import MappedEmbeddings
+from train.data.images import ShardImages, crop_images
+from train.data.order import BatchOrder, Rows
+from train.data.prefetch import fill_ahead
+from train.data.rows import TrainRows, embeddings_of
 
 
 class Batch(NamedTuple):

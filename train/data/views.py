@@ -29,12 +29,12 @@ from pipeline.dataset.keys import sha256_hex
 from pipeline.dataset.metadata import ShardRecord
 from pipeline.encoders.networks import Encoder
 from pipeline.telemetry.progress import Progress
-from train.augment import augment
 from train.config.settings import Strength
+from train.data.augment import augment
+from train.data.embeddings import MappedEmbeddings
+from train.data.images import ShardImages, cache_folder
+from train.data.rows import TrainRows
 from train.distributed.world import World
-from train.embeddings import MappedEmbeddings
-from train.images import ShardImages, cache_folder
-from train.rows import TrainRows
 
 _BATCH = 64  # images a forward pass
 

@@ -32,8 +32,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
-from train.mixture import Mixture
-from train.rows import TrainRows
+from train.data.mixture import Mixture
+from train.data.rows import TrainRows
 
 _MAX_KNOTS = 128
 _MIN_ROWS_PER_KNOT = 20

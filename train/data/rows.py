@@ -23,7 +23,7 @@ from pipeline import storage
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import ShardRecord
 from pipeline.errors import BadShard, InfinegError
-from train.images import bad_shard
+from train.data.images import bad_shard
 
 _NUM_THREADS = 16  # that wait for storage; reading itself is quick
 _COLUMNS = [

@@ -7,11 +7,12 @@ samples of a stream hold exact counts.
 A mixture changes on purpose the population that the loss speaks of. inclusion_probability stays
 each sample's own; with `proportion` a share is one of the samples drawn and of the negatives'
 weight in the loss (before `max_weight` clips) alike, and within it 1 / inclusion_probability holds
-as ever. `repeat` multiplies both as they were: `repeat: 1` changes nothing. See train/shares.py.
+as ever. `repeat` multiplies both as they were: `repeat: 1` changes nothing. See train/data/mixture.py.
 
 Shapes: N rows of the train split.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -21,10 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
-from train.config.settings import WINDOW, MixtureEntry, Stream
-from train.order import Portion
-from train.rows import TrainRows
-from train.shares import TOLERANCE, importance_factors, round_shares
+from train.config.settings import WINDOW, MixtureEntry, Stream, TrainConfig
+from train.data.order import Portion
+from train.data.rows import TrainRows
 
 
 @dataclass(frozen=True)
@@ -189,3 +189,83 @@ def _mean_weight(rows: TrainRows, members: Sequence[int]) -> float:
         float(inverse_N[rows.starts[n] : rows.starts[n + 1]].sum(dtype=np.float64)) for n in members
     )
     return total / int(np.diff(rows.starts)[list(members)].sum())
+
+
+TOLERANCE = 1e-9  # of sums of shares
+
+
+def round_shares(share_C: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Counts in `WINDOW`, by largest remainder; none but a share of 0 is left without any."""
+    exact_C = share_C / share_C.sum() * WINDOW
+    count_C: NDArray[np.int64] = np.floor(exact_C).astype(np.int64)
+    missing = WINDOW - int(count_C.sum())
+    count_C[np.argsort(count_C - exact_C, kind="stable")[:missing]] += 1
+    for starved in np.flatnonzero((count_C == 0) & (share_C > TOLERANCE)):
+        count_C[count_C.argmax()] -= 1
+        count_C[starved] = 1
+    return count_C
+
+
+def importance_factors(
+    share_C: NDArray[np.float64],
+    drawn_C: NDArray[np.float64],
+    mean_weight_C: NDArray[np.float64],
+    is_stated_C: NDArray[np.bool_],
+    size_C: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """factor_C of the 1 / pi of each portion's rows; 1 for one that is not drawn.
+
+    Let q be a portion's share, Q that share as rounded (drawn_C), w the mean of 1 / pi over its
+    rows, and G the portions whose share is not stated, but natural. Rows of G weigh q / Q of their
+    1 / pi, so that G has the weight T per share, T = (sum_G q w) / (sum_G q); rows of the others
+    weigh q T / (Q w) of theirs, so that each has the weight q T. Without G, T is the mean of
+    1 / pi.
+    """
+    natural_share = float(share_C[~is_stated_C].sum())
+    if natural_share > TOLERANCE:
+        total = float((share_C * mean_weight_C)[~is_stated_C].sum()) / natural_share
+    else:
+        total = float(np.average(mean_weight_C, weights=size_C))
+    wanted_C = share_C * np.where(is_stated_C, total, mean_weight_C)
+    had_C = drawn_C * mean_weight_C
+    return np.divide(wanted_C, had_C, out=np.ones_like(wanted_C), where=had_C > 0)
+
+
+_log = logging.getLogger(__name__)
+
+
+def check_repetition(train_config: TrainConfig, mixture: Mixture) -> None:
+    """Raises ConfigError where a sample would be drawn more often than its entry allows.
+
+    Warns where a positive is drawn more often than the run's max_repetition_factor.
+    """
+    num_positives = train_config.steps * train_config.num_positives
+    _refuse(mixture.positives, num_positives)
+    _refuse(mixture.negatives, train_config.num_samples - num_positives)
+    _warn(mixture.positives, num_positives, train_config.max_repetition_factor)
+
+
+def _refuse(shares: Sequence[Share], num_draws: int) -> None:
+    for share in shares:
+        entry, repetition = share.entry, share.repetition(num_draws)
+        limit = entry and entry.max_repetition_factor
+        if entry and limit and repetition > limit:
+            fits = limit * share.num_rows / num_draws
+            raise ConfigError(
+                f"train.mixture: each of the {share.num_rows:,} samples of {entry.source} would "
+                f"be drawn {repetition:.1f} times, over its max_repetition_factor {limit:g}; "
+                f"its share of the stream may be {fits:.3g} at most, is "
+                f"{share.portion.count / WINDOW:g}. Fewer train.steps or more samples help, too"
+            )
+
+
+def _warn(positives: Sequence[Share], num_draws: int, limit: float) -> None:
+    for share in positives:
+        repetition = share.repetition(num_draws)
+        if repetition > limit:
+            _log.warning(
+                "each of the %s positives%s is drawn %.0f times, over train.max_repetition_factor "
+                "%g; fewer train.steps, a smaller train.positive_share or more positives help",
+                f"{share.num_rows:,}", f" of {share.entry.source}" if share.entry else "",
+                repetition, limit,
+            )  # fmt: skip

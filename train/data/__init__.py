@@ -1,0 +1,1 @@
+"""Which rows a run trains on, in which order, as which tensors."""
