@@ -8,9 +8,8 @@ from torchvision.ops import sigmoid_focal_loss
 from train.config.settings import TrainConfig
 from train.data.batches import Batch
 from train.distributed.world import World
-from train.hard_negatives import hardest_negatives
-from train.losses import cross_entropy, focal_loss, importance_weights
-from train.objective import batch_loss, batch_weights
+from train.loss.losses import cross_entropy, focal_loss, hardest_negatives, importance_weights
+from train.loss.objective import batch_loss, batch_weights
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 

@@ -24,7 +24,7 @@ from test_mine_photos import config_at
 from pipeline.dataset import manifest
 from pipeline.dataset.keys import unit_hash
 from pipeline.selection.mining import Eligible, decide, fit_log_scale, fold_of, log_probability
-from train.losses import cross_entropy, importance_weights
+from train.loss.losses import cross_entropy, importance_weights
 from train.metrics.calibration import fit_platt
 from train.metrics.ranking import threshold_at_tpr
 from train.model.detector import Head

@@ -17,7 +17,7 @@ from train.data.corrections import loss_terms
 from train.data.mixture import Mixture, mix
 from train.data.order import BatchOrder
 from train.data.rows import TrainRows
-from train.losses import importance_weights
+from train.loss.losses import importance_weights
 from train.model.detector import read_model_info
 
 # 60 negatives each of near_animals (pi 0.8), scenes (0.1) and noise (0.2); 40 cats, 40 dogs.

@@ -9,8 +9,13 @@ from torch import Tensor
 from train.config.settings import TrainConfig
 from train.data.batches import Batch
 from train.distributed.world import World
-from train.hard_negatives import hardest_negatives
-from train.losses import ImportanceWeights, cross_entropy, focal_loss, importance_weights
+from train.loss.losses import (
+    ImportanceWeights,
+    cross_entropy,
+    focal_loss,
+    hardest_negatives,
+    importance_weights,
+)
 
 
 def batch_weights(batch: Batch, train_config: TrainConfig, world: World) -> ImportanceWeights:
