@@ -7,7 +7,12 @@ import numpy as np
 from markupsafe import Markup
 from scipy.special import expit
 
-from train.figures import (
+from train.metrics.calibration import calibrated_logits
+from train.metrics.intervals import weighted_interval
+from train.metrics.predictions import TargetPredictions
+from train.metrics.ranking import Floats, bins_of, reliability
+from train.model.detector import TargetCalibration
+from train.report.figures import (
     draw_histograms,
     draw_precision_recall,
     draw_rates,
@@ -15,11 +20,6 @@ from train.figures import (
     draw_ridges,
     draw_roc,
 )
-from train.metrics.calibration import calibrated_logits
-from train.metrics.intervals import weighted_interval
-from train.metrics.predictions import TargetPredictions
-from train.metrics.ranking import Floats, bins_of, reliability
-from train.model.detector import TargetCalibration
 
 
 class Drawing(NamedTuple):
