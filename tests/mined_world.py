@@ -22,8 +22,8 @@ from pipeline.mine.scorer import OpenScorer, Scorer
 from pipeline.selection.mining import fold_of, log_probability
 from train.config.settings import TrainConfig
 from train.evaluate import evaluate_run
+from train.loop.trainer import train
 from train.mine import prepare_scorer
-from train.trainer import train
 
 BUDGET = 40
 

@@ -11,13 +11,13 @@ from train_dataset import add_generation, write_dataset
 
 from pipeline.dataset.manifest import read_info, write_info
 from pipeline.errors import ConfigError
-from train import trainer
-from train.checkpoint import find_checkpoint
 from train.cli import main
 from train.config.settings import load_train_config
+from train.loop import trainer
+from train.loop.checkpoint import find_checkpoint
+from train.loop.run_dir import parse_generation
+from train.loop.trainer import train
 from train.model.detector import load_model, read_model_info
-from train.run_dir import parse_generation
-from train.trainer import train
 
 SECTION = SHORT | {"steps": 16}
 

@@ -20,10 +20,10 @@ from pipeline.dataset.manifest import read_generation, require_info, write_info
 from pipeline.dataset.metadata import Generation, ShardRecord
 from pipeline.encoders.networks import load_encoder
 from pipeline.errors import BadShard, InfinegError
-from train import trainer
 from train.data.batches import AugmentedImages, read_eval_batches
 from train.data.images import ShardImages
 from train.data.rows import TrainRows
+from train.loop import trainer
 from train.model.detector import read_model_info
 
 FINETUNE: dict[str, Any] = SHORT | {"mode": "finetune", "head_steps": 0, "steps": 6}

@@ -29,9 +29,9 @@ from pipeline.encoders.networks import crop_pixels, encoder_identity, load_encod
 from pipeline.encoders.runtimes import prepare_encoder
 from train.config.settings import load_train_config
 from train.distributed.world import World
-from train.job import Job, open_stream, prepare_job
-from train.run_log import Meter
-from train.step import train_step
+from train.loop.job import Job, open_stream, prepare_job
+from train.loop.run_log import Meter
+from train.loop.step import train_step
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 PEERS_PYTHON = os.environ.get("PEERS_PYTHON", "")

@@ -15,7 +15,7 @@ from pipeline.dataset import manifest
 from pipeline.dataset.lease import lease_uri
 from train.cli import main
 from train.config.settings import load_train_config
-from train.trainer import train
+from train.loop.trainer import train
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -12,7 +12,7 @@ from train import cross_fit
 from train.config.settings import load_train_config
 from train.cross_fit import fold_heads, read_folds
 from train.distributed.world import World
-from train.job import Job, prepare_job
+from train.loop.job import Job, prepare_job
 from train.model.detector import Head
 
 NUM_FOLDS = 3

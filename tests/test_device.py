@@ -12,7 +12,7 @@ from pipeline.errors import ConfigError
 from train.config.settings import Strength, load_train_config
 from train.data.batches import AugmentedImages
 from train.data.device import DecodedOnDevice, decode_on
-from train.trainer import train
+from train.loop.trainer import train
 
 CPU = torch.device("cpu")
 

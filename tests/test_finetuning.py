@@ -12,11 +12,11 @@ from train_dataset import write_dataset
 from pipeline.config.schema import EncoderConfig
 from pipeline.encoders.networks import load_encoder
 from pipeline.errors import ConfigError
-from train import trainer
 from train.config.settings import Finetuning, load_train_config
+from train.loop import trainer
+from train.loop.trainer import train
 from train.model.detector import build_detector, load_model
 from train.model.groups import Stage, backbone_groups
-from train.trainer import train
 
 TIMM = EncoderConfig(name="timm/test_vit", weights="random", image_size=160)
 TORCHVISION = EncoderConfig(name="torchvision/squeezenet1_1", weights="random", image_size=32)

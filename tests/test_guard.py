@@ -24,7 +24,7 @@ from pipeline.dataset.metadata import Generation, TakenDown
 from train.config.settings import load_train_config
 from train.evaluate import evaluate_run
 from train.evaluate_folders import evaluate_folders
-from train.trainer import train
+from train.loop.trainer import train
 
 # Domestic cats of ImageNet, one picture each: no negatives, and of another origin.
 CAT_WNIDS = {"n02123045", "n02123159", "n02123394", "n02123597", "n02124075"}

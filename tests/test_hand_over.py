@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.errors import InfinegError
 from train.config.settings import LoaderKind
 from train.data.prefetch import fill_ahead
-from train.run_log import Meter
+from train.loop.run_log import Meter
 
 KINDS: tuple[LoaderKind, ...] = ("process", "thread")
 # A stream of its own process, which says when it runs. Its workers are its children.

@@ -15,10 +15,10 @@ from scipy.special import logit as log_odds
 from train_dataset import write_config
 
 from train.config.settings import load_train_config
+from train.loop.trainer import train
 from train.metrics.calibration import calibrate_target, calibrated_logits
 from train.metrics.ranking import reliability
 from train.model.detector import load_model
-from train.trainer import train
 
 SETTINGS = {"steps": 600, "learning_rate": 0.003, "hidden_dim": 32, "dropout": 0.0}
 

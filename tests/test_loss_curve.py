@@ -7,7 +7,7 @@ import pytest
 from train_dataset import write_config, write_dataset
 
 from train.config.settings import load_train_config
-from train.trainer import train
+from train.loop.trainer import train
 
 # Head on the toy data set, seed 0. A change that should alter it brings its own curve.
 CURVE = [0.74261, 0.73044, 0.58231, 0.45253, 0.35068, 0.25993, 0.2829, 0.21511, 0.22063, 0.26259]

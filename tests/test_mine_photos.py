@@ -23,9 +23,9 @@ from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import manifest
 from train.config.settings import load_train_config
 from train.evaluate import evaluate_run
+from train.loop.trainer import train
 from train.metrics.intervals import clopper_pearson
 from train.mine import prepare_scorer
-from train.trainer import train
 
 CONFIG = Path(__file__).parent.parent / "configs" / "photos.yaml"
 SEEDS = (0, 1, 2)

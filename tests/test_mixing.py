@@ -9,9 +9,9 @@ from test_losses import ALONE, batch_of, column
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from train.config.settings import Regularization, TrainConfig
+from train.loop.step import _Labels, _mix
 from train.loss.mixup import Mixing, draw_mixing
 from train.loss.objective import batch_loss
-from train.step import _Labels, _mix
 
 MIXUP, CUTMIX = Regularization(mixup=0.4), Regularization(cutmix=1.0)
 PICTURES = torch.randint(

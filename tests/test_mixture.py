@@ -11,12 +11,12 @@ from train_dataset import read_train_rows, write_config, write_dataset
 
 from pipeline.dataset.manifest import read_generation
 from pipeline.errors import ConfigError
-from train import trainer
 from train.config.settings import MixtureEntry, load_train_config
 from train.data.corrections import loss_terms
 from train.data.mixture import Mixture, mix
 from train.data.order import BatchOrder
 from train.data.rows import TrainRows
+from train.loop import trainer
 from train.loss.losses import importance_weights
 from train.model.detector import read_model_info
 

@@ -11,7 +11,7 @@ from torch_jobs import checkpoint_steps, losses_logged, model_bytes, on_two, sta
 from train_dataset import write_dataset
 
 from pipeline.errors import ConfigError
-from train.ray_launcher import Workers, parse_workers
+from train.loop.ray_launcher import Workers, parse_workers
 
 HEAD = {
     "steps": 1200, "batch_size": 16, "warmup_steps": 3, "log_every": 5, "checkpoint_every": 50,

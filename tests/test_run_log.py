@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.telemetry import progress
-from train.run_log import RunLog
+from train.loop.run_log import RunLog
 
 
 def test_progress_tells_rate_time_left_and_data_wait(

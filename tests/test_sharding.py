@@ -22,8 +22,8 @@ from torch_jobs import (
 from train_dataset import write_dataset
 
 from pipeline.errors import ConfigError
-from train.checks import check_sharding
 from train.config.settings import TrainConfig
+from train.loop.job import check_sharding
 from train.model.detector import load_model
 
 FINETUNE = {

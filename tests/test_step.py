@@ -22,10 +22,10 @@ from pipeline.errors import ConfigError
 from train.config.settings import load_train_config
 from train.data.order import BatchOrder, Portion, RankSlice
 from train.distributed.world import World, join_world
-from train.job import Job, open_stream, prepare_job
+from train.loop.job import Job, open_stream, prepare_job
+from train.loop.optim import average_of, restore_update_state, update_state
+from train.loop.step import train_step
 from train.model.detector import load_model
-from train.optim import average_of, restore_update_state, update_state
-from train.step import train_step
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 

@@ -8,7 +8,7 @@ from train_dataset import write_config
 
 from pipeline.errors import ConfigError
 from train.config.settings import load_train_config
-from train.optim import Schedule
+from train.loop.optim import Schedule
 
 
 def test_learning_rate_rises_falls_and_begins_where_its_phase_does() -> None:

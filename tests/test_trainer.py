@@ -14,15 +14,15 @@ from train_dataset import write_config, write_dataset
 
 from pipeline.dataset.manifest import read_generation, require_info
 from pipeline.errors import ConfigError
-from train import trainer
 from train.config.settings import load_train_config
 from train.data.batches import read_eval_batches
 from train.distributed.world import World
 from train.evaluate import evaluate_run
-from train.job import prepare_job
+from train.loop import trainer
+from train.loop.job import prepare_job
+from train.loop.trainer import train
 from train.model.detector import load_model, read_model_info
 from train.predict import Predictor
-from train.trainer import train
 
 SHORT: dict[str, Any] = {
     "steps": 12, "batch_size": 16, "warmup_steps": 3, "log_every": 1, "checkpoint_every": 4,

@@ -18,7 +18,7 @@ from train.data.augment import augment
 from train.data.rows import TrainRows, read_embeddings
 from train.data.views import ViewMaker, draw_views
 from train.distributed.world import World
-from train.job import Job, embedding_batches, prepare_job
+from train.loop.job import Job, embedding_batches, prepare_job
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 

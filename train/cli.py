@@ -66,13 +66,13 @@ def train(
 ) -> None:
     """Train on a built data set; under torchrun or Ray Train the same on many processes."""
     from train.config.settings import load_train_config
-    from train.run_dir import parse_generation
+    from train.loop.run_dir import parse_generation
 
     loaded, train_config, _ = load_train_config(config, overrides or ())
     wanted = None if generation is None else parse_generation(generation)
     if launcher == Launcher.RAY:
         try:
-            from train.ray_launcher import parse_workers, train_on_ray
+            from train.loop.ray_launcher import parse_workers, train_on_ray
         except ModuleNotFoundError as error:
             if error.name != "ray":
                 raise
@@ -92,7 +92,7 @@ def train(
     elif num_workers or address:
         raise ConfigError("--num-workers and --address are of --launcher ray; see also torchrun")
     else:
-        from train.trainer import train as run_training
+        from train.loop.trainer import train as run_training
 
         run_dir = run_training(loaded, train_config, resume=resume, generation=wanted)
     if os.environ.get("RANK", "0") == "0":

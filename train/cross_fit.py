@@ -22,10 +22,10 @@ from pipeline.telemetry.progress import Progress
 from train.config.settings import TrainConfig
 from train.data.rows import TrainRows, embeddings_of
 from train.distributed.world import World
-from train.job import Job, embedding_batches, prepare_job, with_rows
+from train.loop.job import Job, embedding_batches, prepare_job, with_rows
+from train.loop.step import train_step
 from train.model.detector import Head
 from train.model.tensors import load_into, read_tensors, write_tensors
-from train.step import train_step
 
 _log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from pipeline import storage
 from study.datasets import Built, Choice, DataSets
 from train.config.settings import TrainConfig
 from train.evaluate import evaluate_run
+from train.loop.trainer import train
 from train.mine import mine_run
-from train.trainer import train
 
 
 def get_mined(data_sets: DataSets, choice: Choice, *, train_config: TrainConfig) -> Built:

@@ -23,9 +23,9 @@ from study.runs import Run, plan_runs
 from study.settings import Settings
 from train.data.batches import read_eval_batches
 from train.evaluate import predict_splits
+from train.loop.trainer import train
 from train.metrics.ranking import Floats
 from train.model.detector import load_model
-from train.trainer import train
 
 _log = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
+from pydantic import JsonValue
 
 from pipeline import storage
 from pipeline.config.loading import drop_removed
@@ -15,13 +16,16 @@ from pipeline.config.schema import Config
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import DatasetInfo, Generation
 from pipeline.errors import ConfigError
-from train.checkpoint import Checkpoint, find_checkpoint
-from train.config.settings import TrainConfig
+from train.config.settings import Regularization, TrainConfig
+from train.data.mixture import mix
 from train.data.order import extend_segments
 from train.distributed.world import World
+from train.loop.checkpoint import Checkpoint, find_checkpoint
+from train.loop.job import Job
 from train.model.detector import ModelInfo, Segment, read_model_info
 
 _log = logging.getLogger(__name__)
+
 
 Adopted = int | Literal["latest"] | None
 
@@ -171,3 +175,45 @@ def _check_settings(
         f"train.run: {path} holds a run with other settings ({told}). Choose another train.run, "
         f"or remove that folder.{hint}"
     )
+
+
+def describe_model(job: Job, settings: Mapping[str, JsonValue], *, steps: int) -> ModelInfo:
+    """`model.json` of the not yet calibrated detector, trained for `steps`."""
+    train_config, encoder = job.train_config, job.detector.encoder
+    return ModelInfo(
+        targets=job.config.target_names,
+        encoder=job.config.encoder,
+        preprocessing=encoder.preprocessing,
+        embedding_dim=encoder.embedding_dim,
+        hidden_dim=train_config.hidden_dim,
+        dropout=train_config.dropout,
+        mode=train_config.mode,
+        positive_share=train_config.num_positives / train_config.batch_size,
+        trained_priors=_trained_priors(job),
+        generation=job.generation.number,
+        segments=job.segments,
+        dataset=job.dataset.fingerprint,
+        samples_seen=steps * train_config.batch_size,
+        settings=dict(settings),
+    )
+
+
+def _trained_priors(job: Job) -> dict[str, float] | None:
+    """Each target's share of the mix that its logits were trained on, where that is the stream's.
+
+    None where hard negatives count for more than they are, easy samples for less, or labels are
+    smoothed or mixed: then a logit is no log-odds in any mix that is known. Positives of other
+    targets are negatives as often as they are drawn.
+    """
+    train_config = job.train_config
+    is_regularized = train_config.regularization != Regularization()
+    if train_config.correction == "none" or train_config.loss != "bce" or is_regularized:
+        return None
+    share_of_label = train_config.num_positives / train_config.batch_size
+    label_N = job.rows.label_N
+    rate_N = mix(job.rows, train_config.mixture).draw_rate_N
+    num_positives = rate_N[label_N != ""].sum()
+    return {
+        target: float(share_of_label * rate_N[label_N == target].sum() / num_positives)
+        for target in job.rows.targets
+    }

@@ -4,16 +4,20 @@ The JSON is written last and commits the checkpoint; tensors without it are garb
 rates and noise are pure functions of the step, so that the step is all the state they need.
 """
 
+import logging
 import os
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import torch
 from pydantic import BaseModel, JsonValue, ValidationError
 from torch import Tensor, nn
 
 from pipeline import storage
-from pipeline.errors import InfinegError
+from pipeline.errors import InfinegError, TransientStorageError
 from train.distributed.fsdp import is_split, split_like, whole_tensor
 from train.model.detector import Segment
 from train.model.tensors import load_into, read_tensors, write_tensors
@@ -124,3 +128,57 @@ def _stem(run_dir: str | os.PathLike[str], step: int) -> str:
 
 def _committed(run_dir: str | os.PathLike[str]) -> list[Path]:
     return sorted((Path(run_dir) / "checkpoints").glob("step-*.json"))
+
+
+_log = logging.getLogger(__name__)
+
+
+class Saver:
+    """One checkpoint is written at a time; the next one waits for it.
+
+    One that cannot be written (a full disk, storage that is away for a while) is told and left
+    out: the last good one stays, and training is worth more than giving up at once.
+    """
+
+    def __init__(self, run_dir: Path, *, keep: int) -> None:
+        self._run_dir = run_dir
+        self._keep = keep
+        self._pool = ThreadPoolExecutor(1, "saver")
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        sweep(self._run_dir)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.wait()
+        finally:
+            self._pool.shutdown()
+
+    def save(self, checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> None:
+        """Begins to write a snapshot."""
+        self.wait()
+        self._writing = self._pool.submit(self._write, checkpoint, tensors)
+
+    def wait(self) -> None:
+        """Until nothing is being written. Raises what was not a failure of storage."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> None:
+        try:
+            write_checkpoint(self._run_dir, checkpoint, tensors, keep=self._keep)
+        except (OSError, TransientStorageError) as error:
+            last = find_checkpoint(self._run_dir)
+            kept = "there is none yet" if last is None else f"the last is of step {last.step:,}"
+            _log.error(
+                "checkpoint of step %s could not be written (%s); %s, and training goes on",
+                f"{checkpoint.step:,}", error, kept,
+            )  # fmt: skip

@@ -16,26 +16,22 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.config.schema import Config
 from pipeline.errors import InfinegError
 from pipeline.telemetry.metrics import TRAIN_METRICS, Metrics, serve_metrics
-from train.broken_batch import broken_loss, has_broken_weights
-from train.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, snapshot
 from train.config.settings import Mode, TrainConfig
 from train.data.batches import Batch
 from train.data.device import on_device
-from train.describe import describe_model
 from train.distributed.fsdp import whole_tensor
 from train.distributed.signals import RunStopped, stop_on_signals
 from train.distributed.sync import Lockstep
 from train.distributed.world import compute_deterministically, is_restart, join_world
-from train.early_stopping import Watch
-from train.job import Job, open_stream, prepare_job
-from train.learning import stages_of
+from train.loop.checkpoint import Checkpoint, Saver, find_checkpoint, load_checkpoint, snapshot
+from train.loop.job import Job, open_stream, prepare_job
+from train.loop.nonfinite import broken_loss, has_broken_weights
+from train.loop.optim import restore_update_state, stages_of, update_state
+from train.loop.run_dir import Run, describe_model, open_run, write_config
+from train.loop.run_log import Meter, RunLog
+from train.loop.step import StepResult, train_step
+from train.loop.validation import Validation, Watch
 from train.model.detector import save_model
-from train.optim import restore_update_state, update_state
-from train.run_dir import Run, open_run, write_config
-from train.run_log import Meter, RunLog
-from train.saver import Saver
-from train.step import StepResult, train_step
-from train.validation import Validation
 
 _log = logging.getLogger(__name__)
 

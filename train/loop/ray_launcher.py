@@ -18,8 +18,8 @@ from pipeline.config.schema import Config
 from pipeline.errors import ConfigError, InfinegError
 from train.config.settings import TrainConfig
 from train.distributed.world import LostProcess, World
-from train.run_dir import Adopted, open_run
-from train.trainer import train
+from train.loop.run_dir import Adopted, open_run
+from train.loop.trainer import train
 
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")  # read when Ray Train is imported
 

@@ -13,10 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from train.data.batches import Batch
 from train.distributed.fsdp import average_whole_gradients, clip_gradients
-from train.job import Job
+from train.loop.job import Job
+from train.loop.optim import set_learning_rates
 from train.loss.mixup import draw_mixing
 from train.loss.objective import batch_loss, batch_weights
-from train.optim import set_learning_rates
 
 _MIXING = 1  # after (seed, step): keeps what mixing draws apart from all else
 

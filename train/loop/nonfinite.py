@@ -12,7 +12,7 @@ from pipeline import storage
 from pipeline.errors import InfinegError
 from train.config.settings import Mode
 from train.distributed.fsdp import local_tensor
-from train.job import Job, open_stream
+from train.loop.job import Job, open_stream
 
 _NUM_NAMED = 3  # keys that the message lists
 

@@ -6,7 +6,9 @@ Shapes: N rows of val, K targets.
 import copy
 import json
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +22,7 @@ from pipeline.dataset import manifest
 from pipeline.errors import ConfigError
 from train.config.settings import EarlyStopping, Metric, Mode
 from train.data.batches import read_eval_batches
-from train.early_stopping import Watch
-from train.job import Job
+from train.loop.job import Job
 from train.metrics.ranking import (
     Bools,
     Floats,
@@ -33,6 +34,39 @@ from train.metrics.ranking import (
 from train.model.tensors import load_into, read_tensors, write_tensors
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Watch:
+    """The best look so far. `value` is of the metric, nan before the first look."""
+
+    step: int = 0  # optimizer steps done at the best look
+    value: float = math.nan
+    num_worse: int = 0  # looks since
+
+    def after(self, step: int, value: float, metric: Metric) -> "Watch":
+        """What a look says. An equal value is no better one."""
+        is_better = value < self.value if metric == "val_loss" else value > self.value
+        if is_better or math.isnan(self.value):
+            return Watch(step, value)
+        return Watch(self.step, self.value, self.num_worse + 1)
+
+    def state(self) -> dict[str, Tensor]:
+        """For a checkpoint."""
+        return {
+            _PREFIX + name: torch.tensor(float(value), dtype=torch.float64)
+            for name, value in vars(self).items()
+        }
+
+    @staticmethod
+    def of_state(state: Mapping[str, Tensor]) -> "Watch":
+        """As `state` gave it; a new one where there is none."""
+        if _PREFIX + "step" not in state:
+            return Watch()
+        step, value, num_worse = (
+            state[_PREFIX + name].item() for name in ("step", "value", "num_worse")
+        )
+        return Watch(int(step), value, int(num_worse))
 
 
 class Validation:
@@ -172,3 +206,6 @@ def tpr_at_fpr(is_positive_N: Bools, logits_N: Floats, weights_N: Floats, *, fpr
     mass = np.cumsum(weights[descending])
     index = int(np.searchsorted(mass, fpr * mass[-1], side="right"))
     return float(np.mean(logits_N[is_positive_N] > negative_logits[descending[index]]))
+
+
+_PREFIX = "early_stopping."

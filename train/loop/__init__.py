@@ -1,0 +1,1 @@
+"""The run: job, trainer, step, optimizer, checkpoints, validation, log."""
