@@ -21,7 +21,7 @@ from pipeline.mine.driver import Mined, mine
 from pipeline.mine.scorer import OpenScorer, Scorer
 from pipeline.selection.mining import fold_of, log_probability
 from train.config.settings import TrainConfig
-from train.evaluate import evaluate_run
+from train.evaluate.run import evaluate_run
 from train.loop.trainer import train
 from train.mine import prepare_scorer
 

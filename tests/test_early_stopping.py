@@ -14,7 +14,7 @@ from pipeline.dataset.manifest import read_generation
 from pipeline.errors import ConfigError
 from train.config.settings import EarlyStopping
 from train.data.batches import read_eval_batches
-from train.evaluate import evaluate_run
+from train.evaluate.run import evaluate_run
 from train.loop.validation import Watch, measure_target, tpr_at_fpr
 from train.model.detector import load_model, read_model_info
 from train.model.tensors import read_tensors

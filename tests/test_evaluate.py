@@ -15,8 +15,8 @@ from trained_run import write_run
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import ReferenceInfo
 from pipeline.errors import ConfigError
-from train import evaluate
-from train.evaluate import evaluate_run
+from train.evaluate import run as evaluate
+from train.evaluate.run import evaluate_run
 from train.metrics.intervals import clopper_pearson
 from train.metrics.predictions import of_target
 from train.model.detector import load_model

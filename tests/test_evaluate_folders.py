@@ -10,8 +10,8 @@ from PIL import ExifTags, Image
 from trained_run import write_run
 
 from pipeline.errors import ConfigError
-from train.evaluate import evaluate_run
-from train.evaluate_folders import evaluate_folders
+from train.evaluate.folders import evaluate_folders
+from train.evaluate.run import evaluate_run
 from train.metrics.intervals import clopper_pearson
 
 

@@ -22,8 +22,8 @@ from pipeline.curate.takedown import take_down
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import Generation, TakenDown
 from train.config.settings import load_train_config
-from train.evaluate import evaluate_run
-from train.evaluate_folders import evaluate_folders
+from train.evaluate.folders import evaluate_folders
+from train.evaluate.run import evaluate_run
 from train.loop.trainer import train
 
 # Domestic cats of ImageNet, one picture each: no negatives, and of another origin.

@@ -22,7 +22,7 @@ from pipeline.config.schema import Config
 from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import manifest
 from train.config.settings import load_train_config
-from train.evaluate import evaluate_run
+from train.evaluate.run import evaluate_run
 from train.loop.trainer import train
 from train.metrics.intervals import clopper_pearson
 from train.mine import prepare_scorer

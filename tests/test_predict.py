@@ -10,8 +10,8 @@ from PIL import Image
 from trained_run import write_run
 
 from pipeline.errors import ConfigError
-from train.evaluate import evaluate_run
-from train.predict import Answer, Prediction, Predictor, predict_paths
+from train.evaluate.predict import Answer, Prediction, Predictor, predict_paths
+from train.evaluate.run import evaluate_run
 
 WARM, PINK, COLD = (230, 120, 40), (220, 60, 160), (30, 90, 200)
 

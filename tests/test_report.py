@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from trained_run import write_run
 
-from train import evaluate
-from train.evaluate import evaluate_run
+from train.evaluate import run as evaluate
+from train.evaluate.run import evaluate_run
 from train.model.detector import load_model
 from train.report.wording import format_percent, in_hundred, one_in
 

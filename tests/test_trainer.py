@@ -17,12 +17,12 @@ from pipeline.errors import ConfigError
 from train.config.settings import load_train_config
 from train.data.batches import read_eval_batches
 from train.distributed.world import World
-from train.evaluate import evaluate_run
+from train.evaluate.predict import Predictor
+from train.evaluate.run import evaluate_run
 from train.loop import trainer
 from train.loop.job import prepare_job
 from train.loop.trainer import train
 from train.model.detector import load_model, read_model_info
-from train.predict import Predictor
 
 SHORT: dict[str, Any] = {
     "steps": 12, "batch_size": 16, "warmup_steps": 3, "log_every": 1, "checkpoint_every": 4,

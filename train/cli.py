@@ -115,8 +115,8 @@ def evaluate(
     if images or label:
         _evaluate_folders(run, images or [], label or [])
         return
-    from train.evaluate import evaluate_run
-    from train.tables import metrics_table
+    from train.evaluate.run import evaluate_run
+    from train.evaluate.tables import metrics_table
 
     metrics = evaluate_run(run, overrides=overrides or ())
     console.print(metrics_table(metrics))
@@ -130,7 +130,7 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="JSON Lines.")] = False,
 ) -> None:
     """Label or "" with the probability, one line an image."""
-    from train.predict import predict_paths
+    from train.evaluate.predict import predict_paths
 
     for prediction in predict_paths(run, paths):
         sys.stdout.write((prediction.as_json() if as_json else prediction.as_text()) + "\n")
@@ -255,8 +255,8 @@ def _take_log_format(arguments: list[str]) -> LogFormat:
 
 
 def _evaluate_folders(run: str, images: list[str], labels: list[str]) -> None:
-    from train.evaluate_folders import evaluate_folders
-    from train.tables import metrics_table
+    from train.evaluate.folders import evaluate_folders
+    from train.evaluate.tables import metrics_table
 
     if len(images) != len(labels):
         raise ConfigError(

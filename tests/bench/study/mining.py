@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline import storage
 from study.datasets import Built, Choice, DataSets
 from train.config.settings import TrainConfig
-from train.evaluate import evaluate_run
+from train.evaluate.run import evaluate_run
 from train.loop.trainer import train
 from train.mine import mine_run
 

@@ -22,7 +22,7 @@ from study.photos import Photos, strata_of
 from study.runs import Run, plan_runs
 from study.settings import Settings
 from train.data.batches import read_eval_batches
-from train.evaluate import predict_splits
+from train.evaluate.run import predict_splits
 from train.loop.trainer import train
 from train.metrics.ranking import Floats
 from train.model.detector import load_model

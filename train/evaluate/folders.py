@@ -12,10 +12,10 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.errors import ConfigError
 from train.config.settings import load_train_config
+from train.evaluate.predict import predict_paths
 from train.metrics.predictions import of_target, prediction_rows, write_predictions
 from train.metrics.summary import measure, write_metrics
 from train.model.detector import read_model_info
-from train.predict import predict_paths
 from train.report.page import report_on_folders, target_reports
 
 _log = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""Calibrate, measure and predict with a finished run."""
