@@ -23,7 +23,7 @@ from pipeline.selection.mining import fold_of, log_probability
 from train.config.settings import TrainConfig
 from train.evaluate.run import evaluate_run
 from train.loop.trainer import train
-from train.mine import prepare_scorer
+from train.mining.scorer import prepare_scorer
 
 BUDGET = 40
 

@@ -8,11 +8,11 @@ from train_dataset import write_config, write_dataset
 
 from pipeline.dataset import manifest
 from pipeline.selection.mining import fold_of
-from train import cross_fit
 from train.config.settings import load_train_config
-from train.cross_fit import fold_heads, read_folds
 from train.distributed.world import World
 from train.loop.job import Job, prepare_job
+from train.mining import cross_fit
+from train.mining.cross_fit import fold_heads, read_folds
 from train.model.detector import Head
 
 NUM_FOLDS = 3

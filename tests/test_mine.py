@@ -30,7 +30,7 @@ from pipeline.dataset.keys import unit_hash
 from pipeline.dataset.schema import embedding_matrix
 from pipeline.mine.worker import MineWorker
 from pipeline.selection.mining import log_probability
-from train.mine import prepare_scorer
+from train.mining.scorer import prepare_scorer
 from train.model.detector import load_model, read_model_info, write_model_info
 
 FILES = ("shards/", "quarantine/", "ledger/", "hashes/", "generations/")

@@ -33,7 +33,7 @@ from pipeline.dataset.metadata import ShardRecord, TakenDown
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.mine.driver import mine
 from pipeline.sources.kinds import image_folder
-from train.mine import prepare_scorer
+from train.mining.scorer import prepare_scorer
 from train.model.detector import read_model_info, write_model_info
 
 FILES = ("shards/", "quarantine/", "ledger/", "hashes/", "generations/")

@@ -25,7 +25,7 @@ from train.config.settings import load_train_config
 from train.evaluate.run import evaluate_run
 from train.loop.trainer import train
 from train.metrics.intervals import clopper_pearson
-from train.mine import prepare_scorer
+from train.mining.scorer import prepare_scorer
 
 CONFIG = Path(__file__).parent.parent / "configs" / "photos.yaml"
 SEEDS = (0, 1, 2)

@@ -149,7 +149,7 @@ def mine(
     address: Address = None,
 ) -> None:
     """A new generation with more of the negatives that a trained model takes for the target."""
-    from train.mine import mine_run, mined_table
+    from train.mining.scorer import mine_run, mined_table
 
     loaded = load(config, overrides, address)
     mined = mine_run(loaded, run, budget=budget, only=source or ())

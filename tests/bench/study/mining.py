@@ -9,7 +9,7 @@ from study.datasets import Built, Choice, DataSets
 from train.config.settings import TrainConfig
 from train.evaluate.run import evaluate_run
 from train.loop.trainer import train
-from train.mine import mine_run
+from train.mining.scorer import mine_run
 
 
 def get_mined(data_sets: DataSets, choice: Choice, *, train_config: TrainConfig) -> Built:

@@ -25,11 +25,11 @@ from pipeline.errors import ConfigError
 from pipeline.mine.driver import Mined, Tally, mine
 from pipeline.mine.scorer import Scorer, make_scorer
 from train.config.settings import load_train_config
-from train.cross_fit import fold_heads
 from train.data.batches import read_eval_batches
 from train.metrics.calibration import fit_platt
 from train.metrics.predictions import of_target
 from train.metrics.ranking import threshold_at_tpr
+from train.mining.cross_fit import fold_heads
 from train.model.detector import Head, ModelInfo, load_model
 
 # A suspect is what is above the logit that this share of the positives of val reach.

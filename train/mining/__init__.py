@@ -1,0 +1,1 @@
+"""The trained model as the scorer of `pipeline.mine`."""
