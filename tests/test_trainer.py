@@ -168,7 +168,7 @@ def test_a_finished_run_is_left_alone_and_refuses_another_config(
 
 def add_removed_settings(run: Path) -> None:
     """Puts into a run's files the settings that an earlier version recorded, at their default."""
-    was = {"unknown": "negative", "unknown_prior": None}
+    was = {"unknown": "negative", "unknown_prior": None, "shuffle_window": 16}
     for path in (run / "model.json", *(run / "checkpoints").glob("*.json")):
         if path.exists():
             record = json.loads(path.read_text())
@@ -176,6 +176,7 @@ def add_removed_settings(run: Path) -> None:
     path = run / "config.yaml"
     config = yaml.safe_load(path.read_text())
     config["selection"]["budget"]["hours"] = None
+    config["evaluate"] = {"num_bins": 15, "tpr_levels": [0.95, 0.99]}
     path.write_text(yaml.safe_dump(config | {"train": config["train"] | was}))
 
 

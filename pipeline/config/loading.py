@@ -19,6 +19,9 @@ _REMOVED: Mapping[str, object] = {
     "selection.budget.hours": None,
     "train.unknown": "negative",
     "train.unknown_prior": None,
+    "train.shuffle_window": 16,
+    "evaluate.num_bins": 15,
+    "evaluate.tpr_levels": [0.95, 0.99],
 }
 
 

@@ -206,9 +206,6 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     # Views of each positive that the head is trained on: its embedding as the data set has it, and
     # views - 1 of augmented crops, embedded once. 0 and 1 are the data set's alone.
     views: int = Field(1, ge=0)
-    shuffle_window: int = Field(
-        16, ge=1
-    )  # shards shuffled together; more mixes, fewer reads in order
     max_repetition_factor: float = Field(500.0, gt=0)  # warns when a positive is drawn more often
     # Shares of sources in the stream of positives, or of negatives, such as
     # [{source: near_*, proportion: 0.3}, {source: noise, repeat: 2}]; see train/data/mixture.py.

@@ -61,7 +61,6 @@ def evaluate_folders(
         metrics,
         title=f"{', '.join(info.targets)}: {run.name} on {names}",
         subtitle=f"{len(predictions):,} pictures; {num_unreadable:,} files were no images",
-        num_bins=config.num_bins,
     )
     storage.write_atomic(str(out / "report.html"), page.encode())
     write_metrics(out, metrics)

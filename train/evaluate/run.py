@@ -79,7 +79,6 @@ def evaluate_run(
         subtitle=_subtitle(info, predictions),
         dataset=dataset,
         generation=generation,
-        num_bins=evaluate_config.num_bins,
     )
     write_predictions(run, predictions)
     storage.write_atomic(str(run / "report.html"), page.encode())

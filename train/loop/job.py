@@ -32,6 +32,7 @@ from train.loop.optim import average_of_weights, optimizer_of, trained_part
 from train.model.detector import Detector, Segment, build_detector
 
 _MAX_WORKERS = 8  # decoding processes by default: what feeds one GPU
+_SHUFFLE_WINDOW = 16  # shards shuffled together; more mixes, fewer reads in order
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ def _order_of(job: Job) -> BatchOrder:
         [share.portion for share in mixture.negatives],
         num_positives=train_config.num_positives,
         batch_size=train_config.batch_size,
-        window=train_config.shuffle_window,
+        window=_SHUFFLE_WINDOW,
         seed=train_config.seed,
         first_step=job.segments[-1].first_step,
         part=RankSlice(job.world.rank, job.world.size),

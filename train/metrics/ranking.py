@@ -16,6 +16,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
 
+NUM_BINS = 15  # of the reliability diagram and of ECE
+
 
 def threshold_at_tpr(positive_logits_N: Floats, *, tpr: float) -> float:
     """The largest threshold that detects at least a share `tpr` of the positives (one or more)."""
@@ -58,26 +60,24 @@ class Reliability:
         return float(np.nansum(self.mass_M * np.abs(self.predicted_M - self.observed_M)))
 
 
-def reliability(
-    is_positive_N: Bools, probabilities_N: Floats, weights_N: Floats, *, num_bins: int = 15
-) -> Reliability:
+def reliability(is_positive_N: Bools, probabilities_N: Floats, weights_N: Floats) -> Reliability:
     """Bins of equal width over [0, 1], as in Guo et al. 2017 (arXiv:1706.04599, eq. 3).
 
     Of the positive class (Niculescu-Mizil and Caruana 2005), not of the likelier one: nearly
     every sample is a negative. Not bins of equal mass, where those few positives would share one
     bin with many negatives, and their errors cancel.
     """
-    bin_N = bins_of(probabilities_N, num_bins=num_bins)
-    mass = np.bincount(bin_N, weights_N, num_bins)
+    bin_N = bins_of(probabilities_N)
+    mass = np.bincount(bin_N, weights_N, NUM_BINS)
     with np.errstate(invalid="ignore"):  # 0 / 0 in an empty bin is the nan that is promised
-        predicted = np.bincount(bin_N, weights_N * probabilities_N, num_bins) / mass
-        observed = np.bincount(bin_N, weights_N * is_positive_N, num_bins) / mass
+        predicted = np.bincount(bin_N, weights_N * probabilities_N, NUM_BINS) / mass
+        observed = np.bincount(bin_N, weights_N * is_positive_N, NUM_BINS) / mass
     return Reliability(mass_M=mass / mass.sum(), predicted_M=predicted, observed_M=observed)
 
 
-def bins_of(probabilities_N: Floats, *, num_bins: int) -> NDArray[np.intp]:
+def bins_of(probabilities_N: Floats) -> NDArray[np.intp]:
     """The bin of each, of equal width over [0, 1]."""
-    return np.minimum((probabilities_N * num_bins).astype(np.intp), num_bins - 1)
+    return np.minimum((probabilities_N * NUM_BINS).astype(np.intp), NUM_BINS - 1)
 
 
 def brier(is_positive_N: Bools, probabilities_N: Floats, weights_N: Floats) -> float:

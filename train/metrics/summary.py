@@ -42,6 +42,7 @@ from train.metrics.rates import (
 )
 from train.model.detector import ModelInfo, TargetCalibration
 
+_TPR_LEVELS = (0.95, 0.99)  # at which the false-positive rate is reported
 _PARTIAL_MAX_FPR = 1e-3
 
 
@@ -82,7 +83,7 @@ def _measure_target(
     `train_mix` those of the mix that the loss weighs, the target at its share of a batch.
     """
     by_stratum, by_similarity = members_by_stratum(test), members_by_similarity(test)
-    levels = {"fpr": calibration.threshold, **_thresholds_at_levels(test, config)}
+    levels = {"fpr": calibration.threshold, **_thresholds_at_levels(test)}
     rates = {name: detection_rates(test, by_stratum, at) for name, at in levels.items()}
     tpr = asdict(detected(test, test.is_positive_N, calibration.threshold))
     prior = config.deploy_prior
@@ -97,7 +98,7 @@ def _measure_target(
         **rates,
         **{
             f"at_true_tpr{100 * level:g}": intervals_at_true_tpr(test, by_stratum, level)
-            for level in _tpr_levels(config)
+            for level in _TPR_LEVELS
         },
         "by_similarity": {
             name: detection_rates(test, by_similarity, at) for name, at in levels.items()
@@ -117,21 +118,15 @@ def _measure_target(
     }
 
 
-def _thresholds_at_levels(
-    test: TargetPredictions, config: EvaluateConfig
-) -> dict[str, float | None]:
+def _thresholds_at_levels(test: TargetPredictions) -> dict[str, float | None]:
     """Name in metrics.json -> the threshold that detects that share of the test positives."""
     logits_N = test.logits_N[test.is_positive_N]
     return {
         f"fpr_at_tpr{100 * level:g}": (
             threshold_at_tpr(logits_N, tpr=level) if len(logits_N) else None
         )
-        for level in _tpr_levels(config)
+        for level in _TPR_LEVELS
     }
-
-
-def _tpr_levels(config: EvaluateConfig) -> list[float]:
-    return sorted({0.95, *config.tpr_levels})
 
 
 def _measure_sources(
@@ -178,9 +173,7 @@ def _calibration(
         weights_N = weights_at_prior(test.is_positive_N, weights_N, prior=prior)
     probabilities_N = expit(logits_N)
     return {
-        "ece": reliability(
-            test.is_positive_N, probabilities_N, weights_N, num_bins=config.num_bins
-        ).ece,
+        "ece": reliability(test.is_positive_N, probabilities_N, weights_N).ece,
         "brier": brier(test.is_positive_N, probabilities_N, weights_N),
         "log_loss": log_loss(test.is_positive_N, logits_N, weights_N),
     }

@@ -59,8 +59,6 @@ def draw_curves(
     test: TargetPredictions,
     metrics: Mapping[str, Any],
     calibration: TargetCalibration,
-    *,
-    num_bins: int,
 ) -> list[Drawing]:
     """None that needs both classes where one is missing."""
     drawings = []
@@ -70,7 +68,7 @@ def draw_curves(
             "In the mix of the test split, with 95 % intervals. On the diagonal, what is said is "
             "what is seen."
         )
-        svg = _draw_reliability(test, calibration, num_bins)
+        svg = _draw_reliability(test, calibration)
         drawings.append(Drawing("Reliability", note, Markup(svg)))
     if len(test.logits_N):
         classes = {"positives": test.is_positive_N, "negatives": ~test.is_positive_N}
@@ -83,18 +81,16 @@ def draw_curves(
     return drawings
 
 
-def _draw_reliability(
-    test: TargetPredictions, calibration: TargetCalibration, num_bins: int
-) -> str:
+def _draw_reliability(test: TargetPredictions, calibration: TargetCalibration) -> str:
     probabilities_N = expit(calibrated_logits(calibration, test.logits_N, deployed=False))
-    bin_N = bins_of(probabilities_N, num_bins=num_bins)
-    low_M, high_M = np.zeros(num_bins), np.ones(num_bins)
+    bin_N = bins_of(probabilities_N)
+    low_M, high_M = np.zeros(NUM_BINS), np.ones(NUM_BINS)
     for m in np.unique(bin_N):
         members = bin_N == m
         low_M[m], high_M[m] = weighted_interval(
             test.is_positive_N[members], test.weights_N[members]
         )
-    curve = reliability(test.is_positive_N, probabilities_N, test.weights_N, num_bins=num_bins)
+    curve = reliability(test.is_positive_N, probabilities_N, test.weights_N)
     return draw_reliability(curve, low_M, high_M)
 
 

@@ -54,7 +54,6 @@ def report_on_dataset(
     subtitle: str,
     dataset: str,
     generation: Generation,
-    num_bins: int,
 ) -> str:
     """HTML of a test split; `metrics` is all of metrics.json. Pictures come from the shards."""
 
@@ -72,7 +71,7 @@ def report_on_dataset(
     places = list(dict.fromkeys(places))
     found = find_neighbours(dataset, generation, places)
     neighbours = {key: near for (key, _), near in zip(places, found, strict=True)}
-    shown = [_show(target, num_bins, neighbours, read_image) for target in targets]
+    shown = [_show(target, neighbours, read_image) for target in targets]
     return _render(shown, metrics, title=title, subtitle=subtitle, is_folder=False)
 
 
@@ -82,7 +81,6 @@ def report_on_folders(
     *,
     title: str,
     subtitle: str,
-    num_bins: int,
 ) -> str:
     """HTML of folders of images, whose paths are the keys."""
 
@@ -93,13 +91,12 @@ def report_on_folders(
             raise InfinegError(f"{row['key']}: changed while it was evaluated ({decoded})")
         return decoded.image
 
-    shown = [_show(target, num_bins, {}, read_image, is_folder=True) for target in targets]
+    shown = [_show(target, {}, read_image, is_folder=True) for target in targets]
     return _render(shown, metrics, title=title, subtitle=subtitle, is_folder=True)
 
 
 def _show(
     target: TargetReport,
-    num_bins: int,
     neighbours: Mapping[str, Sequence[Neighbour]],
     read_image: ReadImage,
     *,
@@ -123,7 +120,7 @@ def _show(
         "levels": [name.removeprefix(prefix) for name in metrics if name.startswith(prefix)],
         "summary": summarise(test.target, metrics, is_folder=is_folder),
         "strata_figures": draw_strata(test, metrics),
-        "figures": draw_curves(test, metrics, target.calibration, num_bins=num_bins),
+        "figures": draw_curves(test, metrics, target.calibration),
         "false_positives": mistakes,
         "misses": misses,
     }

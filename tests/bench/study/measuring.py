@@ -23,7 +23,6 @@ from train.metrics.ranking import Bools, Floats, area_under_roc, reliability, th
 from train.model.detector import TargetCalibration
 
 _DELTA = 0.05
-_NUM_BINS = 15
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def _ece(is_positive_N: Bools, logits_N: Floats, calibration: TargetCalibration)
     """In the mix of the test split, which is that of val, where the calibration was fitted."""
     probabilities_N = expit(calibrated_logits(calibration, logits_N, deployed=False))
     weights_N = np.ones(len(logits_N))
-    return reliability(is_positive_N, probabilities_N, weights_N, num_bins=_NUM_BINS).ece
+    return reliability(is_positive_N, probabilities_N, weights_N).ece
 
 
 def _auroc(positive_logits: Floats, negative_logits: Floats) -> float | None:
