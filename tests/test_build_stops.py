@@ -36,7 +36,7 @@ class Source:
         1 / 0
 """
 # Python imports this module in every process, the workers of Ray included.
-PLUG_IN = "import pipeline.sources\npipeline.sources.__path__.append({folder!r})\n"
+PLUG_IN = "import pipeline.sources.kinds\npipeline.sources.kinds.__path__.append({folder!r})\n"
 
 
 @pytest.mark.timeout(120)

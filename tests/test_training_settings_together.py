@@ -92,9 +92,9 @@ def test_two_processes_do_with_these_settings_what_one_does(dataset: Path, tmp_p
     script = tmp_path / "train_all.py"
     script.write_text(
         "import sys\n"
-        "from train.config import load_train_config\n"
-        "from train.distributed import join_world\n"
-        "from train.trainer import train\n"
+        "from train.config.settings import load_train_config\n"
+        "from train.distributed.world import join_world\n"
+        "from train.loop.trainer import train\n"
         "with join_world():  # once: a process cannot meet its peers twice\n"
         "    for path in sys.argv[1:]:\n"
         "        config, train_config, _ = load_train_config(path)\n"

@@ -29,7 +29,7 @@ def run_demo(out: str, console: Console) -> None:
         "[bold]These are drawings[/bold]: cats against look-alikes, things and squares, all made "
         "by infineg itself, so that the demo needs no photograph and no account.\n"
     )
-    with importlib.resources.path("train", "demo.yaml") as path:
+    with importlib.resources.path("configs", "demo.yaml") as path:
         loaded = load_train_config(path, [f"variables.OUT={out}"])
     config, train_config, _ = loaded
     plans, num_workers = plan(config)

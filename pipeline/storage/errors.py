@@ -1,4 +1,4 @@
-"""Errors of storage drivers as errors for a user: which mean a refusal, which name a missing driver."""
+"""Errors of storage drivers as errors for a user: refusals, and drivers that are missing."""
 
 import errno
 import http

@@ -10,7 +10,7 @@ from pipeline.errors import ConfigError
 
 
 class Metrics:
-    """Sets values by the names of `pipeline.telemetry.metrics`; does nothing where none are served."""
+    """Sets values by the names of the metrics; does nothing where none are served."""
 
     def __init__(self, series: Mapping[str, Any]) -> None:
         self._series = series

@@ -7,7 +7,7 @@ samples of a stream hold exact counts.
 A mixture changes on purpose the population that the loss speaks of. inclusion_probability stays
 each sample's own; with `proportion` a share is one of the samples drawn and of the negatives'
 weight in the loss (before `max_weight` clips) alike, and within it 1 / inclusion_probability holds
-as ever. `repeat` multiplies both as they were: `repeat: 1` changes nothing. See train/data/mixture.py.
+as ever. `repeat` multiplies both as they were: `repeat: 1` changes nothing.
 
 Shapes: N rows of the train split.
 """

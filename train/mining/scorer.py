@@ -1,4 +1,4 @@
-"""The trained model as the scorer of a new generation: what `pipeline.mine.driver` runs, and its guard.
+"""The trained model as the scorer of a new generation, which `pipeline.mine` runs, and its guard.
 
 A head is scored on the embeddings that the data set keeps, by heads that each leave a fold out
 (`cross_fit`). A finetuned detector sees the images, and is its own judge: to leave folds out it

@@ -10,7 +10,7 @@ from scipy.special import expit
 from train.metrics.calibration import calibrated_logits
 from train.metrics.intervals import weighted_interval
 from train.metrics.predictions import TargetPredictions
-from train.metrics.ranking import Floats, bins_of, reliability
+from train.metrics.ranking import NUM_BINS, Floats, bins_of, reliability
 from train.model.detector import TargetCalibration
 from train.report.figures import (
     draw_histograms,

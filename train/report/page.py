@@ -135,7 +135,7 @@ def _render(
     is_folder: bool,
 ) -> str:
     environment = Environment(
-        loader=PackageLoader("train"),
+        loader=PackageLoader("train.report", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

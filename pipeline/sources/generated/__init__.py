@@ -1,7 +1,8 @@
 """Generators: endless sources that draw picture `i` of a seed, the same anywhere.
 
 Every module offers `draw(rng, params) -> uint8 pixels HWC` beside the names of any source; what
-they share - addresses, partitions, encoding - is here, what they draw with is `pipeline.sources.drawing`.
+they share - addresses, partitions, encoding - is here, what they draw with is in
+`pipeline.sources.drawing`.
 A generator of several families of pictures is its drawing functions and this:
 
     class Params(PictureParams, frozen=True, extra="forbid"):

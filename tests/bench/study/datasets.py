@@ -1,4 +1,4 @@
-"""The data sets of a study: each built by `pipeline.build.driver`, of the same images and embeddings.
+"""The data sets of a study, each built by `pipeline.build` of the same images and embeddings.
 
 One a seed, number of positives and way of choosing negatives; one generation of it a budget.
 """

@@ -1,6 +1,6 @@
 """Tars in the WebDataset layout, img2dataset's among them, named one by one or by an index.
 
-What a sample is, is in `pipeline.sources.readers.tar_samples`; an address is the tar's and the member's.
+`pipeline.sources.readers.tar_samples` defines a sample; its address is the tar's and the member's.
 """
 
 import functools
