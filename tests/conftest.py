@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from s3_server import S3Server, forget_clients, run_s3_server
 
 from pipeline.config.schema import Config
 from pipeline.dataset.metadata import Generation
+from support.servers import S3Server, forget_clients, run_s3_server
 
 if TYPE_CHECKING:
-    from mined_world import World
+    from support.mined_world import World
 
 # Read when torch is imported, here and in processes begun here: the cores are shared with Ray.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -57,9 +57,8 @@ class Built:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """Cats and four sources of negatives, built by Ray with two workers."""
     # Imported here, because most tests must not wait for torch and Ray.
-    from builds import config_of, write_inputs
-
     from pipeline.build.driver import build
+    from support.builds import config_of, write_inputs
 
     root = tmp_path_factory.mktemp("built") / "data"
     entries = write_inputs(tmp_path_factory.mktemp("inputs"))
@@ -72,7 +71,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> "World":
     """A data set and a head trained on it. Not to be changed."""
-    from mined_world import make_world
+    from support.mined_world import make_world
 
     return make_world(tmp_path_factory.mktemp("world"))
 
@@ -80,7 +79,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> "World":
 @pytest.fixture(scope="session")
 def mined_root(world: "World", tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of its data set that is mined once. Not to be changed."""
-    from mined_world import mine_copy
+    from support.mined_world import mine_copy
 
     return mine_copy(world, tmp_path_factory.mktemp("mined") / "data")
 
@@ -88,7 +87,7 @@ def mined_root(world: "World", tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture
 def world_copy(world: "World", tmp_path: Path) -> Path:
     """A copy of its data set, to be changed."""
-    from builds import copy_dataset
+    from support.builds import copy_dataset
 
     return copy_dataset(world.root, tmp_path / "data")
 
@@ -96,7 +95,7 @@ def world_copy(world: "World", tmp_path: Path) -> Path:
 @pytest.fixture
 def mined_copy(mined_root: Path, tmp_path: Path) -> Path:
     """A copy of the mined one, to be changed."""
-    from builds import copy_dataset
+    from support.builds import copy_dataset
 
     return copy_dataset(mined_root, tmp_path / "mined")
 
@@ -104,7 +103,7 @@ def mined_copy(mined_root: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def suspects(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set with a quarantine to review. Not to be changed."""
-    from review_server import write_suspects
+    from support.review import write_suspects
 
     return write_suspects(tmp_path_factory.mktemp("suspects"))
 

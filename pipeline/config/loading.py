@@ -16,6 +16,7 @@ from pipeline.errors import ConfigError
 
 # Settings that no longer exist, and their default, which runs recorded in their config.
 _REMOVED: Mapping[str, object] = {
+    "selection.cascade": False,
     "selection.budget.hours": None,
     "train.unknown": "negative",
     "train.unknown_prior": None,

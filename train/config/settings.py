@@ -218,7 +218,7 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     wandb: WandbConfig | None = None  # logs to Weights & Biases, too
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
     # How several processes share a model in finetune: ddp, each has all of it; fsdp, each a part of
-    # every weight, gradient and moment, for backbones that do not fit one GPU (distributed/fsdp.py).
+    # every weight, gradient and moment, for backbones that do not fit one GPU.
     parallel: Literal["ddp", "fsdp"] = "ddp"
     # Algorithms that give the same bits each time, on as many processes of the same kind of
     # machine; slower on GPUs, and an operation that has none is an error that names it.

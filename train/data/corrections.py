@@ -13,8 +13,9 @@ offset   the loss is that of f(x) - log p(x), for positives and negatives alike,
          number selected / sum of 1 / pi, around s. Each negative then weighs p(s) / pi, which
          brings every source to the rate p(s). Those weights are near 1, and all 1 where the
          sources have one scale; they also make the method exact for any p, and any pi, so that
-         the estimate of p costs variance alone. (In the world of tests/known_posterior.py, where
-         a source can be told from the picture, probabilities are off by 0.6 % on average, without
+         the estimate of p costs variance alone. (In the world of tests/support/known_posterior.py,
+         where a source can be told from the picture, probabilities
+         are off by 0.6 % on average, without
          those weights by 2.9 %, and with each negative's own pi for p by 1.0 %.)
 none     neither: f learns the odds of the sample, in which hard negatives abound.
 

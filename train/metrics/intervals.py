@@ -49,7 +49,7 @@ def weighted_interval(
 
     Covers 93 to 97 % where one sample of the largest weight holds less of the stream than a
     quarter of the standard error; else more, up to 99 %: where few events or few heavy samples
-    decide. The percentile bootstrap covers as little as 75 % there (tests/test_intervals.py).
+    decide. The percentile bootstrap covers as little as 75 % there (test_intervals.py).
     """
     tail = (1 - confidence) / 2
     share_N = weights_N.astype(np.float64) / weights_N.sum(dtype=np.float64)

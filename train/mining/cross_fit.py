@@ -2,8 +2,8 @@
 
 A model finds a negative that it was trained on less likely than one like it that it has not seen.
 That would undo the sampling that mining relies on (`pipeline.selection.mining`), and hide a
-training negative that shows the target: label errors are found out of sample (Northcutt, Jiang and Chuang
-2021, Confident learning). Shapes: N rows, D embedding.
+training negative that shows the target: label errors are found out of sample (Northcutt, Jiang and
+Chuang 2021, Confident learning). Shapes: N rows, D embedding.
 """
 
 import copy

@@ -1,0 +1,179 @@
+"""What a build promises, on data sets that Ray built from drawings and from damaged files."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pytest
+
+from conftest import Built
+from pipeline import storage
+from pipeline.curate.verify import verify_dataset
+from pipeline.dataset import manifest
+from pipeline.dataset.keys import unit_hash
+from pipeline.dataset.metadata import add_counts
+from pipeline.dataset.shards import count_rows
+from support.builds import (
+    CATS,
+    NUM_STRAY_CATS,
+    build_inline,
+    config_of,
+    file_hashes,
+    first_samples,
+    sidecar_rows,
+)
+from support.corpus import odd_but_usable, unusable
+
+
+def ledger_of(built: Built, name: str) -> list[dict[str, Any]]:
+    source = next(s for s in built.generation.sources if s.name == name)
+    (ledger,) = source.ledger
+    rows: list[dict[str, Any]] = manifest.read_table(str(built.root), ledger.path).to_pylist()
+    return rows
+
+
+def test_built_dataset_is_verified(built: Built) -> None:
+    result = verify_dataset(str(built.root))
+    assert result.problems == []
+    assert result.num_rows == built.generation.counts.read
+
+
+def test_counts_add_up_in_ledgers_sources_shards_and_generation(built: Built) -> None:
+    generation = built.generation
+    for source in generation.sources:
+        (ledger,) = source.ledger
+        rows = manifest.read_table(str(built.root), ledger.path)
+        counts = count_rows(rows)
+        assert counts.adds_up()
+        assert counts == source.counts
+        assert ledger.num_rows == counts.read == rows.num_rows
+        shards = [s for s in generation.shards if s.source == source.name]
+        assert sum(s.num_samples for s in shards) == counts.selected
+        suspects = [s for s in generation.quarantine if s.source == source.name]
+        num_suspected = counts.rejected.get("suspected_positive", 0)
+        assert sum(s.num_samples for s in suspects) == num_suspected
+    assert generation.counts == add_counts(s.counts for s in generation.sources)
+    reads = {s.name: s.counts.read for s in generation.sources}
+    num_odd = len(odd_but_usable()) + len(unusable()) + 1
+    assert reads == {
+        "cats": 48, "squares": 2400, "drawn": 160, "odd": num_odd, "strays": 2 * NUM_STRAY_CATS,
+    }  # fmt: skip
+
+
+def test_every_damaged_file_is_rejected_for_its_reason_and_every_odd_one_used(built: Built) -> None:
+    by_name = {Path(row["uri"]).stem: row for row in ledger_of(built, "odd")}
+    for name, (_, reason) in unusable().items():
+        assert by_name[name]["reject_reason"] == reason, name
+    for name in odd_but_usable():
+        # All show one picture, so that those that fall into training look like one of evaluation.
+        assert by_name[name]["reject_reason"] in (None, "in_eval_set", "duplicate"), name
+    expected = Counter(reason for _, reason in unusable().values())
+    expected["conflicting_labels"] = 1
+    source = next(s for s in built.generation.sources if s.name == "odd")
+    bad = {r: n for r, n in source.counts.rejected.items() if r not in ("in_eval_set", "duplicate")}
+    assert bad == dict(expected)
+
+
+def test_one_picture_in_many_encodings_is_on_one_side_of_the_split(built: Built) -> None:
+    rows = [r for r in ledger_of(built, "odd") if Path(r["uri"]).stem in odd_but_usable()]
+    assert len({row["content_hash"] for row in rows}) == len(rows), "no two are the same bytes"
+    assert {row["split"] for row in rows} > {"train"}, "some fall into evaluation"
+    assert len({row["split"] for row in rows if row["selected"]}) == 1
+    assert {row["reject_reason"] for row in rows if row["split"] == "train"} == {"in_eval_set"}
+
+
+def test_each_sample_is_seen_once_and_each_selected_key_is_in_one_shard(built: Built) -> None:
+    rows = [row for s in built.generation.sources for row in ledger_of(built, s.name)]
+    places = Counter((row["source"], row["partition"], row["ordinal"]) for row in rows)
+    assert set(places.values()) == {1}
+    packed = Counter(sidecar_rows(built.root)["key"].to_pylist())
+    assert packed == Counter(row["key"] for row in rows if row["selected"])
+
+
+def test_shards_hold_one_source_split_and_label_at_most_so_many_samples(built: Built) -> None:
+    for shard in built.generation.shards:
+        rows = manifest.read_sidecar(str(built.root), shard)
+        for column, value in (
+            ("source", shard.source), ("split", shard.split), ("label", shard.label),
+        ):  # fmt: skip
+            assert set(rows[column].to_pylist()) == {value}
+        places = list(zip(rows["partition"].to_pylist(), rows["ordinal"].to_pylist(), strict=True))
+        assert places == sorted(places)
+        assert 0 < shard.num_samples <= built.config.output.samples_per_shard
+
+
+def test_inclusion_probability_follows_from_plan_and_similarity(built: Built) -> None:
+    rows = sidecar_rows(built.root)
+    reference = manifest.read_reference_info(str(built.root))
+    assert reference is not None
+    selection = built.config.selection
+    seen = Counter[str]()
+    for row in rows.drop_columns(["embedding"]).to_pylist():
+        plan = manifest.read_plan(str(built.root), row["source"])
+        assert plan is not None
+        weight = pc.exp(selection.beta * (row["similarity"] - reference.median)).as_py()
+        if row["label"]:
+            kind, expected = "positive", 1.0
+        elif row["split"] == "train":
+            kind, expected = "train", min(max(plan.scale * weight, selection.min_probability), 1.0)
+        else:
+            kind, expected = "eval", plan.eval_probability
+        seen[kind] += 1
+        assert row["inclusion_probability"] == pytest.approx(expected, rel=1e-6), row["key"]
+        assert unit_hash(selection.seed, row["content_hash"]) < row["inclusion_probability"]
+    assert min(seen["positive"], seen["train"], seen["eval"]) >= 20, seen
+    is_train = pc.and_(pc.equal(rows["split"], "train"), pc.equal(rows["label"], ""))
+    assert len(pc.unique(rows.filter(is_train)["inclusion_probability"])) > 20
+
+
+def test_the_very_bytes_of_a_positive_are_no_negative(built: Built) -> None:
+    positive = next(r for r in ledger_of(built, "cats") if r["ordinal"] == 0)
+    again = [r for r in ledger_of(built, "odd") if r["content_hash"] == positive["content_hash"]]
+    assert [(r["reject_reason"], r["selected"]) for r in again] == [("conflicting_labels", False)]
+    image = first_samples(CATS, 1)[0].image
+    holders = {
+        shard.source
+        for shard in built.generation.shards
+        if image in storage.read_bytes(storage.join(str(built.root), shard.path))
+    }
+    assert holders == {"cats"}
+
+
+def test_unlabelled_lookalikes_are_in_quarantine_with_their_image_and_in_no_shard(
+    built: Built,
+) -> None:
+    reference = manifest.read_reference_info(str(built.root))
+    assert reference is not None
+    rows = ledger_of(built, "strays")
+    for row in rows:
+        is_suspected = row["reject_reason"] == "suspected_positive"
+        assert is_suspected == (row["similarity"] > reference.ceiling), row["uri"]
+    suspects = {r["key"]: Path(r["uri"]) for r in rows if r["reject_reason"]}
+    cats = [r for r in rows if int(Path(r["uri"]).stem) < NUM_STRAY_CATS]
+    assert sum(r["key"] in suspects for r in cats) >= NUM_STRAY_CATS - 2
+    assert not suspects.keys() & set(sidecar_rows(built.root)["key"].to_pylist())
+    found = {}
+    for file in built.generation.quarantine:
+        assert file.source == "strays", "the others are verified to show no cat"
+        tar = storage.read_bytes(storage.join(str(built.root), file.path))
+        sidecar = manifest.read_table(str(built.root), file.sidecar_path)
+        columns = (sidecar[name].to_pylist() for name in ("key", "tar_offset", "tar_size"))
+        for key, offset, size in zip(*columns, strict=True):
+            found[key] = tar[offset : offset + size]
+    assert found == {key: path.read_bytes() for key, path in suspects.items()}
+
+
+def test_nothing_but_the_dataset_is_left(built: Built) -> None:
+    tops = {name.partition("/")[0] for name in storage.list_files(str(built.root))}
+    assert tops == {
+        "_info.json", "dataset.json", "embeddings", "generations", "hashes", "ledger", "plans",
+        "quarantine", "reference.json", "reference.parquet", "shards",
+    }  # fmt: skip
+
+
+def test_bytes_depend_neither_on_ray_nor_on_the_order_of_tasks(
+    built: Built, tmp_path: Path
+) -> None:
+    build_inline(config_of(tmp_path / "data", built.entries))
+    assert file_hashes(tmp_path / "data") == file_hashes(built.root)

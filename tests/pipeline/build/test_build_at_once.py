@@ -1,0 +1,83 @@
+"""One data set, many hands: two builds at once, and the same on S3 as on a disk."""
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from conftest import Built
+from pipeline import storage
+from pipeline.config.schema import Config
+from pipeline.dataset import manifest
+from pipeline.dataset.lease import lease_uri
+from support.builds import build_inline, config_of, file_hashes, write_config
+from support.processes import kill_session, run_infineg, start_infineg, wait_until
+from train.cli import main
+from train.config.settings import load_train_config
+from train.loop.trainer import train
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Output of a command that ends well, in this process."""
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.timeout(240)
+def test_of_two_builds_at_once_the_second_is_refused_and_the_first_goes_on(
+    built: Built, tmp_path: Path
+) -> None:
+    root = str(tmp_path / "data")
+    config = write_config(tmp_path / "config.yaml", config_of(root, built.entries))
+    log = tmp_path / "log-1"
+    first = start_infineg("build", config, log=log)
+    try:
+        wait_until(lambda: storage.exists(lease_uri(root)), first, log)
+        code, output = run_infineg("build", config, log=tmp_path / "log-2")
+        assert code == 1, output
+        assert "Traceback" not in output
+        message = f"{root} is being built by {socket.gethostname()}, process {first.pid} "
+        assert message in output
+        assert first.wait(timeout=120) == 0, log.read_text()
+    finally:
+        kill_session(first)
+    assert file_hashes(root) == file_hashes(built.root)
+    assert not storage.exists(lease_uri(root))
+
+
+@pytest.mark.timeout(120)
+def test_data_set_on_s3_grows_is_verified_and_trained_on(
+    s3_root: str, built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = build_inline(config_of(s3_root, built.entries[:2]))
+    files = ("shards/", "quarantine/", "ledger/", "hashes/")
+    before = file_hashes(s3_root, files)
+    config = config_of(s3_root, built.entries)
+    second = build_inline(config)
+    after = file_hashes(s3_root, files)
+    assert after == file_hashes(built.root, files)
+    assert before.items() < after.items()
+    assert second.shards[: len(first.shards)] == first.shards
+
+    assert "good." in call(capsys, "verify", s3_root)
+    status = json.loads(call(capsys, "status", s3_root, "--json"))
+    assert status["counts"]["selected"] == built.generation.counts.selected
+    assert manifest.require_info(s3_root).latest_generation == 2
+    assert losses(config, tmp_path / "s3") == losses(built.config, tmp_path / "local")
+
+
+def losses(config: Config, run: Path) -> list[float]:
+    """Of a short training on the pictures themselves."""
+    section = {
+        "run": str(run), "mode": "finetune", "steps": 4, "head_steps": 2, "batch_size": 16,
+        "warmup_steps": 1, "log_every": 1, "workers": 0, "cache_dir": str(run.parent / "cache"),
+    }  # fmt: skip
+    path = write_config(run.with_suffix(".yaml"), config.model_copy(update={"train": section}))
+    loaded, train_config, _ = load_train_config(str(path), ())
+    train(loaded, train_config, resume=False)
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert len(lines) == 4
+    return [line["loss"] for line in lines]

@@ -1,0 +1,186 @@
+"""The review page in a real browser, by keyboard alone."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.wait import WebDriverWait
+
+from pipeline.curate.verify import verify_dataset
+from pipeline.dataset import manifest
+from support.builds import copy_dataset
+from support.review import HOSTILE_CLASS, HOSTILE_NAME, NUM_SUSPECTS, Served, serve_review
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None or DRIVER is None,
+    reason="no chromium and chromedriver (Debian: apt-get install chromium chromium-driver)",
+)
+
+
+@pytest.fixture
+def root(suspects: Path, tmp_path: Path) -> Path:
+    return copy_dataset(suspects, tmp_path / "data")
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    os.environ["SE_AVOID_STATS"] = "true"  # Selenium must not call home
+    options = ChromeOptions()
+    assert CHROMIUM
+    assert DRIVER
+    options.binary_location = CHROMIUM
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",  # which needs what containers seldom grant
+        "--disable-dev-shm-usage",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--no-first-run",
+        "--window-size=1280,900",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+        f"--user-data-dir={tmp_path_factory.mktemp('profile')}",
+    ):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+class Page:
+    """What a person sees and types."""
+
+    def __init__(self, driver: Chrome, served: Served) -> None:
+        self.driver = driver
+        for log in ("performance", "browser"):
+            driver.get_log(log)  # of an earlier page
+        driver.get(served.url)
+        self.wait_for(lambda: self.cards and self.text("total") != "0")
+
+    def wait_for(self, claim: Callable[[], Any]) -> None:
+        WebDriverWait(self.driver, 10, poll_frequency=0.02).until(lambda _: claim())
+
+    def type(self, *keys: str) -> None:
+        for key in keys:
+            self.driver.switch_to.active_element.send_keys(key)
+
+    def text(self, name: str) -> str:
+        return self.driver.find_element(By.ID, name).text
+
+    @property
+    def cards(self) -> list[dict[str, Any]]:
+        script = """return [...document.querySelectorAll('.card')].map((card) => ({
+            key: card.dataset.key, verdict: card.dataset.verdict ?? null,
+            is_current: card.getAttribute('aria-selected') === 'true',
+            is_loaded: card.querySelector('img').naturalWidth > 0}))"""
+        cards: list[dict[str, Any]] = self.driver.execute_script(script)
+        return cards
+
+    @property
+    def verdicts(self) -> list[str | None]:
+        return [card["verdict"] for card in self.cards]
+
+    @property
+    def current(self) -> int:
+        return next(n for n, card in enumerate(self.cards) if card["is_current"])
+
+    @property
+    def num_nearest(self) -> int:
+        """Of the pictures of positives that are there."""
+        script = """return [...document.querySelectorAll('#nearest img')].filter(
+            (picture) => picture.naturalWidth > 0).length"""
+        return int(self.driver.execute_script(script))
+
+    @property
+    def requested(self) -> list[str]:
+        """Addresses of all requests since the last time this was asked."""
+        messages = [json.loads(e["message"])["message"] for e in self.driver.get_log("performance")]
+        return [
+            message["params"]["request"]["url"]
+            for message in messages
+            if message["method"] == "Network.requestWillBeSent"
+        ]
+
+    @property
+    def complaints(self) -> list[str]:
+        """Errors on the console, those of the content security policy among them."""
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+
+def test_a_review_by_keyboard_alone_becomes_a_generation(
+    driver: Chrome, root: Path, tmp_path: Path
+) -> None:
+    with serve_review(root, tmp_path / "log") as served:
+        page = Page(driver, served)
+        keys = [card["key"] for card in page.cards]
+        page.type("p", "n", "d", "l", "n")
+        page.wait_for(lambda: page.text("decided") == "4")
+        assert page.verdicts[:5] == ["positive", "negative", "drop", None, "negative"]
+        page.type("u", "u", Keys.ARROW_LEFT, "h", "n")
+        page.wait_for(lambda: page.verdicts[:5] == ["negative", "negative", None, None, None])
+        page.wait_for(lambda: page.text("decided") == "2")
+        page.type("h", "p", " ")
+        page.wait_for(lambda: page.current == 2)
+        page.type(Keys.ENTER)
+        page.wait_for(lambda: driver.find_element(By.ID, "zoom").is_displayed())
+        page.type("d")
+        page.wait_for(lambda: page.text("decided") == "3")
+        page.type(Keys.ESCAPE)
+    with serve_review(root, tmp_path / "log") as served:
+        page = Page(driver, served)
+        page.wait_for(lambda: page.current == 3)
+        assert page.verdicts[:4] == ["positive", "negative", "drop", None], "all kept"
+        page.type("P")
+        page.wait_for(lambda: page.text("decided") == page.text("total") == str(len(keys)))
+        assert set(page.verdicts[3:]) == {"positive"}
+        page.type("u", " ")
+        page.wait_for(lambda: page.text("decided") == "3")
+        page.type("a")
+        page.wait_for(lambda: driver.find_element(By.ID, "apply-dialog").is_displayed())
+        assert page.text("apply-text") == "1 positive, 1 negative, 1 drop"
+        page.type(Keys.ENTER)
+        page.wait_for(lambda: page.text("notice").startswith("Committed generation 2"))
+        assert [card["key"] for card in page.cards] == keys[3:]
+        assert page.verdicts == [None] * (len(keys) - 3)
+    generation = manifest.read_generation(str(root))
+    assert (generation.number, generation.parent) == (2, 1)
+    assert verify_dataset(str(root)).problems == []
+    ledgers = [ledger for source in generation.sources for ledger in source.ledger]
+    rows = {
+        row["key"]: row
+        for ledger in ledgers
+        for row in manifest.read_table(str(root), ledger.path).to_pylist()
+    }
+    assert [rows[key]["label"] for key in keys[:3]] == ["cat", "", ""]
+    assert rows[keys[0]]["label_state"] == "verified_present"
+    assert rows[keys[1]]["label_state"] == "verified_absent"
+    assert [rows[key]["reject_reason"] for key in keys[2:4]] == ["taken_down", "suspected_positive"]
+
+
+def test_names_of_strangers_are_text_and_nothing_foreign_is_asked_for(
+    driver: Chrome, root: Path, tmp_path: Path
+) -> None:
+    with serve_review(root, tmp_path / "log") as served:
+        page = Page(driver, served)
+        page.wait_for(lambda: all(card["is_loaded"] for card in page.cards))
+        facts = page.text("facts")
+        assert HOSTILE_NAME in facts
+        assert HOSTILE_CLASS in facts
+        page.wait_for(lambda: page.num_nearest == 3)
+        assert driver.title == "Review: cat"
+        assert page.complaints == []
+        requested = page.requested
+        assert len(requested) > NUM_SUSPECTS
+        assert [url for url in requested if not url.startswith(served.url)] == []
+        added = "document.body.append(Object.assign(new Image(), {src: 'https://example.org/'}))"
+        driver.execute_script(added)
+        page.wait_for(lambda: any("Content Security Policy" in line for line in page.complaints))

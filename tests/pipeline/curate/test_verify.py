@@ -1,0 +1,190 @@
+"""`infineg verify` finds what has changed, is missing, doubled or at odds, and names it."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from conftest import Built
+from pipeline import storage
+from pipeline.curate.verify import verify_dataset
+from pipeline.dataset import manifest
+from pipeline.dataset.metadata import Generation, ShardRecord
+from pipeline.errors import ConfigError, InfinegError
+from support.builds import copy_dataset
+
+
+@pytest.fixture
+def root(built: Built, tmp_path: Path) -> Path:
+    """A copy to be damaged."""
+    return copy_dataset(built.root, tmp_path / "copy")
+
+
+def problems_of(root: Path) -> list[str]:
+    return verify_dataset(str(root)).problems
+
+
+def test_undamaged_copy_is_good_as_no_path_in_it_is_absolute(root: Path) -> None:
+    assert problems_of(root) == []
+
+
+def flip(path: Path, position: float) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(position * (len(content) - 1))] ^= 0x20
+    path.write_bytes(content)
+
+
+def rewrite(root: Path, generation: Generation) -> None:
+    """Replaces the record of the latest generation, as no build ever does."""
+    text = generation.model_dump_json()
+    (root / manifest.generation_path(generation.number)).write_text(text)
+
+
+def with_own_hashes(root: Path, shard: ShardRecord) -> ShardRecord:
+    """The record that fits the files as they are now: the checksums no longer tell."""
+    return shard.model_copy(
+        update={
+            "sha256": storage.sha256_of(str(root / shard.path)),
+            "sidecar_sha256": storage.sha256_of(str(root / shard.sidecar_path)),
+        }
+    )
+
+
+@pytest.mark.parametrize("position", [0, 0.01, 0.3, 0.5, 0.7, 0.9, 1])
+@pytest.mark.parametrize("suffix", [".tar", ".parquet"])
+def test_flipped_bit_is_found_wherever_it_is(root: Path, suffix: str, position: float) -> None:
+    path = root / f"shards/train/squares-000001{suffix}"
+    flip(path, position)
+    problems = problems_of(root)
+    assert problems[0] == f"shards/train/squares-000001{suffix}: sha256 differs from the record"
+
+
+@pytest.mark.parametrize("position", [0, 0.5, 1])
+def test_flipped_bit_in_a_ledger_is_found(root: Path, position: float) -> None:
+    flip(root / "ledger/squares-000001.parquet", position)
+    assert "ledger/squares-000001.parquet: missing, or sha256 differs from the record" in (
+        problems_of(root)
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "shards/val/cats-cat-000000.tar", "shards/train/drawn-000000.parquet",
+        "quarantine/strays-000000.tar", "ledger/odd-000001.parquet", "_info.json",
+    ],
+)  # fmt: skip
+def test_missing_file_is_named(root: Path, name: str) -> None:
+    (root / name).unlink()
+    assert any(name in problem for problem in problems_of(root))
+
+
+def test_doubled_shard_is_found_by_its_keys(root: Path) -> None:
+    generation = manifest.read_generation(str(root))
+    shard = next(s for s in generation.shards if s.source == "drawn" and s.split == "train")
+    update = {}
+    for field in ("path", "sidecar_path"):
+        name = getattr(shard, field)
+        update[field] = name.replace("-000000", "-000007")
+        (root / update[field]).write_bytes((root / name).read_bytes())
+    doubled = shard.model_copy(update=update)
+    rewrite(root, generation.model_copy(update={"shards": (*generation.shards, doubled)}))
+    problems = problems_of(root)
+    key = manifest.read_sidecar(str(root), shard)["key"][0].as_py()
+    assert f"{key}: in shards/train/drawn and {doubled.path}" in problems
+
+
+def change_sidecar(root: Path, column: str, value: object) -> str:
+    """Sets one value of one sidecar and makes the checksums fit; returns the sample's key."""
+    generation = manifest.read_generation(str(root))
+    shard = next(s for s in generation.shards if s.source == "squares" and s.split == "train")
+    rows = manifest.read_sidecar(str(root), shard)
+    values = rows[column].to_pylist()
+    index = rows.schema.get_field_index(column)
+    changed = pa.array([value, *values[1:]], rows.schema.field(column).type)
+    pq.write_table(rows.set_column(index, column, changed), root / shard.sidecar_path)
+    shards = tuple(with_own_hashes(root, s) if s == shard else s for s in generation.shards)
+    rewrite(root, generation.model_copy(update={"shards": shards}))
+    return str(rows["key"][0].as_py())
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "problem"),
+    [
+        ("label", "cat", "{key}: cls is not cat"),
+        ("split", "test", "{key}: split test in a train shard"),
+        ("inclusion_probability", 0.0, "{key}: inclusion_probability 0.0 is not in (0, 1]"),
+        ("tar_size", 7, "{key}: image size differs"),
+        ("key", "another", "shards/train/squares-000000.tar: keys of tar and sidecar differ"),
+    ],
+)
+def test_sidecar_at_odds_with_its_tar_is_found(
+    root: Path, column: str, value: object, problem: str
+) -> None:
+    key = change_sidecar(root, column, value)
+    assert problem.format(key=key) in problems_of(root)
+
+
+def change_ledger(root: Path, change: dict[str, object]) -> str:
+    """Changes the first row that was not selected and makes checksum and counts fit."""
+    generation = manifest.read_generation(str(root))
+    (source,) = (s for s in generation.sources if s.name == "squares")
+    path = root / source.ledger[0].path
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    row = next(row for row in rows if not row["selected"] and row["split"] == "train")
+    row.update(change)
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    ledger = source.ledger[0].model_copy(update={"sha256": storage.sha256_of(str(path))})
+    changed = source.model_copy(update={"ledger": (ledger,)})
+    sources = tuple(changed if s == source else s for s in generation.sources)
+    rewrite(root, generation.model_copy(update={"sources": sources}))
+    return str(row["key"])
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"selected": True}, "{key}: selected against the rule"),
+        ({"selected": True}, "{key}: belongs in shards/train/squares, is in none"),
+        ({"selected": True}, "squares: other counts"),
+        ({"reject_reason": "truncated", "selected": True}, "{key}: rejected and selected"),
+        ({"split": "val"}, "{key}: in the wrong split"),
+        ({"ordinal": 1}, "squares: ordinals missing or doubled"),
+    ],
+)
+def test_ledger_at_odds_with_the_rules_is_found(
+    root: Path, change: dict[str, object], problem: str
+) -> None:
+    key = change_ledger(root, change)
+    assert problem.format(key=key) in problems_of(root)
+
+
+def test_sample_that_no_ledger_knows_is_found(root: Path) -> None:
+    generation = manifest.read_generation(str(root))
+    sources = tuple(s for s in generation.sources if s.name != "cats")
+    rewrite(root, generation.model_copy(update={"sources": sources}))
+    shard = next(s for s in generation.shards if s.source == "cats")
+    key = manifest.read_sidecar(str(root), shard)["key"][0].as_py()
+    assert f"{key}: in a shard but in no ledger" in problems_of(root)
+
+
+def test_list_for_timm_that_lags_is_found(root: Path) -> None:
+    info = json.loads((root / "_info.json").read_text())
+    info["splits"]["train"]["filenames"].pop()
+    (root / "_info.json").write_text(json.dumps(info))
+    assert problems_of(root) == ["_info.json lists other shards than the latest generation"]
+
+
+def test_folder_that_is_no_dataset_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no data set there \(no dataset\.json\)"):
+        verify_dataset(str(tmp_path))
+
+
+def test_record_of_another_version_is_named(root: Path) -> None:
+    path = root / manifest.generation_path(1)
+    path.write_text(path.read_text().replace('"number"', '"numero"'))
+    with pytest.raises(InfinegError, match=r"000001\.json: not a Generation .*\(number: Field req"):
+        verify_dataset(str(root))

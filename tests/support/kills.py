@@ -1,0 +1,337 @@
+"""Builds that are killed, each time at a moment and in a process that a seed chooses, and resumed.
+
+A moment is told by what the build writes: the files of a folder are looked at all the time, and an
+S3 server tells of each request. SIGKILL then gives nobody a chance to clean up.
+"""
+
+import contextlib
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from pipeline import storage
+from pipeline.dataset import manifest
+from support.processes import kill_session, session_processes, start_infineg
+from support.servers import S3Server
+
+# Ray tells its driver of the death of a node at once; it gives up on its head after 60 s.
+_MAX_WAIT_FOR_END_S = 30
+_MAX_WAIT_S = 180
+
+
+class Target(StrEnum):
+    DRIVER = "driver"
+    WORKER = "worker"  # a process that runs tasks
+    RAYLET = "raylet"
+    GCS = "gcs_server"
+    OTHER = "other"  # actors and agents of Ray, its logs, its dashboard
+
+
+class Phase(StrEnum):
+    """What a data set's files say that a build was doing."""
+
+    PLANNING = "planning"
+    READING = "reading"
+    PACKING = "packing"
+    SWEEPING = "sweeping"
+    BETWEEN = "between rounds"
+
+
+# What a build has just done: "+path" it wrote, "-path" it removed.
+MOMENTS_OF_PLANNING = {
+    "reference": r"\+reference\.",
+    "plan": r"\+plans/",
+}
+MOMENTS = {
+    **MOMENTS_OF_PLANNING,
+    "half a file": r"\+(.*/)?\.tmp-",  # on a disk alone
+    "data of a part": r"\+parts/.*\.parquet",
+    "part": r"\+parts/.*\.json",
+    "ledger": r"\+(ledger|hashes)/.*\.parquet",
+    "shard": r"\+(shards|quarantine)/.*\.tar",
+    "sidecar": r"\+(shards|quarantine)/.*\.parquet",
+    "generation": r"\+generations/.*\.json",
+    "removal": r"-(?!.*\.tmp-|lease)",
+}
+
+
+@dataclass(frozen=True)
+class Kill:
+    """Kill `target`, `delay_s` after the `count`-th time that `moment` has come in a run."""
+
+    target: Target
+    moment: str
+    count: int = 1
+    delay_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Struck:
+    """A kill that was done, and what it hit."""
+
+    kill: Kill
+    phase: Phase
+    victim: str
+
+
+class Events(Protocol):
+    """What has happened to a data set's files."""
+
+    root: str
+
+    def look(self, folder: str = "") -> Sequence[str]:
+        """All so far, in order; new ones of one folder alone, which may be quicker."""
+        ...
+
+
+@dataclass
+class LocalEvents:
+    """Looks at a folder; a part record must never be written again."""
+
+    root: str
+    _events: list[str] = field(default_factory=list)
+    _stamps: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def look(self, folder: str = "") -> Sequence[str]:
+        now: dict[str, tuple[int, int]] = {}
+        for directory, below, names in os.walk(f"{self.root}/{folder}"):
+            if "embeddings" in below:
+                below.remove("embeddings")  # many, and no moment of theirs is waited for
+            for name in names:
+                path = os.path.relpath(f"{directory}/{name}", self.root)
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                    stat = os.stat(f"{directory}/{name}")
+                    now[path] = (stat.st_ino, stat.st_mtime_ns)
+        for name, stamp in now.items():
+            before = self._stamps.get(name)
+            if before is None:
+                self._events.append(f"+{name}")
+            elif re.fullmatch(r"parts/.*\.json", name):
+                assert before == stamp, f"{name} was committed and is written again"
+        gone = {n for n in self._stamps.keys() - now.keys() if n.startswith(folder)}
+        self._events += [f"-{name}" for name in sorted(gone)]
+        self._stamps = {n: s for n, s in self._stamps.items() if n not in gone} | now
+        return self._events
+
+
+@dataclass
+class S3Events:
+    """Reads what a server tells of requests that succeeded."""
+
+    root: str
+    server: S3Server
+    _events: list[str] = field(default_factory=list)
+    _num_read: int = 0
+
+    def look(self, folder: str = "") -> Sequence[str]:
+        del folder  # it costs the same
+        root = "/" + self.root.removeprefix("s3://") + "/"
+        end = len(self.server.writes)
+        for request in self.server.writes[self._num_read : end]:
+            method, _, path = request.partition(" ")
+            if path.startswith(root):
+                sign = {"PUT": "+", "DELETE": "-"}[method]
+                self._events.append(sign + path.removeprefix(root))
+            elif method == "POST" and path.endswith("?delete"):
+                self._events.append("-many")
+        self._num_read = end
+        return self._events
+
+
+def draw_kill(seed: str, targets: Sequence[Target], moments: Sequence[str]) -> Kill:
+    draw = random.Random(seed)
+    return Kill(
+        target=draw.choice(targets),
+        moment=draw.choice(moments),
+        count=draw.choice([1, 1, 2, 3]),
+        delay_s=draw.choice([0.0, 0.0, 0.03, 0.3]) * draw.random(),
+    )
+
+
+class KilledBuild:
+    """A build of one config, killed and started again until it is finished."""
+
+    def __init__(self, config: Path, events: Events, folder: Path) -> None:
+        self._config, self._events, self._folder = config, events, folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started: list[subprocess.Popen[bytes]] = []
+        self.struck: list[Struck] = []
+        self.is_finished = False
+        # Of the process that runs; looked for beforehand, because a search takes a moment.
+        self._node: dict[Target, list[tuple[int, str]]] = {}
+        self._num_excused = 0  # kills after which a run has failed
+
+    @property
+    def logs(self) -> list[Path]:
+        """Of each run."""
+        return [self._folder / f"log-{number}" for number in range(len(self._started))]
+
+    @property
+    def output(self) -> str:
+        return "\n".join(log.read_text() for log in self.logs)
+
+    def strike(self, kill: Kill) -> None:
+        """Starts a build if none runs, waits for the moment, kills; the build may be over then."""
+        while not self.is_finished and self._wait_for(kill):
+            time.sleep(kill.delay_s)
+            assert self._process is not None
+            leader = self._process.pid
+            if victims := self._node.get(kill.target) or _find_victims(leader, kill.target):
+                victim, name = random.Random(str(kill)).choice(victims)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(victim, signal.SIGKILL)
+                phase = phase_of(self._events.root)
+                self.struck.append(Struck(kill, phase, name))
+                self._see_the_end(kill.target)
+                return
+
+    def strike_in(self, phase: Phase, kill: Kill) -> None:
+        """Strikes, again and again where a busy machine has let the phase pass by."""
+        self.strike(kill)
+        while self.struck[-1].phase != phase:
+            assert not self.is_finished, f"never in {phase}:\n{self.output}"
+            self.strike(kill)
+
+    def finish(self) -> None:
+        """Lets the build do what is left."""
+        code = 1
+        while code:
+            process = self._running()
+            deadline = time.monotonic() + _MAX_WAIT_S
+            while process.poll() is None:
+                assert time.monotonic() < deadline, f"hangs:\n{self.output}"
+                self._events.look()
+                time.sleep(0.02)
+            code = process.returncode
+            # Nobody need survive what runs beside the workers; then the next run goes on.
+            is_excused = len(self.struck) > self._num_excused
+            assert code == 0 or (is_excused and self.struck[-1].kill.target == Target.OTHER), (
+                f"exit code {code}:\n{self.output}"
+            )
+            self._num_excused = len(self.struck)
+            self._process = None
+        self._events.look()
+        self.is_finished = True
+
+    def close(self) -> None:
+        for process in self._started:
+            kill_session(process)
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            log = self._folder / f"log-{len(self._started)}"
+            self._process = start_infineg("build", self._config, log=log)
+            self._node = {}
+            self._started.append(self._process)
+        return self._process
+
+    def _wait_for(self, kill: Kill) -> bool:
+        """False if the build has ended before."""
+        process, seen = self._running(), len(self._events.look())
+        deadline = time.monotonic() + _MAX_WAIT_S
+        # What follows a commit on a disk is over in milliseconds.
+        folder = "generations" if kill.moment == "generation" else ""
+        count = 0
+        while count < kill.count:
+            if kill.target in (Target.RAYLET, Target.GCS) and not self._node.get(kill.target):
+                self._node[kill.target] = _find_victims(process.pid, kill.target)
+            if process.poll() is not None:
+                self.finish()
+                return False
+            assert time.monotonic() < deadline, f"{kill} never came:\n{self.output}"
+            events = self._events.look(folder)
+            count += sum(1 for event in events[seen:] if re.match(MOMENTS[kill.moment], event))
+            seen = len(events)
+            time.sleep(0.0002 if folder else 0.002)
+        return True
+
+    def _see_the_end(self, target: Target) -> None:
+        """A driver ends with its node or head; it goes on without a worker."""
+        assert self._process is not None
+        if target in (Target.WORKER, Target.OTHER):
+            return
+        code = self._process.wait(_MAX_WAIT_FOR_END_S)
+        # It may have been done in that moment.
+        assert code in ((-signal.SIGKILL,) if target == Target.DRIVER else (0, 1)), self.output
+        self._process = None
+
+
+@contextlib.contextmanager
+def killed_build(config: Path, events: Events, folder: Path) -> Iterator[KilledBuild]:
+    """Ends with all processes of all runs."""
+    build = KilledBuild(config, events, folder)
+    try:
+        yield build
+    finally:
+        build.close()
+
+
+def _find_victims(leader: int, target: Target) -> list[tuple[int, str]]:
+    if target == Target.DRIVER:
+        return [(leader, "driver")]
+    processes = session_processes(leader)
+    named = {
+        pid: (command.split() or [""])[0].rpartition("/")[2] for pid, command in processes.items()
+    }
+    tasks = {pid for pid, name in named.items() if name.startswith("ray::MapBatches")}
+    workers = tasks or {pid for pid, name in named.items() if name.startswith("ray::IDLE")}
+    chosen = {
+        Target.WORKER: workers,
+        Target.RAYLET: {pid for pid, name in named.items() if name == "raylet"},
+        Target.GCS: {pid for pid, name in named.items() if name == "gcs_server"},
+    }
+    others = set(named) - set().union(*chosen.values()) - {leader}
+    return [(pid, named[pid]) for pid in sorted(chosen.get(target, others))]
+
+
+def phase_of(root: str) -> Phase:
+    """Of a build that was just killed."""
+    files = set(storage.list_files(root))
+    numbers = [int(Path(name).stem) for name in files if re.match(MOMENTS["generation"][2:], name)]
+    generation = manifest.read_generation(root, max(numbers)) if numbers else None
+    parts = [name for name in files if name.startswith("parts/")]
+    done = {s.name: s.num_rounds for s in generation.sources} if generation else {}
+    if any(int(part.split("/")[2]) <= done.get(part.split("/")[1], 0) for part in parts):
+        return Phase.SWEEPING
+    if unlisted_outputs(root, files):
+        return Phase.PACKING
+    if parts:
+        return Phase.READING
+    return Phase.BETWEEN if generation else Phase.PLANNING
+
+
+def unlisted_outputs(root: str, files: set[str]) -> set[str]:
+    """Shards and tables that the latest generation does not list."""
+    numbers = [int(Path(name).stem) for name in files if re.match(MOMENTS["generation"][2:], name)]
+    listed: set[str] = set()
+    if numbers:
+        generation = manifest.read_generation(root, max(numbers))
+        for file in (*generation.shards, *generation.quarantine):
+            listed |= {file.path, file.sidecar_path}
+        for source in generation.sources:
+            listed |= {table.path for table in (*source.ledger, *source.hashes)}
+    folders = ("shards/", "quarantine/", "ledger/", "hashes/")
+    return {name for name in files if name.startswith(folders)} - listed
+
+
+def garbage_in(root: str) -> list[str]:
+    """What a finished build must not leave. The lease of a process that was killed is no harm."""
+    files = set(storage.list_files(root))
+    rest = {name for name in files if re.search(r"(^|/)\.tmp-|^parts/", name)}
+    return sorted(rest | unlisted_outputs(root, files))
+
+
+def repeated_work(build: KilledBuild, events: Sequence[str]) -> list[str]:
+    """Parts, and references, that were committed more than once."""
+    told = re.findall(r"committed (\w+ round \d+ span \d+ part \d+|reference bank)", build.output)
+    written = [e for e in events if re.match(r"\+parts/.*\.json", e)]
+    return [what for what, number in Counter([*told, *written]).items() if number > 1]

@@ -1,0 +1,65 @@
+"""Two processes that see different things of a data set train on the same."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.dataset.manifest import read_generation
+from support.train_runs import (
+    SHORT,
+    add_generation,
+    read_losses,
+    run_training,
+    write_dataset,
+    write_run_config,
+)
+from train.model.detector import read_model_info
+
+SECTION: dict[str, Any] = SHORT | {
+    "mode": "finetune", "head_steps": 0, "steps": 4, "dropout": 0.0, "on_bad_shard": "skip",
+}  # fmt: skip
+SCRIPT = """
+import os, sys
+from train.config import load_train_config
+from train.trainer import train
+config, train_config, _ = load_train_config(sys.argv[1 + int(os.environ["RANK"])])
+train(config, train_config, generation="latest")
+"""
+
+
+@pytest.mark.timeout(150)  # two more processes import torch: slow where cores are few
+def test_ranks_agree_on_generation_and_damaged_shards(tmp_path: Path) -> None:
+    """The second has no copy of one tar yet, but sees a generation more than the first."""
+    torch.set_num_threads(1)
+    first, second = tmp_path / "first", tmp_path / "second"
+    write_dataset(first, num_positives=20, num_negatives=60, image_size=32, samples_per_shard=10)
+    shutil.copytree(first, second)
+    lost = [s for s in read_generation(str(first)).shards if s.split == "train" and not s.label][1]
+    (second / lost.path).unlink()
+    add_generation(second)
+    # Both write to one run, which the first does.
+    of_first = write_run_config(first, tmp_path / "run", **SECTION)
+    of_second = of_first.with_name("second.yaml")
+    of_second.write_text(of_first.read_text().replace(str(first), str(second)))
+    script = tmp_path / "begin.py"
+    script.write_text(SCRIPT)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    subprocess.run(
+        [*launcher, "2", str(script), str(of_first), str(of_second)],
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=140,
+    )
+    info = read_model_info(tmp_path / "run")
+    assert info is not None
+    told = [(segment.generation, segment.skipped) for segment in info.segments]
+    assert told == [(1, (lost.path,))]
+    (first / lost.path).unlink()
+    alone = run_training(first, tmp_path / "alone", **SECTION)
+    assert read_losses(alone) == pytest.approx(read_losses(tmp_path / "run"), abs=1e-5)

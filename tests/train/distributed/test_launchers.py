@@ -1,0 +1,150 @@
+"""Who starts the processes of a training: two agents of torchrun, nobody; without Ray."""
+
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from support.processes import network, wait_until
+from support.train_runs import (
+    TORCHRUN,
+    checkpoint_steps,
+    kill_job,
+    losses_logged,
+    model_bytes,
+    on_two,
+    start_job,
+    workers_of,
+    write_dataset,
+    write_job,
+)
+
+HEAD = {
+    "steps": 400, "batch_size": 16, "warmup_steps": 3, "log_every": 5, "checkpoint_every": 50,
+    "hidden_dim": 32, "workers": 0, "deterministic": True,
+}  # fmt: skip
+pytestmark = pytest.mark.timeout(180)  # processes that import torch, several a test
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("dataset")
+    write_dataset(root, image_size=40)
+    return root
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two processes under one torchrun."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    log = run.with_suffix(".log")
+    finish([start_job(write_job(dataset, run, **HEAD), log=log, launcher=on_two())])
+    return run
+
+
+def finish(jobs: list[subprocess.Popen[bytes]]) -> None:
+    try:
+        assert [job.wait(timeout=150) for job in jobs] == [0] * len(jobs)
+    finally:
+        for job in jobs:
+            kill_job(job)
+
+
+def assert_same(run: Path, undisturbed: Path) -> None:
+    assert losses_logged(run) == losses_logged(undisturbed)
+    assert model_bytes(run) == model_bytes(undisturbed)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_environments_that_describe_no_group_are_refused(dataset: Path, tmp_path: Path) -> None:
+    config = write_job(dataset, tmp_path / "run", **HEAD)
+    wrong = {
+        "WORLD_SIZE is 2, but RANK and MASTER_ADDR and MASTER_PORT not set": {"WORLD_SIZE": "2"},
+        "WORLD_SIZE='two' in the environment is no number": {"WORLD_SIZE": "two"},
+        "srun started 2 tasks, which do not know of each other: start torchrun": {
+            "SLURM_STEP_NUM_TASKS": "2",
+            "SLURM_NTASKS": "2",
+            "SLURM_PROCID": "0",
+        },
+    }
+    for message, env in wrong.items():
+        log = tmp_path / "log"
+        assert start_job(config, log=log, **env).wait(timeout=60) == 2
+        assert message in log.read_text()
+        assert not (tmp_path / "run").exists()
+        assert "Traceback" not in log.read_text()
+
+
+def test_training_needs_no_ray(dataset: Path, tmp_path: Path) -> None:
+    """An environment in which every import of it fails, as where it isn't installed."""
+    (tmp_path / "site" / "ray").mkdir(parents=True)
+    (tmp_path / "site" / "ray" / "__init__.py").write_text(
+        "raise ModuleNotFoundError('No module named ray', name='ray')\n"
+    )
+    run, log = tmp_path / "run", tmp_path / "log"
+    path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
+    config = write_job(dataset, run, **HEAD | {"steps": 20})
+    assert start_job(config, log=log, PYTHONPATH=path).wait(timeout=60) == 0, log.read_text()
+    assert (run / "model.json").exists()
+    code = start_job(config, "--launcher", "ray", log=log, PYTHONPATH=path).wait(timeout=60)
+    assert (code, "pip install 'infineg[pipeline]'" in log.read_text()) == (2, True)
+
+
+def agent(node: int, endpoint: str, *options: str) -> list[str]:
+    """One of two nodes, a process each."""
+    same = [
+        "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "job", "--rdzv-backend", "c10d",
+        "--rdzv-endpoint", endpoint, "--rdzv-conf", f"is_host={int(node == 0)}",
+        "--max-restarts", "2",
+    ]  # fmt: skip
+    return [*TORCHRUN, *same, *options]
+
+
+def test_two_agents_go_on_after_a_kill_on_one_of_them(
+    dataset: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Only the agent of the killed process counts a restart; both must meet again."""
+    run = tmp_path / "run"
+    config = write_job(dataset, run, **HEAD)
+    endpoint = f"127.0.0.1:{free_port()}"
+    logs = [tmp_path / f"log{node}" for node in range(2)]
+    jobs = [start_job(config, log=logs[node], launcher=agent(node, endpoint)) for node in range(2)]
+    try:
+        wait_until(lambda: bool(checkpoint_steps(run)), jobs[1], logs[1])
+        os.kill(workers_of(jobs[1])[0], signal.SIGKILL)
+        finish(jobs)
+    finally:
+        for job in jobs:
+            kill_job(job)
+    assert_same(run, undisturbed)
+
+
+def test_two_network_namespaces_train_as_one_machine(
+    dataset: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Two hosts joined by a cable: what they say to each other crosses a network."""
+    run = tmp_path / "run"
+    config = write_job(dataset, run, **HEAD)
+    with network(2) as net:
+        if not net.is_real:
+            pytest.skip("network namespaces need root and iproute2")
+        endpoint = f"{net.hosts[0].address}:29500"
+        jobs = [
+            start_job(
+                config,
+                log=tmp_path / f"log{node}",
+                launcher=[*host.prefix, *agent(node, endpoint, "--local-addr", host.address)],
+                GLOO_SOCKET_IFNAME=host.interface,
+            )
+            for node, host in enumerate(net.hosts)
+        ]
+        finish(jobs)
+    assert_same(run, undisturbed)

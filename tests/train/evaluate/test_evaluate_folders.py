@@ -1,0 +1,77 @@
+import base64
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+from pipeline.errors import ConfigError
+from support.train_runs import write_run
+from train.evaluate.folders import evaluate_folders
+from train.evaluate.run import evaluate_run
+from train.metrics.intervals import clopper_pearson
+
+
+@pytest.fixture(scope="module")
+def two_targets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = write_run(tmp_path_factory.mktemp("two"), mode="finetune", targets=("cat", "dog"))
+    evaluate_run(run)
+    return run
+
+
+def test_folders_are_measured_with_the_runs_own_threshold(
+    two_targets: Path, tmp_path: Path
+) -> None:
+    warm, cold = tmp_path / "warm", tmp_path / "cold"
+    for folder, colour in ((warm, (230, 120, 40)), (cold, (30, 90, 200))):
+        folder.mkdir()
+        for number in range(4):
+            _draw(folder / f"{number}.png", colour, seed=number)
+    (cold / "notes.txt").write_text("not an image")
+    before = (two_targets / "model.json").read_bytes()
+    metrics = evaluate_folders(two_targets, [(warm, "cat"), (cold, "")])
+    assert (two_targets / "model.json").read_bytes() == before
+    assert metrics["unreadable"] == 1
+    assert metrics["target"]["cat"]["tpr"]["value"] == 1
+    assert metrics["target"]["cat"]["fpr"]["all"] == pytest.approx(
+        {"value": 0, "low": 0, "high": clopper_pearson(0, 4)[1], "n": 4}
+    )
+    assert metrics["target"]["dog"]["tpr"]["n"] == 0
+    assert metrics["target"]["dog"]["fpr_at_tpr95"]["all"]["n"] == 0
+    written = two_targets / "evaluations" / "warm-cold"
+    assert json.loads((written / "metrics.json").read_text()) == metrics
+    page = (written / "report.html").read_text()
+    assert page.count('src="data:image/jpeg;base64,') == 2 * 8, "each picture for each target"
+    assert "1 files were no images" in page
+    assert "100 in 100 pictures of a cat" in page
+    assert "Not tested at all" not in page, "strata of a folder are unknown, not missing"
+
+
+def test_folder_with_an_unknown_label_is_refused(two_targets: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--label 'bird'.*allowed are"):
+        evaluate_folders(two_targets, [(tmp_path, "bird")])
+
+
+def test_report_shows_every_format_that_was_evaluated(two_targets: Path, tmp_path: Path) -> None:
+    grey = np.linspace(0, 65535, 48 * 64).reshape(48, 64)
+    Image.fromarray(grey.astype(np.uint16)).save(tmp_path / "16_bits.png")
+    Image.new("RGBA", (64, 48), (10, 20, 30, 100)).save(tmp_path / "transparent.webp")
+    Image.new("CMYK", (64, 48), (10, 20, 30, 40)).save(tmp_path / "print.jpg")
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "turned.jpg", exif=turned)
+    metrics = evaluate_folders(two_targets, [(tmp_path, "")])
+    assert metrics["unreadable"] == 0
+    page = (two_targets / "evaluations" / tmp_path.name / "report.html").read_text()
+    images = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    sizes = [Image.open(io.BytesIO(base64.b64decode(image))).size for image in images]
+    assert len(sizes) == 2 * 4
+    assert sizes.count((48, 64)) == 2, "the turned one stands upright, for each target"
+
+
+def _draw(path: Path, colour: tuple[int, int, int], *, seed: int) -> None:
+    pixels = np.random.default_rng(seed).normal(colour, 25, (48, 64, 3)).clip(0, 255)
+    Image.fromarray(pixels.astype(np.uint8)).save(path)

@@ -1,0 +1,200 @@
+"""A run that goes on with a newer generation: what it keeps, draws, records and refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.dataset.manifest import read_info, write_info
+from pipeline.errors import ConfigError
+from support.train_runs import (
+    SHORT,
+    add_generation,
+    interrupt_training,
+    read_losses,
+    write_dataset,
+    write_run_config,
+)
+from train.cli import main
+from train.config.settings import load_train_config
+from train.loop import trainer
+from train.loop.checkpoint import find_checkpoint
+from train.loop.run_dir import parse_generation
+from train.loop.trainer import train
+from train.model.detector import load_model, read_model_info
+
+SECTION = SHORT | {"steps": 16}
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    root = tmp_path / "data"
+    write_dataset(root, image_size=40)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def go_on(dataset: Path, run: Path, adopt: Any = None, **section: Any) -> Path:
+    config, train_config, _ = load_train_config(write_run_config(dataset, run, **section))
+    return train(config, train_config, resume=True, generation=adopt)
+
+
+def watch_keys(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Keys of all samples that are trained on from now on."""
+    keys: list[str] = []
+    train_step = trainer.train_step
+
+    def watched(job: Any, model: Any, batch: Any, step: int) -> Any:
+        keys.extend(job.rows.keys.take(batch.rows_B.numpy()).to_pylist())
+        return train_step(job, model, batch, step)
+
+    monkeypatch.setattr(trainer, "train_step", watched)
+    return keys
+
+
+def test_an_adopting_run_keeps_its_weights_and_draws_the_new_samples(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    interrupt_training(dataset, run, monkeypatch, at=9, **SECTION)
+    add_generation(dataset)
+    keys = watch_keys(monkeypatch)
+    go_on(dataset, run, "latest", **SECTION)
+    assert any(key.startswith("news-") for key in keys)
+    assert len(keys) == 8 * 16, "steps 8 to 15 alone"
+    info = read_model_info(run)
+    assert info is not None
+    told = [(s.generation, s.first_step) for s in info.segments]
+    assert (info.generation, told) == (2, [(1, 0), (2, 8)])
+    losses = read_losses(run)
+    assert len(losses) == 16
+    assert max(losses[8:]) < losses[0], "no start from nothing"
+
+
+def test_a_resume_after_adoption_repeats_the_undisturbed_one_exactly(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        interrupt_training(dataset, tmp_path / name, monkeypatch, at=9, **SECTION)
+    add_generation(dataset)
+    undisturbed = go_on(dataset, tmp_path / "a", 2, **SECTION)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 14)
+        with pytest.raises(KeyboardInterrupt):
+            go_on(dataset, tmp_path / "b", "latest", **SECTION)
+    checkpoint = find_checkpoint(tmp_path / "b")
+    assert checkpoint is not None
+    assert (checkpoint.step, checkpoint.generation) == (12, 2)
+    add_generation(dataset, "later")
+    # Plain --resume stays on what it adopted, though there is a newer one.
+    resumed = go_on(dataset, tmp_path / "b", **SECTION)
+    assert read_losses(resumed) == read_losses(undisturbed)
+    models = [(run / "model.safetensors").read_bytes() for run in (undisturbed, resumed)]
+    assert models[0] == models[1]
+
+
+def stop_at(patch: pytest.MonkeyPatch, at: int) -> None:
+    train_step = trainer.train_step
+
+    def interrupted(job: Any, model: Any, batch: Any, step: int) -> Any:
+        if step == at:
+            raise KeyboardInterrupt
+        return train_step(job, model, batch, step)
+
+    patch.setattr(trainer, "train_step", interrupted)
+
+
+def test_plain_resume_stays_on_the_generation_it_began_with(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    interrupt_training(dataset, run, monkeypatch, at=9, **SECTION)
+    add_generation(dataset)
+    keys = watch_keys(monkeypatch)
+    go_on(dataset, run, **SECTION)
+    assert not any(key.startswith("news-") for key in keys)
+    assert load_model(run)[1].generation == 1
+    # What is finished stays finished, whatever is adopted.
+    go_on(dataset, run, "latest", **SECTION)
+    assert load_model(run)[1].generation == 1
+
+
+@pytest.mark.parametrize(
+    ("generation", "changes", "message"),
+    [
+        (1, {}, r"--generation 1: .* is trained on generation 2 and goes on with that or a newer"),
+        (7, {}, r"no generation 7; the latest is 3"),
+        (3, {"dropout": 0.3}, r"other settings \(dropout was 0\.1, is 0\.3\)"),
+        (None, {"generation": 3}, r"generation was 2, is 3.* --resume --generation 3 goes on"),
+    ],
+)
+def test_what_cannot_be_adopted_is_refused(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    generation: int | None, changes: dict[str, Any], message: str,
+) -> None:  # fmt: skip
+    run = tmp_path / "run"
+    add_generation(dataset)
+    interrupt_training(dataset, run, monkeypatch, at=5, **SECTION)
+    add_generation(dataset, "later")
+    with pytest.raises(ConfigError, match=message):
+        go_on(dataset, run, generation, **SECTION | changes)
+
+
+def test_another_data_set_is_refused_also_by_a_run_that_adopts(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    interrupt_training(dataset, run, monkeypatch, at=5, **SECTION)
+    add_generation(dataset)
+    info = read_info(str(dataset))
+    assert info is not None
+    write_info(str(dataset), info.model_copy(update={"fingerprint": "another"}))
+    with pytest.raises(ConfigError, match=r"other settings \(dataset was toy, is another\)"):
+        go_on(dataset, run, "latest", **SECTION)
+
+
+def test_a_generation_pinned_in_the_config_may_go_on_after_it_was_left(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, section = tmp_path / "run", SECTION | {"generation": 1}
+    interrupt_training(dataset, run, monkeypatch, at=5, **section)
+    add_generation(dataset)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 9)
+        with pytest.raises(KeyboardInterrupt):
+            go_on(dataset, run, 2, **section)
+    go_on(dataset, run, **section)
+    info = json.loads((run / "model.json").read_text())
+    assert [s["first_step"] for s in info["segments"]] == [0, 4]
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "newest", ""])
+def test_a_generation_is_a_number_or_latest(text: str) -> None:
+    assert (parse_generation("3"), parse_generation("latest")) == (3, "latest")
+    with pytest.raises(ConfigError, match=r"--generation: '.*'; give a number from 1, or latest"):
+        parse_generation(text)
+
+
+def test_the_command_adopts_the_latest_generation(
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    interrupt_training(dataset, run, monkeypatch, at=9, **SECTION)
+    add_generation(dataset)
+    for word, wanted in (("newest", 2), ("latest", 0)):
+        with pytest.raises(SystemExit) as end:
+            main(["train", str(run.with_suffix(".yaml")), "--resume", "--generation", word])
+        assert end.value.code == wanted
+    assert "--generation: 'newest'; give a number from 1, or latest" in capsys.readouterr().err
+    info = read_model_info(run)
+    assert info is not None
+    assert info.generation == 2

@@ -1,0 +1,251 @@
+"""One step: gradients in parts, their norm, averages, the scaler's state, compiled networks."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.dataset.manifest import read_generation, require_info
+from pipeline.errors import ConfigError
+from support.train_runs import (
+    FINETUNE,
+    SHORT,
+    interrupt_training,
+    read_losses,
+    run_training,
+    write_dataset,
+    write_run_config,
+)
+from train.config.settings import load_train_config
+from train.data.order import BatchOrder, Portion, RankSlice
+from train.distributed.world import World, join_world
+from train.loop.job import Job, open_stream, prepare_job
+from train.loop.optim import average_of, restore_update_state, update_state
+from train.loop.step import train_step
+from train.model.detector import load_model
+
+ALONE = World(rank=0, size=1, device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("dataset")
+    write_dataset(root, image_size=40)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def job_of(dataset: Path, run: Path, **section: Any) -> Job:
+    config, train_config, _ = load_train_config(write_run_config(dataset, run, **section))
+    info, generation = require_info(str(dataset)), read_generation(str(dataset))
+    return prepare_job(config, train_config, info, generation, ALONE)
+
+
+def gradients(dataset: Path, run: Path, **section: Any) -> list[torch.Tensor]:
+    """Of all parameters, after the first step on images."""
+    job = job_of(dataset, run, **FINETUNE | {"head_steps": 0, "dropout": 0.0} | section)
+    job.detector.train_backbone(99)
+    job.detector.double()
+    batch = next(open_stream(job, "finetune", range(1), image_size=32))
+    model = _Doubles(job.detector)
+    train_step(job, model, batch, 0)
+    return [p.grad for p in job.detector.parameters() if p.grad is not None]
+
+
+class _Doubles(torch.nn.Module):
+    """A detector in float64, where `Encoder` casts to float32: sums differ by rounding alone."""
+
+    def __init__(self, detector: Any) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        encoder = self.detector.encoder
+        scaled_BCHW = (pixels_BCHW.double() / 255 - encoder.mean) / encoder.std
+        embedding_BD = torch.nn.functional.normalize(encoder.backbone(scaled_BCHW), dim=1)
+        logits_BK: torch.Tensor = self.detector.head(embedding_BD)
+        return logits_BK
+
+
+@pytest.mark.parametrize("parts", [2, 3, 16])
+@pytest.mark.parametrize(
+    "section",
+    [{}, {"regularization": {"mixup": 0.5, "cutmix": 1.0, "label_smoothing": 0.1}}],
+    ids=["plain", "mixed"],
+)
+def test_parts_of_a_batch_give_the_gradient_of_the_whole(
+    dataset: Path, tmp_path: Path, parts: int, section: dict[str, Any]
+) -> None:
+    whole = gradients(dataset, tmp_path / "whole", **section)
+    in_parts = gradients(dataset, tmp_path / "parts", accumulate=parts, **section)
+    largest = max(gradient.abs().max().item() for gradient in whole)
+    for mine, theirs in zip(whole, in_parts, strict=True):
+        torch.testing.assert_close(theirs, mine, rtol=1e-5, atol=1e-7 * largest)
+
+
+def test_clipped_gradients_have_the_norm_asked_for_and_the_log_says_what_they_had(
+    dataset: Path, tmp_path: Path
+) -> None:
+    job = job_of(dataset, tmp_path / "run", **SHORT | {"max_grad_norm": 0.01})
+    batch = next(open_stream(job, "head", range(1), image_size=32))
+    result = train_step(job, job.detector.head.train(), batch, 0)
+    norms = [p.grad.norm() for p in job.detector.head.parameters()]
+    assert torch.stack(norms).norm().item() == pytest.approx(0.01, rel=1e-3)
+    assert result.grad_norm.item() > 0.1
+    run = run_training(dataset, tmp_path / "whole", **SHORT | {"max_grad_norm": 0.01})
+    assert '"grad_norm": ' in (run / "log.jsonl").read_text()
+
+
+def test_average_follows_the_weights_slowly_and_is_what_is_exported(
+    dataset: Path, tmp_path: Path
+) -> None:
+    section = SHORT | {"ema_decay": 0.5}
+    job = job_of(dataset, tmp_path / "run", **section)
+    head = job.detector.head.train()
+    wanted: torch.Tensor | None = None
+    for step, batch in zip(range(12), open_stream(job, "head", range(12), image_size=32)):  # noqa: B905
+        train_step(job, head, batch, step)
+        weight = head.layers[1].weight.detach().clone()
+        kept = min(0.5, (1 + step) / (10 + step))
+        wanted = weight if wanted is None else kept * wanted + (1 - kept) * weight
+    assert wanted is not None
+    averaged = job.evaluated.get_submodule("layers.1").weight
+    torch.testing.assert_close(averaged, wanted)
+    exported, _ = load_model(run_training(dataset, tmp_path / "whole", **section))
+    torch.testing.assert_close(exported.head.layers[1].weight, averaged)
+    assert not torch.equal(head.layers[1].weight, averaged)
+
+
+def test_scaler_and_average_come_back_from_their_state() -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Linear(3, 2)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    average = average_of(module, 0.9)
+    for _ in range(4):
+        optimizer.zero_grad()
+        scaler.scale(module(torch.ones(1, 3)).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        average.update_parameters(module)
+    state = update_state(scaler, average)
+    again = torch.amp.GradScaler("cpu", init_scale=2.0, growth_interval=3)
+    other = average_of(torch.nn.Linear(3, 2), 0.9)
+    restore_update_state(again, other, state)
+    assert again.state_dict() == scaler.state_dict()
+    assert (again.get_scale(), again.state_dict()["_growth_tracker"]) == (16.0, 1)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(other.state_dict().values(), average.state_dict().values(), strict=True)
+    )
+    nothing = torch.amp.GradScaler("cpu", enabled=False)
+    assert update_state(nothing, None) == {}
+
+
+def test_steps_in_half_precision_with_a_scaled_loss_learn_like_those_in_full(
+    dataset: Path, tmp_path: Path
+) -> None:
+    """On a CPU, where a run in fp16 is refused for being slow."""
+    told: dict[str, list[tuple[float, float]]] = {}
+    for amp in ("off", "fp16"):
+        job = job_of(dataset, tmp_path / amp, **SHORT | {"max_grad_norm": 1.0, "dropout": 0.0})
+        if amp == "fp16":
+            job = replace(
+                job,
+                train_config=job.train_config.model_copy(update={"amp": "fp16"}),
+                scaler=torch.amp.GradScaler("cpu"),
+            )
+        head = job.detector.head.train()
+        for step, batch in enumerate(open_stream(job, "head", range(12), image_size=32)):
+            result = train_step(job, head, batch, step)
+            told.setdefault(amp, []).append((result.loss.item(), result.grad_norm.item()))
+    assert told["fp16"] != told["off"]
+    for half, full in zip(told["fp16"], told["off"], strict=True):
+        assert half == pytest.approx(full, rel=0.02, abs=0.005)
+
+
+@pytest.mark.gpu
+def test_fp16_run_on_a_gpu_resumes_with_its_loss_scale(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = FINETUNE | {"amp": "fp16", "device": "cuda", "dropout": 0.0, "ema_decay": 0.9}
+    undisturbed = run_training(dataset, tmp_path / "a", **section)
+    interrupt_training(dataset, tmp_path / "b", monkeypatch, at=10, **section)
+    resumed = run_training(dataset, tmp_path / "b", resume=True, **section)
+    assert read_losses(resumed) == pytest.approx(read_losses(undisturbed), abs=1e-3)
+    scales = [
+        [json.loads(line)["loss_scale"] for line in (run / "log.jsonl").read_text().splitlines()]
+        for run in (undisturbed, resumed)
+    ]
+    assert scales[0] == scales[1]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_no_rank_runs_out_before_another(world_size: int) -> None:
+    """Shards of 7, 3, 11 and 50 rows: every rank has as many samples of each kind at each step."""
+    for step in range(40):
+        sizes = set()
+        for rank in range(world_size):
+            order = BatchOrder(
+                [Portion([range(7), range(7, 10)])], [Portion([range(10, 21), range(21, 71)])],
+                num_positives=4, batch_size=12, window=2, seed=0, part=RankSlice(rank, world_size),
+            )  # fmt: skip
+            rows, positions = order.batch(step)
+            sizes.add((len(rows), len(positions)))
+        assert sizes == {(12 // world_size, 12 // world_size)}
+
+
+def test_fp16_without_a_gpu_is_refused(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.amp: fp16 is for GPUs, and this runs on cpu"):
+        run_training(dataset, tmp_path / "run", **SHORT | {"amp": "fp16", "device": "cpu"})
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to be had")
+def test_a_gpu_that_is_not_there_is_refused(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.device: cuda, but torch .* no CUDA device"):
+        run_training(dataset, tmp_path / "run", **SHORT | {"device": "cuda"})
+    with join_world("auto") as world:
+        assert world.device.type == "cpu"
+
+
+def test_more_parts_than_samples_are_refused(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.accumulate: 17 parts of 16 samples"):
+        run_training(dataset, tmp_path / "run", **SHORT | {"accumulate": 17})
+
+
+def test_compiling_without_a_compiler_is_refused(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(
+        ConfigError, match=r"train\.compile: .* none of .*, clang\+\+ is on the PATH"
+    ):
+        run_training(dataset, tmp_path / "run", **SHORT | {"compile": True})
+
+
+def test_images_and_weights_are_channels_last(dataset: Path, tmp_path: Path) -> None:
+    job = job_of(dataset, tmp_path / "run", **FINETUNE)
+    batch = next(open_stream(job, "finetune", range(1), image_size=32))
+    kernels = [p for p in job.detector.encoder.parameters() if p.ndim == 4 and p.shape[-1] > 1]
+    for tensor in (batch.inputs, *kernels):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("section", [SHORT, FINETUNE], ids=["head", "finetune"])
+def test_compiled_networks_learn_the_same(
+    dataset: Path, tmp_path: Path, section: dict[str, Any]
+) -> None:
+    section = section | {"dropout": 0.0}
+    plain = read_losses(run_training(dataset, tmp_path / "plain", **section))
+    compiled = read_losses(run_training(dataset, tmp_path / "fast", compile=True, **section))
+    assert compiled == pytest.approx(plain, abs=1e-4)
+    assert load_model(tmp_path / "fast")[0].state_dict().keys()

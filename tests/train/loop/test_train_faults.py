@@ -1,0 +1,183 @@
+"""Runs that are stopped, killed, fed with nonsense or out of disk, as real processes."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from support.processes import wait_until
+from support.train_runs import (
+    checkpoint_steps,
+    kill_job,
+    losses_logged,
+    model_bytes,
+    on_two,
+    start_job,
+    steps_logged,
+    workers_of,
+    write_dataset,
+    write_job,
+)
+
+HEAD = {
+    "steps": 500, "batch_size": 16, "warmup_steps": 3, "log_every": 5, "checkpoint_every": 50,
+    "hidden_dim": 32, "workers": 0, "deterministic": True,
+}  # fmt: skip
+pytestmark = pytest.mark.timeout(180)  # processes that import torch, several a test
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("dataset")
+    write_dataset(root, image_size=40)
+    return root
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Finished runs of HEAD, by the number of processes."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    runs = {1: root / "one", 2: root / "two"}
+    for size, run in runs.items():
+        launcher = on_two() if size == 2 else None
+        finish(start_job(write_job(dataset, run, **HEAD), log=root / "log", launcher=launcher))
+    return runs
+
+
+def finish(job: subprocess.Popen[bytes], *, code: int = 0) -> None:
+    try:
+        assert job.wait(timeout=120) == code
+    finally:
+        kill_job(job)
+
+
+def wait_for_steps(job: subprocess.Popen[bytes], run: Path, num: int, log: Path) -> None:
+    wait_until(lambda: steps_logged(run) * HEAD["log_every"] >= num, job, log)
+
+
+def assert_same(run: Path, undisturbed: Path) -> None:
+    assert losses_logged(run) == losses_logged(undisturbed)
+    assert model_bytes(run) == model_bytes(undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_saves_first_and_the_resumed_run_is_the_undisturbed_one(
+    dataset: Path, undisturbed: dict[int, Path], tmp_path: Path, number: signal.Signals
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    config = write_job(dataset, run, **HEAD | {"checkpoint_every": 10_000})
+    job = start_job(config, log=log)
+    wait_for_steps(job, run, 100, log)
+    job.send_signal(number)
+    finish(job, code=128 + number)
+    (step,) = checkpoint_steps(run)
+    assert f"{number.name} after step {step:,} of {run}: saved at step {step:,}" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    assert 100 <= step < HEAD["steps"]
+    finish(start_job(config, "--resume", log=log))
+    assert_same(run, undisturbed[1])
+
+
+def test_a_signal_to_one_of_two_processes_stops_both_at_one_step(
+    dataset: Path, undisturbed: dict[int, Path], tmp_path: Path
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    config = write_job(dataset, run, **HEAD | {"checkpoint_every": 10_000})
+    job = start_job(config, log=log, launcher=on_two())
+    wait_for_steps(job, run, 100, log)
+    os.kill(workers_of(job)[1], signal.SIGTERM)
+    finish(job, code=1)  # torchrun's own
+    assert len(checkpoint_steps(run)) == 1
+    assert log.read_text().count("--resume goes on there") == 2, "each tells, none is killed"
+    finish(start_job(config, "--resume", log=log, launcher=on_two()))
+    assert_same(run, undisturbed[2])
+
+
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10))]
+)
+def test_a_killed_process_is_replaced_and_the_run_ends_as_if_undisturbed(
+    dataset: Path, undisturbed: dict[int, Path], tmp_path: Path, seed: int
+) -> None:
+    """SIGKILL of one of two, at a random step, before the first checkpoint or after."""
+    rng = random.Random(seed)
+    run, log = tmp_path / "run", tmp_path / "log"
+    job = start_job(
+        write_job(dataset, run, **HEAD), log=log, launcher=on_two("--max-restarts", "1")
+    )
+    wait_for_steps(job, run, rng.choice([5, rng.randrange(50, 400)]), log)
+    os.kill(rng.choice(workers_of(job)), signal.SIGKILL)
+    finish(job)
+    assert "failed (exitcode: " in log.read_text(), "torchrun has seen it"
+    assert_same(run, undisturbed[2])
+
+
+@pytest.mark.cluster
+def test_a_process_that_hangs_is_given_up(dataset: Path, tmp_path: Path) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    config = write_job(dataset, run, **HEAD | {"steps": 100_000, "timeout_s": 3})
+    job = start_job(config, log=log, launcher=on_two(), TORCH_ELASTIC_SHUTDOWN_TIMEOUT="2")
+    wait_for_steps(job, run, 50, log)
+    os.kill(workers_of(job)[1], signal.SIGSTOP)
+    finish(job, code=1)
+    assert "one of the processes is gone, or has not answered for 3 s" in log.read_text()
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_broken_loss_names_the_sample_and_keeps_the_last_checkpoint(
+    tmp_path: Path, size: int
+) -> None:
+    root, run, log = tmp_path / "data", tmp_path / "run", tmp_path / "log"
+    generation = write_dataset(root, image_size=40, num_negatives=1500)
+    shard = next(s for s in generation.shards if s.split == "train" and s.source == "noise")
+    table = pq.read_table(root / shard.sidecar_path)
+    embedding_ND = np.array(table["embedding"].to_pylist(), dtype=np.float16)
+    embedding_ND[7, 3] = np.nan
+    column = pa.FixedSizeListArray.from_arrays(embedding_ND.ravel(), embedding_ND.shape[1])
+    index = table.schema.get_field_index("embedding")
+    pq.write_table(
+        table.set_column(index, table.schema.field(index), column), root / shard.sidecar_path
+    )
+    # An epoch of negatives is 125 steps: it comes once in them.
+    config = write_job(root, run, **HEAD | {"steps": 130, "checkpoint_every": 3, "log_every": 10})
+    finish(start_job(config, log=log, launcher=on_two() if size == 2 else None), code=1)
+    told = json.loads((run / "nan_batch.json").read_text())
+    broken = [sample for sample in told["samples"] if not sample["is_finite"]]
+    assert [sample["key"] for sample in broken] == [table["key"][7].as_py()]
+    assert len(told["samples"]) == 16
+    assert {sample["rank"] for sample in told["samples"]} == set(range(size))
+    assert f"the loss of step {told['step']:,} is no number" in log.read_text()
+    assert "takedown` removes them" in log.read_text()
+    saved = checkpoint_steps(run)
+    assert saved[-1] == told["step"] // 3 * 3, "the last before it, and none after"
+    assert all(np.isfinite(losses_logged(run)))
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(
+    dataset: Path, undisturbed: dict[int, Path], tmp_path: Path
+) -> None:
+    """The kernel refuses files larger than 80 kB, which a checkpoint is and a log is not."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    config = write_job(dataset, run, **HEAD)
+    job = start_job(config, log=log)
+    wait_for_steps(job, run, 75, log)
+    job.send_signal(signal.SIGTERM)
+    finish(job, code=143)
+    good = checkpoint_steps(run)[-1]
+    finish(start_job(config, "--resume", log=log, limits="ulimit -f 80"), code=1)
+    text = log.read_text()
+    assert "checkpoint of step 450 could not be written ([Errno 27] File too large" in text
+    assert f"the last is of step {good:,}, and training goes on" in text
+    assert "Traceback" not in text
+    assert checkpoint_steps(run)[-1] == good
+    assert not list((run / "checkpoints").glob(".tmp-*"))
+    assert not (run / "model.json").exists()
+    finish(start_job(config, "--resume", log=log))
+    assert_same(run, undisturbed[1])

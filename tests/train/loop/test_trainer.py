@@ -1,0 +1,283 @@
+"""Whole runs: what they learn, how they resume, and that two processes do what one does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from pipeline.dataset.manifest import read_generation, require_info
+from pipeline.errors import ConfigError
+from support.train_runs import (
+    FINETUNE,
+    SHORT,
+    interrupt_training,
+    read_losses,
+    run_training,
+    write_dataset,
+    write_run_config,
+)
+from train.config.settings import load_train_config
+from train.data.batches import read_eval_batches
+from train.distributed.world import World
+from train.evaluate.predict import Predictor
+from train.evaluate.run import evaluate_run
+from train.loop.job import prepare_job
+from train.loop.trainer import train
+from train.model.detector import load_model, read_model_info
+
+# Every loss and correction, each once.
+LOSSES: dict[str, dict[str, Any]] = {
+    "focal-offset": {"loss": "focal", "focal_alpha": 0.6, "correction": "offset"},
+    "ohem-weight": {"loss": "ohem", "ohem_share": 0.3},
+    "bce-offset": {"correction": "offset"},
+}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("dataset")
+    write_dataset(root, image_size=40)
+    return root
+
+
+@pytest.fixture(scope="module")
+def hard_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two targets that overlap with negatives."""
+    root = tmp_path_factory.mktemp("hard_dataset")
+    write_dataset(root, targets=("cat", "dog"), noise=2.0, image_size=40)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # test processes share few cores
+
+
+def test_head_training_separates_what_is_separable(dataset: Path, tmp_path: Path) -> None:
+    run = run_training(dataset, tmp_path / "run", **SHORT | {"steps": 60})
+    detector, info = load_model(run)
+    assert (info.targets, info.generation, info.samples_seen) == (("cat",), 1, 960)
+    assert info.calibration is None
+    generation = read_generation(str(dataset))
+    inference = read_eval_batches(
+        str(dataset), generation, splits=("test",), mode="head", preprocessing=None
+    )
+    with torch.inference_mode():
+        pairs = [
+            (logit, label == "cat")
+            for table, embedding_BD in inference
+            for logit, label in zip(
+                detector.head_logits(embedding_BD)[:, 0].tolist(), table["label"].to_pylist(),
+                strict=True,
+            )
+        ]  # fmt: skip
+    positives = [logit for logit, is_positive in pairs if is_positive]
+    negatives = [logit for logit, is_positive in pairs if not is_positive]
+    assert len(positives) == 20
+    assert min(positives) > max(negatives)
+
+
+def test_finetune_changes_the_backbone_but_no_batch_statistics(
+    dataset: Path, tmp_path: Path
+) -> None:
+    head_run = run_training(dataset, tmp_path / "head", **SHORT)
+    run = run_training(dataset, tmp_path / "run", **FINETUNE)
+    before, after = (load_model(path)[0].encoder.state_dict() for path in (head_run, run))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert not [name for name in changed if "running" in name or "num_batches" in name]
+    losses = read_losses(run)
+    assert losses[-1] < losses[0] / 2
+
+
+@pytest.mark.parametrize("section", [SHORT, FINETUNE], ids=["head", "finetune"])
+@pytest.mark.parametrize("stop", [6, 10])
+def test_resumed_run_repeats_the_undisturbed_one_exactly(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: dict, stop: int
+) -> None:
+    undisturbed = run_training(dataset, tmp_path / "a", **section)
+    interrupt_training(dataset, tmp_path / "b", monkeypatch, at=stop, **section)
+    assert read_model_info(tmp_path / "b") is None
+    resumed = run_training(dataset, tmp_path / "b", resume=True, **section)
+    assert read_losses(resumed) == read_losses(undisturbed)
+    models = [(run / "model.safetensors").read_bytes() for run in (undisturbed, resumed)]
+    assert models[0] == models[1]
+
+
+def test_an_unfinished_run_is_not_overwritten(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_training(dataset, tmp_path / "run", monkeypatch, at=9, **SHORT)
+    with pytest.raises(ConfigError, match=r"stopped at step 8 of 12; --resume continues it"):
+        run_training(dataset, tmp_path / "run", **SHORT)
+
+
+def test_a_finished_run_is_left_alone_and_refuses_another_config(
+    dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    run = run_training(dataset, tmp_path / "run", **SHORT)
+    before = (run / "model.safetensors").stat().st_mtime_ns
+    run_training(dataset, tmp_path / "run", resume=True, **SHORT | {"log_every": 3})
+    assert "is finished, nothing to do" in caplog.text
+    assert (run / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(ConfigError, match=r"other settings \(dropout was 0\.1, is 0\.3\)"):
+        run_training(dataset, tmp_path / "run", resume=True, **SHORT | {"dropout": 0.3})
+
+
+def add_removed_settings(run: Path) -> None:
+    """Puts into a run's files the settings that an earlier version recorded, at their default."""
+    was = {"unknown": "negative", "unknown_prior": None, "shuffle_window": 16}
+    for path in (run / "model.json", *(run / "checkpoints").glob("*.json")):
+        if path.exists():
+            record = json.loads(path.read_text())
+            path.write_text(json.dumps(record | {"settings": record["settings"] | was}))
+    path = run / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["selection"]["budget"]["hours"] = None
+    config["evaluate"] = {"num_bins": 15, "tpr_levels": [0.95, 0.99]}
+    path.write_text(yaml.safe_dump(config | {"train": config["train"] | was}))
+
+
+def test_run_that_recorded_settings_since_removed_goes_on_and_is_evaluated(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = run_training(dataset, tmp_path / "a", **SHORT)
+    run = tmp_path / "b"
+    interrupt_training(dataset, run, monkeypatch, at=6, **SHORT)
+    add_removed_settings(run)
+    config, train_config, _ = load_train_config(run / "config.yaml")
+    train(config, train_config, resume=True)
+    assert read_losses(run) == read_losses(undisturbed)
+    add_removed_settings(run)
+    train(config, train_config, resume=True)
+    evaluate_run(run, overrides=["evaluate.alpha=0.05"])
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("unknown: negative", "unknown: nnpu"))
+    with pytest.raises(ConfigError, match=r"train\.unknown: Extra inputs are not permitted"):
+        evaluate_run(run)
+
+
+def test_run_folder_holds_what_its_readers_expect(dataset: Path, tmp_path: Path) -> None:
+    run = run_training(dataset, tmp_path / "run", **SHORT)
+    names = {path.name for path in run.iterdir()}
+    assert names == {
+        "config.yaml", "checkpoints", "log.jsonl", "tensorboard", "model.json", "model.safetensors",
+    }  # fmt: skip
+    assert list((run / "tensorboard").glob("events.*"))
+    kept = sorted(path.name for path in (run / "checkpoints").glob("*.safetensors"))
+    assert kept == ["step-000000004.safetensors", "step-000000008.safetensors"]
+    line = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
+    assert line.keys() == {
+        "step", "samples_seen", "loss", "clipped_mass", "learning_rate", "samples_per_s",
+        "data_wait",
+    }  # fmt: skip
+    config, train_config, _ = load_train_config(run / "config.yaml")
+    assert train_config.generation == 1, "the resolved config names its generation"
+    assert train(config, train_config) == run
+
+
+def test_a_head_refuses_embeddings_of_another_encoder(dataset: Path, tmp_path: Path) -> None:
+    path = write_run_config(dataset, tmp_path / "run", **SHORT)
+    config, train_config, _ = load_train_config(path, ["encoder.image_size=48"])
+    with pytest.raises(ConfigError, match=r"encoder: .*:48px, but the embeddings of .*:32px"):
+        train(config, train_config)
+
+
+def test_positives_repeated_too_often_are_told(
+    dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_training(dataset, tmp_path / "run", **SHORT | {"max_repetition_factor": 1.0})
+    assert "each of the 40 positives is drawn 1 times" in caplog.text
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_and_correction_learns_two_targets(
+    hard_dataset: Path, tmp_path: Path, name: str
+) -> None:
+    section = SHORT | LOSSES[name] | {"steps": 150, "batch_size": 64, "dropout": 0.0}
+    losses = read_losses(run_training(hard_dataset, tmp_path / "run", **section))
+    assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
+
+
+def test_prior_trained_on_is_told_where_there_is_one(hard_dataset: Path, tmp_path: Path) -> None:
+    """Of 16 samples 4 are positives, cats and dogs alike."""
+    of_bce = run_training(hard_dataset, tmp_path / "bce", **SHORT | LOSSES["bce-offset"])
+    of_ohem = run_training(hard_dataset, tmp_path / "ohem", **SHORT | LOSSES["ohem-weight"])
+    of_none = run_training(hard_dataset, tmp_path / "none", **SHORT | {"correction": "none"})
+    infos = [read_model_info(run) for run in (of_bce, of_ohem, of_none)]
+    told = [info.trained_priors for info in infos if info is not None]
+    assert told == [{"cat": 0.125, "dog": 0.125}, None, None]
+
+
+def test_two_targets_from_training_to_label_or_nothing(tmp_path: Path) -> None:
+    """Warm pictures are cats, pink ones dogs, cold ones neither."""
+    write_dataset(tmp_path / "data", targets=("cat", "dog"), image_size=40)
+    section = FINETUNE | LOSSES["focal-offset"] | {"steps": 40, "head_steps": 0, "batch_size": 32}
+    run = run_training(tmp_path / "data", tmp_path / "run", **section)
+    evaluate_run(run, overrides=["evaluate.alpha=0.05"])
+    predictor = Predictor(run)
+    generation = read_generation(str(tmp_path / "data"))
+    preprocessing = load_model(run)[0].encoder.preprocessing
+    pairs = [
+        (answer.label, label)
+        for table, pixels_BCHW in read_eval_batches(
+            str(tmp_path / "data"), generation, splits=("test",), mode="finetune",
+            preprocessing=preprocessing,
+        )
+        for answer, label in zip(
+            predictor.answer(pixels_BCHW), table["label"].to_pylist(), strict=True
+        )
+    ]  # fmt: skip
+    assert {label for _, label in pairs} == {"cat", "dog", ""}
+    assert sum(said == label for said, label in pairs) > 0.9 * len(pairs)
+    with pytest.raises(ConfigError, match=r"temperature needs the prior that the logits of cat"):
+        evaluate_run(run, overrides=["evaluate.calibration=temperature"])
+
+
+@pytest.mark.timeout(180)  # three more processes import torch: slow where cores are few
+def test_two_processes_train_like_one(dataset: Path, hard_dataset: Path, tmp_path: Path) -> None:
+    same = {"dropout": 0.0}  # which differs from rank to rank, as it must
+    sections = {"head": SHORT | same, "finetune": FINETUNE | same | {"workers": 1}}
+    sections |= {name: SHORT | same | section for name, section in LOSSES.items()}
+    configs = []
+    for name, section in sections.items():
+        root = hard_dataset if name in LOSSES else dataset
+        run_training(root, tmp_path / "one" / name, **section)
+        configs.append(write_run_config(root, tmp_path / "two" / name, **section))
+    script = tmp_path / "train_all.py"
+    script.write_text(
+        "import sys\n"
+        "from train.config.settings import load_train_config\n"
+        "from train.distributed.world import join_world\n"
+        "from train.loop.trainer import train\n"
+        "with join_world():  # once: a process cannot meet its peers twice\n"
+        "    for path in sys.argv[1:]:\n"
+        "        config, train_config, _ = load_train_config(path)\n"
+        "        train(config, train_config)\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    subprocess.run(
+        [*launcher, "--nproc-per-node", "2", str(script), *map(str, configs)],
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=170,
+    )
+    for name in sections:
+        one, two = (read_losses(tmp_path / number / name) for number in ("one", "two"))
+        assert two == pytest.approx(one, abs=1e-5)
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(dataset: Path, tmp_path: Path) -> None:
+    path = write_run_config(dataset, tmp_path / "run", **SHORT)
+    config, train_config, _ = load_train_config(path)
+    world = World(rank=0, size=3, device=torch.device("cpu"))
+    info, generation = require_info(str(dataset)), read_generation(str(dataset))
+    with pytest.raises(ConfigError, match=r"train\.batch_size: 16 must be a multiple of the 3"):
+        prepare_job(config, train_config, info, generation, world)

@@ -1,0 +1,126 @@
+"""Everything that a run can be told at once: resumed it ends alike, and on two processes too."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_early_stopping import WILD, read_looks
+
+from support.train_runs import (
+    FINETUNE,
+    SHORT,
+    interrupt_training,
+    read_losses,
+    run_training,
+    write_dataset,
+    write_run_config,
+)
+from train.model.detector import read_model_info
+
+COMMON: dict[str, Any] = {
+    "views": 3, "augment": "trivialaugment", "max_grad_norm": 0.5, "ema_decay": 0.9,
+    "accumulate": 2, "amp": "bf16",
+    "early_stopping": {"metric": "val_loss", "every": 3, "patience": 9},
+}  # fmt: skip
+EVERYTHING: dict[str, dict[str, Any]] = {
+    "head": SHORT | COMMON | {"regularization": {"label_smoothing": 0.1, "mixup": 0.4}},
+    "finetune": FINETUNE
+    | COMMON
+    | {
+        "regularization": {"label_smoothing": 0.1, "mixup": 0.4, "cutmix": 1.0},
+        "finetuning": {
+            "layer_decay": 0.7,
+            "unfreeze": [[5, 1], [9, "all"]],
+            "image_sizes": [[0, 32], [0.4, 40]],
+        },
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("dataset")
+    write_dataset(root, image_size=40, noise=1.0)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    torch.set_num_threads(1)  # test processes share few cores
+
+
+@pytest.mark.parametrize("mode", EVERYTHING)
+@pytest.mark.parametrize("stop", [6, 10])
+def test_resumed_run_with_everything_on_repeats_the_undisturbed_one(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, stop: int
+) -> None:
+    section = EVERYTHING[mode]
+    undisturbed = run_training(dataset, tmp_path / "a", **section)
+    interrupt_training(dataset, tmp_path / "b", monkeypatch, at=stop, **section)
+    assert read_model_info(tmp_path / "b") is None
+    resumed = run_training(dataset, tmp_path / "b", resume=True, **section)
+    assert read_log(resumed) == read_log(undisturbed)
+    for name in ("model.safetensors", "checkpoints/best.safetensors", "checkpoints/best.json"):
+        assert (resumed / name).read_bytes() == (undisturbed / name).read_bytes(), name
+
+
+def test_every_setting_changes_what_comes_out(dataset: Path, tmp_path: Path) -> None:
+    """Otherwise the tests of resuming would compare nothing."""
+    head = SHORT | {"dropout": 0.0}
+    plain = read_losses(run_training(dataset, tmp_path / "plain", **head))
+    for name in ("views", "max_grad_norm", "amp", "regularization"):
+        section = head | {name: EVERYTHING["head"][name]}
+        assert read_losses(run_training(dataset, tmp_path / name, **section)) != plain, name
+
+
+@pytest.mark.timeout(180)  # two more processes import torch: slow where cores are few
+def test_two_processes_do_with_these_settings_what_one_does(dataset: Path, tmp_path: Path) -> None:
+    """But mixing, whose partners are those of a process, and operations that round otherwise."""
+    without = {"regularization": {"label_smoothing": 0.1}, "dropout": 0.0, "amp": "off"}
+    sections = {mode: section | without for mode, section in EVERYTHING.items()}
+    sections["stops_early"] = WILD | {"dropout": 0.0}
+    configs = []
+    for name, section in sections.items():
+        run_training(dataset, tmp_path / "one" / name, **section)
+        configs.append(write_run_config(dataset, tmp_path / "two" / name, **section))
+    script = tmp_path / "train_all.py"
+    script.write_text(
+        "import sys\n"
+        "from train.config.settings import load_train_config\n"
+        "from train.distributed.world import join_world\n"
+        "from train.loop.trainer import train\n"
+        "with join_world():  # once: a process cannot meet its peers twice\n"
+        "    for path in sys.argv[1:]:\n"
+        "        config, train_config, _ = load_train_config(path)\n"
+        "        train(config, train_config)\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    subprocess.run(
+        [*launcher, "--nproc-per-node", "2", str(script), *map(str, configs)],
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=170,
+    )
+    for name in EVERYTHING:
+        one, two = (read_log(tmp_path / number / name) for number in ("one", "two"))
+        for mine, theirs in zip(one, two, strict=True):
+            assert theirs == pytest.approx(mine, abs=1e-4)
+    looks = [
+        read_looks(tmp_path / number / "stops_early", "val_auroc") for number in ("one", "two")
+    ]
+    assert max(looks[0]) < WILD["steps"]
+    assert list(looks[0]) == list(looks[1]), "both processes stop where one does"
+    assert list(looks[1].values()) == pytest.approx(list(looks[0].values()), abs=1e-3)
+
+
+def read_log(run: Path) -> list[dict[str, float]]:
+    """All but what depends on the clock."""
+    clock = ("samples_per_s", "data_wait")
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in clock} for line in lines]

@@ -1,0 +1,105 @@
+"""Weights & Biases is asked for or never imported; a stand-in writes down what it is told."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.errors import ConfigError
+from support.train_runs import SHORT, interrupt_training, run_training, write_dataset
+
+STAND_IN = """
+import json
+from pathlib import Path
+
+class Run:
+    def __init__(self, folder):
+        self.path = Path(folder) / "told.jsonl"
+    def tell(self, *what):
+        with self.path.open("a") as file:
+            file.write(json.dumps(what) + "\\n")
+    def log(self, values, step):
+        self.tell("log", step, values)
+    def finish(self, exit_code):
+        self.tell("finish", exit_code)
+
+def init(**known):
+    run = Run(known["dir"])
+    run.tell("init", known)
+    return run
+"""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("dataset")
+    write_dataset(root, image_size=40)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "wandb.py").write_text(STAND_IN)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+
+
+def read_told(run: Path) -> list[list[Any]]:
+    return [json.loads(line) for line in (run / "told.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_wandb_is_told_what_the_log_is_and_stays_offline(dataset: Path, tmp_path: Path) -> None:
+    run = run_training(dataset, tmp_path / "run", **SHORT | {"wandb": {"project": "cats"}})
+    (_, known), *logs, last = read_told(run)
+    assert (known["project"], known["name"], known["mode"]) == ("cats", "run", "offline")
+    assert known["config"]["learning_rate"] == 0.003
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [(step, values["train/loss"]) for _, step, values in logs] == [
+        (line["samples_seen"], line["loss"]) for line in lines
+    ]
+    assert last == ["finish", 0]
+    sys.modules.pop("wandb", None)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_resumed_run_goes_on_under_its_id(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = SHORT | {"wandb": {"project": "cats"}}
+    interrupt_training(dataset, tmp_path / "run", monkeypatch, at=6, **section)
+    run = run_training(dataset, tmp_path / "run", resume=True, **section)
+    told = read_told(run)
+    begun = [what[1] for what in told if what[0] == "init"]
+    assert len(begun) == 2
+    assert begun[0]["id"] == begun[1]["id"]
+    assert begun[1]["resume"] == "allow"
+    assert [what for what in told if what[0] == "finish"] == [["finish", 1], ["finish", 0]]
+    sys.modules.pop("wandb", None)
+
+
+def test_wandb_is_not_imported_unless_asked_for(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "wandb.py").write_text("raise SystemExit('imported')\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    run_training(dataset, tmp_path / "run", **SHORT)
+    assert "wandb" not in sys.modules
+
+
+def test_wandb_that_is_not_installed_is_named(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"train\.wandb: wandb is not installed; pip install"):
+        run_training(dataset, tmp_path / "run", **SHORT | {"wandb": {"project": "cats"}})

@@ -1,0 +1,127 @@
+"""Training on a heavily biased sample of a world whose posterior is known: what is recovered."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.special import expit
+from scipy.special import logit as log_odds
+
+from support.known_posterior import Pictures, draw_pictures, write_biased_dataset
+from support.train_runs import write_config
+from train.config.settings import load_train_config
+from train.loop.trainer import train
+from train.metrics.calibration import calibrate_target, calibrated_logits
+from train.metrics.ranking import reliability
+from train.model.detector import load_model
+
+SETTINGS = {"steps": 600, "learning_rate": 0.003, "hidden_dim": 32, "dropout": 0.0}
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Between said and true probabilities of pictures drawn from the world as it is.
+
+    `ece` averages over pictures of which the same is said, `mean` is over single ones. Before
+    calibration the logits are only moved from the prior trained on to the true one.
+    """
+
+    ece: float
+    mean: float
+    ece_before: float
+    mean_before: float
+
+
+def gap_of(said_N: NDArray[np.float64], true_N: NDArray[np.float64]) -> tuple[float, float]:
+    """Against the true posterior instead of labels, so that the estimate has no label noise."""
+    ece = reliability(true_N, said_N, np.ones(len(true_N))).ece
+    return ece, float(np.abs(said_N - true_N).mean())
+
+
+def measure_gap(
+    folder: Path,
+    draw: Callable[[int], tuple[Pictures, NDArray[np.float64]]],
+    calibration: str = "platt",
+    **section: Any,
+) -> Gap:
+    """Of one training and one calibration."""
+    return measure_gaps(folder, draw, [calibration], **section)[0]
+
+
+def measure_gaps(
+    folder: Path,
+    draw: Callable[[int], tuple[Pictures, NDArray[np.float64]]],
+    calibrations: Sequence[str],
+    **section: Any,
+) -> list[Gap]:
+    """Trains on folder/data, calibrates on fresh pictures, every second negative of them."""
+    torch.set_num_threads(1)
+    run = folder / f"run-{len(list(folder.iterdir()))}"
+    path = write_config(
+        run.with_suffix(".yaml"), dataset=folder / "data", run=run, train={**SETTINGS, **section}
+    )
+    detector, info = load_model(train(*load_train_config(path)[:2]))
+    (val, _), (fresh, true_N) = draw(20_000), draw(50_000)
+    val = val.subset(val.is_cat_N | (np.arange(len(val.is_cat_N)) % 2 == 0))
+
+    def logits_of(pictures: Pictures) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            embedding_ND = torch.from_numpy(pictures.embedding_ND).float()
+            logits_N: NDArray[np.float32] = detector.head_logits(embedding_ND)[:, 0].numpy()
+        return logits_N
+
+    logits_N = logits_of(fresh)
+    prior_shift = log_odds(true_N.mean()) - log_odds(info.positive_share)
+    before = gap_of(expit(logits_N.astype(np.float64) + prior_shift), true_N)
+    gaps = []
+    for calibration in calibrations:
+        fitted = calibrate_target(
+            logits_of(val),
+            val.is_cat_N,
+            np.where(val.is_cat_N, 1.0, 2.0),
+            target="cat",
+            alpha=0.05,
+            delta=0.05,
+            deploy_prior=0.5,
+            method=calibration,
+            trained_prior=(info.trained_priors or {}).get("cat"),
+        )
+        said_N = expit(calibrated_logits(fitted, logits_N, deployed=False))
+        gaps.append(Gap(*gap_of(said_N, true_N), *before))
+    return gaps
+
+
+@pytest.fixture(scope="module")
+def biased(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("biased")
+    write_biased_dataset(folder / "data", np.random.default_rng(0), num_pictures=30_000)
+    return folder
+
+
+def draw_world(number: int) -> tuple[Pictures, NDArray[np.float64]]:
+    pictures = draw_pictures(np.random.default_rng(number), number)
+    return pictures, pictures.posterior_N
+
+
+@pytest.mark.parametrize("correction", ["weight", "offset"])
+def test_corrected_training_recovers_the_posterior_of_the_stream(
+    biased: Path, correction: str
+) -> None:
+    methods = ("platt", "temperature")
+    for gap in measure_gaps(biased, draw_world, methods, correction=correction):
+        assert gap.ece < 0.01
+        assert gap.mean < 0.015
+        assert gap.ece_before < 0.01, "the correction does it, and not the calibration"
+
+
+def test_uncorrected_training_does_not(biased: Path) -> None:
+    """Calibration mends what is said on average, not what is said of a picture."""
+    gap = measure_gap(biased, draw_world, correction="none")
+    assert gap.ece_before > 0.02
+    assert gap.mean_before > 0.08
+    assert gap.mean > 0.08
