@@ -216,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InfinegError as error:
         if is_debug:
             raise
-        sys.stderr.write(f"infineg: {storage.shown(str(error))}\n")
+        sys.stderr.write(f"infineg: {storage.redact(str(error))}\n")
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader, such as `head`, has seen enough; Python would complain again at its end.
@@ -226,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if is_debug or error.errno not in _FULL:
             raise
         sys.stderr.write(
-            f"infineg: {storage.shown(str(error))}; free some space, and the same command (of a "
+            f"infineg: {storage.redact(str(error))}; free some space, and the same command (of a "
             "training with --resume) goes on\n"
         )
         sys.exit(1)

@@ -140,7 +140,7 @@ def _offer_embeddings(root: str, sections: set[str]) -> str:
         return ""
     return (
         "\nEmbeddings do not depend on these settings. To score them anew, without the encoder, "
-        f"add: --set build.embeddings_from={storage.shown(root)}"
+        f"add: --set build.embeddings_from={storage.redact(root)}"
     )
 
 
@@ -150,7 +150,7 @@ def _shown(value: Any) -> Any:
         return {name: _shown(child) for name, child in value.items()}
     if isinstance(value, list | tuple):
         return [_shown(child) for child in value]
-    return storage.shown(value) if isinstance(value, str) else value
+    return storage.redact(value) if isinstance(value, str) else value
 
 
 def _flatten(value: Any, path: str = "") -> dict[str, Any]:

@@ -19,11 +19,11 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.build.changes import begin_dataset, find_changes, finished_generation
+from pipeline.build.monitor import BuildMonitor, monitor_build
 from pipeline.build.pack import pack_generation, without_sources
 from pipeline.build.pilot import plan_sources
-from pipeline.build.reading import Planned, Reading, extend_plans
-from pipeline.build.watch import BuildWatch, watch_build
-from pipeline.cluster.actors import share_encoder
+from pipeline.build.reading import PlannedSource, Reading, extend_plans
+from pipeline.cluster.actors import start_encoder_actors
 from pipeline.cluster.ray_data import Cluster, open_cluster
 from pipeline.config.schema import Config, SourceEntry
 from pipeline.dataset import manifest
@@ -36,7 +36,7 @@ from pipeline.dataset.tables import read_seen_images
 from pipeline.encoders.runtimes import prepare_encoder
 from pipeline.telemetry.metrics import BUILD_METRICS, serve_metrics
 from pipeline.telemetry.progress import Progress
-from pipeline.worker.span import SpanTask, SpanWorker
+from pipeline.worker.span import ReadTask, SpanWorker
 
 _log = logging.getLogger(__name__)
 _MakeWorker = functools.partial[SpanWorker]
@@ -56,7 +56,7 @@ def build(
     if finished is not None:
         return finished, False
     with (
-        _watching(config) as watch,
+        _monitoring(config) as monitor,
         hold_lease(root, wait_s=config.build.lease_wait_s) as lease,
     ):
         _clean_up(root)
@@ -73,7 +73,7 @@ def build(
             fewer = parent.model_copy(update={"number": number + 1, "parent": number})
             return _commit(root, fewer, lease), True
         with _plan_on_cluster(config, changes.build) as (cluster, make_worker, planned):
-            run = functools.partial(_build_rounds, config, cluster, make_worker, lease, watch)
+            run = functools.partial(_build_rounds, config, cluster, make_worker, lease, monitor)
             generation = run(parent, planned)
             while follow:
                 planned = extend_plans(root, planned)
@@ -82,13 +82,13 @@ def build(
 
 
 @contextlib.contextmanager
-def _watching(config: Config) -> Iterator[BuildWatch]:
+def _monitoring(config: Config) -> Iterator[BuildMonitor]:
     settings = config.build
     with (
         serve_metrics(BUILD_METRICS, settings.metrics, "build.metrics.port") as metrics,
-        watch_build(metrics, stuck_after_s=settings.stuck_after_s) as watch,
+        monitor_build(metrics, stuck_after_s=settings.stuck_after_s) as monitor,
     ):
-        yield watch
+        yield monitor
 
 
 def _build_rounds(
@@ -96,24 +96,24 @@ def _build_rounds(
     cluster: Cluster,
     make_worker: _MakeWorker,
     lease: Lease,
-    watch: BuildWatch,
+    monitor: BuildMonitor,
     parent: Generation | None,
-    planned: Sequence[Planned],
+    planned: Sequence[PlannedSource],
 ) -> Generation:
     """Builds what is planned; returns the last of the generations that it committed."""
     root = config.output.path
     total = sum(round_.num_candidates for source in planned for round_ in source.rounds())
-    watch.plan(total)
+    monitor.plan(total)
     seen: SeenImages | None = None  # read once, however many rounds there are
     with Progress("build", total=total, unit="candidates") as progress:
         reading = Reading(config, planned, progress)
         for rounds in reading.batches():
             tables = cluster.map(
                 _build_span,
-                watch.hand_out(reading.tasks(rounds)),
+                monitor.dispatched(reading.tasks(rounds)),
                 make_worker=make_worker,
             )
-            _tell_of_parts(tables, progress, watch)
+            _log_parts(tables, progress, monitor)
             if seen is None:
                 seen = read_seen_images(root, parent) if parent else SeenImages()
             generation = pack_generation(config, parent, rounds, cluster, seen)
@@ -159,14 +159,14 @@ def _clean_up(root: str) -> None:
 @contextlib.contextmanager
 def _plan_on_cluster(
     config: Config, entries: Sequence[SourceEntry]
-) -> Iterator[tuple[Cluster, _MakeWorker, list[Planned]]]:
+) -> Iterator[tuple[Cluster, _MakeWorker, list[PlannedSource]]]:
     """A running cluster, what makes its workers, and the committed plans of `entries`."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         # Both take seconds, and Ray's start is a wait for other processes.
         gpus = config.build.gpus_per_embedder
         preparing = pool.submit(prepare_encoder, config.encoder, gpus_per_worker=gpus)
         with open_cluster(config.build) as cluster:
-            cluster, encoder = share_encoder(cluster, preparing.result())
+            cluster, encoder = start_encoder_actors(cluster, preparing.result())
             begin_dataset(config, encoder=encoder.fingerprint, embedding_dim=encoder.embedding_dim)
             _begin_embeddings(config, encoder.fingerprint)
             taken_down = manifest.read_taken_down(config.output.path)
@@ -182,18 +182,18 @@ def _begin_embeddings(config: Config, encoder: str) -> None:
         write_info(config.output.path, info)
 
 
-def _tell_of_parts(tables: Iterator[pa.Table], progress: Progress, watch: BuildWatch) -> None:
+def _log_parts(tables: Iterator[pa.Table], progress: Progress, monitor: BuildMonitor) -> None:
     """Passes over the results; tells of each part as it is committed."""
     for table in tables:
         part = PartRecord.model_validate_json(table["record"][0].as_py())
         seconds = table["seconds"][0].as_py()
-        watch.see(part, json.loads(table["stages"][0].as_py()), is_new=seconds is not None)
+        monitor.committed(part, json.loads(table["stages"][0].as_py()), is_new=seconds is not None)
         if seconds is not None:
             _log_part(part, seconds)
             progress.advance(part.counts.read)
 
 
-def _build_span(worker: SpanWorker, task: SpanTask) -> Iterator[pa.Table]:
+def _build_span(worker: SpanWorker, task: ReadTask) -> Iterator[pa.Table]:
     """A table a part; `seconds` is null where it was committed by an earlier run.
 
     `stages` are the worker's seconds by stage since the part before, as JSON.

@@ -11,14 +11,14 @@ from more_itertools import ilen
 
 from pipeline import storage
 from pipeline.build.changes import committed_sources
-from pipeline.build.reading import Planned
+from pipeline.build.reading import PlannedSource
 from pipeline.cluster.ray_data import Cluster
 from pipeline.config.schema import Config, SourceEntry, fingerprint
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import ReferenceInfo, SourcePlan
 from pipeline.errors import InfinegError
 from pipeline.selection.fit import pilot_needed
-from pipeline.selection.pilot import pilot_sample, read_pilot
+from pipeline.selection.pilot import pilot_sample, pilot_stats
 from pipeline.selection.plan import make_plan
 from pipeline.selection.reference import write_reference
 from pipeline.sources import Source, open_entry
@@ -30,7 +30,7 @@ from pipeline.sources.survey import (
     take_partitions,
 )
 from pipeline.telemetry.progress import Progress
-from pipeline.worker.span import SpanTask, SpanWorker
+from pipeline.worker.span import ReadTask, SpanWorker
 
 _log = logging.getLogger(__name__)
 # Samples passed over in every eighth partition of a pilot, where nobody knows how many there are:
@@ -41,7 +41,7 @@ _MakeWorker = functools.partial[SpanWorker]
 
 def plan_sources(
     config: Config, entries: Sequence[SourceEntry], cluster: Cluster, make_worker: _MakeWorker
-) -> list[Planned]:
+) -> list[PlannedSource]:
     """Plans of all entries, fitted where there is none yet, and how much of each is committed."""
     root = config.output.path
     reference = manifest.read_reference_info(root) or _make_reference(config, cluster, make_worker)
@@ -72,10 +72,12 @@ def plan_sources(
             manifest.write_plan(root, plan)
         record = committed.get(entry.name)
         if record is None or record.fingerprint != plan.fingerprint:
-            planned.append(Planned(entry, sources[entry.name], plan))
+            planned.append(PlannedSource(entry, sources[entry.name], plan))
         else:
             planned.append(
-                Planned(entry, sources[entry.name], plan, record.num_rounds, record.num_partitions)
+                PlannedSource(
+                    entry, sources[entry.name], plan, record.num_rounds, record.num_partitions
+                )
             )
     return planned
 
@@ -95,7 +97,7 @@ def _larger_pilots(
             entry,
             config=config,
             listing=listing,
-            findings=read_pilot(config, listing, pilots[entry.name], reference),
+            findings=pilot_stats(config, listing, pilots[entry.name], reference),
             reference=reference,
         )
         if needed > listing.num_pilot:
@@ -122,7 +124,7 @@ def _make_reference(config: Config, cluster: Cluster, make_worker: _MakeWorker) 
         source = open_entry(entry, "positive")
         listing = survey(source, entry, config)
         tasks += [
-            SpanTask(source=entry.name, partitions=(partition,))
+            ReadTask(source=entry.name, partitions=(partition,))
             for partition in take_partitions(source, listing.num_partitions, listing.num_listed)
         ]
     total = sum(task.num_samples for task in tasks)
@@ -157,7 +159,7 @@ def _run_pilots(
 ) -> dict[str, pa.Table]:
     """Pilot rows by source."""
     tasks = [
-        SpanTask(
+        ReadTask(
             source=entry.name,
             partitions=(partition,),
             limit=limit,

@@ -15,13 +15,13 @@ from pipeline.errors import ConfigError, InfinegError
 from pipeline.sources import Source
 from pipeline.sources.survey import refuse_changed_listing, take_partitions
 from pipeline.telemetry.progress import Progress
-from pipeline.worker.span import SpanTask
+from pipeline.worker.span import ReadTask
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedSource:
     """A source that is to be built, and how much of its plan is committed already."""
 
     entry: SourceEntry
@@ -43,7 +43,7 @@ class Planned:
 class Round:
     """Partitions `first` to `last` of a source's plan, packed and committed together."""
 
-    planned: Planned
+    planned: PlannedSource
     number: int  # 1 for the source's first
     first: int
     last: int
@@ -68,7 +68,9 @@ class Reading:
     depend on whether sources are built together or one by one.
     """
 
-    def __init__(self, config: Config, planned: Sequence[Planned], progress: Progress) -> None:
+    def __init__(
+        self, config: Config, planned: Sequence[PlannedSource], progress: Progress
+    ) -> None:
         self._root = config.output.path
         self._candidates_per_round = config.output.candidates_per_round
         self._planned = planned
@@ -88,14 +90,14 @@ class Reading:
         if batch:
             yield batch
 
-    def tasks(self, rounds: Sequence[Round]) -> Iterator[SpanTask]:
+    def tasks(self, rounds: Sequence[Round]) -> Iterator[ReadTask]:
         """The spans of some rounds that are not committed."""
         for round_ in rounds:
             name = round_.source
             ids, finished = self._committed(round_)
             for span in range(round_.num_spans):
                 partitions = next(self._spans[name])
-                task = SpanTask(source=name, partitions=partitions, round=round_.number, span=span)
+                task = ReadTask(source=name, partitions=partitions, round=round_.number, span=span)
                 if ids.get(span, task.span_id) != task.span_id:
                     raise InfinegError(
                         f"source {name!r}: partition {partitions[0].id} is not what was there "
@@ -122,7 +124,7 @@ class Reading:
         return ids, finished
 
 
-def extend_plans(root: str, planned: Sequence[Planned]) -> list[Planned]:
+def extend_plans(root: str, planned: Sequence[PlannedSource]) -> list[PlannedSource]:
     """Asks for one budget more of every source that never ends; all before is committed.
 
     Raises ConfigError where no source is endless.
@@ -144,7 +146,7 @@ def extend_plans(root: str, planned: Sequence[Planned]) -> list[Planned]:
     return extended
 
 
-def iterate_spans(planned: Planned) -> Iterator[tuple[Partition, ...]]:
+def iterate_spans(planned: PlannedSource) -> Iterator[tuple[Partition, ...]]:
     """The partitions that are not committed, one task's work at a time, as the source lists them.
 
     Raises InfinegError where the source lists fewer than when it was planned.

@@ -205,13 +205,13 @@ def review(
         _serve_review(dataset, targets=[target] if target else [], host=host, port=port)
         return
     from pipeline.cli.tables import counts_table
-    from pipeline.curate.review.session import Desk
+    from pipeline.curate.review.session import ReviewSession
     from pipeline.curate.verdicts import apply_verdicts, read_verdicts
 
     if verdicts is not None:
         generation = apply_verdicts(dataset, read_verdicts(verdicts), target=chosen)
     else:
-        generation, _ = Desk(dataset, chosen).apply()
+        generation, _ = ReviewSession(dataset, chosen).apply()
     console.print(counts_table(generation))
     console.print(f"committed generation {generation.number} of {dataset}")
 

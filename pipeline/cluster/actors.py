@@ -22,7 +22,7 @@ from ray.exceptions import RayTaskError
 
 from pipeline.cluster.placement import MAX_IN_FLIGHT, Node, place
 from pipeline.cluster.ray_data import Cluster, alive_nodes, named_deaths
-from pipeline.encoders.runtimes import Begun, PreparedEncoder, Runtime
+from pipeline.encoders.runtimes import Pending, PreparedEncoder, Runtime
 from pipeline.errors import InfinegError
 
 _log = logging.getLogger(__name__)
@@ -32,7 +32,9 @@ _Embedding = NDArray[np.float32]
 _Encoder = Sequence["ray.ObjectRef[PreparedEncoder]"]
 
 
-def share_encoder(cluster: Cluster, encoder: PreparedEncoder) -> tuple[Cluster, PreparedEncoder]:
+def start_encoder_actors(
+    cluster: Cluster, encoder: PreparedEncoder
+) -> tuple[Cluster, PreparedEncoder]:
     """Starts actors where the config wants them; returns what workers are to be made with.
 
     A cluster with actors has fewer workers. Raises ConfigError where they can never be.
@@ -156,7 +158,7 @@ class RemoteRuntime:
     def embed(self, pixels_BCHW: NDArray[np.uint8]) -> _Embedding:
         return self.begin(pixels_BCHW)()
 
-    def begin(self, pixels_BCHW: NDArray[np.uint8]) -> Begun:
+    def begin(self, pixels_BCHW: NDArray[np.uint8]) -> Pending:
         with _errors_as_in_a_worker():
             while len(self._sent) >= MAX_IN_FLIGHT:
                 self._receive()

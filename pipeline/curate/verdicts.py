@@ -24,7 +24,7 @@ from pipeline.dataset.metadata import DatasetInfo, Generation
 from pipeline.dataset.revise import revise
 from pipeline.dataset.schema import RejectReason
 from pipeline.errors import ConfigError
-from pipeline.selection.rule import draw, read_rule
+from pipeline.selection.rule import draw, load_rule
 
 Verdict = Literal["positive", "negative", "drop"]
 VERDICTS: dict[str, Verdict] = {"positive": "positive", "negative": "negative", "drop": "drop"}
@@ -39,7 +39,7 @@ def read_verdicts(uri: str) -> dict[str, Verdict]:
         key, verdict = row.get("key"), VERDICTS.get(row.get("verdict") or "")
         if not key or verdict is None:
             raise ConfigError(
-                f"{storage.shown(uri)}, line {rows.line_num}: wanted columns key and verdict, the "
+                f"{storage.redact(uri)}, line {rows.line_num}: wanted columns key and verdict, the "
                 f"latter one of {', '.join(VERDICTS)}, got {row}"
             )
         verdicts[key] = verdict
@@ -77,7 +77,7 @@ def _decide(
     if not rows.num_rows:
         return rows
     selection = SelectionConfig.model_validate(info.fingerprint_inputs["selection"])
-    rule = read_rule(root, rows["source"][0].as_py(), selection)
+    rule = load_rule(root, rows["source"][0].as_py(), selection)
     verdict_N = np.array([verdicts[key] for key in rows["key"].to_pylist()], object)
     is_positive_N, is_dropped_N = verdict_N == "positive", verdict_N == "drop"
     probability_N, selected_N = draw(

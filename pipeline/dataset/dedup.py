@@ -18,7 +18,7 @@ COLUMNS = ("content_hash", "perceptual_hash", "split")
 _EVAL_SPLITS: tuple[Split, ...] = ("val", "test")
 
 
-class LookIndex:
+class NearDuplicateIndex:
     """Pictures by their looks."""
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class _Side:
 
     # Sorted, for a round to cost what the round holds, and not what was there before it.
     content_hashes: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
-    looks: LookIndex = field(default_factory=LookIndex)
+    looks: NearDuplicateIndex = field(default_factory=NearDuplicateIndex)
 
     def add(self, content_hash_N: NDArray[np.uint64], look_N: NDArray[np.uint64]) -> None:
         new_N = np.sort(content_hash_N)
@@ -116,7 +116,7 @@ def _arrays(
     rows: pa.Table,
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64], pa.ChunkedArray]:
     """content_hash_N (its last 64 bits), perceptual_hash_N, split."""
-    return _last_64_bits(rows["content_hash"]), looks_of(rows), rows["split"]
+    return _last_64_bits(rows["content_hash"]), perceptual_hashes(rows), rows["split"]
 
 
 def _last_64_bits(hex_digits: pa.ChunkedArray) -> NDArray[np.uint64]:
@@ -141,7 +141,7 @@ _MAX_DISTANCE = 3
 _MIN_BITS = 8
 
 
-def looks_of(rows: pa.Table) -> NDArray[np.uint64]:
+def perceptual_hashes(rows: pa.Table) -> NDArray[np.uint64]:
     """perceptual_hash_N; 0, which looks like nothing, where a row has none."""
     return np.asarray(pc.fill_null(rows["perceptual_hash"], 0).to_numpy(), np.uint64)
 

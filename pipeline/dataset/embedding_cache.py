@@ -37,14 +37,14 @@ def require_info(root: str, wanted: EmbeddingsInfo) -> None:
     uri = storage.join(root, _INFO)
     if not storage.exists(uri):
         raise ConfigError(
-            f"build.embeddings_from: {storage.shown(uri)} is not there: no data set, or one built "
+            f"build.embeddings_from: {storage.redact(uri)} is not there: no data set, or one built "
             "with build.keep_embeddings=false"
         )
     manifest.read_info(root)  # refuses one that embedded only some candidates, by a cascade
     found = EmbeddingsInfo.model_validate_json(storage.read_bytes(uri))
     if found != wanted:
         raise ConfigError(
-            f"build.embeddings_from: {storage.shown(root)} has {found}, this data set wants "
+            f"build.embeddings_from: {storage.redact(root)} has {found}, this data set wants "
             f"{wanted}. Leave the setting out to embed anew"
         )
 

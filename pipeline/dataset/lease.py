@@ -146,7 +146,7 @@ class Lease:
         other = _read(self._uri)[0]
         now = f"it is held by {_name(other)} now" if other else "its file is gone"
         return (
-            f"the lease {storage.shown(self._uri)} was lost: {now}. This process was stopped or "
+            f"the lease {storage.redact(self._uri)} was lost: {now}. This process was stopped or "
             "cut off for longer than the lease lasts, and commits nothing more. Run again when "
             "the other is done: what was committed is kept"
         )
@@ -204,7 +204,7 @@ def _acquire(root: str, ttl_s: float) -> LeaseRecord:
             _log.warning("took over the lease of %s: %s", _name(other), reason)
             return mine
         # Another was faster; what it wrote tells more.
-    raise TransientStorageError(f"{storage.shown(uri)} changes all the time; run again")
+    raise TransientStorageError(f"{storage.redact(uri)} changes all the time; run again")
 
 
 def _read(uri: str) -> tuple[LeaseRecord | None, bytes | None]:
@@ -233,9 +233,9 @@ def _why_free(other: LeaseRecord | None) -> str | None:
 def _refusal(root: str, other: LeaseRecord) -> str:
     left_s = max((_after(other.expires_at, other.ttl_s / 2) - _now()).total_seconds(), 0)
     return (
-        f"{storage.shown(root)} is being built by {_name(other)} since "
+        f"{storage.redact(root)} is being built by {_name(other)} since "
         f"{_local(other.acquired_at)}. Wait for it, or stop it. If it is no more, run again in "
-        f"{left_s:.0f} s: its lease {storage.shown(lease_uri(root))} expires at "
+        f"{left_s:.0f} s: its lease {storage.redact(lease_uri(root))} expires at "
         f"{_local(other.expires_at)} unless it is renewed"
     )
 
@@ -254,7 +254,7 @@ def _new_record(ttl_s: float) -> LeaseRecord:
         holder=secrets.token_hex(8),
         host=socket.gethostname(),
         process=this_process(),
-        command=storage.shown(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))[:_MAX_COMMAND],
+        command=storage.redact(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))[:_MAX_COMMAND],
         acquired_at=now,
         expires_at=_after(now, ttl_s),
         ttl_s=ttl_s,

@@ -19,7 +19,7 @@ from pipeline.config.schema import EncoderConfig
 from pipeline.encoders.networks import Encoder, Preprocessing, encoder_identity, load_encoder
 
 # Waits for embedding_BD, L2-normalised.
-Begun = Callable[[], NDArray[np.float32]]
+Pending = Callable[[], NDArray[np.float32]]
 
 
 class Runtime(Protocol):
@@ -28,11 +28,11 @@ class Runtime(Protocol):
     def embed(self, pixels_BCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
         """embedding_BD, L2-normalised."""
 
-    def begin(self, pixels_BCHW: NDArray[np.uint8]) -> Begun:
+    def begin(self, pixels_BCHW: NDArray[np.uint8]) -> Pending:
         """`embed` of which the caller need not see the end, where something else computes."""
 
 
-class Opens(Protocol):
+class RuntimeFactory(Protocol):
     """What gives a worker a runtime that is not its own."""
 
     def open(self) -> Runtime: ...
@@ -49,7 +49,7 @@ class TorchRuntime:
     def embed(self, pixels_BCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
         return self.begin(pixels_BCHW)()
 
-    def begin(self, pixels_BCHW: NDArray[np.uint8]) -> Begun:
+    def begin(self, pixels_BCHW: NDArray[np.uint8]) -> Pending:
         with (
             torch.inference_mode(),
             torch.autocast(self._device.type, torch.bfloat16, enabled=self._is_bf16),
@@ -68,7 +68,7 @@ class OnnxRuntime:
         embedding_BD: NDArray[np.float32] = self._session.run(None, {"pixels": pixels_BCHW})[0]
         return embedding_BD
 
-    def begin(self, pixels_BCHW: NDArray[np.uint8]) -> Begun:
+    def begin(self, pixels_BCHW: NDArray[np.uint8]) -> Pending:
         embedding_BD = self.embed(pixels_BCHW)
         return lambda: embedding_BD
 
@@ -93,7 +93,9 @@ class PreparedEncoder:
     embedding_dim: int
     fingerprint: str  # what an embedding depends on, readable; equal ones are comparable
     model: bytes | None  # ONNX; None where PyTorch itself runs
-    shared: Opens | None = None  # embeds for all workers; None: each opens the encoder itself
+    shared: RuntimeFactory | None = (
+        None  # embeds for all workers; None: each opens the encoder itself
+    )
 
     def open(self) -> Runtime:
         if self.shared is not None:

@@ -143,9 +143,9 @@ def _refuse_secrets(path: str, node: Any, where: str = "") -> None:
     elif isinstance(node, list):
         for number, child in enumerate(node):
             _refuse_secrets(path, child, f"{where}.{number}")
-    elif isinstance(node, str) and storage.shown(node) != node:
+    elif isinstance(node, str) and storage.redact(node) != node:
         raise ConfigError(
-            f"{path}: {where}: {storage.shown(node)!r} holds a credential, and would stand in the "
+            f"{path}: {where}: {storage.redact(node)!r} holds a credential, and would stand in the "
             "manifest. Write ${NAME} in its place, and give NAME by a Secret or the environment"
         )
 

@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from pipeline import storage
 from pipeline.build.changes import find_changes
 from pipeline.build.pack import ShardTask, cut_shards, pack_shards
-from pipeline.cluster.actors import share_encoder
+from pipeline.cluster.actors import start_encoder_actors
 from pipeline.cluster.ray_data import Cluster, open_cluster
 from pipeline.config.schema import Config, fingerprint
 from pipeline.dataset import manifest
@@ -168,7 +168,7 @@ class MiningPass:
         self._kept: _Kept = {r.name: find_embeddings(self._root, r) for r in self._all_rounds()}
         encoder = self._prepare_encoder()
         if encoder is not None:
-            cluster, encoder = share_encoder(cluster, encoder)
+            cluster, encoder = start_encoder_actors(cluster, encoder)
         self._cluster = cluster
         self._make_worker = functools.partial(
             MineWorker, config, scorer, encoder, parent.taken_down

@@ -12,7 +12,7 @@ from scipy.optimize import brentq
 
 from pipeline.config.schema import Config, SourceEntry
 from pipeline.dataset.metadata import ReferenceInfo
-from pipeline.selection.pilot import Findings
+from pipeline.selection.pilot import PilotStats
 from pipeline.selection.rule import inclusion_probability
 from pipeline.sources.survey import Listing
 
@@ -23,7 +23,7 @@ _MAX_PILOT_SHARE = 0.2  # of the candidates, which are read again when the sourc
 
 
 @dataclass(frozen=True)
-class Fit:
+class Fitted:
     """Probabilities that meet a budget."""
 
     num_wanted: float  # training negatives
@@ -79,15 +79,15 @@ def probability_curve(config: Config, reference: ReferenceInfo) -> dict[str, flo
 def fit_probabilities(
     entry: SourceEntry,
     config: Config,
-    findings: Findings,
+    findings: PilotStats,
     per_pilot: float,
     reference: ReferenceInfo,
-) -> Fit:
+) -> Fitted:
     """per_pilot: candidates of the source for each one of the pilot."""
     selection, fractions = config.selection, config.split.fractions
     similarity_N = findings.similarity
     if not len(similarity_N):
-        return Fit(num_wanted=0.0, scale=1.0, eval_probability=1.0)
+        return Fitted(num_wanted=0.0, scale=1.0, eval_probability=1.0)
     num_negatives = len(similarity_N) * per_pilot
     num_train = num_negatives * fractions["train"]
     if selection.budget.selected is not None:
@@ -104,7 +104,7 @@ def fit_probabilities(
     if selection.eval_budget is not None:
         wanted_eval = entry.weight * selection.eval_budget
     eval_probability = min(1.0, wanted_eval / num_eval) if num_eval else 1.0
-    return Fit(num_wanted=wanted, scale=scale, eval_probability=eval_probability)
+    return Fitted(num_wanted=wanted, scale=scale, eval_probability=eval_probability)
 
 
 def pilot_needed(
@@ -112,7 +112,7 @@ def pilot_needed(
     *,
     config: Config,
     listing: Listing,
-    findings: Findings,
+    findings: PilotStats,
     reference: ReferenceInfo,
 ) -> int:
     """Candidates that make the expected number of training negatives sure enough, by a first pilot.

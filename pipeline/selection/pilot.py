@@ -25,7 +25,7 @@ def pilot_sample(partitions: Sequence[Partition], num_wanted: int) -> list[tuple
 
 
 @dataclass(frozen=True)
-class Findings:
+class PilotStats:
     """What a pilot tells of a source."""
 
     num_rows: int  # candidates read
@@ -45,12 +45,12 @@ class Findings:
         return np.asarray(self.negatives["similarity"].to_numpy(), np.float32)
 
 
-def read_pilot(
+def pilot_stats(
     config: Config,
     listing: Listing,
     pilot: pa.Table,
     reference: ReferenceInfo,
-) -> Findings:
+) -> PilotStats:
     """pilot: a row a sample with partition, label, label_state, stratum, similarity, doubt,
     reject_reason, size_bytes, seconds, partition_size.
     """
@@ -66,7 +66,7 @@ def read_pilot(
     samples_per_partition = listing.samples_per_partition
     if samples_per_partition is None:
         samples_per_partition = _samples_in_pilot(listing, pilot)
-    return Findings(
+    return PilotStats(
         num_rows=pilot.num_rows,
         usable=usable,
         rejected=Counter(reasons.drop_null().to_pylist()),

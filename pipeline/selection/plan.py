@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from pipeline.config.schema import Config, SourceEntry, fingerprint
 from pipeline.dataset.metadata import ReferenceInfo, SourcePlan, strata_by_similarity
-from pipeline.selection.fit import Fit, fit_probabilities, probability_curve
-from pipeline.selection.pilot import Findings, read_pilot
+from pipeline.selection.fit import Fitted, fit_probabilities, probability_curve
+from pipeline.selection.pilot import PilotStats, pilot_stats
 from pipeline.selection.rule import inclusion_probability
 from pipeline.sources.survey import Listing
 
@@ -34,10 +34,10 @@ def make_plan(
 ) -> SourcePlan:
     """Fits the inclusion probabilities so that the expected numbers meet the budget.
 
-    pilot: rows as of `read_pilot`. What a `previous` plan of the same source with a smaller budget
+    pilot: rows as of `pilot_stats`. What a `previous` plan of the same source with a smaller budget
     chose stays chosen.
     """
-    findings = read_pilot(config, listing, pilot, reference)
+    findings = pilot_stats(config, listing, pilot, reference)
     source_fingerprint = fingerprint(_inputs_but_amounts(config, entry))
     num_partitions = _extend_prefix(entry, config, listing, findings)
     num_candidates = num_partitions * findings.samples_per_partition
@@ -78,7 +78,7 @@ def make_plan(
     )
 
 
-def _keep_chosen(fit: Fit, previous: SourcePlan | None, source_fingerprint: str) -> Fit:
+def _keep_chosen(fit: Fitted, previous: SourcePlan | None, source_fingerprint: str) -> Fitted:
     """The fit, but no probability falls where more is wanted of the same source.
 
     A larger budget comes with another pilot, by whose chance the scale might.
@@ -107,7 +107,9 @@ def _inputs_but_amounts(config: Config, entry: SourceEntry) -> dict[str, Any]:
     }
 
 
-def _extend_prefix(entry: SourceEntry, config: Config, listing: Listing, findings: Findings) -> int:
+def _extend_prefix(
+    entry: SourceEntry, config: Config, listing: Listing, findings: PilotStats
+) -> int:
     """Partitions to take, where only the pilot tells how much a partition is.
 
     That is so of an endless source whose budget is in bytes, and of partitions of unknown size.

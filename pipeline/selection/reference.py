@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.dataset import manifest
-from pipeline.dataset.dedup import LookIndex, looks_of
+from pipeline.dataset.dedup import NearDuplicateIndex, perceptual_hashes
 from pipeline.dataset.keys import sha256_hex, unit_hash
 from pipeline.dataset.metadata import ReferenceInfo
 from pipeline.dataset.schema import embedding_matrix
@@ -35,7 +35,7 @@ class KnownPositives:
     """The pictures of all positives, of every split, by their bytes and by their looks."""
 
     content_hashes: frozenset[str] = frozenset()
-    looks: LookIndex = field(default_factory=LookIndex)
+    looks: NearDuplicateIndex = field(default_factory=NearDuplicateIndex)
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,9 @@ def _make_bank(positives: pa.Table, num_neighbors: int) -> ReferenceBank:
         range(train.num_rows), key=lambda i: unit_hash("bank", train["content_hash"][i].as_py())
     )
     train = train.take(order[:_MAX_ROWS])
-    looks = LookIndex()
+    looks = NearDuplicateIndex()
     if "perceptual_hash" in positives.column_names:  # a data set of before has none
-        looks.add(looks_of(positives))
+        looks.add(perceptual_hashes(positives))
     return ReferenceBank(
         embedding_KD=embedding_matrix(train).astype(np.float64),
         content_hashes=tuple(train["content_hash"].to_pylist()),

@@ -40,7 +40,7 @@ class SelectionRule:
         ).astype(np.float32)
 
 
-def read_rule(root: str, source: str, selection: SelectionConfig) -> SelectionRule:
+def load_rule(root: str, source: str, selection: SelectionConfig) -> SelectionRule:
     plan = manifest.read_plan(root, source)
     assert plan is not None, f"no plan is committed for {source}"
     reference = manifest.read_reference_info(root)

@@ -25,7 +25,7 @@ from pipeline.storage.files import (
     sizes_of,
 )
 from pipeline.storage.local_cache import LocalCache
-from pipeline.storage.locations import configure, join, refuse_credentials, shown
+from pipeline.storage.locations import configure, join, redact, refuse_credentials
 from pipeline.storage.retry import retry
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "read_bytes",
     "read_many",
     "read_range",
+    "redact",
     "refuse_credentials",
     "remove_if",
     "remove_many",
@@ -53,7 +54,6 @@ __all__ = [
     "replace_if",
     "retry",
     "sha256_of",
-    "shown",
     "size_of",
     "sizes_of",
     "write_atomic",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.errors import ConfigError
-from pipeline.storage.locations import is_http, is_local, is_protocol, resolve, shown
+from pipeline.storage.locations import is_http, is_local, is_protocol, redact, resolve
 from pipeline.storage.retry import retry
 
 # Larger uploads go in parts, 10 at a time: 160 MB of memory instead of s3fs's 500.
@@ -56,7 +56,7 @@ class HashingWriter(io.RawIOBase):
 def open_atomic(uri: str) -> Iterator[HashingWriter]:
     """Writes all or nothing: readers see the file only once the block has ended well."""
     fs, path = resolve_writable(uri)
-    what = f"write {shown(uri)}"
+    what = f"write {redact(uri)}"
     # Beside its place on a disk, so that the rename cannot cross file systems.
     directory = str(retry(lambda: make_parents(path), what)) if is_local(fs) else None
     handle, temporary = retry(lambda: tempfile.mkstemp(prefix=".tmp-", dir=directory), what)
@@ -81,7 +81,7 @@ def write_atomic(uri: str, data: bytes) -> str:
         with open_atomic(uri) as file:
             file.write(data)
     else:
-        retry(lambda: fs.pipe_file(path, data), f"write {shown(uri)}")
+        retry(lambda: fs.pipe_file(path, data), f"write {redact(uri)}")
     return hashlib.sha256(data).hexdigest()
 
 
@@ -89,7 +89,7 @@ def resolve_writable(uri: str) -> tuple[Any, str]:
     """File system and path of a URI that is to be written."""
     fs, path = resolve(uri)
     if is_http(fs):
-        raise ConfigError(f"{shown(uri)}: http and https can only be read")
+        raise ConfigError(f"{redact(uri)}: http and https can only be read")
     return fs, path
 
 

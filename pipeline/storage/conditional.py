@@ -24,7 +24,7 @@ from pipeline.storage.atomic import (
     sync_file,
 )
 from pipeline.storage.errors import s3_code
-from pipeline.storage.locations import is_local, is_protocol, shown
+from pipeline.storage.locations import is_local, is_protocol, redact
 from pipeline.storage.retry import retry
 
 # `memory://` is one process; its own check and write are two steps.
@@ -38,7 +38,7 @@ def create_exclusive(uri: str, data: bytes) -> bool:
     Of all writers at once, one gets True.
     """
     fs, path = resolve_writable(uri)
-    what = f"create {shown(uri)}"
+    what = f"create {redact(uri)}"
     if is_local(fs):
         return retry(lambda: _link_new(data, path), what)
 
@@ -114,7 +114,7 @@ def _change_if(
                 return _content(fs, path) == new
             return True
 
-    return retry(change, f"replace {shown(uri)}" if new is not None else f"remove {shown(uri)}")
+    return retry(change, f"replace {redact(uri)}" if new is not None else f"remove {redact(uri)}")
 
 
 @contextlib.contextmanager

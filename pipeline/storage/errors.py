@@ -5,7 +5,7 @@ import http
 from collections.abc import Iterator
 
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.storage.locations import shown
+from pipeline.storage.locations import redact
 
 # Kinds of lost connections and absent servers that will not pass.
 PERMANENT = frozenset(
@@ -114,7 +114,7 @@ _STATUS = {
 
 
 def first_line(error: Exception) -> str:
-    return shown(str(error)).strip().partition("\n")[0]
+    return redact(str(error)).strip().partition("\n")[0]
 
 
 def chain_of(error: BaseException) -> Iterator[BaseException]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from pipeline.errors import ConfigError
-from pipeline.storage.locations import is_http, is_local, is_protocol, resolve, shown
+from pipeline.storage.locations import is_http, is_local, is_protocol, redact, resolve
 from pipeline.storage.retry import retry
 from pipeline.storage.streams import open_http, open_stream, read_http_range
 
@@ -43,7 +43,7 @@ def open_read(uri: str) -> IO[bytes]:
     Seekable, but for an http server that offers no ranges.
     """
     fs, path = resolve(uri)
-    what = f"read {shown(uri)}"
+    what = f"read {redact(uri)}"
     if is_local(fs):
         return retry(lambda: open(path, "rb"), what)
     return open_http(fs, path, what) if is_http(fs) else open_stream(fs, path, what)
@@ -53,7 +53,7 @@ def read_bytes(uri: str) -> bytes:
     fs, path = resolve(uri)
     # Else s3fs asks for the size first.
     options = {"max_concurrency": 1} if is_protocol(fs, "s3") else {}
-    return bytes(retry(lambda: fs.cat_file(path, **options), f"read {shown(uri)}"))
+    return bytes(retry(lambda: fs.cat_file(path, **options), f"read {redact(uri)}"))
 
 
 def read_many(uris: Sequence[str]) -> list[bytes]:
@@ -64,7 +64,7 @@ def read_many(uris: Sequence[str]) -> list[bytes]:
 def read_range(uri: str, offset: int, size: int) -> bytes:
     """`size` bytes from `offset`, without reading what comes before; fewer at the end."""
     fs, path = resolve(uri)
-    what = f"read {shown(uri)}"
+    what = f"read {redact(uri)}"
     if is_http(fs):
         return read_http_range(fs, path, what, offset=offset, size=size)
     return bytes(retry(lambda: fs.cat_file(path, start=offset, end=offset + size), what))
@@ -75,7 +75,7 @@ def exists(uri: str) -> bool:
     forget_listings(fs)
     try:
         # Not fs.exists: for some drivers, whatever they cannot reach does not exist.
-        retry(lambda: fs.info(path), f"look for {shown(uri)}")
+        retry(lambda: fs.info(path), f"look for {redact(uri)}")
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
@@ -88,7 +88,7 @@ def list_files(uri: str, suffixes: tuple[str, ...] = ("",)) -> list[str]:
     """
     fs, path = resolve_listable(uri)
     root = path.rstrip("/") + "/"
-    found = _find(fs, path, f"list {shown(uri)}")
+    found = _find(fs, path, f"list {redact(uri)}")
     names = (name.removeprefix(root) for name in found if name.startswith(root))
     return sorted(name for name in names if name.lower().endswith(suffixes))
 
@@ -100,7 +100,7 @@ def list_times(uri: str, suffixes: tuple[str, ...] = ("",)) -> dict[str, datetim
     """
     fs, path = resolve_listable(uri)
     root = path.rstrip("/") + "/"
-    what = f"list {shown(uri)}"
+    what = f"list {redact(uri)}"
     times: dict[str, datetime] = {}
     if is_local(fs):
         for name in list_files(uri, suffixes):
@@ -125,7 +125,7 @@ def list_prefix(uri_prefix: str) -> list[str]:
     folder, _, prefix = uri_prefix.rpartition("/")
     fs, path = resolve_listable(folder)
     try:
-        found = retry(lambda: _names_in(fs, path, prefix), f"list {shown(uri_prefix)}*")
+        found = retry(lambda: _names_in(fs, path, prefix), f"list {redact(uri_prefix)}*")
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(f"{folder}/{name}" for name in found if name and name.startswith(prefix))
@@ -134,7 +134,7 @@ def list_prefix(uri_prefix: str) -> list[str]:
 def remove_tree(uri: str) -> None:
     """Removes a folder or a file; nothing happens where there is none."""
     fs, path = resolve_listable(uri)
-    what = f"remove {shown(uri)}"
+    what = f"remove {redact(uri)}"
     if is_local(fs):
         with contextlib.suppress(FileNotFoundError):
             retry(lambda: fs.rm(path, recursive=True), what)
@@ -179,7 +179,7 @@ def local_path(uri: str) -> Path | None:
 def resolve_listable(uri: str) -> tuple[Any, str]:
     fs, path = resolve(uri)
     if is_http(fs):
-        raise ConfigError(f"{shown(uri)}: http and https list nothing; name the files themselves")
+        raise ConfigError(f"{redact(uri)}: http and https list nothing; name the files themselves")
     forget_listings(fs)
     return fs, path
 
@@ -269,7 +269,7 @@ def size_of(uri: str) -> int | None:
     """Bytes of a stored file, without reading it; None where its server does not tell."""
     fs, path = resolve(uri)
     forget_listings(fs)
-    size = retry(lambda: fs.info(path), f"look for {shown(uri)}")["size"]
+    size = retry(lambda: fs.info(path), f"look for {redact(uri)}")["size"]
     return None if size is None else int(size)
 
 
@@ -294,7 +294,7 @@ def sizes_of(uris: Sequence[str]) -> dict[str, int | None]:
 
 def _list_sizes(fs: Any, path: str, folder: str) -> dict[str, int | None]:
     """Bytes of what is in a folder of a storage, by URI."""
-    entries = retry(lambda: fs.ls(path, detail=True), f"list {shown(folder)}")
+    entries = retry(lambda: fs.ls(path, detail=True), f"list {redact(folder)}")
     return {f"{folder}/{entry['name'].rpartition('/')[2]}": entry["size"] for entry in entries}
 
 

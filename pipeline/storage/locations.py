@@ -66,12 +66,12 @@ def configure(options: Mapping[str, Mapping[str, Any]]) -> None:
         if "://" not in prefix:
             raise ConfigError(f"storage {prefix!r}: a prefix is a URL such as s3://bucket or s3://")
         _protocol_of(prefix)
-        refuse_credentials(f"storage {shown(prefix)!r}", given)
+        refuse_credentials(f"storage {redact(prefix)!r}", given)
     _options.clear()
     _options.update({prefix: dict(given) for prefix, given in options.items()})
 
 
-def shown(text: str) -> str:
+def redact(text: str) -> str:
     """A URI, or a message with URIs, without user names, passwords, signatures and tokens."""
     text = _SECRET_QUERY.sub(r"\1***", _USERINFO.sub("***@", text))
     return _SECRET_SETTING.sub(r"\1***", text)
@@ -91,7 +91,7 @@ def resolve(uri: str) -> tuple[Any, str]:
     except ImportError:
         package = _DRIVERS[protocol]
         raise ConfigError(
-            f"{shown(uri)}: {protocol}:// needs the package {package}: pip install {package}"
+            f"{redact(uri)}: {protocol}:// needs the package {package}: pip install {package}"
         ) from None
     options = _defaults(protocol) | driver._get_kwargs_from_urls(uri)
     for name, value in _options_of(uri).items():
@@ -100,7 +100,7 @@ def resolve(uri: str) -> tuple[Any, str]:
     try:
         fs = driver(**options)
     except (TypeError, ValueError, ImportError) as error:
-        raise ConfigError(f"{shown(uri)}: {shown(str(error))}") from None
+        raise ConfigError(f"{redact(uri)}: {redact(str(error))}") from None
     if protocol in ("s3", "s3a"):
         fs.retries = 1  # `transient.retry` alone decides what is tried again
     return fs, str(driver._strip_protocol(uri))
@@ -128,10 +128,10 @@ def _protocol_of(uri: str) -> str:
         return "file"
     protocol = match[1].lower()
     if "::" in protocol or (protocol not in _DRIVERS and "::" in uri):
-        raise ConfigError(f"{shown(uri)!r}: chained URLs (`::`) are refused; name the file itself")
+        raise ConfigError(f"{redact(uri)!r}: chained URLs (`::`) are refused; name the file itself")
     if protocol not in _DRIVERS:
         raise ConfigError(
-            f"{shown(uri)!r}: {protocol}:// is not supported. Supported are local paths and "
+            f"{redact(uri)!r}: {protocol}:// is not supported. Supported are local paths and "
             + ", ".join(f"{name}://" for name in sorted(_DRIVERS))
         )
     return protocol
@@ -172,7 +172,9 @@ def refuse_credentials(where: str, options: Mapping[str, Any]) -> None:
             refuse_credentials(f"{where}, {name}", value)
         elif name == "token" and value in _TOKEN_WORDS:
             continue
-        elif _SECRET_NAME.search(name.lower().replace("-", "_")) or shown(str(value)) != str(value):
+        elif _SECRET_NAME.search(name.lower().replace("-", "_")) or redact(str(value)) != str(
+            value
+        ):
             raise ConfigError(
                 f"{where}, {name}: credentials are not read from options, which are stored and "
                 "shown. Use the environment, such as AWS_PROFILE, AWS_ACCESS_KEY_ID with "

@@ -15,7 +15,7 @@ class _Text(logging.Formatter):
     """Lines without the secrets of addresses."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return storage.shown(super().format(record))
+        return storage.redact(super().format(record))
 
 
 class _Json(logging.Formatter):
@@ -26,10 +26,10 @@ class _Json(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": storage.shown(record.getMessage()),
+            "message": storage.redact(record.getMessage()),
         }
         if record.exc_info:
-            line["exception"] = storage.shown(self.formatException(record.exc_info))
+            line["exception"] = storage.redact(self.formatException(record.exc_info))
         return json.dumps(line, ensure_ascii=False)
 
 

@@ -16,8 +16,8 @@ from pipeline.dataset.schema import Positioned
 from pipeline.encoders.runtimes import PreparedEncoder
 from pipeline.telemetry.stopwatch import Stopwatch
 from pipeline.worker.steps.decode import decode_batch
-from pipeline.worker.steps.embed import GrowingBatch
-from pipeline.worker.steps.read import Origin, read_batch, refuse_batch
+from pipeline.worker.steps.embed import BatchEmbedder
+from pipeline.worker.steps.read import SourceDefaults, read_batch, refuse_batch
 
 # Originals of this many samples are in memory at once.
 _SAMPLES_PER_READ = 64
@@ -50,7 +50,7 @@ class Embedder:
 
     def embed_decoded(self, decoded: Iterable[pa.Table]) -> pa.Table:
         """Rows with `embedding`, of tables that are decoded while earlier ones are embedded."""
-        growing = GrowingBatch(
+        growing = BatchEmbedder(
             runtime=self._runtime,
             preprocessing=self._encoder.preprocessing,
             embedding_dim=self._encoder.embedding_dim,
@@ -64,17 +64,17 @@ class Embedder:
 
 
 def read_rows(
-    samples: Iterable[Positioned], origin: Origin, taken_down: TakenDown
+    samples: Iterable[Positioned], origin: SourceDefaults, taken_down: TakenDown
 ) -> Iterator[pa.Table]:
     """Rows, read but not decoded, some at a time; the last table is empty."""
     for batch in itertools.chain(chunked(samples, _SAMPLES_PER_READ), [[]]):
         yield refuse_batch(read_batch(batch, origin), taken_down)
 
 
-def origin_of(config: Config, entry: SourceEntry) -> Origin:
+def origin_of(config: Config, entry: SourceEntry) -> SourceDefaults:
     """What the config says of every sample of a source."""
     is_positive = config.role_of(entry) == "positive"
-    return Origin(
+    return SourceDefaults(
         source=entry.name,
         targets=config.target_names,
         split_fractions=config.split.fractions,

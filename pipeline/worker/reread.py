@@ -51,7 +51,7 @@ def read_kept(root: str, rows: pa.Table) -> pa.Array:
 
 def changed_source(source: str, where: str) -> InfinegError:
     return InfinegError(
-        f"source {source!r}: {storage.shown(where)} is not what it was when the data set was "
+        f"source {source!r}: {storage.redact(where)} is not what it was when the data set was "
         "built. Restore the source, or leave it out (--source)"
     )
 

@@ -24,7 +24,7 @@ from pipeline.dataset.schema import Partition, Positioned, row_schema
 from pipeline.dataset.shards import count_rows, output_groups, write_part
 from pipeline.encoders.runtimes import PreparedEncoder
 from pipeline.selection.reference import ReferenceBank, read_bank
-from pipeline.selection.rule import SelectionRule, read_rule
+from pipeline.selection.rule import SelectionRule, load_rule
 from pipeline.sources import open_entry, read_partitions
 from pipeline.telemetry.stopwatch import Stopwatch
 from pipeline.worker.embedder import Embedder
@@ -41,7 +41,7 @@ _PILOT_COLUMNS = (
 )  # fmt: skip
 
 
-class SpanTask(BaseModel, frozen=True):
+class ReadTask(BaseModel, frozen=True):
     """Consecutive partitions of one source to read as one stream; `limit` bounds the samples."""
 
     source: str
@@ -79,13 +79,13 @@ class SpanWorker:
         """Seconds of read, decode, embed, select and write."""
         return self._embedder.stopwatch
 
-    def embed(self, task: SpanTask) -> Iterator[pa.Table]:
+    def embed(self, task: ReadTask) -> Iterator[pa.Table]:
         """Rows with embeddings, from which the reference bank is made."""
         entry = self._entries[task.source]
         for samples in chunked(self._read(task), SAMPLES_PER_PART):
             yield self._embedder.embed(iter(samples), entry).drop_columns(["image"])
 
-    def score(self, task: SpanTask) -> Iterator[pa.Table]:
+    def score(self, task: ReadTask) -> Iterator[pa.Table]:
         """What a pilot needs: a row a sample, the seconds that each took, and how many there are.
 
         `partition_size` is null where the end was not seen.
@@ -112,7 +112,7 @@ class SpanWorker:
             rows = rows.append_column(name, column)
         yield rows.select(_PILOT_COLUMNS)
 
-    def build(self, task: SpanTask) -> Iterator[tuple[PartRecord, bool]]:
+    def build(self, task: ReadTask) -> Iterator[tuple[PartRecord, bool]]:
         """Commits the parts of a span that are not committed yet; yields all, and which are new.
 
         All, because a task that Ray runs again has to yield what it yielded before. Raises
@@ -147,13 +147,13 @@ class SpanWorker:
                 )
             yield record, True
 
-    def _read(self, task: SpanTask, *, start: int = 0) -> Iterator[Positioned]:
+    def _read(self, task: ReadTask, *, start: int = 0) -> Iterator[Positioned]:
         """The samples of all partitions, without the first `start`."""
         entry = self._entries[task.source]
         source = open_entry(entry, self._config.role_of(entry))
         return read_partitions(source, task.partitions, start)
 
-    def _decide(self, samples: Iterator[Positioned], task: SpanTask, part: int) -> pa.Table:
+    def _decide(self, samples: Iterator[Positioned], task: ReadTask, part: int) -> pa.Table:
         """Rows of one part with everything decided, as `row_schema`."""
         stem = manifest.part_stem(task.source, task.round, task.span, part)
         embedded = self._embeddings_from and read_embeddings(self._embeddings_from, stem)
@@ -205,7 +205,7 @@ class SpanWorker:
 
     def _rule(self, source: str) -> SelectionRule:
         if source not in self._rules:
-            self._rules[source] = read_rule(self._root, source, self._config.selection)
+            self._rules[source] = load_rule(self._root, source, self._config.selection)
         return self._rules[source]
 
 

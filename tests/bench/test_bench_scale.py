@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.build.reading import Planned, iterate_spans
+from pipeline.build.reading import PlannedSource, iterate_spans
 from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import manifest
 from pipeline.dataset.dedup import SeenImages
@@ -54,7 +54,7 @@ def list_partitions(number: int) -> int:
     source = open_source(entry["kind"], entry["params"])
     listing = survey(source, config.sources[0], config)
     plan = plan_of(listing.num_partitions).model_copy(update={"partitions_per_span": 512})
-    planned = Planned(config.sources[0], source, plan)
+    planned = PlannedSource(config.sources[0], source, plan)
     return sum(len(span) for span in iterate_spans(planned))
 
 

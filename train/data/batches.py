@@ -25,7 +25,7 @@ from train.data.corrections import LossTerms
 from train.data.embeddings import MappedEmbeddings
 from train.data.images import ShardImages, crop_images
 from train.data.order import BatchOrder, Rows
-from train.data.prefetch import fill_ahead
+from train.data.prefetch import prefetch
 from train.data.rows import TrainRows, embeddings_of
 
 
@@ -141,7 +141,7 @@ class Batches:
         size = self._inputs.image_size
         # Twice, since the workers are ahead; what is in between is a few integers a sample.
         ordered, ahead = tee(self._order.batch(step) for step in steps)
-        slots = fill_ahead(
+        slots = prefetch(
             self._inputs.fill,
             ahead,
             slot_shape=(len(self._order.batch(steps.start)[0]), size, size, 3),

@@ -133,7 +133,7 @@ def take_turns(counts: Sequence[int]) -> Rows:
 
 
 @dataclass(frozen=True)
-class RankSlice:
+class Rank:
     """Which samples of each global batch are this process's."""
 
     rank: int = 0
@@ -153,7 +153,7 @@ class BatchOrder:
         window: int,
         seed: int,
         first_step: int = 0,
-        part: RankSlice = RankSlice(),
+        part: Rank = Rank(),
     ) -> None:
         """first_step: of the segment. Its rows begin with a new epoch, in another order."""
         assert batch_size % part.world_size == 0

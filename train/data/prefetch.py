@@ -41,7 +41,7 @@ _PREFETCH = 2  # tasks that each worker is ahead
 _ORPHAN_S = 2.0  # how long a worker can miss that the process it works for was killed
 
 
-def fill_ahead(
+def prefetch(
     fill: Fill[TaskT],
     tasks: Iterable[TaskT],
     *,

@@ -51,7 +51,7 @@ def clip_gradients(parameters: list[nn.Parameter], limit: float) -> Tensor:
     gradients = [p.grad for p in parameters if p.grad is not None]
     split = [gradient for gradient in gradients if isinstance(gradient, DTensor)]
     whole = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
-    norms = [whole_tensor(nn.utils.get_total_norm(part)) for part in (split, whole) if part]
+    norms = [full_tensor(nn.utils.get_total_norm(part)) for part in (split, whole) if part]
     norm: Tensor = torch.stack(norms).norm()
     scale = (limit / (norm + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
@@ -59,11 +59,11 @@ def clip_gradients(parameters: list[nn.Parameter], limit: float) -> Tensor:
     return norm
 
 
-def is_split(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor)
 
 
-def whole_tensor(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a split tensor; every process takes part."""
     if not isinstance(tensor, DTensor):
         return tensor
@@ -79,7 +79,7 @@ def local_tensor(tensor: Tensor) -> Tensor:
     return part
 
 
-def split_like(tensor: Tensor, template: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, template: Tensor) -> Tensor:
     """A whole tensor, which every process has, split as `template` is, if it is."""
     if not isinstance(template, DTensor) or tensor.shape != template.shape:
         return tensor

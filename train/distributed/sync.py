@@ -21,7 +21,7 @@ _LOOK_S = 1.0  # between looks of several processes, about: how long a signal ma
 
 
 @dataclass(frozen=True)
-class Look:
+class SyncResult:
     """The same in every process."""
 
     loss: float  # of the last step, over the global batch
@@ -29,7 +29,7 @@ class Look:
     signal: Signals | None  # that a process has received
 
 
-class Lockstep:
+class StepSync:
     """Losses since the last look, by step; `every` is the most steps between two looks."""
 
     def __init__(self, world: World, request: StopRequest, *, every: int) -> None:
@@ -50,7 +50,7 @@ class Lockstep:
             return self._request.received is not None
         return len(self._losses) >= self._interval
 
-    def look(self, done: int) -> Look:
+    def look(self, done: int) -> SyncResult:
         """After `done` steps; every process takes part."""
         num_steps = len(self._losses)
         now = time.monotonic()
@@ -65,7 +65,7 @@ class Lockstep:
         step_s = max(seconds / self._world.size, 1e-6)
         self._interval = max(1, min(self._every, int(_LOOK_S / step_s)))
         broken = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
-        return Look(
+        return SyncResult(
             loss=losses[-1] / self._world.size,
             broken_step=done - num_steps + broken[0] if broken else None,
             signal=next((s for s, flag in zip(SIGNALS, flags, strict=True) if flag), None),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pipeline import storage
 from pipeline.errors import InfinegError, TransientStorageError
-from train.distributed.fsdp import is_split, split_like, whole_tensor
+from train.distributed.fsdp import full_tensor, is_sharded, shard_like
 from train.model.detector import Segment
 from train.model.tensors import load_into, read_tensors, write_tensors
 
@@ -47,7 +47,7 @@ def snapshot(
         tensors |= {f"{_OPTIMIZER}{index}.{name}": tensor for name, tensor in state.items()}
     tensors |= {_EXTRA + name: tensor for name, tensor in extra.items()}
     return {
-        name: whole_tensor(tensor.detach()).to("cpu", copy=True) for name, tensor in tensors.items()
+        name: full_tensor(tensor.detach()).to("cpu", copy=True) for name, tensor in tensors.items()
     }
 
 
@@ -117,8 +117,8 @@ def _as_stored(tensor: Tensor, parameter: Tensor) -> Tensor:
     """In the parameter's memory format: sums in another order would end a bit elsewhere."""
     if tensor.shape != parameter.shape:
         return tensor
-    if is_split(parameter):
-        return split_like(tensor, parameter)
+    if is_sharded(parameter):
+        return shard_like(tensor, parameter)
     return torch.empty_like(parameter, dtype=tensor.dtype, device="cpu").copy_(tensor)
 
 

@@ -23,7 +23,7 @@ from train.data.device import DecodedOnDevice
 from train.data.embeddings import MappedEmbeddings, open_embeddings
 from train.data.images import open_cache
 from train.data.mixture import check_repetition, mix
-from train.data.order import BatchOrder, RankSlice
+from train.data.order import BatchOrder, Rank
 from train.data.rows import TrainRows
 from train.data.views import ViewedEmbeddings, ViewMaker
 from train.distributed.fsdp import shard_backbone
@@ -64,7 +64,7 @@ class Job:
         return self.trained if self.average is None else self.average.module
 
     @property
-    def is_split(self) -> bool:
+    def is_sharded(self) -> bool:
         """Whether the backbone's weights are spread over the processes (train.sharding)."""
         return self.train_config.parallel == "fsdp" and self.world.size > 1
 
@@ -209,7 +209,7 @@ def _order_of(job: Job) -> BatchOrder:
         window=_SHUFFLE_WINDOW,
         seed=train_config.seed,
         first_step=job.segments[-1].first_step,
-        part=RankSlice(job.world.rank, job.world.size),
+        part=Rank(job.world.rank, job.world.size),
     )
 
 

@@ -17,7 +17,9 @@ from train.loop.job import Job, open_stream
 _NUM_NAMED = 3  # keys that the message lists
 
 
-def broken_loss(job: Job, run_dir: Path, step: int, *, mode: Mode, image_size: int) -> InfinegError:
+def nonfinite_loss_error(
+    job: Job, run_dir: Path, step: int, *, mode: Mode, image_size: int
+) -> InfinegError:
     """The error that ends the run; the main process writes `nan_batch.json` before.
 
     Its samples are those of the global batch: rank, key, shard, label, importance weight, and
@@ -78,7 +80,7 @@ def _is_finite(inputs: Tensor) -> Tensor:
     return inputs.isfinite().flatten(1).all(1)
 
 
-def has_broken_weights(job: Job) -> bool:
+def has_nonfinite_weights(job: Job) -> bool:
     """Whether a trained number is none; every process takes part, and comes to the same."""
     floats = [each for each in job.trained.state_dict().values() if each.is_floating_point()]
     return job.world.any(not all(bool(local_tensor(each).isfinite().all()) for each in floats))

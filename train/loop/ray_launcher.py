@@ -18,7 +18,7 @@ from pipeline.config.schema import Config
 from pipeline.errors import ConfigError, InfinegError
 from train.config.settings import TrainConfig
 from train.distributed.world import LostProcess, World
-from train.loop.run_dir import Adopted, open_run
+from train.loop.run_dir import GenerationSwitch, open_run
 from train.loop.trainer import train
 
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")  # read when Ray Train is imported
@@ -62,7 +62,7 @@ def train_on_ray(
     max_restarts: int,
     address: str | None = None,
     resume: bool = False,
-    generation: Adopted = None,
+    generation: GenerationSwitch = None,
 ) -> Path:
     """`train` in the workers of a cluster; `workers` None is one a GPU, or one where is none.
 
@@ -72,7 +72,7 @@ def train_on_ray(
     _check_shares(train_config, workers)
     config, train_config = _with_absolute_paths(config, train_config)
     # Refused here, and not by workers that Ray would start again and again.
-    found = open_run(config, train_config, World.alone(), resume=resume, adopt=generation)
+    found = open_run(config, train_config, World.alone(), resume=resume, wanted=generation)
     if found.is_finished:
         _log.info("%s is finished, nothing to do", found.path)
         return found.path

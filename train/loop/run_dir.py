@@ -27,7 +27,7 @@ from train.model.detector import ModelInfo, Segment, read_model_info
 _log = logging.getLogger(__name__)
 
 
-Adopted = int | Literal["latest"] | None
+GenerationSwitch = int | Literal["latest"] | None
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ def open_run(
     world: World,
     *,
     resume: bool,
-    adopt: Adopted = None,
+    wanted: GenerationSwitch = None,
 ) -> Run:
-    """Looks, and writes nothing. `adopt`: the generation to begin, or from here to go on, with.
+    """Looks, and writes nothing. `wanted`: the generation to train on, or to go on with.
 
     Raises ConfigError where the folder holds a run with other settings, or an unfinished one
     that `resume` was not asked to continue, or one of a newer generation.
@@ -66,12 +66,12 @@ def open_run(
         )
     model_info, checkpoint = read_model_info(path), find_checkpoint(path)
     before = model_info or checkpoint
-    number = _choose_generation(root, train_config, before if resume else None, adopt)
+    number = _choose_generation(root, train_config, before if resume else None, wanted)
     # One more may be committed while the processes look.
     generation = manifest.read_generation(root, _of_main(number, world))
     settings = _settings_of(config, train_config, dataset, generation)
     if before is not None:
-        _check_settings(path, before, settings, adopts=resume and adopt is not None)
+        _check_settings(path, before, settings, adopts=resume and wanted is not None)
     if checkpoint is not None and model_info is None and not resume:
         raise ConfigError(
             f"train.run: {path} stopped at step {checkpoint.step:,} of {train_config.steps:,}; "
@@ -85,7 +85,7 @@ def open_run(
     return Run(path, dataset, generation, segments, settings, checkpoint, is_finished)
 
 
-def parse_generation(text: str) -> Adopted:
+def parse_generation(text: str) -> GenerationSwitch:
     """`--generation`: a number, or latest."""
     if text == "latest":
         return "latest"
@@ -103,11 +103,14 @@ def write_config(run: Run, config: Config, train_config: TrainConfig) -> None:
 
 
 def _choose_generation(
-    root: str, train_config: TrainConfig, before: ModelInfo | Checkpoint | None, adopt: Adopted
+    root: str,
+    train_config: TrainConfig,
+    before: ModelInfo | Checkpoint | None,
+    generation: GenerationSwitch,
 ) -> int:
     """The number of the generation to train on; `before` is the run that goes on."""
     latest = manifest.latest_generation_number(root)
-    wanted = latest if adopt == "latest" else adopt
+    wanted = latest if generation == "latest" else generation
     if before is None:
         return wanted or train_config.generation or latest
     if wanted is None:
@@ -122,7 +125,7 @@ def _choose_generation(
     if isinstance(before, ModelInfo) and wanted > before.generation:
         _log.warning(
             "--generation %s: %s is finished on generation %d; another train.run trains on it",
-            adopt, train_config.run, before.generation,
+            generation, train_config.run, before.generation,
         )  # fmt: skip
         return before.generation
     return wanted

@@ -58,7 +58,7 @@ def train_step(job: Job, model: nn.Module, batch: Batch, step: int) -> StepResul
         inputs, labels = _mix(job, labels[0], step)
     job.optimizer.zero_grad()
     loss = _accumulate_gradients(job, model, inputs, labels)
-    if job.is_split and not isinstance(model, DistributedDataParallel):
+    if job.is_sharded and not isinstance(model, DistributedDataParallel):
         average_whole_gradients(_parameters_of(job), world)
     grad_norm = _clip_gradients(job)
     job.scaler.step(job.optimizer)
@@ -121,7 +121,7 @@ def _clip_gradients(job: Job) -> Tensor | None:
     if limit is None:
         return None
     job.scaler.unscale_(job.optimizer)
-    if job.is_split:
+    if job.is_sharded:
         return clip_gradients(_parameters_of(job), limit)
     return nn.utils.clip_grad_norm_(_parameters_of(job), limit)
 

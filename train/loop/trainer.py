@@ -19,18 +19,18 @@ from pipeline.telemetry.metrics import TRAIN_METRICS, Metrics, serve_metrics
 from train.config.settings import Mode, TrainConfig
 from train.data.batches import Batch
 from train.data.device import on_device
-from train.distributed.fsdp import whole_tensor
+from train.distributed.fsdp import full_tensor
 from train.distributed.signals import RunStopped, stop_on_signals
-from train.distributed.sync import Lockstep
+from train.distributed.sync import StepSync
 from train.distributed.world import compute_deterministically, is_restart, join_world
 from train.loop.checkpoint import Checkpoint, Saver, find_checkpoint, load_checkpoint, snapshot
 from train.loop.job import Job, open_stream, prepare_job
-from train.loop.nonfinite import broken_loss, has_broken_weights
+from train.loop.nonfinite import has_nonfinite_weights, nonfinite_loss_error
 from train.loop.optim import restore_update_state, stages_of, update_state
 from train.loop.run_dir import Run, describe_model, open_run, write_config
 from train.loop.run_log import Meter, RunLog
 from train.loop.step import StepResult, train_step
-from train.loop.validation import Validation, Watch
+from train.loop.validation import BestSoFar, Validation
 from train.model.detector import save_model
 
 _log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class _Session:
     log: RunLog | None  # of the main process, as the saver
     saver: Saver | None
     validation: Validation | None
-    lockstep: Lockstep
+    lockstep: StepSync
 
 
 def train(
@@ -77,7 +77,7 @@ def train(
         compute_deterministically()
     with join_world(train_config.device, timeout_s=train_config.timeout_s) as world:
         resume = world.any(resume or is_restart())
-        run = open_run(config, train_config, world, resume=resume, adopt=generation)
+        run = open_run(config, train_config, world, resume=resume, wanted=generation)
         if run.is_finished:
             _log.info("%s is finished, nothing to do", run.path)
             return run.path
@@ -89,7 +89,7 @@ def train(
         first_step, extra = _restore(job, run)
         validation = None
         if train_config.early_stopping is not None:
-            watch = Watch.of_state(extra)
+            watch = BestSoFar.of_state(extra)
             validation = Validation(job, train_config.early_stopping, run.path, watch)
         with ExitStack() as stack:
             log = saver = None
@@ -100,7 +100,7 @@ def train(
                 log = stack.enter_context(_open_log(run, train_config, first_step, metrics))
                 saver = stack.enter_context(Saver(run.path, keep=train_config.keep_checkpoints))
             request = stack.enter_context(stop_on_signals())
-            lockstep = Lockstep(world, request, every=train_config.log_every)
+            lockstep = StepSync(world, request, every=train_config.log_every)
             session = _Session(job, run, log, saver, validation, lockstep)
             for phase in _phases(job, first_step):
                 if validation is None or not validation.is_over:
@@ -153,16 +153,16 @@ def _run_phase(session: _Session, phase: _Phase) -> None:
     for step, batch in zip(phase.steps, meter, strict=True):
         result = train_step(job, model, batch, step)
         session.lockstep.note(result.loss)
-        received = _look(session, phase, step, result, meter)
+        received = _sync_and_log(session, phase, step, result, meter)
         if session.log is not None:
             session.log.advance()
         if session.validation is not None and session.validation.is_over:
             return
         if step + 1 < train_config.steps:
-            _save_or_stop(session, phase, step, received)
+            _checkpoint_or_stop(session, phase, step, received)
 
 
-def _look(
+def _sync_and_log(
     session: _Session, phase: _Phase, step: int, result: StepResult, meter: Meter[Batch]
 ) -> Signals | None:
     """What is logged after a step, if anything; and the signal that ends the run.
@@ -178,7 +178,7 @@ def _look(
     if look.broken_step is not None:
         raise _broken(session, phase, look.broken_step)
     if logs:
-        values = {**_measured(job, result, look.loss), **meter.read()}
+        values = {**_log_values(job, result, look.loss), **meter.read()}
         if validation is not None and validates:
             values |= validation.look(done, phase.mode)
             meter.restart()
@@ -187,21 +187,23 @@ def _look(
     return look.signal
 
 
-def _save_or_stop(session: _Session, phase: _Phase, step: int, received: Signals | None) -> None:
+def _checkpoint_or_stop(
+    session: _Session, phase: _Phase, step: int, received: Signals | None
+) -> None:
     """A checkpoint where one is due, or where the run ends by a signal, which raises RunStopped."""
     job, done = session.job, step + 1
     if received is None and done % job.train_config.checkpoint_every != 0:
         return
-    if has_broken_weights(job):
+    if has_nonfinite_weights(job):
         raise _broken(session, phase, step)
-    if session.saver is not None or job.is_split:
+    if session.saver is not None or job.is_sharded:
         _save(session, done)
     if received is not None:
         raise _stopped(session, done, received)
 
 
 def _broken(session: _Session, phase: _Phase, step: int) -> InfinegError:
-    return broken_loss(
+    return nonfinite_loss_error(
         session.job, session.run.path, step, mode=phase.mode, image_size=phase.image_size
     )
 
@@ -224,7 +226,7 @@ def _begin_phase(job: Job, phase: _Phase) -> nn.Module:
         model = job.detector
     if job.train_config.compile:
         model.compile()
-    if job.world.size == 1 or (job.is_split and phase.mode == "finetune"):
+    if job.world.size == 1 or (job.is_sharded and phase.mode == "finetune"):
         return model
     devices = [job.world.device] if job.world.device.type == "cuda" else None
     # No gradient reaches the blocks above a penultimate layer. A static graph finds that out once,
@@ -236,7 +238,7 @@ def _begin_phase(job: Job, phase: _Phase) -> nn.Module:
     )
 
 
-def _measured(job: Job, result: StepResult, loss: float) -> dict[str, float]:
+def _log_values(job: Job, result: StepResult, loss: float) -> dict[str, float]:
     values = {
         "loss": loss,
         "clipped_mass": result.clipped_mass.item(),
@@ -285,7 +287,7 @@ def _export(job: Job, run: Run, validation: Validation | None) -> None:
     else:
         validation.load_best()
         steps = validation.watch.step
-    weights = {k: whole_tensor(tensor) for k, tensor in job.detector.state_dict().items()}
+    weights = {k: full_tensor(tensor) for k, tensor in job.detector.state_dict().items()}
     if not job.world.is_main:
         return
     save_model(run.path, weights, describe_model(job, run.settings, steps=steps))

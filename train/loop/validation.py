@@ -37,19 +37,19 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Watch:
+class BestSoFar:
     """The best look so far. `value` is of the metric, nan before the first look."""
 
     step: int = 0  # optimizer steps done at the best look
     value: float = math.nan
-    num_worse: int = 0  # looks since
+    num_bad_checks: int = 0  # looks since
 
-    def after(self, step: int, value: float, metric: Metric) -> "Watch":
+    def after(self, step: int, value: float, metric: Metric) -> "BestSoFar":
         """What a look says. An equal value is no better one."""
         is_better = value < self.value if metric == "val_loss" else value > self.value
         if is_better or math.isnan(self.value):
-            return Watch(step, value)
-        return Watch(self.step, self.value, self.num_worse + 1)
+            return BestSoFar(step, value)
+        return BestSoFar(self.step, self.value, self.num_bad_checks + 1)
 
     def state(self) -> dict[str, Tensor]:
         """For a checkpoint."""
@@ -59,20 +59,20 @@ class Watch:
         }
 
     @staticmethod
-    def of_state(state: Mapping[str, Tensor]) -> "Watch":
+    def of_state(state: Mapping[str, Tensor]) -> "BestSoFar":
         """As `state` gave it; a new one where there is none."""
         if _PREFIX + "step" not in state:
-            return Watch()
-        step, value, num_worse = (
-            state[_PREFIX + name].item() for name in ("step", "value", "num_worse")
+            return BestSoFar()
+        step, value, num_bad_checks = (
+            state[_PREFIX + name].item() for name in ("step", "value", "num_bad_checks")
         )
-        return Watch(int(step), value, int(num_worse))
+        return BestSoFar(int(step), value, int(num_bad_checks))
 
 
 class Validation:
     """Every process looks at its part of val, and all come to the same conclusion."""
 
-    def __init__(self, job: Job, settings: EarlyStopping, run_dir: Path, watch: Watch) -> None:
+    def __init__(self, job: Job, settings: EarlyStopping, run_dir: Path, watch: BestSoFar) -> None:
         """Raises ConfigError where val lacks what the metric needs."""
         self.watch = watch
         self._job, self._settings = job, settings
@@ -102,7 +102,7 @@ class Validation:
     @property
     def is_over(self) -> bool:
         """Whether no better weights are to be expected."""
-        return self.watch.num_worse >= self._settings.patience
+        return self.watch.num_bad_checks >= self._settings.patience
 
     def look(self, done: int, mode: Mode) -> dict[str, float]:
         """Measures the weights that would be exported now, and keeps them if they are the best."""
@@ -118,7 +118,7 @@ class Validation:
             _log.info(
                 "stopped early at step %s: no %s better than %.5f, of step %s, in %d looks",
                 f"{done:,}", metric, self.watch.value, f"{self.watch.step:,}",
-                self.watch.num_worse,
+                self.watch.num_bad_checks,
             )  # fmt: skip
         return {metric: value}
 

@@ -37,7 +37,7 @@ GUARD_TPR = 0.95
 NUM_FOLDS = 3  # each head is trained on two thirds of the negatives
 
 
-class _Judge(nn.Module):
+class MarginScorer(nn.Module):
     """inputs_B -> scored_BF2: log-odds, and the margin over the guard; see `Scorer`."""
 
     scale_FK: Tensor
@@ -117,7 +117,7 @@ def prepare_scorer(config: Config, run_dir: str | os.PathLike[str]) -> Scorer:
         models, constants_3FK = [detector], _own_constants(run, info)
         size = info.preprocessing.image_size
         example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
-    judge = _Judge(models, constants_3FK).eval()
+    judge = MarginScorer(models, constants_3FK).eval()
     return make_scorer(
         judge,
         example,

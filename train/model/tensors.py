@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline import storage
 from pipeline.errors import InfinegError
-from train.distributed.fsdp import split_like
+from train.distributed.fsdp import shard_like
 
 _NUM_NAMED = 5  # mismatches that a message lists
 
@@ -47,4 +47,4 @@ def load_into(
         )
         raise InfinegError(f"{source}: {len(names)} tensors do not fit the model: {listed}")
     state = module.state_dict()
-    module.load_state_dict({name: split_like(tensors[name], state[name]) for name in state})
+    module.load_state_dict({name: shard_like(tensors[name], state[name]) for name in state})

@@ -19,7 +19,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from pipeline.curate.review.session import Desk
+from pipeline.curate.review.session import ReviewSession
 from pipeline.curate.review.suspects import UnknownPicture
 from pipeline.curate.verdicts import Verdict
 from pipeline.errors import InfinegError
@@ -49,7 +49,7 @@ class Decisions(BaseModel, frozen=True, extra="forbid"):
 class _Served:
     """What the application serves; desks by target, the first one is shown first."""
 
-    desks: dict[str, Desk]
+    desks: dict[str, ReviewSession]
     token: str
     page: jinja2.Template
 
@@ -57,7 +57,7 @@ class _Served:
 _routes = APIRouter()
 
 
-def make_app(desks: dict[str, Desk]) -> FastAPI:
+def make_app(desks: dict[str, ReviewSession]) -> FastAPI:
     """The application of some targets' reviews."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.state.served = _Served(desks, secrets.token_urlsafe(32), _read_page())
@@ -70,8 +70,8 @@ def make_app(desks: dict[str, Desk]) -> FastAPI:
     return app
 
 
-def _find_desk(request: Request, target: str = "") -> Desk:
-    desks: dict[str, Desk] = request.app.state.served.desks
+def _find_desk(request: Request, target: str = "") -> ReviewSession:
+    desks: dict[str, ReviewSession] = request.app.state.served.desks
     if target and target not in desks:
         raise HTTPException(404, f"no such target: the review is of {', '.join(desks)}")
     return desks[target or next(iter(desks))]
@@ -85,7 +85,7 @@ def _require_token(request: Request, x_review_token: Annotated[str, Header()] = 
         raise HTTPException(403, "not from the page as this server shows it now: reload it")
 
 
-OfTarget = Annotated[Desk, Depends(_find_desk)]
+OfTarget = Annotated[ReviewSession, Depends(_find_desk)]
 _changes = [Depends(_require_token)]
 
 

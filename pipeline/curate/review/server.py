@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import uvicorn
 
 from pipeline.curate.review.app import LOCAL_NAMES, make_app
-from pipeline.curate.review.session import Desk
+from pipeline.curate.review.session import ReviewSession
 from pipeline.dataset import manifest
 from pipeline.errors import ConfigError
 
@@ -31,7 +31,7 @@ def serve_review(
             f"of {', '.join(LOCAL_NAMES[:3])}. From elsewhere: ssh -L {port}:127.0.0.1:{port} HOST"
         )
     chosen = targets or manifest.require_info(root).targets
-    desks = {target: Desk(root, target) for target in chosen}
+    desks = {target: ReviewSession(root, target) for target in chosen}
     with _listen(host.strip("[]"), port) as listener:
         app = make_app(desks)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))

@@ -33,7 +33,7 @@ class _Opened:
     reference: ReferenceInfo | None
 
 
-class Desk:
+class ReviewSession:
     """The review of one data set for one target."""
 
     def __init__(self, root: str, target: str) -> None:
@@ -48,12 +48,12 @@ class Desk:
     @property
     def name(self) -> str:
         """The data set, as one may be shown it."""
-        return storage.shown(self.root)
+        return storage.redact(self.root)
 
     @property
     def saved_name(self) -> str:
         """Where verdicts are, as one may be shown it."""
-        return storage.shown(self._saved.uri)
+        return storage.redact(self._saved.uri)
 
     def refresh(self) -> None:
         """Looks for a later generation, and for verdicts of others."""

@@ -46,7 +46,7 @@ class Suspects:
         described: list[dict[str, Any]] = rows.select([*_SHOWN, "doubt"]).to_pylist()
         for about in described:
             about["why"] = _why(about.pop("doubt"), about["similarity"], reference)
-            about["uri"] = storage.shown(about["uri"])
+            about["uri"] = storage.redact(about["uri"])
         return described
 
     def read_image(self, key: str) -> bytes:

@@ -58,7 +58,7 @@ class SavedVerdicts:
                     self._verdicts = wanted
                     return
                 self._read()
-        raise TransientStorageError(f"{storage.shown(self.uri)} changes all the time; try again")
+        raise TransientStorageError(f"{storage.redact(self.uri)} changes all the time; try again")
 
     def _write(self, content: bytes) -> bool:
         if self._content is None:
@@ -94,7 +94,7 @@ def _decode(uri: str, content: bytes) -> Saved:
         verdict = VERDICTS.get(row.get("verdict") or "")
         if not key or not content_hash or verdict is None:
             raise InfinegError(
-                f"{storage.shown(uri)}, line {rows.line_num}: wanted {', '.join(_COLUMNS)}, got "
+                f"{storage.redact(uri)}, line {rows.line_num}: wanted {', '.join(_COLUMNS)}, got "
                 f"{row}. Mend the line, or move the file away to begin anew"
             )
         verdicts[key, content_hash] = verdict

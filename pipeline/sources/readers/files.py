@@ -35,7 +35,7 @@ def read_image(uri: str) -> bytes:
     try:
         content = storage.read_range(uri, 0, limit + 1)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        _log.info("%s: %s", storage.shown(uri), error)
+        _log.info("%s: %s", storage.redact(uri), error)
         return b""
     except (ConfigError, TransientStorageError):
         raise
@@ -43,7 +43,7 @@ def read_image(uri: str) -> bytes:
         _log.info("%s", error)
         return b""
     if len(content) > limit:
-        _log.warning("%s: over %d bytes, not read", storage.shown(uri), limit)
+        _log.warning("%s: over %d bytes, not read", storage.redact(uri), limit)
         return b""
     return content
 

@@ -35,7 +35,7 @@ def expand_braces(pattern: str) -> Iterator[str]:
 
 def address_id(url: str) -> str:
     """An address as the id of a partition, which is stored and shown: without its secrets."""
-    visible = storage.shown(url)
+    visible = storage.redact(url)
     # Two addresses may differ in what is hidden alone.
     return visible if visible == url else f"{visible}~{short_hash(url)}"
 

@@ -8,13 +8,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.encoders.networks import Preprocessing, crop_pixels
-from pipeline.encoders.runtimes import Begun, Runtime
+from pipeline.encoders.runtimes import Pending, Runtime
 
 READS = ("image", "reject_reason")
 ADDS = ("embedding",)
 
 
-class GrowingBatch:
+class BatchEmbedder:
     """Rows that come bit by bit, `batch_size` usable images a forward pass, begun once it is full.
 
     Rejected rows get null. Which images share a forward pass follows from the rows alone, and not
@@ -37,7 +37,7 @@ class GrowingBatch:
         self._num_rows = 0
         self._places: list[int] = []  # in all rows, of the pixels of the next forward pass
         self._pixels: list[NDArray[np.uint8]] = []
-        self._begun: list[tuple[list[int], Begun]] = []
+        self._begun: list[tuple[list[int], Pending]] = []
 
     def add(self, rows: pa.Table) -> None:
         """Takes the next rows, decoded."""

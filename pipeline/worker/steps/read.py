@@ -31,7 +31,7 @@ _SCHEMA = pa.schema([row_schema(1).field(name) for name in READ_COLUMNS])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
+class SourceDefaults:
     """Where samples come from, and what the config says of all of them."""
 
     source: str
@@ -42,18 +42,18 @@ class Origin:
     label_state: LabelState | None = None
 
 
-def read_batch(samples: Sequence[Positioned], origin: Origin) -> pa.Table:
+def read_batch(samples: Sequence[Positioned], origin: SourceDefaults) -> pa.Table:
     """Rows with `READ_COLUMNS`; raises ConfigError for a label that is no target."""
     rows = [_read_sample(positioned, origin) for positioned in samples]
     return pa.Table.from_pylist(rows, schema=_SCHEMA)
 
 
-def _read_sample(positioned: Positioned, origin: Origin) -> dict[str, object]:
+def _read_sample(positioned: Positioned, origin: SourceDefaults) -> dict[str, object]:
     partition, ordinal, sample = positioned
     label = origin.target or sample.label
     if label and label not in origin.targets:
         raise ConfigError(
-            f"source {origin.source!r}: {storage.shown(sample.uri)} is labelled {label!r}, "
+            f"source {origin.source!r}: {storage.redact(sample.uri)} is labelled {label!r}, "
             f"but the targets are {', '.join(origin.targets)}"
         )
     state = sample.label_state
@@ -63,14 +63,14 @@ def _read_sample(positioned: Positioned, origin: Origin) -> dict[str, object]:
         state = origin.label_state
     content_hash = hashlib.sha256(sample.image).hexdigest()
     # Where nothing else is known, equal bytes are the leakage unit.
-    group = storage.shown(sample.group or content_hash)
+    group = storage.redact(sample.group or content_hash)
     return {
         "key": make_key(origin.source, partition, ordinal),
         "source": origin.source,
         "partition": partition,
         "ordinal": ordinal,
         # Rows are stored and shown, and an address may hold a password or a signature.
-        "uri": storage.shown(sample.uri),
+        "uri": storage.redact(sample.uri),
         "label": label,
         "label_state": state,
         "class_name": sample.class_name,

@@ -9,7 +9,7 @@ Knows nothing of Ray, of files, or of how the scale was fitted.
 import numpy as np
 import pyarrow as pa
 
-from pipeline.dataset.dedup import looks_of
+from pipeline.dataset.dedup import perceptual_hashes
 from pipeline.dataset.schema import RejectReason
 from pipeline.selection.reference import KnownPositives
 from pipeline.selection.rule import SelectionRule, draw
@@ -36,7 +36,7 @@ def select_batch(rows: pa.Table, rule: SelectionRule, positives: KnownPositives)
     doubts = rows["doubt"].to_pylist()
     similarity_B = rows["similarity"].to_numpy().astype(np.float32)
     # Flat pictures and silhouettes may share a hash with what looks nothing like them.
-    is_copy_B = positives.looks.resembles(looks_of(rows)) & (similarity_B >= rule.near)
+    is_copy_B = positives.looks.resembles(perceptual_hashes(rows)) & (similarity_B >= rule.near)
     ceiling = np.inf if rule.ceiling is None else rule.ceiling
     is_suspect_B = is_copy_B | (similarity_B > ceiling)
     for b, state in enumerate(rows["label_state"].to_pylist()):

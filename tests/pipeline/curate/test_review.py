@@ -14,7 +14,7 @@ import pytest
 from pipeline import storage
 from pipeline.curate.review import session as desk_module
 from pipeline.curate.review.server import serve_review as serve_here
-from pipeline.curate.review.session import Desk
+from pipeline.curate.review.session import ReviewSession
 from pipeline.curate.review.verdict_file import SavedVerdicts
 from pipeline.curate.takedown import take_down
 from pipeline.curate.verdicts import read_verdicts
@@ -40,7 +40,7 @@ def served(suspects: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield server
 
 
-def keys_of(desk: Desk) -> list[str]:
+def keys_of(desk: ReviewSession) -> list[str]:
     return [each["key"] for each in desk.page(0)["suspects"]]
 
 
@@ -163,13 +163,13 @@ def test_a_host_of_others_and_a_port_that_is_taken_are_refused(root: Path) -> No
 
 
 def test_saved_verdicts_are_a_csv_that_the_command_takes(root: Path, tmp_path: Path) -> None:
-    desk = Desk(str(root), "cat")
+    desk = ReviewSession(str(root), "cat")
     keys = keys_of(desk)
     desk.decide({keys[0]: "positive", keys[1]: "negative"})
     desk.decide({keys[0]: None, keys[2]: "drop"})
     path = root / "reviews" / "cat.csv"
     assert read_verdicts(str(path)) == {keys[1]: "negative", keys[2]: "drop"}
-    again = Desk(str(root), "cat")
+    again = ReviewSession(str(root), "cat")
     assert [each["verdict"] for each in again.page(0)["suspects"][:3]] == [None, "negative", "drop"]
     assert again.next_undecided(0) == 3
     code, output = run_infineg("review", root, "--apply", log=tmp_path / "log")
@@ -183,8 +183,8 @@ def test_saved_verdicts_are_a_csv_that_the_command_takes(root: Path, tmp_path: P
 
 
 def test_two_who_review_at_once_lose_nothing(root: Path) -> None:
-    keys = keys_of(Desk(str(root), "cat"))
-    desks = [Desk(str(root), "cat") for _ in range(3)]
+    keys = keys_of(ReviewSession(str(root), "cat"))
+    desks = [ReviewSession(str(root), "cat") for _ in range(3)]
 
     def decide(number: int) -> None:
         for key in keys[number::3]:
@@ -195,12 +195,12 @@ def test_two_who_review_at_once_lose_nothing(root: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    saved = Desk(str(root), "cat").page(0)["suspects"]
+    saved = ReviewSession(str(root), "cat").page(0)["suspects"]
     assert {each["verdict"] for each in saved} == {"drop"}
 
 
 def test_a_verdict_is_of_a_picture_not_of_its_key(root: Path) -> None:
-    desk = Desk(str(root), "cat")
+    desk = ReviewSession(str(root), "cat")
     key = keys_of(desk)[0]
     SavedVerdicts(str(root), "cat").save({(key, "0" * 64): "positive"})
     desk.refresh()
@@ -211,11 +211,11 @@ def test_a_data_set_on_an_object_store_is_reviewed_there(root: Path, s3_root: st
     for name in storage.list_files(str(root)):
         if not name.startswith("embeddings/"):
             storage.write_atomic(storage.join(s3_root, name), (root / name).read_bytes())
-    desk = Desk(s3_root, "cat")
+    desk = ReviewSession(s3_root, "cat")
     keys = keys_of(desk)
     desk.decide({keys[0]: "positive"})
     desk.decide({keys[1]: "drop"})
-    assert Desk(s3_root, "cat").progress()["decided"] == 2
+    assert ReviewSession(s3_root, "cat").progress()["decided"] == 2
     assert desk.suspect_image(keys[0])[:2] == b"\xff\xd8"
     assert len(desk.nearest(keys[0])) == 3
     generation, num_applied = desk.apply()
@@ -226,11 +226,11 @@ def test_a_data_set_on_an_object_store_is_reviewed_there(root: Path, s3_root: st
 def test_damaged_verdicts_are_named_with_their_line(root: Path) -> None:
     storage.write_atomic(str(root / "reviews" / "cat.csv"), b"key,verdict\na,drop\n")
     with pytest.raises(InfinegError, match=r"reviews/cat\.csv, line 2: wanted key, verdict, cont"):
-        Desk(str(root), "cat")
+        ReviewSession(str(root), "cat")
 
 
 def test_reviewing_goes_on_during_a_build_and_applying_waits(root: Path) -> None:
-    desk = Desk(str(root), "cat")
+    desk = ReviewSession(str(root), "cat")
     key = keys_of(desk)[0]
     with hold_lease(str(root)):
         assert desk.decide({key: "negative"})["decided"] == 1
@@ -245,7 +245,7 @@ def test_reviewing_goes_on_during_a_build_and_applying_waits(root: Path) -> None
 
 
 def test_what_left_the_quarantine_meanwhile_is_not_applied(root: Path) -> None:
-    desk = Desk(str(root), "cat")
+    desk = ReviewSession(str(root), "cat")
     keys = keys_of(desk)
     desk.decide({keys[0]: "positive", keys[1]: "negative"})
     take_down(str(root), TakenDown(keys=frozenset([keys[0]])))
@@ -264,7 +264,7 @@ def test_pictures_that_are_deleted_meanwhile_are_not_found(root: Path, tmp_path:
 
 
 def test_positives_that_are_taken_down_are_not_shown(root: Path) -> None:
-    desk = Desk(str(root), "cat")
+    desk = ReviewSession(str(root), "cat")
     key = keys_of(desk)[0]
     before = [each["content_hash"] for each in desk.nearest(key)]
     shards = [s for s in manifest.read_generation(str(root)).shards if s.label == "cat"]
@@ -281,7 +281,7 @@ def test_positives_that_are_taken_down_are_not_shown(root: Path) -> None:
 
 def test_large_quarantines_are_paged(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(desk_module, "PAGE_SIZE", 5)
-    desk = Desk(str(root), "cat")
+    desk = ReviewSession(str(root), "cat")
     total = desk.progress()["total"]
     pages = [desk.page(number) for number in range(desk.page(0)["num_pages"])]
     keys = [each["key"] for page in pages for each in page["suspects"]]

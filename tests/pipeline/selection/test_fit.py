@@ -8,7 +8,7 @@ from test_plan import ENTRY, REFERENCE, config_with, pilot_of
 from pipeline.config.schema import Config
 from pipeline.dataset.schema import Partition
 from pipeline.selection.fit import fit_probabilities, pilot_needed, probability_curve
-from pipeline.selection.pilot import Findings, read_pilot
+from pipeline.selection.pilot import PilotStats, pilot_stats
 from pipeline.selection.rule import inclusion_probability
 from pipeline.sources.survey import Listing, pilot_size
 
@@ -35,9 +35,9 @@ def listing_of(config: Config) -> Listing:
     )
 
 
-def findings_of(config: Config, similarity_N: NDArray[np.float32]) -> Findings:
+def findings_of(config: Config, similarity_N: NDArray[np.float32]) -> PilotStats:
     pilot = pilot_of(len(similarity_N), similarity=list(map(float, similarity_N)))
-    return read_pilot(config, listing_of(config), pilot, REFERENCE)
+    return pilot_stats(config, listing_of(config), pilot, REFERENCE)
 
 
 def needed(config: Config, similarity_N: NDArray[np.float32]) -> int:
@@ -96,6 +96,6 @@ def test_suspected_positives_are_not_expected_to_be_selected() -> None:
         ("off", 4, {}),
     ):
         config = config_with(quarantine=quarantine)
-        findings = read_pilot(config, listing_of(config), pilot, REFERENCE)
+        findings = pilot_stats(config, listing_of(config), pilot, REFERENCE)
         assert findings.usable.num_rows == num_usable
         assert findings.rejected == rejected

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.build.reading import Planned, iterate_spans
+from pipeline.build.reading import PlannedSource, iterate_spans
 from pipeline.config.schema import Config, SelectionConfig, SourceEntry
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import ReferenceInfo, strata_by_similarity
@@ -101,7 +101,7 @@ def test_pilot_reads_a_little_of_many_partitions() -> None:
     assert pilot_sample([only], 500) == [(only, 500)]
 
 
-def planned_of(num_listed: int, *, samples: int, **committed: int) -> Planned:
+def planned_of(num_listed: int, *, samples: int, **committed: int) -> PlannedSource:
     source = Listing(num_listed, samples)
     config = config_of("unused", [ENTRY.model_dump()], output={"candidates_per_round": 10_000})
     plan = make_plan(
@@ -111,7 +111,7 @@ def planned_of(num_listed: int, *, samples: int, **committed: int) -> Planned:
         pilot=pilot_of(500),
         reference=REFERENCE,
     )
-    return Planned(ENTRY, source, plan, **committed)
+    return PlannedSource(ENTRY, source, plan, **committed)
 
 
 def test_small_partitions_are_read_together_and_large_ones_alone() -> None:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.dataset.dedup import LookIndex
+from pipeline.dataset.dedup import NearDuplicateIndex
 from pipeline.dataset.keys import unit_hash
 from pipeline.selection.fit import fit_scale
 from pipeline.selection.reference import KnownPositives
@@ -199,7 +199,7 @@ def test_doubt_of_a_source_sets_a_sample_aside_unless_it_has_a_label(ceiling: fl
 
 
 def known_by_look(*looks: int) -> KnownPositives:
-    index = LookIndex()
+    index = NearDuplicateIndex()
     index.add(np.array(looks, np.uint64))
     return KnownPositives(looks=index)
 

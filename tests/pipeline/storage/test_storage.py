@@ -328,7 +328,7 @@ def test_option_that_cannot_be_is_a_mistake_of_the_config() -> None:
     ],
 )
 def test_secrets_in_uris_are_not_shown(text: str, shown: str) -> None:
-    assert storage.shown(text) == shown
+    assert storage.redact(text) == shown
 
 
 @pytest.mark.parametrize(

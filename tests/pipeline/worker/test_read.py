@@ -1,9 +1,9 @@
 import pytest
 
 from pipeline.dataset.schema import READ_COLUMNS, RawSample, RejectReason
-from pipeline.worker.steps.read import Origin, Positioned, read_batch
+from pipeline.worker.steps.read import Positioned, SourceDefaults, read_batch
 
-ORIGIN = Origin(
+ORIGIN = SourceDefaults(
     source="a", targets=("cat",), split_fractions={"train": 0.7, "val": 0.15, "test": 0.15}
 )
 

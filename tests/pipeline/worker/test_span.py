@@ -19,7 +19,7 @@ from pipeline.dataset.schema import Partition
 from pipeline.encoders.runtimes import prepare_encoder
 from pipeline.errors import TooManyRejects
 from pipeline.sources import open_source
-from pipeline.worker.span import SAMPLES_PER_PART, SpanTask, SpanWorker
+from pipeline.worker.span import SAMPLES_PER_PART, ReadTask, SpanWorker
 from support.builds import config_of, first_samples, folder_entry, squares
 
 
@@ -43,10 +43,10 @@ def worker_of(config: Config) -> SpanWorker:
     return SpanWorker(config, prepare_encoder(config.encoder, gpus_per_worker=0), TakenDown())
 
 
-WHOLE = SpanTask(source="squares", partitions=(Partition("p", [0, 1300], 1300),), span=7)
+WHOLE = ReadTask(source="squares", partitions=(Partition("p", [0, 1300], 1300),), span=7)
 
 
-def records_of(config: Config, task: SpanTask) -> list[PartRecord]:
+def records_of(config: Config, task: ReadTask) -> list[PartRecord]:
     return [record for record, _ in worker_of(config).build(task)]
 
 
@@ -83,7 +83,7 @@ def test_small_partitions_are_read_as_one_stream(planned: Config, tells_sizes: b
         Partition(f"p{n}", [ends[n], ends[n + 1]], size if tells_sizes else None)
         for n, size in enumerate(sizes)
     )
-    task = SpanTask(source="squares", partitions=partitions)
+    task = ReadTask(source="squares", partitions=partitions)
     worker = worker_of(planned)
     next(worker.build(task))  # and the process dies
     records = records_of(planned, task)
@@ -97,19 +97,19 @@ def test_pilot_counts_a_partition_whose_end_it_sees(
     planned: Config, num_counted: int, size: int | None
 ) -> None:
     partition = Partition("p", [0, 30])
-    task = SpanTask(source="squares", partitions=(partition,), limit=10, num_counted=num_counted)
+    task = ReadTask(source="squares", partitions=(partition,), limit=10, num_counted=num_counted)
     (rows,) = worker_of(planned).score(task)
     assert rows["partition_size"].to_pylist() == [size] * 10
 
 
 def test_span_that_ends_with_a_part_has_no_empty_one(planned: Config) -> None:
     partition = Partition("even", [0, 2 * SAMPLES_PER_PART])
-    records = records_of(planned, SpanTask(source="squares", partitions=(partition,)))
+    records = records_of(planned, ReadTask(source="squares", partitions=(partition,)))
     assert [(r.counts.read, r.is_last) for r in records] == [(512, False), (512, True)]
 
 
 def test_empty_partition_is_one_empty_part(planned: Config) -> None:
-    task = SpanTask(source="squares", partitions=(Partition("none", [0, 0], 0),))
+    task = ReadTask(source="squares", partitions=(Partition("none", [0, 0], 0),))
     (record,) = records_of(planned, task)
     assert (record.counts, record.is_last) == (Counts(), True)
 
@@ -120,7 +120,7 @@ import re, sys
 from pathlib import Path
 from pipeline.commits import TakenDown
 from pipeline.config import load_config
-from pipeline.parts import SpanTask, SpanWorker
+from pipeline.parts import ReadTask, SpanWorker
 from pipeline.runtimes import prepare_encoder
 from pipeline.sources import open_source
 
@@ -128,7 +128,7 @@ config = load_config(sys.argv[1])
 worker = SpanWorker(config, prepare_encoder(config.encoder, gpus_per_worker=0), TakenDown())
 entry = config.sources[0]
 for span, partition in enumerate(open_source(entry.kind, entry.params).partitions()):
-    for record, _ in worker.build(SpanTask(source=entry.name, partitions=(partition,), span=span)):
+    for record, _ in worker.build(ReadTask(source=entry.name, partitions=(partition,), span=span)):
         assert record.counts.read == 256
     # Of this program alone: ru_maxrss begins with the peak of the process that started it.
     (peak_kib,) = re.findall(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())
@@ -160,7 +160,7 @@ def test_rejects_of_earlier_parts_count_and_are_told_of(planned: Config, tmp_pat
     entry = folder_entry("squares", tmp_path, label_state="verified_absent")
     entry["params"]["files_per_partition"] = 700
     (partition,) = open_source(entry["kind"], entry["params"]).partitions()
-    task = SpanTask(source="squares", partitions=(partition,))
+    task = ReadTask(source="squares", partitions=(partition,))
     tolerant, strict = (
         config_of(planned.output.path, [{**entry, "max_reject_fraction": limit}])
         for limit in (0.5, 0.1)

@@ -11,11 +11,11 @@ from pipeline.errors import InfinegError
 from support.train_runs import ENCODER, EVAL_PROBABILITY, NEGATIVES, read_train_rows, write_dataset
 from train.data.batches import AugmentedImages, Batches, CachedEmbeddings, read_eval_batches
 from train.data.corrections import LossTerms, loss_terms
-from train.data.order import BatchOrder, Portion, RankSlice, shuffle_epoch
+from train.data.order import BatchOrder, Portion, Rank, shuffle_epoch
 from train.data.rows import TrainRows, read_embeddings
 
 POSITIVES = [range(7), range(7, 10)]
-ALONE = RankSlice()
+ALONE = Rank()
 NEGATIVE_SHARDS = [range(start, start + 10) for start in range(10, 60, 10)]
 
 
@@ -39,7 +39,7 @@ def embeddings(root: str, rows: TrainRows) -> CachedEmbeddings:
     return CachedEmbeddings(read_embeddings(root, rows))
 
 
-def order(*, seed: int = 0, part: RankSlice = ALONE) -> BatchOrder:
+def order(*, seed: int = 0, part: Rank = ALONE) -> BatchOrder:
     return BatchOrder(
         [Portion(POSITIVES)], [Portion(NEGATIVE_SHARDS)],
         num_positives=2, batch_size=6, window=2, seed=seed, part=part,
@@ -74,7 +74,7 @@ def test_every_negative_is_drawn_once_an_epoch_and_every_positive_once_in_its_ow
 
 def test_ranks_share_the_batch_of_one_process() -> None:
     rows, positions = order().batch(5)
-    parts = [order(part=RankSlice(rank, 3)).batch(5) for rank in range(3)]
+    parts = [order(part=Rank(rank, 3)).batch(5) for rank in range(3)]
     assert sorted(np.concatenate([part[0] for part in parts])) == sorted(rows)
     assert sorted(np.concatenate([part[1] for part in parts])) == sorted(positions)
     assert {len(part[0]) for part in parts} == {2}

@@ -16,15 +16,15 @@ from torch import Tensor
 
 from pipeline.errors import InfinegError
 from train.config.settings import LoaderKind
-from train.data.prefetch import fill_ahead
+from train.data.prefetch import prefetch
 from train.loop.run_log import Meter
 
 KINDS: tuple[LoaderKind, ...] = ("process", "thread")
 # A stream of its own process, which says when it runs. Its workers are its children.
 SCRIPT = """
 import os, sys, time
-from train.hand_over import fill_ahead
-slots = fill_ahead(lambda task, slot: slot.fill_(task), range(100), slot_shape=(4,), workers=2)
+from train.hand_over import prefetch
+slots = prefetch(lambda task, slot: slot.fill_(task), range(100), slot_shape=(4,), workers=2)
 next(slots)
 print("runs", flush=True)
 {then}
@@ -43,7 +43,7 @@ def refuse_seven(task: int, _: Tensor) -> None:
 def open_slots(
     num_tasks: int = 40, *, workers: int = 2, kind: LoaderKind = "process"
 ) -> Iterator[Tensor]:
-    return fill_ahead(
+    return prefetch(
         write_number, range(num_tasks), slot_shape=(16,), workers=workers, kind=kind
     )  # fmt: skip
 
@@ -91,7 +91,7 @@ def test_a_slot_stays_until_the_next_but_one_is_asked_for(kind: LoaderKind) -> N
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_error_in_a_worker_is_raised_here_as_it_is(kind: LoaderKind) -> None:
-    slots = fill_ahead(refuse_seven, range(20), slot_shape=(1,), workers=2, kind=kind)
+    slots = prefetch(refuse_seven, range(20), slot_shape=(1,), workers=2, kind=kind)
     with pytest.raises(InfinegError) as raised:
         list(slots)
     assert str(raised.value) == "shard 7 is missing"
@@ -156,7 +156,7 @@ def test_workers_end_with_their_process_however_it_ends(then: str, code: int) ->
 
 
 def test_memory_is_flat_however_many_batches() -> None:
-    slots = fill_ahead(write_number, range(4000), slot_shape=(1 << 18,), workers=2)
+    slots = prefetch(write_number, range(4000), slot_shape=(1 << 18,), workers=2)
     for _ in range(300):
         next(slots)
     pids = [os.getpid(), *(worker.pid for worker in loader_processes())]
@@ -192,7 +192,7 @@ def test_data_wait_is_what_the_loop_waits_and_not_what_workers_take(kind: Loader
         slot.fill_(1)
 
     def wait_of(step_s: float) -> float:
-        slots = fill_ahead(slow, range(24), slot_shape=(1,), workers=2, kind=kind)
+        slots = prefetch(slow, range(24), slot_shape=(1,), workers=2, kind=kind)
         meter = Meter(slots, 1)
         next(meter)
         meter.restart()

@@ -40,9 +40,9 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def go_on(dataset: Path, run: Path, adopt: Any = None, **section: Any) -> Path:
+def go_on(dataset: Path, run: Path, generation: Any = None, **section: Any) -> Path:
     config, train_config, _ = load_train_config(write_run_config(dataset, run, **section))
-    return train(config, train_config, resume=True, generation=adopt)
+    return train(config, train_config, resume=True, generation=generation)
 
 
 def watch_keys(monkeypatch: pytest.MonkeyPatch) -> list[str]:

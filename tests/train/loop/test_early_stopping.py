@@ -14,7 +14,7 @@ from support.train_runs import EVAL_PROBABILITY, FINETUNE, SHORT, run_training, 
 from train.config.settings import EarlyStopping
 from train.data.batches import read_eval_batches
 from train.evaluate.run import evaluate_run
-from train.loop.validation import Watch, measure_target, tpr_at_fpr
+from train.loop.validation import BestSoFar, measure_target, tpr_at_fpr
 from train.model.detector import load_model, read_model_info
 from train.model.tensors import read_tensors
 
@@ -104,13 +104,13 @@ def test_finetuning_looks_at_embeddings_first_and_then_at_images(
 
 
 def test_watch_counts_looks_that_are_no_better() -> None:
-    watch = Watch()
+    watch = BestSoFar()
     for step, value in ((10, 0.5), (20, 0.7), (30, 0.7), (40, 0.6)):
         watch = watch.after(step, value, "val_auroc")
-    assert watch == Watch(20, 0.7, 2)
-    assert Watch(20, 0.7, 2).after(50, 0.6, "val_loss") == Watch(50, 0.6, 0)
-    assert Watch.of_state(watch.state()) == watch
-    assert Watch.of_state({}).after(1, 0.0, "val_auroc") == Watch(1, 0.0, 0)
+    assert watch == BestSoFar(20, 0.7, 2)
+    assert BestSoFar(20, 0.7, 2).after(50, 0.6, "val_loss") == BestSoFar(50, 0.6, 0)
+    assert BestSoFar.of_state(watch.state()) == watch
+    assert BestSoFar.of_state({}).after(1, 0.0, "val_auroc") == BestSoFar(1, 0.0, 0)
 
 
 def test_metrics_weigh_negatives_by_their_inverse_probability() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from pipeline.dataset.metadata import PartRecord
 from pipeline.telemetry.metrics import Metrics
-from pipeline.worker.span import SpanTask
+from pipeline.worker.span import ReadTask
 
 _log = logging.getLogger(__name__)
 
@@ -22,14 +22,14 @@ _NUM_NAMED = 4
 _Span = tuple[str, int, int]  # source, round, number in the round
 
 
-class BuildWatch:
+class BuildMonitor:
     """Knows which spans are handed out and since when, and when a part was last committed."""
 
     def __init__(self, metrics: Metrics, *, stuck_after_s: float) -> None:
         self._metrics = metrics
         self._stuck_after_s = stuck_after_s
         self._lock = threading.Lock()
-        self._in_flight: dict[_Span, tuple[SpanTask, float]] = {}
+        self._in_flight: dict[_Span, tuple[ReadTask, float]] = {}
         self._gaps: deque[float] = deque(maxlen=100)  # seconds between parts
         self._read: deque[tuple[float, int]] = deque()  # when, and how many candidates
         self._last = self._told_after = 0.0
@@ -38,7 +38,7 @@ class BuildWatch:
     def plan(self, num_candidates: int) -> None:
         self._metrics.set("infineg_candidates_planned", num_candidates)
 
-    def hand_out(self, tasks: Iterable[SpanTask]) -> Iterator[SpanTask]:
+    def dispatched(self, tasks: Iterable[ReadTask]) -> Iterator[ReadTask]:
         """The same tasks, as they go to the workers."""
         for task in tasks:
             with self._lock:
@@ -49,7 +49,9 @@ class BuildWatch:
                 self._metrics.set("infineg_parts_queued", len(self._in_flight))
             yield task
 
-    def see(self, part: PartRecord, stage_seconds: Mapping[str, float], *, is_new: bool) -> None:
+    def committed(
+        self, part: PartRecord, stage_seconds: Mapping[str, float], *, is_new: bool
+    ) -> None:
         """A part that a worker has reported; one that is not new was committed by another run."""
         with self._lock:
             now = time.monotonic()
@@ -79,7 +81,7 @@ class BuildWatch:
         usual = statistics.median(self._gaps) if self._gaps else 0.0
         self._told_after = max(self._stuck_after_s, _USUAL * usual)
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Tells where nothing has come for long; again after twice the time."""
         with self._lock:
             now = time.monotonic()
@@ -102,26 +104,26 @@ class BuildWatch:
             )  # fmt: skip
 
 
-def _shown(task: SpanTask, seconds: float) -> str:
+def _shown(task: ReadTask, seconds: float) -> str:
     first, last = task.partitions[0].id, task.partitions[-1].id
     through = "" if first == last else f" to {last}"
     return f"{task.source} span {task.span} (partitions {first}{through}), {seconds:.0f} s"
 
 
 @contextlib.contextmanager
-def watch_build(metrics: Metrics, *, stuck_after_s: float) -> Iterator[BuildWatch]:
+def monitor_build(metrics: Metrics, *, stuck_after_s: float) -> Iterator[BuildMonitor]:
     """Looks all the time within the block, also while the driver waits for its workers."""
-    watch = BuildWatch(metrics, stuck_after_s=stuck_after_s)
+    monitor = BuildMonitor(metrics, stuck_after_s=stuck_after_s)
     is_over = threading.Event()
 
     def run() -> None:
         while not is_over.wait(_LOOK_S):
-            watch.look()
+            monitor.check()
 
-    thread = threading.Thread(target=run, name="build watch", daemon=True)
+    thread = threading.Thread(target=run, name="build monitor", daemon=True)
     thread.start()
     try:
-        yield watch
+        yield monitor
     finally:
         is_over.set()
         thread.join()
