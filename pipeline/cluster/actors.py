@@ -156,9 +156,9 @@ class RemoteRuntime:
         self._sent: dict[ray.ObjectRef[Any], _Sent] = {}
 
     def embed(self, pixels_BCHW: NDArray[np.uint8]) -> _Embedding:
-        return self.begin(pixels_BCHW)()
+        return self.submit(pixels_BCHW)()
 
-    def begin(self, pixels_BCHW: NDArray[np.uint8]) -> Pending:
+    def submit(self, pixels_BCHW: NDArray[np.uint8]) -> Pending:
         with _errors_as_in_a_worker():
             while len(self._sent) >= MAX_IN_FLIGHT:
                 self._receive()

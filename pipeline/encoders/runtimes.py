@@ -28,7 +28,7 @@ class Runtime(Protocol):
     def embed(self, pixels_BCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
         """embedding_BD, L2-normalised."""
 
-    def begin(self, pixels_BCHW: NDArray[np.uint8]) -> Pending:
+    def submit(self, pixels_BCHW: NDArray[np.uint8]) -> Pending:
         """`embed` of which the caller need not see the end, where something else computes."""
 
 
@@ -47,9 +47,9 @@ class TorchRuntime:
         self._is_bf16 = precision == "bf16"
 
     def embed(self, pixels_BCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return self.begin(pixels_BCHW)()
+        return self.submit(pixels_BCHW)()
 
-    def begin(self, pixels_BCHW: NDArray[np.uint8]) -> Pending:
+    def submit(self, pixels_BCHW: NDArray[np.uint8]) -> Pending:
         with (
             torch.inference_mode(),
             torch.autocast(self._device.type, torch.bfloat16, enabled=self._is_bf16),
@@ -68,7 +68,7 @@ class OnnxRuntime:
         embedding_BD: NDArray[np.float32] = self._session.run(None, {"pixels": pixels_BCHW})[0]
         return embedding_BD
 
-    def begin(self, pixels_BCHW: NDArray[np.uint8]) -> Pending:
+    def submit(self, pixels_BCHW: NDArray[np.uint8]) -> Pending:
         embedding_BD = self.embed(pixels_BCHW)
         return lambda: embedding_BD
 

@@ -37,7 +37,7 @@ class BatchEmbedder:
         self._num_rows = 0
         self._places: list[int] = []  # in all rows, of the pixels of the next forward pass
         self._pixels: list[NDArray[np.uint8]] = []
-        self._begun: list[tuple[list[int], Pending]] = []
+        self._pending: list[tuple[list[int], Pending]] = []
 
     def add(self, rows: pa.Table) -> None:
         """Takes the next rows, decoded."""
@@ -46,17 +46,17 @@ class BatchEmbedder:
             self._places.append(self._num_rows + int(i))
             self._pixels.append(crop_pixels(images[int(i)].as_py(), self._preprocessing).numpy())
             if len(self._places) == self._batch_size:
-                self._begin()
+                self._submit()
         self._tables.append(rows)
         self._num_rows += rows.num_rows
 
     def finish(self) -> pa.Table:
         """All rows, in order, once all are embedded."""
         if self._places:
-            self._begin()
+            self._submit()
         embedding_ND = np.zeros((self._num_rows, self._embedding_dim), np.float16)
         is_null_N = np.ones(self._num_rows, bool)
-        for places, wait in self._begun:
+        for places, wait in self._pending:
             embedding_ND[places] = wait()
             is_null_N[places] = False
         column = pa.FixedSizeListArray.from_arrays(
@@ -64,6 +64,6 @@ class BatchEmbedder:
         )
         return pa.concat_tables(self._tables).append_column("embedding", column)
 
-    def _begin(self) -> None:
-        self._begun.append((self._places, self._runtime.begin(np.stack(self._pixels))))
+    def _submit(self) -> None:
+        self._pending.append((self._places, self._runtime.submit(np.stack(self._pixels))))
         self._places, self._pixels = [], []

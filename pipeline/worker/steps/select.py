@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipeline.dataset.dedup import perceptual_hashes
 from pipeline.dataset.schema import RejectReason
 from pipeline.selection.reference import KnownPositives
-from pipeline.selection.rule import SelectionRule, draw
+from pipeline.selection.rule import SelectionRule, poisson_sample
 
 READS = (
     "label", "label_state", "doubt", "split", "content_hash", "perceptual_hash", "similarity",
@@ -49,7 +49,7 @@ def select_batch(rows: pa.Table, rule: SelectionRule, positives: KnownPositives)
                 or (state == "verified_absent" and bool(is_copy_B[b])),
             )
     is_usable_B = np.array([reason is None for reason in reasons], bool)
-    probability_B, is_drawn_B = draw(
+    probability_B, is_drawn_B = poisson_sample(
         rule,
         similarity_B=similarity_B,
         content_hashes=hashes,

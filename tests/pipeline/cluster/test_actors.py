@@ -125,8 +125,8 @@ def test_worker_waits_rather_than_fill_the_object_store() -> None:
     with open_cluster(BuildConfig(workers=1, object_store_gb=0.1)):
         remote: Any = ray.remote(SlowActor)
         runtime = EncoderActors((remote.remote(),), []).open()
-        begun = [runtime.begin(batch) for batch in batches]
-        assert all((wait() == number).all() for number, wait in enumerate(begun))
+        pending = [runtime.submit(batch) for batch in batches]
+        assert all((wait() == number).all() for number, wait in enumerate(pending))
         with pytest.raises(ConfigError, match=r"^no such weights here$"):
             runtime.embed(batches[0] + 50)
         assert sum(batch.nbytes for batch in batches) > 200e6, "twice the store"

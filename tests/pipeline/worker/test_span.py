@@ -118,10 +118,10 @@ def test_empty_partition_is_one_empty_part(planned: Config) -> None:
 MEASURE = """
 import re, sys
 from pathlib import Path
-from pipeline.commits import TakenDown
-from pipeline.config import load_config
-from pipeline.parts import ReadTask, SpanWorker
-from pipeline.runtimes import prepare_encoder
+from pipeline.dataset.metadata import TakenDown
+from pipeline.config.loading import load_config
+from pipeline.worker.span import ReadTask, SpanWorker
+from pipeline.encoders.runtimes import prepare_encoder
 from pipeline.sources import open_source
 
 config = load_config(sys.argv[1])
