@@ -59,7 +59,7 @@ class Prediction:
         return f"{self.path}\t{self.answer.label}\t{shares}\tone in {self.answer.one_in:,.0f}"
 
 
-class Predictor:
+class Detector:
     """A calibrated run, loaded once: `infineg predict` and `infineg serve` ask it."""
 
     def __init__(self, run_dir: str | os.PathLike[str]) -> None:
@@ -118,18 +118,18 @@ def predict_paths(
     for path in given:
         if not path.exists():
             raise ConfigError(f"{path}: no such file or folder")
-    return _predict_files(Predictor(run_dir), _walk(given), batch_size)
+    return _predict_files(Detector(run_dir), _walk(given), batch_size)
 
 
 def _predict_files(
-    predictor: Predictor, files: Iterator[Path], batch_size: int
+    detector: Detector, files: Iterator[Path], batch_size: int
 ) -> Iterator[Prediction]:
     # Threads suffice: decoder and resampler let go of the interpreter.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         while batch := list(islice(files, batch_size)):
-            read = list(pool.map(lambda file: _read_file(predictor, file), batch))
+            read = list(pool.map(lambda file: _read_file(detector, file), batch))
             pixels = [each for each in read if isinstance(each, Tensor)]
-            answers = iter(predictor.answer(torch.stack(pixels)) if pixels else [])
+            answers = iter(detector.answer(torch.stack(pixels)) if pixels else [])
             for file, each in zip(batch, read, strict=True):
                 if isinstance(each, Tensor):
                     yield Prediction(path=str(file), answer=next(answers))
@@ -137,10 +137,10 @@ def _predict_files(
                     yield Prediction(path=str(file), error=each)
 
 
-def _read_file(predictor: Predictor, file: Path) -> Tensor | str:
+def _read_file(detector: Detector, file: Path) -> Tensor | str:
     """Pixels, or in words what is wrong with the file."""
     try:
-        return predictor.read_pixels(file.read_bytes())
+        return detector.read_pixels(file.read_bytes())
     except UnusableImage as error:
         return f"no usable image: {error}"
     except OSError as error:

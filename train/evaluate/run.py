@@ -26,7 +26,7 @@ from train.metrics.calibration import calibrate_target
 from train.metrics.predictions import of_target, prediction_rows, write_predictions
 from train.metrics.summary import measure, write_metrics
 from train.model.detector import (
-    Detector,
+    DetectorModel,
     ModelInfo,
     TargetCalibration,
     load_model,
@@ -89,7 +89,7 @@ def evaluate_run(
 
 
 def predict_splits(
-    detector: Detector,
+    detector: DetectorModel,
     info: ModelInfo,
     *,
     dataset: str,

@@ -10,7 +10,7 @@ from PIL import Image
 from pipeline.errors import ConfigError
 from support.corpus import png_header
 from support.train_runs import write_run
-from train.evaluate.predict import Answer, Prediction, Predictor, predict_paths
+from train.evaluate.predict import Answer, Detector, Prediction, predict_paths
 from train.evaluate.run import evaluate_run
 
 WARM, PINK, COLD = (230, 120, 40), (220, 60, 160), (30, 90, 200)
@@ -101,17 +101,17 @@ def test_text_line_has_path_label_probabilities_and_rarity() -> None:
 
 
 def test_answer_is_the_likeliest_of_the_targets_that_pass(run: Path) -> None:
-    predictor = Predictor(run)
-    assert predictor.answer_logits([50.0, 40.0]).label == "cat"
-    assert predictor.answer_logits([40.0, 50.0]).label == "dog"
-    assert predictor.answer_logits([-50.0, 5.0]).label == "dog"
-    assert predictor.answer_logits([-50.0, -50.0]).label == ""
+    detector = Detector(run)
+    assert detector.answer_logits([50.0, 40.0]).label == "cat"
+    assert detector.answer_logits([40.0, 50.0]).label == "dog"
+    assert detector.answer_logits([-50.0, 5.0]).label == "dog"
+    assert detector.answer_logits([-50.0, -50.0]).label == ""
 
 
 def test_one_in_is_bounded_by_the_negatives_held_out(run: Path) -> None:
-    predictor = Predictor(run)
-    assert predictor.answer_logits([1e6, -1e6]).one_in == pytest.approx(75 + 20 + 1)
-    assert predictor.answer_logits([-1e6, -1e6]).one_in == 1
+    detector = Detector(run)
+    assert detector.answer_logits([1e6, -1e6]).one_in == pytest.approx(75 + 20 + 1)
+    assert detector.answer_logits([-1e6, -1e6]).one_in == 1
 
 
 def test_missing_path_is_refused_before_the_first_prediction(run: Path, tmp_path: Path) -> None:
@@ -124,4 +124,4 @@ def test_run_without_calibration_is_refused(run: Path, tmp_path: Path) -> None:
     content = json.loads((copy / "model.json").read_text())
     (copy / "model.json").write_text(json.dumps(content | {"calibration": None}))
     with pytest.raises(ConfigError, match=r"not calibrated yet; run `infineg evaluate"):
-        Predictor(copy)
+        Detector(copy)
