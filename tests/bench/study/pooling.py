@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
-from train.metrics.intervals import clopper_pearson
 from train.metrics.ranking import Floats
 
 _NUM_RESAMPLES = 2000
@@ -44,7 +44,7 @@ def pool_rate(results: Sequence[Result], *strata: str) -> Pooled | None:
     num_alarms, n = int(counts.alarms_RP.sum()), int(counts.tested_RP.sum())
     num_images = counts.tested_RP.shape[1]
     if num_alarms == 0:
-        low, high = clopper_pearson(0, num_images)
+        low, high = binomtest(0, num_images).proportion_ci(method="exact")
     else:
         low, high = _interval(counts.rates(*_weights(counts.tested_RP.shape)))
     return Pooled(num_alarms / n, low, high, num_alarms, n, num_images)

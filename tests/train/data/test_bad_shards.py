@@ -135,7 +135,7 @@ def test_skipped_shards_are_recorded_and_a_resume_draws_the_same(
     assert lost
     assert not lost & set(keys)
     assert f"training without a shard. shard {dataset / bad.path}" in caplog.text
-    assert "1 of 11 shards, 10 samples, are left out" in caplog.text
+    assert "left out 1 of 11 shards, 10 samples" in caplog.text
     interrupt_training(dataset, tmp_path / "b", monkeypatch, at=6, **section)
     # It is back, and stays out: the order of a run does not change behind its back.
     (tmp_path / "bad.tar").rename(dataset / bad.path)
@@ -184,7 +184,7 @@ def test_an_image_that_cannot_be_decoded_names_itself_or_is_replaced_and_told(
     others = [i for i in range(10) if i != 4]
     assert torch.equal(pixels[others], intact[drawn[others]])
     stand_in = rows.keys[10].as_py()
-    assert f"{stand_in} stands in for {about['key']}, 1 samples so far" in caplog.text
+    assert f"{stand_in} replaces {about['key']}, 1 samples so far" in caplog.text
 
 
 def test_a_worker_process_names_a_damaged_image(dataset: Path, tmp_path: Path) -> None:

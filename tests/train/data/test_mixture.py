@@ -158,8 +158,8 @@ def test_proportion_0_draws_none_and_a_tiny_source_is_not_starved(rows: TrainRow
     ("entries", "message"),
     [
         ([{"source": "nera_*", "proportion": 0.1}],
-         r"no source with training samples matches 'nera_\*'\. Sources are positives: my_cat, my_dog"
-         r"; negatives: near_animals, noise, scenes"),
+         r"no source with training samples matches 'nera_\*'\. Sources are positives: my_cat, "
+         r"my_dog; negatives: near_animals, noise, scenes"),
         ([{"source": "noise", "stream": "positives", "repeat": 2}],
          r"no source with positives matches 'noise'"),
         ([{"source": "near_*", "proportion": 0.7}, {"source": "noise", "proportion": 0.6}],

@@ -205,7 +205,7 @@ def test_too_few_negatives_say_what_they_allow(caplog: pytest.LogCaptureFixture)
     assert calibration.alpha == pytest.approx(1 - 0.05 ** (1 / 100))
     assert not np.any(negatives.astype(np.float32) >= calibration.threshold)
     assert "100 val negatives are too few" in caplog.text
-    assert "2995 would do" in caplog.text
+    assert "it takes 2995" in caplog.text
 
 
 def test_ties_with_the_threshold_order_statistic_are_not_detected() -> None:
