@@ -17,6 +17,7 @@ from train.metrics.predictions import of_target, prediction_rows, write_predicti
 from train.metrics.summary import measure, write_metrics
 from train.model.detector import read_model_info
 from train.report.page import report_on_folders, target_reports
+from train.report.wording import count
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +61,8 @@ def evaluate_folders(
         target_reports(tests, metrics, info.calibration),
         metrics,
         title=f"{', '.join(info.targets)}: {run.name} on {names}",
-        subtitle=f"{len(predictions):,} images; {num_unreadable:,} files are not images",
+        subtitle=f"{count(len(predictions), 'picture')}; "
+        + count(num_unreadable, "file is not an image", "files are not images"),
     )
     storage.write_atomic(str(out / "report.html"), page.encode())
     write_metrics(out, metrics)

@@ -16,7 +16,7 @@ from typing import TypeAlias, TypeVar, overload
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from scipy.special import expit
 from torch import Tensor
 
@@ -191,11 +191,10 @@ def _encoded(image: ImageInput) -> bytes:
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
         raise TypeError(f"{type(image).__name__}: not a path, bytes, PIL image or uint8 array")
-    image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
+    if image.mode in ("CMYK", "YCbCr", "RGBX"):  # PNG has all other modes that are accepted
+        image = image.convert("RGB")
     file = io.BytesIO()
-    image.save(file, "TIFF")  # lossless, fast, and has all modes that data sets accept
+    image.save(file, "PNG", exif=image.getexif(), compress_level=1)
     return file.getvalue()
 
 

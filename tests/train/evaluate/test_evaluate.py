@@ -182,7 +182,7 @@ def test_overrides_reach_the_operating_point(run: Path, tmp_path: Path) -> None:
     cat = evaluate_run(copy, overrides=["evaluate.alpha=0.001"])["target"]["cat"]
     assert cat["alpha_wanted"] == 0.001
     assert cat["alpha"] == pytest.approx(1 - 0.05 ** (1 / 150))
-    assert "too few to promise" in (copy / "report.html").read_text()
+    assert "too few to guarantee" in (copy / "report.html").read_text()
 
 
 def test_other_targets_are_negatives_of_a_target(two_targets: Path) -> None:
