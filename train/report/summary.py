@@ -59,7 +59,8 @@ def _mistakes(name: str, metrics: Mapping[str, Any]) -> Point | None:
         return Point(
             "What it mistakes",
             f"none of {count(fpr['n'], 'other picture')}",
-            f"With 95 % confidence the rate is below {one_in(basis['below'])}, but not zero.",
+            f"With 95 % confidence the rate is below {one_in(basis['below'])}; this does not "
+            "show that it is zero.",
         )
     low = f"{one_in(fpr['low'])}" if fpr["low"] > 0 else "none"
     return Point(

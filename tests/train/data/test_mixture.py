@@ -1,4 +1,4 @@
-"""`train.mixture`: what it says is what is drawn, and what the loss is made of."""
+"""`train.mixture` sets what is drawn and what the loss is made of."""
 
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def test_every_1000_samples_of_a_stream_hold_the_exact_counts(rows: TrainRows) -
 
 
 def test_shares_are_those_of_the_weight_in_the_loss_too(rows: TrainRows) -> None:
-    """near_animals weigh 1.25 each and scenes 10: by 1 / pi alone, 0.3 would be a few percent."""
+    """near_animals weigh 1.25 each and scenes 10: by 1 / pi only, 0.3 would be a few percent."""
     names = sources_of(rows)
     mixture = mix(rows, [MixtureEntry(source="near_*", proportion=0.3)])
     terms = loss_terms(rows, "weight", mixture=mixture)

@@ -84,7 +84,7 @@ def test_a_slot_stays_until_the_next_but_one_is_asked_for(kind: LoaderKind) -> N
     before = next(slots)
     for number in range(1, 40):
         now = next(slots)
-        time.sleep(0.01)  # whoever could overwrite it has the time
+        time.sleep(0.01)  # time for a worker to overwrite it
         assert before.tolist() == [number - 1] * 16
         before = now
 

@@ -85,7 +85,7 @@ def test_metrics_agree_with_a_count_of_the_predictions(run: Path) -> None:
     assert cat["false_positives_per_million"] == 1e6 * cat["fpr"]["all"]["value"]
 
 
-def test_each_rate_tells_what_it_rests_on(run: Path) -> None:
+def test_each_rate_has_its_evidence(run: Path) -> None:
     cat = _metrics(run)["target"]["cat"]
     for stratum, rate in cat["fpr"].items():
         basis = cat["evidence"][stratum]
@@ -225,7 +225,7 @@ def test_mid_stratum_is_reported_where_present(run: Path, tmp_path: Path) -> Non
     rows = pq.read_table(copy / "predictions.parquet", filters=[("split", "=", "test")])
     similarity = rows.filter(pc.equal(rows["label"], ""))["similarity"].to_numpy()
     assert by_similarity["near"]["n"] == np.sum(similarity >= 0.9)
-    assert by_similarity["mid"]["n"] == np.sum(similarity < 0.9) > 0, "whatever the sources say"
+    assert by_similarity["mid"]["n"] == np.sum(similarity < 0.9) > 0, "independent of the sources"
     assert metrics["target"]["cat"]["fpr"]["far"] == {
         "value": None, "low": None, "high": None, "n": 0,
     }  # fmt: skip

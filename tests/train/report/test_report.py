@@ -41,7 +41,7 @@ def test_report_is_one_file_that_fetches_nothing_and_shows_pictures(run: Path) -
     assert "near_animals" in page
 
 
-def test_summary_tells_what_was_counted_and_what_was_not_tested(run: Path) -> None:
+def test_summary_states_counts_and_what_was_not_tested(run: Path) -> None:
     page = (run / "report.html").read_text()
     cat = json.loads((run / "metrics.json").read_text())["target"]["cat"]
     assert f"{in_hundred(cat['tpr']['value'])} pictures of a cat" in page
