@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
-from train.config.settings import WINDOW, MixtureEntry, Stream, TrainConfig
+from train.config import WINDOW, MixtureEntry, Stream, TrainConfig
 from train.data.order import Portion
 from train.data.rows import TrainRows
 
