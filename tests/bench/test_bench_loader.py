@@ -27,11 +27,12 @@ from pipeline.encoders.networks import crop_pixels, encoder_identity, load_encod
 from pipeline.encoders.runtimes import prepare_encoder
 from support.photo_shards import some_images, write_photo_shards
 from support.train_runs import write_config
-from train.config.settings import load_train_config
+from train.config import load_train_config
 from train.distributed.world import World
-from train.loop.job import Job, open_stream, prepare_job
 from train.loop.run_log import Meter
+from train.loop.state import TrainState, prepare_state
 from train.loop.step import train_step
+from train.loop.stream import open_stream
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 PEERS_PYTHON = os.environ.get("PEERS_PYTHON", "")
@@ -117,19 +118,19 @@ def test_loader_is_at_its_ceiling_and_ahead_of_others(tmp_path: Path) -> None:
 
 
 def test_head_training_is_a_hundred_times_decoding_and_embedding_again(tmp_path: Path) -> None:
-    job = head_job(tmp_path)
-    model, preprocessing = job.detector.head.train(), job.detector.encoder.preprocessing
+    state = head_state(tmp_path)
+    model, preprocessing = state.detector.head.train(), state.detector.encoder.preprocessing
     runtime = prepare_encoder(ENCODER, gpus_per_worker=0).open()
     images = some_images(256, num_different=256)
     head, again, waits = [], [], []
     for number in range(ROUNDS):
         steps = range(STEPS * number, STEPS * (number + 1))
-        batches = open_stream(job, "head", steps, image_size=224)
+        batches = open_stream(state, "head", steps, image_size=224)
         first = next(batches)  # reads the cache, which is done once a run
-        train_step(job, model, first, steps.start)
+        train_step(state, model, first, steps.start)
         meter = Meter(batches, BATCH_SIZE)
         for step, batch in zip(steps[1:], meter, strict=True):
-            train_step(job, model, batch, step)
+            train_step(state, model, batch, step)
         found = meter.read()
         head.append(found["samples_per_s"])
         waits.append(found["data_wait"])
@@ -146,7 +147,7 @@ def test_head_training_is_a_hundred_times_decoding_and_embedding_again(tmp_path:
     assert statistics.median(ratios) >= 100
 
 
-def head_job(folder: Path) -> Job:
+def head_state(folder: Path) -> TrainState:
     """On 8,000 random embeddings of the packaged encoder's 1,280 numbers."""
     encoder = load_encoder(ENCODER)
     identity = f"{encoder_identity(encoder, ENCODER)}:toy"
@@ -161,4 +162,4 @@ def head_job(folder: Path) -> Job:
     config, train_config, _ = load_train_config(path)
     world = World(rank=0, size=1, device=torch.device("cpu"))
     info, generation = manifest.require_info(str(data)), manifest.read_generation(str(data))
-    return prepare_job(config, train_config, info, generation, world)
+    return prepare_state(config, train_config, info, generation, world)

@@ -22,7 +22,7 @@ from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import manifest
 from support.builds import build_inline
 from support.mined_world import mine_inline, negatives_of
-from train.config.settings import load_train_config
+from train.config import load_train_config
 from train.evaluate.run import evaluate_run
 from train.loop.trainer import train
 from train.mining.scorer import prepare_scorer

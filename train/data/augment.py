@@ -13,7 +13,7 @@ from torch.nn.functional import conv2d, interpolate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from train.config.settings import Strength
+from train.config import Strength
 
 _Operation = Callable[[Tensor, float], Tensor]
 

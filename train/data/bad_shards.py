@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline import storage
 from pipeline.dataset.metadata import Generation, ShardRecord
 from pipeline.errors import BadShard
-from train.config.settings import BadShardPolicy
+from train.config import BadShardPolicy
 from train.data.images import ShardImages
 from train.data.order import extend_segments
 from train.data.rows import TrainRows, join_rows, read_rows_of_shards

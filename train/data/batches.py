@@ -18,7 +18,7 @@ from pipeline.dataset import manifest
 from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import Split
 from pipeline.encoders.networks import Preprocessing, crop_decoded
-from train.config.settings import BadShardPolicy, LoaderKind, Strength
+from train.config import BadShardPolicy, LoaderKind, Strength
 from train.data.augment import as_uint8, augment
 from train.data.bad_shards import RowImages
 from train.data.corrections import LossTerms

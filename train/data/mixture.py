@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
-from train.config.settings import WINDOW, MixtureEntry, Polarity, TrainConfig
+from train.config import WINDOW, MixtureEntry, Polarity, TrainConfig
 from train.data.order import Stream
 from train.data.rows import TrainRows
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from train.config.settings import WINDOW
+from train.config import WINDOW
 from train.model.detector import Segment
 
 Rows = NDArray[np.int64]

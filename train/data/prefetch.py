@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import InfinegError
-from train.config.settings import LoaderKind
+from train.config import LoaderKind
 
 TaskT = TypeVar("TaskT")
 

@@ -29,7 +29,7 @@ from pipeline.dataset.keys import sha256_hex
 from pipeline.dataset.metadata import ShardRecord
 from pipeline.encoders.networks import Encoder
 from pipeline.telemetry.progress import Progress
-from train.config.settings import Strength
+from train.config import Strength
 from train.data.augment import augment
 from train.data.embeddings import MappedEmbeddings, write_arrow
 from train.data.images import ShardImages, cache_folder

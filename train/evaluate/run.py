@@ -19,8 +19,7 @@ from pipeline.dataset import manifest
 from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import Split
 from pipeline.errors import InfinegError
-from train.config.evaluate import EvaluateConfig
-from train.config.settings import load_train_config
+from train.config import EvaluateConfig, load_train_config
 from train.data.batches import read_eval_batches
 from train.metrics.calibration import calibrate_target
 from train.metrics.predictions import of_target, prediction_rows, write_predictions

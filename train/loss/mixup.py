@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train.config.settings import Regularization
+from train.config import Regularization
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Shapes: B samples of this process, K targets.
 import torch
 from torch import Tensor
 
-from train.config.settings import TrainConfig
+from train.config import TrainConfig
 from train.data.batches import Batch
 from train.distributed.world import World
 from train.loss.losses import (

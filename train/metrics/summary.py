@@ -15,7 +15,7 @@ from scipy.special import logit as log_odds
 from sklearn.metrics import brier_score_loss
 
 from pipeline import storage
-from train.config.evaluate import EvaluateConfig
+from train.config import EvaluateConfig
 from train.metrics.calibration import calibrated_logits
 from train.metrics.predictions import TargetPredictions
 from train.metrics.ranking import (

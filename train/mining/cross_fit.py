@@ -20,11 +20,12 @@ from pipeline.dataset import manifest
 from pipeline.dataset.metadata import DatasetInfo
 from pipeline.selection.mining import fold_of
 from pipeline.telemetry.progress import Progress
-from train.config.settings import TrainConfig
+from train.config import TrainConfig
 from train.data.rows import TrainRows, embeddings_of
 from train.distributed.world import World
-from train.loop.job import Job, embedding_batches, prepare_job, with_rows
+from train.loop.state import TrainState, prepare_state, with_rows
 from train.loop.step import train_step
+from train.loop.stream import embedding_batches
 from train.model.detector import Head
 from train.model.tensors import load_into, read_tensors, write_tensors
 
@@ -79,26 +80,28 @@ def _train_heads(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     world = World(rank=0, size=1, device=device)
     of_generation = manifest.read_generation(config.output.path, generation)
-    job = prepare_job(config, train_config, dataset, of_generation, world)
-    fold_N, embedding_ND = read_folds(config.output.path, job.rows, num_folds)
-    initial = copy.deepcopy(job.detector.head.state_dict())
+    state = prepare_state(config, train_config, dataset, of_generation, world)
+    fold_N, embedding_ND = read_folds(config.output.path, state.rows, num_folds)
+    initial = copy.deepcopy(state.detector.head.state_dict())
     tensors = {}
     with Progress("cross-fit", total=num_folds * num_steps, unit="steps") as progress:
         for fold in range(num_folds):
             is_kept_N = fold_N != fold
-            job.detector.head.load_state_dict(initial)
-            of_fold = with_rows(job, job.rows.where(is_kept_N))
+            state.detector.head.load_state_dict(initial)
+            of_fold = with_rows(state, state.rows.where(is_kept_N))
             _train(of_fold, embedding_ND[is_kept_N], num_steps, progress)
             for name, tensor in of_fold.evaluated.state_dict().items():
                 tensors[f"{fold}.{name}"] = tensor.cpu().clone()
     return tensors
 
 
-def _train(job: Job, embedding_ND: NDArray[np.float16], num_steps: int, progress: Progress) -> None:
-    batches = embedding_batches(job, embedding_ND)
-    head = job.detector.head.train()
+def _train(
+    state: TrainState, embedding_ND: NDArray[np.float16], num_steps: int, progress: Progress
+) -> None:
+    batches = embedding_batches(state, embedding_ND)
+    head = state.detector.head.train()
     for step in range(num_steps):
-        train_step(job, head, batches.read(step), step)
+        train_step(state, head, batches.read(step), step)
         progress.advance()
 
 

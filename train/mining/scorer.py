@@ -26,7 +26,7 @@ from pipeline.dataset import manifest
 from pipeline.errors import ConfigError
 from pipeline.mine.driver import Mined, Tally, mine
 from pipeline.mine.scorer import Scorer, make_scorer
-from train.config.settings import load_train_config
+from train.config import load_train_config
 from train.data.batches import read_eval_batches
 from train.metrics.calibration import fit_platt
 from train.metrics.predictions import of_target

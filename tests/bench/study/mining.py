@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline import storage
 from study.datasets import Built, Choice, DataSets
-from train.config.settings import TrainConfig
+from train.config import TrainConfig
 from train.evaluate.run import evaluate_run
 from train.loop.trainer import train
 from train.mining.scorer import mine_run

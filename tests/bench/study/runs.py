@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError
 from study.baselines import BASELINES
 from study.datasets import Choice
 from study.settings import Settings
-from train.config.settings import TrainConfig
+from train.config import TrainConfig
 
 Negatives = Literal["uniform", "weighted", "mined", "none", "others"]
 _FINETUNED = "finetuned"

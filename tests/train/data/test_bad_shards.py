@@ -159,9 +159,9 @@ def _watch_keys(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     keys: list[str] = []
     train_step = trainer.train_step
 
-    def watched(job: Any, model: Any, batch: Any, step: int) -> Any:
-        keys.extend(job.rows.keys.take(batch.rows_B.numpy()).to_pylist())
-        return train_step(job, model, batch, step)
+    def watched(state: Any, model: Any, batch: Any, step: int) -> Any:
+        keys.extend(state.rows.keys.take(batch.rows_B.numpy()).to_pylist())
+        return train_step(state, model, batch, step)
 
     monkeypatch.setattr(trainer, "train_step", watched)
     return keys

@@ -17,7 +17,7 @@ from support.train_runs import (
     write_dataset,
     write_run_config,
 )
-from train.config.settings import MixtureEntry, load_train_config
+from train.config import MixtureEntry, load_train_config
 from train.data.corrections import loss_terms
 from train.data.mixture import Mixture, mix
 from train.data.order import BatchOrder
@@ -205,11 +205,11 @@ def test_a_run_draws_its_mixture_and_knows_the_priors_that_follow(
     names: list[str] = []
     train_step = trainer.train_step
 
-    def watched(job: Any, model: Any, batch: Any, step: int) -> Any:
-        names.extend(sources_of(job.rows)[batch.rows_B.numpy()])
+    def watched(state: Any, model: Any, batch: Any, step: int) -> Any:
+        names.extend(sources_of(state.rows)[batch.rows_B.numpy()])
         own = batch.importance_B.numpy()
-        assert own == pytest.approx(job.terms.importance_N[batch.rows_B.numpy()])
-        return train_step(job, model, batch, step)
+        assert own == pytest.approx(state.terms.importance_N[batch.rows_B.numpy()])
+        return train_step(state, model, batch, step)
 
     monkeypatch.setattr(trainer, "train_step", watched)
     entries = [entry.model_dump(exclude_none=True) for entry in ENTRIES]

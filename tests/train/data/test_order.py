@@ -11,7 +11,7 @@ import torch
 from pipeline.dataset.manifest import read_generation
 from pipeline.encoders.networks import load_encoder
 from support.train_runs import ENCODER, read_train_rows, write_config, write_dataset
-from train.config.settings import WINDOW, load_train_config
+from train.config import WINDOW, load_train_config
 from train.data.batches import AugmentedImages, Batches
 from train.data.corrections import loss_terms
 from train.data.order import BatchOrder, MixedOrder, Rank, Stream, take_turns

@@ -26,7 +26,7 @@ SECTION: dict[str, Any] = SHORT | {
 }  # fmt: skip
 SCRIPT = """
 import os, sys
-from train.config.settings import load_train_config
+from train.config import load_train_config
 from train.loop.trainer import train
 config, train_config, _ = load_train_config(sys.argv[1 + int(os.environ["RANK"])])
 train(config, train_config, generation="latest")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import InfinegError
-from train.config.settings import LoaderKind
+from train.config import LoaderKind
 from train.data.prefetch import prefetch
 from train.loop.run_log import Meter
 

@@ -8,7 +8,7 @@ import torch
 from test_losses import ALONE, batch_of, column
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from train.config.settings import Regularization, TrainConfig
+from train.config import Regularization, TrainConfig
 from train.loop.step import _Labels, _mix
 from train.loss.mixup import Mixing, draw_mixing
 from train.loss.objective import batch_loss

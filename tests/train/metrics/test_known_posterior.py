@@ -14,7 +14,7 @@ from scipy.special import logit as log_odds
 
 from support.known_posterior import Pictures, draw_pictures, write_biased_dataset
 from support.train_runs import write_config
-from train.config.settings import load_train_config
+from train.config import load_train_config
 from train.loop.trainer import train
 from train.metrics.calibration import calibrate_target, calibrated_logits
 from train.metrics.ranking import reliability
