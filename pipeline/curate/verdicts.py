@@ -22,9 +22,9 @@ from pipeline.dataset.commit import commit
 from pipeline.dataset.lease import hold_lease
 from pipeline.dataset.metadata import DatasetInfo, Generation
 from pipeline.dataset.revise import revise
-from pipeline.dataset.schema import RejectReason
+from pipeline.dataset.schema import RejectReason, with_columns
 from pipeline.errors import ConfigError
-from pipeline.selection.rule import draw, load_rule
+from pipeline.selection.rule import load_rule, poisson_sample
 
 Verdict = Literal["positive", "negative", "drop"]
 VERDICTS: dict[str, Verdict] = {"positive": "positive", "negative": "negative", "drop": "drop"}
@@ -80,7 +80,7 @@ def _decide(
     rule = load_rule(root, rows["source"][0].as_py(), selection)
     verdict_N = np.array([verdicts[key] for key in rows["key"].to_pylist()], object)
     is_positive_N, is_dropped_N = verdict_N == "positive", verdict_N == "drop"
-    probability_N, selected_N = draw(
+    probability_N, selected_N = poisson_sample(
         rule,
         similarity_B=rows["similarity"].to_numpy(),
         content_hashes=rows["content_hash"].to_pylist(),
@@ -92,14 +92,12 @@ def _decide(
     is_positive = pa.array(is_positive_N)
     present = pa.scalar("verified_present"), pa.scalar("verified_absent")
     dropped = pa.scalar(RejectReason.TAKEN_DOWN.value), pa.scalar(None, pa.string())
-    decided = {
-        "label": pc.if_else(is_positive, target, ""),
-        "label_state": pc.if_else(is_positive, *present),
-        "doubt": pa.nulls(rows.num_rows, pa.string()),
-        "inclusion_probability": pa.array(probability_N, pa.float32(), mask=is_dropped_N),
-        "selected": pa.array(selected_N & ~is_dropped_N),
-        "reject_reason": pc.if_else(pa.array(is_dropped_N), *dropped),
-    }
-    for name, column in decided.items():
-        rows = rows.set_column(rows.schema.get_field_index(name), name, column)
-    return rows
+    return with_columns(
+        rows,
+        label=pc.if_else(is_positive, target, ""),
+        label_state=pc.if_else(is_positive, *present),
+        doubt=pa.nulls(rows.num_rows, pa.string()),
+        inclusion_probability=pa.array(probability_N, pa.float32(), mask=is_dropped_N),
+        selected=pa.array(selected_N & ~is_dropped_N),
+        reject_reason=pc.if_else(pa.array(is_dropped_N), *dropped),
+    )
