@@ -11,9 +11,8 @@ from pipeline.build.reading import Round
 from pipeline.cluster.ray_data import Cluster
 from pipeline.config.schema import Config
 from pipeline.dataset import manifest
-from pipeline.dataset.commit import _EMPTY
 from pipeline.dataset.dedup import SeenImages
-from pipeline.dataset.metadata import Generation, ShardFile, SourceRecord, add_counts
+from pipeline.dataset.metadata import NO_GENERATION, Generation, ShardFile, SourceRecord, add_counts
 from pipeline.dataset.shards import sort_files, write_shard
 from pipeline.dataset.tables import PartRows, RoundTables, write_tables
 from pipeline.errors import InfinegError
@@ -35,7 +34,7 @@ def pack_generation(
     files again.
     """
     root = config.output.path
-    parent = parent or _EMPTY
+    parent = parent or NO_GENERATION
     sources = {source.name: source for source in parent.sources}
     numbers = dict(parent.next_numbers)
     tasks: list[ShardTask] = []

@@ -5,13 +5,10 @@ import re
 from pipeline import storage
 from pipeline.dataset import embedding_cache, manifest
 from pipeline.dataset.lease import Lease
-from pipeline.dataset.metadata import Generation
+from pipeline.dataset.metadata import NO_GENERATION, Generation
 
 # The sidecar of a mined generation tells of which (`pipeline.mine.shards`).
 _NUMBERED = re.compile(r"(.+)-(\d{6})(?:\.g(\d{6}))?\.(?:tar|parquet)")
-
-
-_EMPTY = Generation(number=0, parent=None, sources=(), shards=(), quarantine=(), next_numbers={})
 
 
 def commit(root: str, generation: Generation, lease: Lease) -> None:
@@ -29,7 +26,11 @@ def complete(root: str) -> None:
     """
     if manifest.latest_generation_number(root) and not manifest.is_complete(root):
         generation = manifest.read_generation(root)
-        before = manifest.read_generation(root, generation.parent) if generation.parent else _EMPTY
+        before = (
+            manifest.read_generation(root, generation.parent)
+            if generation.parent
+            else NO_GENERATION
+        )
         sweep(root, before, generation)
         manifest.write_derived(root, generation)
 

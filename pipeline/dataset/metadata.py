@@ -173,6 +173,11 @@ class Generation(_Record):
         return add_counts(source.counts for source in self.sources)
 
 
+NO_GENERATION = Generation(
+    number=0, parent=None, sources=(), shards=(), quarantine=(), next_numbers={}
+)
+
+
 class SourcePlan(_OlderRecord):
     """How one source is sampled. Committed before its first part.
 
