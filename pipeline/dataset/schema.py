@@ -130,13 +130,3 @@ def embedding_matrix(rows: pa.Table, name: str = "embedding") -> NDArray[np.floa
     assert column.null_count == 0
     values = column.flatten().to_numpy(zero_copy_only=False)
     return np.asarray(values.reshape(rows.num_rows, column.type.list_size), np.float32)
-
-
-def with_columns(rows: pa.Table, **columns: pa.Array | pa.ChunkedArray) -> pa.Table:
-    """The rows with these columns, each in its old place or, if it is new, after the others."""
-    for name, column in columns.items():
-        place = rows.schema.get_field_index(name)
-        rows = (
-            rows.append_column(name, column) if place < 0 else rows.set_column(place, name, column)
-        )
-    return rows
