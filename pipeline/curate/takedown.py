@@ -7,7 +7,7 @@ from pipeline.dataset.commit import commit
 from pipeline.dataset.lease import hold_lease
 from pipeline.dataset.metadata import Generation, TakenDown, is_taken_down
 from pipeline.dataset.revise import remove_replaced, revise
-from pipeline.dataset.schema import RejectReason
+from pipeline.dataset.schema import RejectReason, with_columns
 from pipeline.dataset.shards import LEDGER_COLUMNS
 from pipeline.errors import ConfigError
 
@@ -51,14 +51,12 @@ def _find(root: str, generation: Generation, wanted: TakenDown) -> pa.Table:
 def _reject(rows: pa.Table) -> pa.Table:
     """Rejects rows, whatever they were; their doubt and label stay told."""
     assert set(LEDGER_COLUMNS) <= set(rows.column_names)
-    decided = {
-        "selected": pa.repeat(False, rows.num_rows),
-        "inclusion_probability": pa.nulls(rows.num_rows, pa.float32()),
-        "reject_reason": pa.repeat(pa.scalar(RejectReason.TAKEN_DOWN.value), rows.num_rows),
-    }
-    for name, column in decided.items():
-        rows = rows.set_column(rows.schema.get_field_index(name), name, column)
-    return rows
+    return with_columns(
+        rows,
+        selected=pa.repeat(False, rows.num_rows),
+        inclusion_probability=pa.nulls(rows.num_rows, pa.float32()),
+        reject_reason=pa.repeat(pa.scalar(RejectReason.TAKEN_DOWN.value), rows.num_rows),
+    )
 
 
 def _union(*parts: TakenDown) -> TakenDown:

@@ -22,7 +22,7 @@ from pipeline.dataset.commit import commit
 from pipeline.dataset.lease import hold_lease
 from pipeline.dataset.metadata import DatasetInfo, Generation
 from pipeline.dataset.revise import revise
-from pipeline.dataset.schema import RejectReason
+from pipeline.dataset.schema import RejectReason, with_columns
 from pipeline.errors import ConfigError
 from pipeline.selection.rule import draw, load_rule
 
@@ -92,14 +92,12 @@ def _decide(
     is_positive = pa.array(is_positive_N)
     present = pa.scalar("verified_present"), pa.scalar("verified_absent")
     dropped = pa.scalar(RejectReason.TAKEN_DOWN.value), pa.scalar(None, pa.string())
-    decided = {
-        "label": pc.if_else(is_positive, target, ""),
-        "label_state": pc.if_else(is_positive, *present),
-        "doubt": pa.nulls(rows.num_rows, pa.string()),
-        "inclusion_probability": pa.array(probability_N, pa.float32(), mask=is_dropped_N),
-        "selected": pa.array(selected_N & ~is_dropped_N),
-        "reject_reason": pc.if_else(pa.array(is_dropped_N), *dropped),
-    }
-    for name, column in decided.items():
-        rows = rows.set_column(rows.schema.get_field_index(name), name, column)
-    return rows
+    return with_columns(
+        rows,
+        label=pc.if_else(is_positive, target, ""),
+        label_state=pc.if_else(is_positive, *present),
+        doubt=pa.nulls(rows.num_rows, pa.string()),
+        inclusion_probability=pa.array(probability_N, pa.float32(), mask=is_dropped_N),
+        selected=pa.array(selected_N & ~is_dropped_N),
+        reject_reason=pc.if_else(pa.array(is_dropped_N), *dropped),
+    )

@@ -17,6 +17,7 @@ from pipeline import storage
 from pipeline.dataset import manifest
 from pipeline.dataset.dedup import SeenImages
 from pipeline.dataset.metadata import Counts, TableRecord
+from pipeline.dataset.schema import with_columns
 from pipeline.dataset.shards import count_rows, refuse_rows
 from pipeline.dataset.tables import PartRows, positions_by_group, write_decided, write_table
 from pipeline.mine.candidates import KeptFile, Locator, MinedRound, read_scored
@@ -210,4 +211,4 @@ def _with_places(
         file_N = np.searchsorted(starts, positions, side="right") - 1
         paths = pa.array([kept[n].path for n in file_N], pa.string())
         places = pa.array(positions - starts[file_N], pa.int64())
-    return rows.append_column("embedding_path", paths).append_column("embedding_row", places)
+    return with_columns(rows, embedding_path=paths, embedding_row=places)

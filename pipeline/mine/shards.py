@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import DatasetInfo, Generation, ShardRecord
+from pipeline.dataset.schema import with_columns
 from pipeline.dataset.shards import group_of, read_shard, write_shard
 from pipeline.dataset.tables import take_number, write_table
 
@@ -97,5 +98,4 @@ def _without(
 
 
 def _with_probability(rows: pa.Table, probability_N: NDArray[np.float32]) -> pa.Table:
-    column = rows.schema.get_field_index("inclusion_probability")
-    return rows.set_column(column, "inclusion_probability", pa.array(probability_N, pa.float32()))
+    return with_columns(rows, inclusion_probability=pa.array(probability_N, pa.float32()))

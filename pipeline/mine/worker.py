@@ -20,7 +20,13 @@ from pipeline import storage
 from pipeline.config.schema import Config
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import TakenDown
-from pipeline.dataset.schema import Partition, Positioned, embedding_matrix, row_schema
+from pipeline.dataset.schema import (
+    Partition,
+    Positioned,
+    embedding_matrix,
+    row_schema,
+    with_columns,
+)
 from pipeline.dataset.shards import LEDGER_COLUMNS
 from pipeline.encoders.networks import crop_pixels
 from pipeline.encoders.runtimes import PreparedEncoder
@@ -116,7 +122,7 @@ class MineWorker:
             embeddings = self._read_embeddings(rows, images)
             schema = row_schema(embeddings.type.list_size)
             rows = rows.select(list(LEDGER_COLUMNS))
-            rows = rows.append_column("image", images).append_column("embedding", embeddings)
+            rows = with_columns(rows, image=images, embedding=embeddings)
             self._write(task.path, rows.select(schema.names).cast(schema))
         yield pa.table({"num_rows": [task.num_rows]})
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 
 from pipeline.dataset.keys import unit_hash
-from pipeline.dataset.schema import RejectReason
+from pipeline.dataset.schema import RejectReason, with_columns
 
 Floats = NDArray[np.float64]
 
@@ -141,13 +141,12 @@ def decide(
     is_selected_N &= ~is_suspect_N
     is_null = rows["inclusion_probability"].is_null().to_numpy()
     suspected = pa.scalar(RejectReason.SUSPECTED_POSITIVE.value)
-    changes = {
-        "inclusion_probability": pa.array(after_N, pa.float32(), mask=is_null),
-        "selected": pa.array(is_selected_N),
-        "reject_reason": pc.if_else(pa.array(is_suspect_N), suspected, rows["reject_reason"]),
-    }
-    for name, column in changes.items():
-        rows = rows.set_column(rows.schema.get_field_index(name), name, column)
+    rows = with_columns(
+        rows,
+        inclusion_probability=pa.array(after_N, pa.float32(), mask=is_null),
+        selected=pa.array(is_selected_N),
+        reject_reason=pc.if_else(pa.array(is_suspect_N), suspected, rows["reject_reason"]),
+    )
     raised_N = (after_N.astype(np.float64) - before_N)[is_eligible_N]
     return Decided(
         rows,

@@ -20,7 +20,7 @@ from pipeline.dataset import manifest
 from pipeline.dataset.embedding_cache import attach_embeddings, read_embeddings, write_embeddings
 from pipeline.dataset.keys import short_hash
 from pipeline.dataset.metadata import Counts, PartRecord, TakenDown
-from pipeline.dataset.schema import Partition, Positioned, row_schema
+from pipeline.dataset.schema import Partition, Positioned, row_schema, with_columns
 from pipeline.dataset.shards import count_rows, output_groups, write_part
 from pipeline.encoders.runtimes import PreparedEncoder
 from pipeline.selection.reference import ReferenceBank, read_bank
@@ -99,17 +99,14 @@ class SpanWorker:
         seconds = (time.monotonic() - began) / max(rows.num_rows, 1)
         num_more = ilen(itertools.islice(samples, task.num_counted))
         size = rows.num_rows + num_more if num_more < task.num_counted else None
-        columns = {
-            "read_bytes": pa.array(read_bytes, pa.int64()),
-            "size_bytes": pa.array(
-                [len(image.as_buffer()) if image.is_valid else 0 for image in rows["image"]],
-                pa.int64(),
-            ),
-            "seconds": pa.array([seconds] * rows.num_rows, pa.float64()),
-            "partition_size": pa.array([size] * rows.num_rows, pa.int64()),
-        }
-        for name, column in columns.items():
-            rows = rows.append_column(name, column)
+        sizes = [len(image.as_buffer()) if image.is_valid else 0 for image in rows["image"]]
+        rows = with_columns(
+            rows,
+            read_bytes=pa.array(read_bytes, pa.int64()),
+            size_bytes=pa.array(sizes, pa.int64()),
+            seconds=pa.array([seconds] * rows.num_rows, pa.float64()),
+            partition_size=pa.array([size] * rows.num_rows, pa.int64()),
+        )
         yield rows.select(_PILOT_COLUMNS)
 
     def build(self, task: ReadTask) -> Iterator[tuple[PartRecord, bool]]:
@@ -196,8 +193,7 @@ class SpanWorker:
         read = read.append_column("reject_reason", pa.nulls(read.num_rows, pa.string()))
         decoded = iter(self._embedder.decode(read)["image"])
         images = [next(decoded).as_py() if is_kept else None for is_kept in kept]
-        column = rows.schema.get_field_index("image")
-        return rows.set_column(column, "image", pa.array(images, pa.large_binary()))
+        return with_columns(rows, image=pa.array(images, pa.large_binary()))
 
     @functools.cached_property
     def _bank(self) -> ReferenceBank:

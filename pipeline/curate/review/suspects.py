@@ -12,6 +12,7 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import Generation, ReferenceInfo
+from pipeline.dataset.schema import with_columns
 from pipeline.errors import InfinegError
 
 _SHOWN = (
@@ -78,13 +79,12 @@ def read_suspects(root: str, generation: Generation) -> Suspects:
     tables = [_EMPTY]
     for file in generation.quarantine:
         rows = manifest.read_table(root, file.sidecar_path, _READ)
-        places = {
-            "tar": pa.array([file.path] * rows.num_rows, pa.string()),
-            "sidecar": pa.array([file.sidecar_path] * rows.num_rows, pa.string()),
-            "row": pa.array(range(rows.num_rows), pa.int64()),
-        }
-        for name, column in places.items():
-            rows = rows.append_column(name, column)
+        rows = with_columns(
+            rows,
+            tar=pa.repeat(file.path, rows.num_rows),
+            sidecar=pa.repeat(file.sidecar_path, rows.num_rows),
+            row=pa.array(range(rows.num_rows), pa.int64()),
+        )
         tables.append(rows.select(_EMPTY.column_names).cast(_EMPTY.schema))
     rows = pa.concat_tables(tables).sort_by([("similarity", "descending"), ("key", "ascending")])
     keys = rows["key"].to_pylist()

@@ -21,6 +21,7 @@ from pipeline.dataset.schema import (
     Split,
     Stratum,
     row_schema,
+    with_columns,
 )
 from pipeline.errors import ConfigError
 
@@ -92,5 +93,4 @@ def refuse_batch(rows: pa.Table, taken_down: TakenDown) -> pa.Table:
     refused = is_taken_down(rows, taken_down)
     reasons = pc.if_else(refused, RejectReason.TAKEN_DOWN.value, rows["reject_reason"])
     images = pc.if_else(refused, pa.scalar(None, pa.large_binary()), rows["image"])
-    rows = rows.set_column(rows.schema.get_field_index("reject_reason"), "reject_reason", reasons)
-    return rows.set_column(rows.schema.get_field_index("image"), "image", images)
+    return with_columns(rows, reject_reason=reasons, image=images)

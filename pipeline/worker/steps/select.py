@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.dataset.dedup import perceptual_hashes
-from pipeline.dataset.schema import RejectReason
+from pipeline.dataset.schema import RejectReason, with_columns
 from pipeline.selection.reference import KnownPositives
 from pipeline.selection.rule import SelectionRule, draw
 
@@ -57,12 +57,12 @@ def select_batch(rows: pa.Table, rule: SelectionRule, positives: KnownPositives)
         is_train_B=np.array([split == "train" for split in rows["split"].to_pylist()], bool),
     )
     selected_B = is_usable_B & is_drawn_B
-    column = rows.schema.get_field_index("reject_reason")
-    rows = rows.set_column(column, "reject_reason", pa.array(reasons, pa.string()))
-    rows = rows.append_column(
-        "inclusion_probability", pa.array(probability_B, pa.float32(), mask=~is_usable_B)
+    return with_columns(
+        rows,
+        reject_reason=pa.array(reasons, pa.string()),
+        inclusion_probability=pa.array(probability_B, pa.float32(), mask=~is_usable_B),
+        selected=pa.array(selected_B, pa.bool_()),
     )
-    return rows.append_column("selected", pa.array(selected_B, pa.bool_()))
 
 
 def _doubt(
