@@ -172,6 +172,15 @@ class Generation(_Record):
     def counts(self) -> Counts:
         return add_counts(source.counts for source in self.sources)
 
+    def paths(self) -> set[str]:
+        """All files that it lists, relative to the data set."""
+        files = (*self.shards, *self.quarantine)
+        tables = (table for s in self.sources for table in (*s.ledger, *s.hashes))
+        return {
+            *(path for file in files for path in (file.path, file.sidecar_path)),
+            *(table.path for table in tables),
+        }
+
 
 NO_GENERATION = Generation(
     number=0, parent=None, sources=(), shards=(), quarantine=(), next_numbers={}

@@ -107,7 +107,7 @@ def mine(
 
 def _mined_sources(config: Config, parent: Generation, only: Sequence[str]) -> list[str]:
     root = config.output.path
-    changes = find_changes(config, only)
+    changes = find_changes(config, parent, only)
     for name in (*(entry.name for entry in changes.build), *sorted(changes.drop)):
         raise ConfigError(
             f"{root}: source {name!r} is not built as the config says. Run `infineg build` first, "
