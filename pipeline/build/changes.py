@@ -99,7 +99,7 @@ def begin_dataset(config: Config, *, encoder: str, embedding_dim: int) -> None:
         raise ConfigError(
             f"{dataset.root} was embedded by {before}, this would be {encoder}: their "
             "similarities cannot be compared. Use that encoder, its weights and its "
-            "encoder.runtime, or build anew: --set output.path=NEW_PATH"
+            "encoder.runtime, or build a new data set: --set output.path=NEW_PATH"
         )
 
 
@@ -121,7 +121,7 @@ def _refuse_changes(dataset: Dataset, config: Config) -> None:
     raise ConfigError(
         f"{root} was begun with other settings, and its rows depend on them:\n  "
         + "\n  ".join(changed)
-        + "\nUse the old settings, or build anew: --set output.path=NEW_PATH"
+        + "\nUse the old settings, or build a new data set: --set output.path=NEW_PATH"
         + _offer_embeddings(dataset, {field.partition(".")[0] for field in fields})
     )
 
@@ -132,7 +132,7 @@ def _offer_embeddings(dataset: Dataset, sections: set[str]) -> str:
     if is_other or not storage.exists(dataset.uri("embeddings/info.json")):
         return ""
     return (
-        "\nEmbeddings do not depend on these settings. To score them anew, without the encoder, "
+        "\nEmbeddings do not depend on these settings. To reuse them, without the encoder, "
         f"add: --set build.embeddings_from={storage.redact(dataset.root)}"
     )
 

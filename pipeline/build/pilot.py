@@ -106,7 +106,7 @@ def _read_plan(
 def _commit_plan(
     dataset: Dataset, pilot: Pilot, config: Config, reference: ReferenceInfo
 ) -> SourcePlan:
-    """Plans a source anew; parts that were read by an earlier plan are removed."""
+    """Plans a source and removes parts that were read by an earlier plan."""
     pilot = replace(pilot, listing=estimate_sizes(pilot.listing, pilot.source, pilot.rows))
     previous = dataset.read_plan(pilot.entry.name)
     plan = make_plan(pilot, config=config, reference=reference, previous=previous)

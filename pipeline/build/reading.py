@@ -108,7 +108,7 @@ class Reading:
                     raise InfinegError(
                         f"source {name!r}: partition {partitions[0].id} is not the one that was "
                         "there when a part of it was committed. Restore the source, or remove "
-                        f"plans/{name}.json of the data set to begin this source anew."
+                        f"plans/{name}.json of the data set to start this source again."
                     )
                 if span not in finished:
                     yield task

@@ -33,7 +33,7 @@ def test_data_set_without_the_removed_settings_opens_and_is_up_to_date(
 
 def test_data_set_of_a_cascade_is_refused(built: Built, tmp_path: Path) -> None:
     root = copy_dataset(built.root, tmp_path / "data")
-    refused = r"\(built with selection\.cascade by version 0\.1; build it anew, or use 0\.1\)"
+    refused = r"\(built with selection\.cascade by version 0\.1; build it again, or use 0\.1\)"
     add_field(root / "plans/squares.json", "cascade", CASCADE)
     with pytest.raises(InfinegError, match=rf"plans/squares\.json: not a SourcePlan .*{refused}"):
         Dataset(str(root)).read_plan("squares")
