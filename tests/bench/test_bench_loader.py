@@ -47,7 +47,7 @@ BATCH_SIZE, STEPS = 256, 300
 Found = dict[str, list[dict[str, float]]]
 
 
-def tell(text: str) -> None:
+def print_figures(text: str) -> None:
     sys.stdout.write(f"\n{text}\n")
 
 
@@ -104,12 +104,12 @@ def test_loader_is_at_its_ceiling_and_ahead_of_others(tmp_path: Path) -> None:
     for _ in range(ROUNDS):
         for side in SIDES:
             found[side].append(json.loads(run_side(side, data, formats).splitlines()[-1]))
-    tell(f"n = {ROUNDS}, load {os.getloadavg()[0]:.1f}\n{table_of(found)}")
+    print_figures(f"n = {ROUNDS}, load {os.getloadavg()[0]:.1f}\n{table_of(found)}")
     best = min(PEERS, key=lambda peer: statistics.median(r["cpu_ms"] for r in found[peer]))
     ratios = {name: shares(found, name, OURS) for name in (best, RECIPE)}
     for name, values in ratios.items():
-        tell(f"{OURS} against {name}: {spread(values, 2)}")
-    # The aims are 0.95, 1.4 and 2.8; a busy machine moves the median of three by some per cent.
+        print_figures(f"{OURS} against {name}: {spread(values, 2)}")
+    # The goals are 0.95, 1.4 and 2.8; a busy machine moves the median of three by a few percent.
     assert statistics.median(shares(found, BARE, OURS)) >= 0.90
     assert statistics.median(ratios[best]) >= 1.3
     assert statistics.median(ratios[RECIPE]) >= 2.4
@@ -130,16 +130,16 @@ def test_head_training_is_a_hundred_times_decoding_and_embedding_again(tmp_path:
         meter = Meter(batches, BATCH_SIZE)
         for step, batch in zip(steps[1:], meter, strict=True):
             train_step(job, model, batch, step)
-        told = meter.read()
-        head.append(told["samples_per_s"])
-        waits.append(told["data_wait"])
+        found = meter.read()
+        head.append(found["samples_per_s"])
+        waits.append(found["data_wait"])
         began = time.perf_counter()
         for start in range(0, len(images), 64):
             views = [crop_pixels(each, preprocessing) for each in images[start : start + 64]]
             runtime.embed(torch.stack(views).numpy())
         again.append(len(images) / (time.perf_counter() - began))
     ratios = [one / other for one, other in zip(head, again, strict=True)]
-    tell(
+    print_figures(
         f"head {spread(head, 0)} images/s, data wait {spread(waits, 3)}; decoding and embedding "
         f"again {spread(again, 0)}; ratio {spread(ratios, 0)}; one thread each, n = {ROUNDS}"
     )

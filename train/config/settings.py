@@ -108,14 +108,14 @@ class EarlyStopping(BaseModel, frozen=True, extra="forbid"):
     fpr: float = Field(0.01, gt=0, lt=1)  # of val_tpr_at_fpr: the false-positive rate allowed
 
 
-Stream = Literal["positives", "negatives"]
+Polarity = Literal["positives", "negatives"]
 
 
 class MixtureEntry(BaseModel, frozen=True, extra="forbid"):
     """The share of some sources in their stream: `proportion`, or `repeat` (default 1)."""
 
     source: str = Field(min_length=1)  # a name, or a pattern such as near_*, taken together
-    stream: Stream | None = None  # needed where its sources have samples in both
+    stream: Polarity | None = None  # needed where its sources have samples in both
     proportion: float | None = Field(None, ge=0, le=1)  # of the stream; 0 draws none
     repeat: float | None = Field(None, gt=0)  # as often as without the entry, times this
     # Draws of one sample in the whole run; a mixture that needs more is refused.
@@ -348,4 +348,4 @@ def _validate(
 LoaderKind = Literal["process", "thread"]
 
 
-WINDOW = 1000  # positions of a stream in which each portion has its exact count
+WINDOW = 1000  # positions of a stream in which each stream of a mixture has its exact count

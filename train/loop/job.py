@@ -29,7 +29,7 @@ from train.data.views import ViewedEmbeddings, ViewMaker
 from train.distributed.fsdp import shard_backbone
 from train.distributed.world import World
 from train.loop.optim import average_of_weights, optimizer_of, trained_part
-from train.model.detector import Detector, Segment, build_detector
+from train.model.detector import DetectorModel, Segment, build_detector
 
 _MAX_WORKERS = 8  # decoding processes by default: what feeds one GPU
 _SHUFFLE_WINDOW = 16  # shards shuffled together; more mixes, fewer reads in order
@@ -47,7 +47,7 @@ class Job:
     world: World
     rows: TrainRows
     terms: LossTerms
-    detector: Detector
+    detector: DetectorModel
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler  # of the loss, with fp16; else it does nothing
     average: AveragedModel | None  # of `trained`
@@ -202,8 +202,8 @@ def _order_of(job: Job) -> BatchOrder:
     train_config = job.train_config
     mixture = mix(job.rows, train_config.mixture)
     return BatchOrder(
-        [share.portion for share in mixture.positives],
-        [share.portion for share in mixture.negatives],
+        [share.stream for share in mixture.positives],
+        [share.stream for share in mixture.negatives],
         num_positives=train_config.num_positives,
         batch_size=train_config.batch_size,
         window=_SHUFFLE_WINDOW,
@@ -283,7 +283,7 @@ def check_sharding(train_config: TrainConfig) -> None:
             raise ConfigError(f"train.parallel: fsdp does not go with {what}; ddp does")
 
 
-def check_image_sizes(detector: Detector, train_config: TrainConfig) -> None:
+def check_image_sizes(detector: DetectorModel, train_config: TrainConfig) -> None:
     """Some networks, most transformers among them, take images of one size only."""
     for _, size in train_config.finetuning.image_sizes:
         pixels_BCHW = torch.zeros(1, 3, size, size, dtype=torch.uint8)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from train.config.settings import TrainConfig
-from train.model.detector import Detector
+from train.model.detector import DetectorModel
 from train.model.groups import Stage, backbone_groups
 
 _Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -103,12 +103,12 @@ def restore_update_state(
         average.load_state_dict(mine)
 
 
-def trained_part(detector: Detector, train_config: TrainConfig) -> nn.Module:
+def trained_part(detector: DetectorModel, train_config: TrainConfig) -> nn.Module:
     """The module that learns, and that checkpoints carry."""
     return detector.head if train_config.mode == "head" else detector
 
 
-def optimizer_of(detector: Detector, train_config: TrainConfig) -> torch.optim.AdamW:
+def optimizer_of(detector: DetectorModel, train_config: TrainConfig) -> torch.optim.AdamW:
     warmup, last = train_config.warmup_steps, train_config.steps
     parts: list[tuple[Iterable[nn.Parameter], Schedule]] = [
         (detector.head.parameters(), Schedule(train_config.learning_rate, 0, warmup, last))
@@ -124,7 +124,7 @@ def optimizer_of(detector: Detector, train_config: TrainConfig) -> torch.optim.A
     return make_optimizer(parts, weight_decay=train_config.weight_decay)
 
 
-def _opening_steps(detector: Detector, train_config: TrainConfig) -> list[int]:
+def _opening_steps(detector: DetectorModel, train_config: TrainConfig) -> list[int]:
     return train_config.finetuning.opening_steps(
         len(backbone_groups(detector.encoder.backbone)),
         first=train_config.head_steps,
@@ -132,13 +132,13 @@ def _opening_steps(detector: Detector, train_config: TrainConfig) -> list[int]:
     )
 
 
-def average_of_weights(detector: Detector, train_config: TrainConfig) -> AveragedModel | None:
+def average_of_weights(detector: DetectorModel, train_config: TrainConfig) -> AveragedModel | None:
     if train_config.ema_decay is None:
         return None
     return average_of(trained_part(detector, train_config), train_config.ema_decay)
 
 
-def stages_of(detector: Detector, train_config: TrainConfig) -> list[Stage]:
+def stages_of(detector: DetectorModel, train_config: TrainConfig) -> list[Stage]:
     """Of the steps on images."""
     return train_config.finetuning.stages(
         _opening_steps(detector, train_config),

@@ -89,7 +89,7 @@ def test_views_are_made_once_and_more_of_them_keep_the_first(
 
     monkeypatch.setattr(ViewMaker, "_embed", counted)
     first = maker_of(dataset, tmp_path).read(rows, num_views=3, world=ALONE)
-    assert len(made) == 2 * 2, "two shards of positives, two views beside the data set's"
+    assert len(made) == 2 * 2, "two shards of positives, two views besides the original"
     again = maker_of(dataset, tmp_path).read(rows, num_views=3, world=ALONE)
     assert len(made) == 4
     assert np.array_equal(first, again)

@@ -20,7 +20,7 @@ from support.train_runs import (
     write_run_config,
 )
 from train.config.settings import load_train_config
-from train.data.order import BatchOrder, Portion, Rank
+from train.data.order import BatchOrder, Rank, Stream
 from train.distributed.world import World, join_world
 from train.loop.job import Job, open_stream, prepare_job
 from train.loop.optim import average_of, restore_update_state, update_state
@@ -194,7 +194,7 @@ def test_no_rank_runs_out_before_another(world_size: int) -> None:
         sizes = set()
         for rank in range(world_size):
             order = BatchOrder(
-                [Portion([range(7), range(7, 10)])], [Portion([range(10, 21), range(21, 71)])],
+                [Stream([range(7), range(7, 10)])], [Stream([range(10, 21), range(21, 71)])],
                 num_positives=4, batch_size=12, window=2, seed=0, part=Rank(rank, world_size),
             )  # fmt: skip
             rows, positions = order.batch(step)

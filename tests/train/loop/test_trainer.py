@@ -25,7 +25,7 @@ from support.train_runs import (
 from train.config.settings import load_train_config
 from train.data.batches import read_eval_batches
 from train.distributed.world import World
-from train.evaluate.predict import Predictor
+from train.evaluate.predict import Detector
 from train.evaluate.run import evaluate_run
 from train.loop.job import prepare_job
 from train.loop.trainer import train
@@ -222,17 +222,17 @@ def test_two_targets_from_training_to_label_or_nothing(tmp_path: Path) -> None:
     section = FINETUNE | LOSSES["focal-offset"] | {"steps": 40, "head_steps": 0, "batch_size": 32}
     run = run_training(tmp_path / "data", tmp_path / "run", **section)
     evaluate_run(run, overrides=["evaluate.alpha=0.05"])
-    predictor = Predictor(run)
+    detector = Detector.load(run)
     generation = read_generation(str(tmp_path / "data"))
     preprocessing = load_model(run)[0].encoder.preprocessing
     pairs = [
-        (answer.label, label)
+        (prediction.label, label)
         for table, pixels_BCHW in read_eval_batches(
             str(tmp_path / "data"), generation, splits=("test",), mode="finetune",
             preprocessing=preprocessing,
         )
-        for answer, label in zip(
-            predictor.answer(pixels_BCHW), table["label"].to_pylist(), strict=True
+        for prediction, label in zip(
+            detector.predict_pixels(pixels_BCHW), table["label"].to_pylist(), strict=True
         )
     ]  # fmt: skip
     assert {label for _, label in pairs} == {"cat", "dog", ""}

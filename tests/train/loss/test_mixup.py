@@ -1,4 +1,4 @@
-"""Label smoothing, mixup and cutmix: what they do to inputs, and that weights stay right."""
+"""Label smoothing, mixup and cutmix: inputs are blended, and weights stay exact."""
 
 from typing import Any
 
@@ -81,7 +81,7 @@ def test_embeddings_are_mixed_but_not_cut() -> None:
 
 
 class StepJob:
-    """The three things that mixing is told of a job."""
+    """The attributes of a job that mixing reads."""
 
     world = ALONE
 

@@ -1,4 +1,4 @@
-"""Heads that each leave out a fold: what they were trained on, and that they are trained once."""
+"""Heads that each leave out a fold: which rows they are trained on, and that it happens once."""
 
 from pathlib import Path
 
@@ -37,6 +37,7 @@ def heads_of(job: Job) -> list[Head]:
         job.config,
         job.train_config,
         job.dataset,
+        job.detector.head,
         generation=1,
         num_folds=NUM_FOLDS,
         num_steps=job.train_config.steps,
