@@ -78,8 +78,11 @@ def test_environments_that_describe_no_group_are_refused(dataset: Path, tmp_path
         },
         "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun on every node": {
             **dict.fromkeys(("WORLD_SIZE", "GROUP_WORLD_SIZE"), "2"),
-            "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
-            "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "1",
+            "RANK": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RESTART_COUNT": "1",
         },
     }
     for message, env in wrong.items():
