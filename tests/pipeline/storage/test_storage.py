@@ -14,6 +14,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import ConfigError, InfinegError, TransientStorageError
+from pipeline.storage.retry import retry
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -117,7 +118,7 @@ def test_transient_error_is_tried_again(error: type[OSError], waits: list[float]
             raise failures.pop()
         return "done"
 
-    assert storage.retry(action, "read it") == "done"
+    assert retry(action, "read it") == "done"
     assert waits == [pytest.approx(0.2, rel=0.25), pytest.approx(0.4, rel=0.25)]
 
 
@@ -126,7 +127,7 @@ def test_lasting_transient_error_is_named_after_five_tries(waits: list[float]) -
         raise TimeoutError("too slow")
 
     with pytest.raises(TransientStorageError, match=r"read it: .*too slow \(5 tries\)"):
-        storage.retry(action, "read it")
+        retry(action, "read it")
     assert waits == [pytest.approx(0.2 * 2**n, rel=0.25) for n in range(4)]
 
 
@@ -139,7 +140,7 @@ def test_other_errors_are_not_tried_again(error: type[Exception], waits: list[fl
         raise error
 
     with pytest.raises(error):
-        storage.retry(action, "read it")
+        retry(action, "read it")
     assert (len(calls), waits) == (1, [])
 
 
@@ -344,7 +345,7 @@ def test_what_a_user_can_mend_is_told(number: int, reason: str, waits: list[floa
         raise OSError(number, os.strerror(number))
 
     with pytest.raises(InfinegError, match=f"^write it: {reason}"):
-        storage.retry(action, "write it")
+        retry(action, "write it")
     assert waits == []
 
 

@@ -158,7 +158,7 @@ def test_refusal_is_told_without_the_signature(
 
 def test_addresses_are_neither_listed_nor_written(server: FlakyServer) -> None:
     for listing in (storage.list_files, storage.list_prefix, storage.remove_tree):
-        with pytest.raises(ConfigError, match="http and https list nothing"):
+        with pytest.raises(ConfigError, match="http and https cannot be listed"):
             listing(f"{server.url}/folder/")
     with pytest.raises(ConfigError, match="can only be read"):
         storage.write_atomic(f"{server.url}/file", b"x")
