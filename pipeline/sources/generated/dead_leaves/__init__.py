@@ -17,10 +17,9 @@ from typing import Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from pipeline.sources.drawing import Dice, State, compiled, next_below, next_unit
-from pipeline.sources.generated import PictureParams, PictureSource, Pixels
+from pipeline.sources.generated import PictureParams, PictureSource, Pixels, all_families
 from pipeline.sources.generated.dead_leaves.falling import (
     ANY,
     DISK,
@@ -47,11 +46,7 @@ _SHAPES: dict[str, int] = {
 class Params(PictureParams, frozen=True, extra="forbid"):
     """Which leaves."""
 
-    families: tuple[Family, ...] = Field(
-        ("disks", "squares", "oriented", "polygons", "textured"),
-        min_length=1,
-        description="picture i is of family i modulo their number",
-    )
+    families: tuple[Family, ...] = all_families(Family)
 
 
 def draw(rng: np.random.Generator, params: Params, family: str = "") -> Pixels:

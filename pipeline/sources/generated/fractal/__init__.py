@@ -24,10 +24,9 @@ from typing import Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from pipeline.sources.drawing import Dice, State, compiled, next_unit, next_word, ramp
-from pipeline.sources.generated import PictureParams, PictureSource, Pixels
+from pipeline.sources.generated import PictureParams, PictureSource, Pixels, all_families
 from pipeline.sources.generated.fractal.systems import (
     AFFINE,
     FLAME,
@@ -52,11 +51,7 @@ _NUM_CHAINS = 8  # orbits side by side: a step waits for the one before, other o
 class Params(PictureParams, frozen=True, extra="forbid"):
     """Which fractals."""
 
-    families: tuple[Family, ...] = Field(
-        ("affine", "singular", "symmetric", "flame"),
-        min_length=1,
-        description="picture i is of family i modulo their number",
-    )
+    families: tuple[Family, ...] = all_families(Family)
 
 
 def draw(rng: np.random.Generator, params: Params, family: str = "") -> Pixels:

@@ -26,10 +26,15 @@ from typing import Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from pipeline.sources.drawing import Dice, ramp
-from pipeline.sources.generated import PictureParams, PictureSource, Pixels, draw_family
+from pipeline.sources.generated import (
+    PictureParams,
+    PictureSource,
+    Pixels,
+    all_families,
+    draw_family,
+)
 from pipeline.sources.generated.gradients_and_blanks.fills import (
     ANGULAR,
     LINEAR,
@@ -55,12 +60,7 @@ _BROADCAST = np.array(  # white, yellow, cyan, green, magenta, red, blue at 75 %
 class Params(PictureParams, frozen=True, extra="forbid"):
     """Which blanks."""
 
-    families: tuple[Family, ...] = Field(
-        ("flat", "near_black", "near_white", "linear", "radial", "angular", "mesh", "vignette",
-         "banding", "bars"),
-        min_length=1,
-        description="picture i is of family i modulo their number",
-    )  # fmt: skip
+    families: tuple[Family, ...] = all_families(Family)
 
 
 def draw(rng: np.random.Generator, params: Params, family: str = "") -> Pixels:

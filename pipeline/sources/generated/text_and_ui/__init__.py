@@ -25,10 +25,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
 from pipeline.sources.drawing import Dice
-from pipeline.sources.generated import PictureParams, PictureSource, Pixels
+from pipeline.sources.generated import PictureParams, PictureSource, Pixels, all_families
 from pipeline.sources.generated.text_and_ui.pages import (
     draw_chart,
     draw_code,
@@ -56,11 +55,7 @@ _FAMILIES: dict[str, Callable[[Screen], None]] = {
 class Params(PictureParams, frozen=True, extra="forbid"):
     """Which screens."""
 
-    families: tuple[Family, ...] = Field(
-        ("page", "code", "sign", "table", "chart", "dialog", "app", "icons"),
-        min_length=1,
-        description="picture i is of family i modulo their number",
-    )
+    families: tuple[Family, ...] = all_families(Family)
 
 
 def draw(rng: np.random.Generator, params: Params, family: str = "") -> Pixels:
