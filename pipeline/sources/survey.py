@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config.schema import Config, SelectionConfig, SourceEntry
+from pipeline.config.schema import Config, SourceEntry
+from pipeline.config.selection import SelectionConfig
 from pipeline.dataset.metadata import SourcePlan
 from pipeline.dataset.schema import Partition
 from pipeline.errors import ConfigError, InfinegError

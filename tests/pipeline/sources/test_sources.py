@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 import pipeline.sources
-from pipeline.config.schema import OutputConfig
+from pipeline.config.output import OutputConfig
 from pipeline.dataset.schema import Partition, RawSample
 from pipeline.errors import ConfigError
 from pipeline.sources import Source, load_source_module, open_source, source_kinds

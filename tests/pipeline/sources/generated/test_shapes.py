@@ -133,7 +133,7 @@ def _auroc(present: NDArray[np.floating], absent: NDArray[np.floating]) -> float
 def test_a_frozen_encoder_tells_cats() -> None:
     """The task can be solved: what a linear model cannot see in colours, an encoder sees."""
     # Imported here, because the quick tests must not wait for torch.
-    from pipeline.config.schema import EncoderConfig
+    from pipeline.config.encoder import EncoderConfig
     from pipeline.encoders.networks import crop_pixels
     from pipeline.encoders.runtimes import prepare_encoder
 
