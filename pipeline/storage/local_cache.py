@@ -2,8 +2,8 @@
 
 A mapped copy has a shared lock and is not evicted, which would not free its space. A copy is
 written under an exclusive lock and then renamed, so that others see it whole and wait instead of
-fetching it, too. A process that ends frees its locks; a half-written copy is written anew by the
-next process, or evicted.
+fetching it, too. A process that ends frees its locks; a half-written copy is written again by
+the next process, or evicted.
 
 If copies in use fill the folder, a process closes all its maps except the one it opens, so that
 the bound is exceeded by at most one copy per process.

@@ -25,7 +25,7 @@ T = TypeVar("T")
 NUM_TRIES = 5
 _FIRST_WAIT_S = 0.2
 
-# Named: an error that nobody knows must stop the run instead of being retried.
+# Named: an unknown error must stop the run instead of being retried.
 TRANSIENT = frozenset(
     {
         "builtins.TimeoutError",

@@ -41,7 +41,7 @@ def read_http_range(fs: Any, url: str, what: str, *, offset: int, size: int) -> 
 class _Resumed(io.RawIOBase):
     """A file of fsspec whose reads go through `retry`.
 
-    The driver's file stays open: where there are versions, it keeps to its own.
+    The driver's file stays open: if the storage has versions, it keeps reading its own.
     """
 
     def __init__(self, fs: Any, path: str, what: str) -> None:

@@ -193,7 +193,7 @@ def test_linked_folders_are_listed_and_circles_end(tmp_path: Path) -> None:
     assert storage.list_files(str(tmp_path / "root")) == ["cats/a.jpg", "dogs/b.jpg"]
 
 
-def test_folder_that_may_not_be_read_is_told(tmp_path: Path) -> None:
+def test_folder_that_may_not_be_read_is_reported(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root to become somebody else")
     tmp_path.chmod(0o700)
@@ -289,9 +289,9 @@ def test_missing_driver_is_named() -> None:
     ],
 )
 def test_credentials_in_options_are_refused_unseen(prefix: str, options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"credentials are not read from options") as told:
+    with pytest.raises(ConfigError, match=r"credentials are not read from options") as caught:
         storage.configure({prefix: options})
-    assert "VALUE" not in str(told.value)
+    assert "VALUE" not in str(caught.value)
 
 
 @pytest.mark.usefixtures("_unconfigured")
@@ -340,7 +340,7 @@ def test_secrets_in_uris_are_not_shown(text: str, shown: str) -> None:
         (13, "permission denied"),
     ],
 )
-def test_what_a_user_can_mend_is_told(number: int, reason: str, waits: list[float]) -> None:
+def test_what_a_user_can_mend_is_reported(number: int, reason: str, waits: list[float]) -> None:
     def action() -> None:
         raise OSError(number, os.strerror(number))
 

@@ -43,7 +43,7 @@ Family = Literal["grid", "overlap", "blend", "strips", "jigsaw"]
 
 
 class Params(PictureParams, frozen=True, extra="forbid"):
-    """What is cut, and which collages are made of it."""
+    """Sources of patches, and which collages are made of them."""
 
     sources: tuple[Origin, ...] = Field(
         min_length=1, description="E.g. [{kind: squares}]; each gives as many images to a pool."

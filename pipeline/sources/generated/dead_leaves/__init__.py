@@ -1,4 +1,4 @@
-"""Dead leaves: opaque shapes of all sizes, fallen over each other until nothing shows between them.
+"""Dead leaves: opaque shapes of all sizes, fallen over each other until no gap is left.
 
 As in Baradad et al., "Learning to See by Looking at Noise", NeurIPS 2021
 (https://arxiv.org/abs/2106.05963): after Lee, Mumford and Huang (IJCV 2001), radii follow r^-3, so
@@ -63,7 +63,7 @@ def draw(rng: np.random.Generator, params: Params, family: str = "") -> Pixels:
         )
     else:
         _fill_flat(dice.palette(num_leaves + 1), owners, pixels)
-    # Half of them as a lens would see them, without stairs at the contours.
+    # Half of them blurred, as by a lens, without stairs at the contours.
     return np.asarray(cv2.GaussianBlur(pixels, (3, 3), 0)) if dice.chance(0.5) else pixels
 
 
@@ -72,7 +72,7 @@ Source = partial(PictureSource, "dead_leaves", draw)
 
 @compiled
 def _fill_flat(colours: Pixels, owners: Owners, pixels: Pixels) -> None:
-    """One colour to each leaf."""
+    """One colour per leaf."""
     size = len(pixels)
     for y in range(size):
         for x in range(size):
@@ -91,8 +91,8 @@ def _fill_textured(
     owners: Owners,
     pixels: Pixels,
 ) -> None:
-    """A pattern to each leaf: a tile between two colours; turned, scaled and shifted."""
-    # Which tile; steps across it to the right and down, and where it begins, in 1/65536.
+    """A pattern per leaf: a tile in two colours, turned, scaled and shifted."""
+    # Tile; steps across it to the right and down, and its start, in 1/65536.
     patterns = np.empty((num_leaves + 1, 5), np.int64)
     colours = np.empty((num_leaves + 1, 2, 3), np.int64)
     for leaf in range(num_leaves + 1):

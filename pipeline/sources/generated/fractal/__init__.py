@@ -3,7 +3,7 @@
 As in FractalDB (Kataoka et al., "Pre-training without Natural Images", ACCV 2020,
 https://arxiv.org/abs/2101.08515): a point is moved on and on by one of a few affine maps, each
 taken with a probability in proportion to its determinant, and a system whose attractor fills too
-little of the picture is drawn anew. In colour and on a ground, as Anderson and Farrell do
+little of the picture is drawn again. In colour and on a ground, as Anderson and Farrell do
 ("Improving Fractal Pre-training", WACV 2022, https://arxiv.org/abs/2110.03091).
 
     affine     2 to 8 maps with coefficients uniform in [-1, 1]: FractalDB's
@@ -81,7 +81,7 @@ Source = partial(PictureSource, "fractal", draw)
 
 
 def _view(dice: Dice, box: Box, point: tuple[float, float]) -> Box:
-    """The attractor with a margin, or the part of it around a point that it has."""
+    """The attractor with a margin, or a part of it around one of its points."""
     left, top, width, height = box
     x, y, zoom = left + width / 2, top + height / 2, dice.between(0.8, 0.95)
     if dice.chance(0.4):
@@ -100,7 +100,7 @@ def _play(
     hits: Plane,
     shades: Plane,
 ) -> None:
-    """The chaos game: counts visits to each pixel, up to 255, and keeps by which maps they came.
+    """The chaos game: counts visits to each pixel, up to 255, and keeps the shade of their maps.
 
     A shade is half the one before and half the colour of the map (Draves and Reckase).
     """

@@ -40,7 +40,7 @@ Plane = NDArray[np.float32]
 Planes = tuple[Plane, Plane, Plane]
 Family = Literal["white", "pink", "natural", "cloud", "oriented", "wavelet"]
 
-_ALPHA_STEP = 0.1  # so that amplitudes can be kept
+_ALPHA_STEP = 0.1  # in steps, so that amplitudes can be cached
 _TAILS = (0.5, 0.65, 0.8, 1.0)
 _BLACK, _WHITE = np.float32(0), np.float32(255)
 

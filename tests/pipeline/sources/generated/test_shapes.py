@@ -1,4 +1,4 @@
-"""The drawn world: what it says of its pictures, and that form alone tells a cat."""
+"""The drawn world: labels of its pictures, and that only form shows a cat."""
 
 import itertools
 import subprocess

@@ -379,7 +379,7 @@ def test_tars_of_timm_number_the_sorted_wnids_of_their_set(
 
 
 @pytest.mark.parametrize(
-    "told",
+    "more",
     [
         {"json": {"wnid": DOG, "label": 3}},
         {"json": {"filename": f"{DOG}_17.JPEG", "label": 3}},
@@ -388,10 +388,11 @@ def test_tars_of_timm_number_the_sorted_wnids_of_their_set(
     ],
 )
 def test_sample_may_tell_its_wnid_whatever_its_number(
-    tmp_path: Path, told: dict[str, object]
+    tmp_path: Path, more: dict[str, object]
 ) -> None:
     wds_tar(
-        tmp_path / "imagenet_w21-train-0000.tar", [{"__key__": "1", "jpg": JPEG, "cls": 3} | told]
+        tmp_path / "imagenet_w21-train-0000.tar",
+        [{"__key__": "1", "jpg": JPEG, "cls": 3} | more],
     )
     assert class_names(read_all(Params(path=str(tmp_path)))) == [DOG]
 
