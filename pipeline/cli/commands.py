@@ -219,15 +219,15 @@ def review(
 def _serve_review(dataset: str, *, targets: list[str], host: str, port: int) -> None:
     from pipeline.curate.review.server import serve_review
 
-    def tell(url: str, saved_name: str) -> None:
+    def announce(url: str, verdict_file: str) -> None:
         console.print(f"reviewing {dataset} at {url}", soft_wrap=True)
         console.print(
-            f"Every verdict is saved in {saved_name}. Ctrl-C ends; run again to go on, or "
+            f"Every verdict is saved in {verdict_file}. Ctrl-C ends; run again to go on, or "
             f"`infineg review {dataset} --apply` to commit.",
             soft_wrap=True,
         )
 
-    serve_review(dataset, targets=targets, host=host, port=port, tell=tell)
+    serve_review(dataset, targets=targets, host=host, port=port, announce=announce)
 
 
 def load(config: str, overrides: list[str] | None, address: str | None) -> "Config":

@@ -1,4 +1,4 @@
-"""A generation without some samples, for good: no later build takes them in, from any source."""
+"""Removes samples for good: from the next generation, and from what later builds accept."""
 
 import pyarrow as pa
 
@@ -7,23 +7,24 @@ from pipeline.dataset.commit import commit
 from pipeline.dataset.lease import hold_lease
 from pipeline.dataset.metadata import Generation, TakenDown, is_taken_down
 from pipeline.dataset.revise import remove_replaced, revise
-from pipeline.dataset.schema import RejectReason
+from pipeline.dataset.schema import RejectReason, with_columns
 from pipeline.dataset.shards import LEDGER_COLUMNS
 from pipeline.errors import ConfigError
 
 
 def take_down(root: str, wanted: TakenDown, *, purge: bool = False) -> tuple[Generation, int]:
-    """Commits a generation without what is named; returns it, and the number of rows found.
+    """Commits a generation without the samples in `wanted`; returns it and their number of rows.
 
-    The same bytes are refused as well, whatever their name. With `purge` the files that held them
-    are deleted, so that earlier generations lack these. Raises ConfigError where nothing is found.
+    Images with the same bytes are rejected too, whatever their name. With `purge` the files that
+    held them are deleted, and earlier generations lack these files. Raises ConfigError if nothing
+    is found.
     """
     manifest.require_info(root)
     with hold_lease(root) as lease:
         parent = manifest.read_generation(root)
         named = _find(root, parent, wanted)
         if not named.num_rows:
-            raise ConfigError(f"{root}: generation {parent.number} has none of what is named")
+            raise ConfigError(f"{root}: generation {parent.number} has no such sample")
         hashes = frozenset(named["content_hash"].to_pylist())
         everything = TakenDown(content_hashes=hashes)
         rows = _find(root, parent, everything)
@@ -49,16 +50,14 @@ def _find(root: str, generation: Generation, wanted: TakenDown) -> pa.Table:
 
 
 def _reject(rows: pa.Table) -> pa.Table:
-    """Rejects rows, whatever they were; their doubt and label stay told."""
+    """Rejects all rows; their doubt and label stay."""
     assert set(LEDGER_COLUMNS) <= set(rows.column_names)
-    decided = {
-        "selected": pa.repeat(False, rows.num_rows),
-        "inclusion_probability": pa.nulls(rows.num_rows, pa.float32()),
-        "reject_reason": pa.repeat(pa.scalar(RejectReason.TAKEN_DOWN.value), rows.num_rows),
-    }
-    for name, column in decided.items():
-        rows = rows.set_column(rows.schema.get_field_index(name), name, column)
-    return rows
+    return with_columns(
+        rows,
+        selected=pa.repeat(False, rows.num_rows),
+        inclusion_probability=pa.nulls(rows.num_rows, pa.float32()),
+        reject_reason=pa.repeat(pa.scalar(RejectReason.TAKEN_DOWN.value), rows.num_rows),
+    )
 
 
 def _union(*parts: TakenDown) -> TakenDown:

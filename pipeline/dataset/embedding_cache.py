@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from pipeline import storage
 from pipeline.dataset import manifest
-from pipeline.dataset.schema import ImageSettings
+from pipeline.dataset.schema import ImageSettings, with_columns
 from pipeline.errors import ConfigError, InfinegError
 
 _ADDED = ("perceptual_hash", "width", "height", "embedding")
@@ -74,12 +74,9 @@ def attach_embeddings(rows: pa.Table, cached: pa.Table) -> pa.Table:
             f"build.embeddings_from: around {rows['uri'][0] if len(rows) else 'the end'} the "
             "source is not what it was when it was embedded. Leave the setting out to embed anew"
         )
-    column = rows.schema.get_field_index("reject_reason")
     reasons = pc.coalesce(rows["reject_reason"], cached["reject_reason"])
-    rows = rows.set_column(column, "reject_reason", reasons)
-    for name in _ADDED:
-        rows = rows.append_column(name, cached[name])
-    return rows
+    added = {name: cached[name] for name in _ADDED}
+    return with_columns(rows, reject_reason=reasons, **added)
 
 
 def folder_of(round_folder: str) -> str:

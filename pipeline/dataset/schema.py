@@ -124,6 +124,17 @@ READ_COLUMNS = (
 )  # fmt: skip
 
 
+def with_columns(rows: pa.Table, **columns: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """rows with these columns: one that it already has is replaced in place, others appended."""
+    for name, column in columns.items():
+        index = rows.schema.get_field_index(name)
+        if index < 0:
+            rows = rows.append_column(name, column)
+        else:
+            rows = rows.set_column(index, name, column)
+    return rows
+
+
 def embedding_matrix(rows: pa.Table, name: str = "embedding") -> NDArray[np.float32]:
     """embedding_BD of rows that all have one in the column `name`."""
     column = rows[name].combine_chunks()

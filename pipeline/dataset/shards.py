@@ -24,7 +24,7 @@ from pipeline.dataset.metadata import (
     ShardFile,
     ShardRecord,
 )
-from pipeline.dataset.schema import SPLITS, RejectReason, Split, row_schema
+from pipeline.dataset.schema import SPLITS, RejectReason, Split, row_schema, with_columns
 
 # What `<key>.json` tells of a sample, for readers that know the tar alone. Its
 # inclusion_probability is that of the generation that wrote the tar: mining raises it in sidecars.
@@ -118,10 +118,11 @@ def write_part(
     quarantine. No rows are a part too: an empty partition is done as any other.
     """
     kept = pa.array([bool(group) for group in output_groups(rows)], pa.bool_())
-    for name in ("image", "embedding"):
-        column = rows.schema.get_field_index(name)
-        nothing = pa.scalar(None, rows.schema.field(name).type)
-        rows = rows.set_column(column, name, pc.if_else(kept, rows[name], nothing))
+    heavy = {
+        name: pc.if_else(kept, rows[name], pa.scalar(None, rows.schema.field(name).type))
+        for name in ("image", "embedding")
+    }
+    rows = with_columns(rows, **heavy)
     path = manifest.part_stem(source, round_number, span, part) + ".parquet"
     with storage.open_atomic(storage.join(root, path)) as file:
         _write_parquet(rows, file)
@@ -147,16 +148,14 @@ def refuse_rows(rows: pa.Table, reasons: Mapping[int, RejectReason]) -> pa.Table
     is_refused = np.zeros(rows.num_rows, bool)
     is_refused[list(reasons)] = True
     given = pa.array([reasons.get(position) for position in range(rows.num_rows)], pa.string())
-    changes = {
-        "selected": pc.and_not(rows["selected"], pa.array(is_refused)),
-        "reject_reason": pc.coalesce(given, rows["reject_reason"]),
-        "inclusion_probability": pc.if_else(
+    return with_columns(
+        rows,
+        selected=pc.and_not(rows["selected"], pa.array(is_refused)),
+        reject_reason=pc.coalesce(given, rows["reject_reason"]),
+        inclusion_probability=pc.if_else(
             pa.array(is_refused), pa.scalar(None, pa.float32()), rows["inclusion_probability"]
         ),
-    }
-    for name, column in changes.items():
-        rows = rows.set_column(rows.schema.get_field_index(name), name, column)
-    return rows
+    )
 
 
 def write_shard(
@@ -178,9 +177,11 @@ def write_shard(
             sizes.append(image.size)
             _write_member(tar_file, f"{key}.json", text.encode())
         tar_file.write(b"\0" * 1024)  # POSIX: two zero blocks end an archive
-    sidecar = rows.drop_columns(["image"])
-    sidecar = sidecar.append_column("tar_offset", pa.array(offsets, pa.int64()))
-    sidecar = sidecar.append_column("tar_size", pa.array(sizes, pa.int64()))
+    sidecar = with_columns(
+        rows.drop_columns(["image"]),
+        tar_offset=pa.array(offsets, pa.int64()),
+        tar_size=pa.array(sizes, pa.int64()),
+    )
     with storage.open_atomic(storage.join(root, stem + ".parquet")) as sidecar_file:
         _write_parquet(sidecar, sidecar_file)
     return ShardFile(

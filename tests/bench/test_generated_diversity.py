@@ -1,4 +1,4 @@
-"""Generators make many kinds of pictures, as the encoder sees it: counted, not only promised.
+"""Generators make many kinds of pictures, measured by the encoder.
 
 pytest -m slow tests/bench/test_generated_diversity.py -s
 """

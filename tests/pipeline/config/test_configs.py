@@ -30,7 +30,7 @@ from support.inputs import (
     write_photos,
 )
 from support.servers import S3Server
-from train.config.settings import load_train_config
+from train.config import load_train_config
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = sorted([*(ROOT / "configs").glob("*.yaml"), ROOT / "train" / "demo.yaml"])

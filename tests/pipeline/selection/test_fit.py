@@ -17,7 +17,7 @@ NUM_CANDIDATES = 100_000
 
 @pytest.fixture(scope="module")
 def similarity_N() -> NDArray[np.float32]:
-    """A stream as photographs are: most of it far away, few look-alikes."""
+    """Similarities like those of photographs: most far away, few near."""
     rng = np.random.default_rng(0)
     far = rng.normal(0.3, 0.06, NUM_CANDIDATES * 99 // 100)
     near = rng.normal(0.5, 0.05, NUM_CANDIDATES // 100)
