@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import storage
-from pipeline.config.schema import SelectionConfig
+from pipeline.config.selection import SelectionConfig
 from pipeline.dataset import manifest
 from pipeline.dataset.commit import commit
 from pipeline.dataset.lease import hold_lease

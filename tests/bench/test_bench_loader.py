@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.config.schema import EncoderConfig
+from pipeline.config.encoder import EncoderConfig
 from pipeline.dataset import manifest
 from pipeline.encoders.networks import crop_pixels, encoder_identity, load_encoder
 from pipeline.encoders.runtimes import prepare_encoder

@@ -14,7 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline.config.schema import EncoderConfig
+from pipeline.config.encoder import EncoderConfig
 from pipeline.dataset.schema import RawSample
 from pipeline.encoders.networks import Encoder, crop_any_image, load_encoder
 from pipeline.encoders.runtimes import Runtime, TorchRuntime, prepare_encoder

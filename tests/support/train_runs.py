@@ -26,7 +26,7 @@ import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.config.schema import EncoderConfig
+from pipeline.config.encoder import EncoderConfig
 from pipeline.dataset import manifest
 from pipeline.dataset.keys import make_key, sha256_hex
 from pipeline.dataset.manifest import require_info

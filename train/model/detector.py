@@ -13,7 +13,7 @@ from pydantic import BaseModel, JsonValue, ValidationError
 from torch import Tensor, nn
 
 from pipeline import storage
-from pipeline.config.schema import EncoderConfig
+from pipeline.config.encoder import EncoderConfig
 from pipeline.encoders.networks import Encoder, Preprocessing, load_encoder
 from pipeline.errors import ConfigError, InfinegError
 from train.model.groups import open_last_groups

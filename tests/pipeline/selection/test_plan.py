@@ -12,7 +12,8 @@ import pyarrow as pa
 import pytest
 
 from pipeline.build.reading import PlannedSource, iterate_spans
-from pipeline.config.schema import Config, SelectionConfig, SourceEntry
+from pipeline.config.schema import Config, SourceEntry
+from pipeline.config.selection import SelectionConfig
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import ReferenceInfo, strata_by_similarity
 from pipeline.dataset.schema import Partition, RawSample

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from pipeline.config.schema import EncoderConfig
+from pipeline.config.encoder import EncoderConfig
 from pipeline.encoders.networks import load_encoder
 from pipeline.errors import ConfigError
 from support.train_runs import FINETUNE, SHORT, run_training, write_dataset, write_run_config
