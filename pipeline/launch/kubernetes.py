@@ -48,7 +48,7 @@ def on_kubeflow(job: Job) -> Submission:
     pod = _pod(values, "node", job.values.trainers)
     values |= {
         "config": job.text,
-        "arguments": ["torchrun", "-m", "train", *job.command(_CONFIG)[1:]],
+        "arguments": ["torchrun", "--no-python", *job.command(_CONFIG)],
         "processes_per_node": max(job.values.trainers.gpus, 1),
         "node": pod["spec"]["containers"][0],
         "security": pod["spec"]["securityContext"],

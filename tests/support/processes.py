@@ -22,11 +22,7 @@ def start_infineg(
     """
     with log.open("ab") as file:
         return subprocess.Popen(
-            [
-                *(*prefix, sys.executable),
-                *("-c", "from train.cli import main; main()"),
-                *map(str, arguments),
-            ],
+            [*prefix, sys.executable, "-m", "infineg", *map(str, arguments)],
             stdout=file,
             stderr=file,
             env={**os.environ, **env},

@@ -105,7 +105,7 @@ def agent(node: int, endpoint: str, *options: str) -> list[str]:
         "--rdzv-endpoint", endpoint, "--rdzv-conf", f"is_host={int(node == 0)}",
         "--max-restarts", "2",
     ]  # fmt: skip
-    return [*TORCHRUN, *same, *options]
+    return [TORCHRUN, *same, *options]
 
 
 def test_two_agents_go_on_after_a_kill_on_one_of_them(
