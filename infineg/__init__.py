@@ -13,6 +13,7 @@ failure is an `InfinegError`. The packages `pipeline` and `train`, which do the 
 Importing `infineg` imports neither PyTorch nor Ray; its functions do when they are called.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib.machinery import PathFinder
@@ -136,7 +137,7 @@ def _import_own(name: str) -> None:
     if before is None:
         sys.modules[name] = module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
-    elif before.__file__ != spec.origin:
+    elif os.path.realpath(before.__file__ or "") != os.path.realpath(spec.origin or ""):
         raise ImportError(f"rename {before.__file__}: it hides the package {name!r} of infineg")
 
 

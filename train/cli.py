@@ -17,7 +17,7 @@ import typer
 from pipeline import storage
 from pipeline.cli.commands import Address, ConfigPath, Overrides, Sources, app, console, load
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.launch.job import JobKind, Platform
+from pipeline.launch import JobKind, Platform
 from pipeline.telemetry.logging import LogFormat, configure_logging
 
 _INTERRUPTED = 130

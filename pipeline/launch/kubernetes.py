@@ -5,7 +5,8 @@ from importlib.metadata import version
 from typing import Any
 
 from pipeline.errors import ConfigError
-from pipeline.launch.job import Job, JobKind
+from pipeline.launch import JobKind
+from pipeline.launch.job import Job
 from pipeline.launch.submission import Submission
 from pipeline.launch.templates import fill_yaml, header_of, to_yaml
 from pipeline.launch.values import Nodes

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.errors import ConfigError
-from pipeline.launch.job import LEASE_WAIT_S, Job, JobKind
+from pipeline.launch import JobKind
+from pipeline.launch.job import LEASE_WAIT_S, Job
 from pipeline.launch.submission import Submission
 from pipeline.launch.templates import INFRA, fill_script, fill_yaml, header_of, to_yaml
 
