@@ -81,10 +81,10 @@ def train(
     process calls this function.
     """
     from pydantic import ValidationError
-    from train.config import TrainConfig
 
     from pipeline.config.loading import describe_errors
     from pipeline.errors import ConfigError
+    from train.config import TrainConfig
     from train.loop.trainer import train
 
     try:
