@@ -5,23 +5,33 @@
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
 from pipeline.errors import InfinegError
 
 if TYPE_CHECKING:
     from pipeline.config.schema import Config
 
-app = typer.Typer(
-    help="Builds an X-or-everything-else classifier from endless negatives.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+
+class _Commands(TyperGroup):
+    """Adds a hint where an option of `infineg` itself follows the command."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.TyperException as error:
+            option = getattr(error, "option_name", None)
+            if any(option in parameter.opts for parameter in self.params):
+                error.message += f"; give it before the command: infineg {option} ..."
+            raise
+
+
+app = typer.Typer(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False)
 # A log has no width of its own; 80 columns would fold every table.
 console = Console(width=None if sys.stdout.isatty() else 160)
 
@@ -219,15 +229,15 @@ def review(
 def _serve_review(dataset: str, *, targets: list[str], host: str, port: int) -> None:
     from pipeline.curate.review.server import serve_review
 
-    def tell(url: str, saved_name: str) -> None:
+    def announce(url: str, verdict_file: str) -> None:
         console.print(f"reviewing {dataset} at {url}", soft_wrap=True)
         console.print(
-            f"Every verdict is saved in {saved_name}. Ctrl-C ends; run again to go on, or "
+            f"Every verdict is saved in {verdict_file}. Ctrl-C ends; run again to go on, or "
             f"`infineg review {dataset} --apply` to commit.",
             soft_wrap=True,
         )
 
-    serve_review(dataset, targets=targets, host=host, port=port, tell=tell)
+    serve_review(dataset, targets=targets, host=host, port=port, announce=announce)
 
 
 def load(config: str, overrides: list[str] | None, address: str | None) -> "Config":

@@ -1,4 +1,4 @@
-"""A generation without some samples, for good: no later build takes them in, from any source."""
+"""Removes samples for good: from the next generation, and from what later builds accept."""
 
 import pyarrow as pa
 
@@ -13,17 +13,18 @@ from pipeline.errors import ConfigError
 
 
 def take_down(root: str, wanted: TakenDown, *, purge: bool = False) -> tuple[Generation, int]:
-    """Commits a generation without what is named; returns it, and the number of rows found.
+    """Commits a generation without the samples in `wanted`; returns it and their number of rows.
 
-    The same bytes are refused as well, whatever their name. With `purge` the files that held them
-    are deleted, so that earlier generations lack these. Raises ConfigError where nothing is found.
+    Images with the same bytes are rejected too, whatever their name. With `purge` the files that
+    held them are deleted, and earlier generations lack these files. Raises ConfigError if nothing
+    is found.
     """
     manifest.require_info(root)
     with hold_lease(root) as lease:
         parent = manifest.read_generation(root)
         named = _find(root, parent, wanted)
         if not named.num_rows:
-            raise ConfigError(f"{root}: generation {parent.number} has none of what is named")
+            raise ConfigError(f"{root}: generation {parent.number} has no such sample")
         hashes = frozenset(named["content_hash"].to_pylist())
         everything = TakenDown(content_hashes=hashes)
         rows = _find(root, parent, everything)
@@ -49,7 +50,7 @@ def _find(root: str, generation: Generation, wanted: TakenDown) -> pa.Table:
 
 
 def _reject(rows: pa.Table) -> pa.Table:
-    """Rejects rows, whatever they were; their doubt and label stay told."""
+    """Rejects all rows; their doubt and label stay."""
     assert set(LEDGER_COLUMNS) <= set(rows.column_names)
     return with_columns(
         rows,

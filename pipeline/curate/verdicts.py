@@ -1,14 +1,14 @@
-"""What a person says of suspected positives becomes a generation.
+"""A person's verdicts on suspected positives become a generation.
 
-positive   it shows the target: selected, with probability 1
-negative   it does not: it is drawn as any other candidate of its source; one that a trained model
-           suspected, with the probability that mining gave it
-drop       neither: it is out, and out of the quarantine
+positive   it shows the target: selected with probability 1
+negative   it does not: drawn like any other candidate of its source or, if a trained model
+           suspected it, with the probability that mining gave it
+drop       it is of no use: rejected, and removed from the quarantine
 """
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import storage
-from pipeline.config.schema import SelectionConfig
+from pipeline.config.selection import SelectionConfig
 from pipeline.dataset import manifest
 from pipeline.dataset.commit import commit
 from pipeline.dataset.lease import hold_lease
@@ -31,25 +31,30 @@ VERDICTS: dict[str, Verdict] = {"positive": "positive", "negative": "negative", 
 
 
 def read_verdicts(uri: str) -> dict[str, Verdict]:
-    """A CSV with the columns key and verdict; raises ConfigError that names the line at fault."""
-    text = storage.read_bytes(uri).decode("utf-8-sig")
-    rows = csv.DictReader(io.StringIO(text))
-    verdicts: dict[str, Verdict] = {}
+    """Verdicts by key, from a CSV with the columns key and verdict; raises ConfigError."""
+    rows = parse_verdicts(uri, storage.read_bytes(uri), ("key", "verdict"))
+    return {row["key"]: verdict for row, verdict in rows}
+
+
+def parse_verdicts(
+    uri: str, content: bytes, columns: Sequence[str]
+) -> Iterator[tuple[dict[str, str], Verdict]]:
+    """Rows of a CSV and their verdicts; raises ConfigError that names the line at fault."""
+    rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig")))
     for row in rows:
-        key, verdict = row.get("key"), VERDICTS.get(row.get("verdict") or "")
-        if not key or verdict is None:
+        verdict = VERDICTS.get(row.get("verdict") or "")
+        if verdict is None or not all(row.get(column) for column in columns):
             raise ConfigError(
-                f"{storage.redact(uri)}, line {rows.line_num}: wanted columns key and verdict, the "
-                f"latter one of {', '.join(VERDICTS)}, got {row}"
+                f"{storage.redact(uri)}, line {rows.line_num}: wanted {', '.join(columns)} with a "
+                f"verdict of {', '.join(VERDICTS)}, got {row}"
             )
-        verdicts[key] = verdict
-    return verdicts
+        yield row, verdict
 
 
 def apply_verdicts(root: str, verdicts: Mapping[str, Verdict], *, target: str) -> Generation:
-    """Commits a generation that heeds the verdicts.
+    """Commits a generation with the verdicts.
 
-    Raises ConfigError where a key is not in quarantine, or `target` is no target.
+    Raises ConfigError if a key is not in quarantine or `target` is not one of the data set's.
     """
     info = manifest.require_info(root)
     if target not in info.targets:
@@ -73,7 +78,7 @@ def apply_verdicts(root: str, verdicts: Mapping[str, Verdict], *, target: str) -
 def _decide(
     rows: pa.Table, root: str, info: DatasetInfo, verdicts: Mapping[str, Verdict], target: str
 ) -> pa.Table:
-    """Rows of one source as the verdicts have it."""
+    """Rows of one source, decided by the verdicts."""
     if not rows.num_rows:
         return rows
     selection = SelectionConfig.model_validate(info.fingerprint_inputs["selection"])
@@ -86,7 +91,7 @@ def _decide(
         content_hashes=rows["content_hash"].to_pylist(),
         is_positive_B=is_positive_N,
         is_train_B=rows["split"].to_numpy(zero_copy_only=False) == "train",
-        # Of suspects, only those of a trained model have one.
+        # Only suspects that a trained model found have one.
         at_least_B=pc.fill_null(rows["inclusion_probability"], 0).to_numpy(),
     )
     is_positive = pa.array(is_positive_N)

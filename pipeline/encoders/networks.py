@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from pipeline.config.schema import EncoderConfig
+from pipeline.config.encoder import EncoderConfig
 from pipeline.dataset.images import Decoded, UnusableImage, decode_image
 from pipeline.dataset.schema import ImageSettings
 from pipeline.errors import ConfigError, InfinegError

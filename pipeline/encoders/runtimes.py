@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.config.schema import EncoderConfig
+from pipeline.config.encoder import EncoderConfig
 from pipeline.encoders.networks import Encoder, Preprocessing, encoder_identity, load_encoder
 
 # Waits for the result and returns embedding_BD, L2-normalised.

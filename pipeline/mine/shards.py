@@ -1,4 +1,4 @@
-"""Shards of earlier generations whose samples a trained model makes likelier, or suspects.
+"""Earlier shards, in which mining raises inclusion probabilities and finds suspected positives.
 
 No file is changed. Where probabilities rise, the new generation lists the same tar with a new
 sidecar, `<stem>.g<generation>.parquet`; `inclusion_probability` in the tar's `<key>.json` stays
@@ -20,7 +20,7 @@ from pipeline.dataset.tables import take_number, write_table
 
 
 class Change(NamedTuple):
-    """What becomes of a selected sample."""
+    """What mining decided about a sample that was selected before."""
 
     probability: float
     is_suspect: bool
@@ -35,9 +35,9 @@ def replace_shard(
     generation: int,
     numbers: dict[str, int],
 ) -> list[ShardRecord]:
-    """What a new generation lists instead of a shard: itself, the same tar, another, or nothing.
+    """Zero or one shard in place of `shard`: itself, its tar with a new sidecar, or a new shard.
 
-    changes: by key, of every sample in it. `numbers` is the generation's `next_numbers`.
+    changes: of every sample in it, by key. numbers: `next_numbers` of the generation; updated.
     """
     sidecar = manifest.read_sidecar(root, shard, ("key", "inclusion_probability"))
     changed = [changes[key] for key in sidecar["key"].to_pylist()]
@@ -53,6 +53,11 @@ def replace_shard(
     return [shard.model_copy(update={"sidecar_path": path, "sidecar_sha256": sha256})]
 
 
+def is_minable(shard: ShardRecord, names: Collection[str]) -> bool:
+    """Whether it holds training negatives of one of the sources `names`."""
+    return shard.source in names and shard.split == "train" and not shard.label
+
+
 def replace_shards(
     root: str,
     parent: Generation,
@@ -61,10 +66,10 @@ def replace_shards(
     *,
     numbers: dict[str, int],
 ) -> Iterator[ShardRecord]:
-    """The parent's shards, as a generation lists them in which sources `names` are mined."""
+    """The shards of the parent, updated where they belong to the mined sources `names`."""
     info = manifest.require_info(root)
     for shard in parent.shards:
-        if shard.source in names and shard.split == "train" and not shard.label:
+        if is_minable(shard, names):
             yield from replace_shard(
                 root, info, shard, changes, generation=parent.number + 1, numbers=numbers
             )
@@ -80,7 +85,7 @@ def _without(
     is_kept_N: NDArray[np.bool_],
     numbers: dict[str, int],
 ) -> list[ShardRecord]:
-    """A shard of the samples that are kept, if any."""
+    """A new shard with only the kept samples, if any."""
     rows, round_number = read_shard(root, shard)
     rows = _with_probability(rows, probability_N).filter(pa.array(is_kept_N))
     if not rows.num_rows:

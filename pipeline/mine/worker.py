@@ -1,8 +1,8 @@
-"""What mining asks of a worker: to score candidates, and to read again those that were chosen.
+"""A worker of mining: embeds and scores candidates, and reads chosen ones again.
 
-Knows nothing of Ray, of other workers, or of what becomes of the numbers. Files of work in progress
-lie in `mining/<fingerprint>/` of the data set; one that is there is whole, and is not made again.
-Shapes: B batch, N rows, D embedding, F folds.
+Knows nothing of Ray, of other workers, or of how scores are used. Files of work in progress are in
+`mining/<fingerprint>/` of the data set; a file that exists is complete and is not made again.
+Shapes: N rows.
 """
 
 import functools
@@ -41,20 +41,20 @@ from pipeline.worker.steps.read import SourceDefaults, read_rows
 SCORED = pa.schema(
     [("content_hash", pa.string()), ("log_odds", pa.float32()), ("margin", pa.float32())]
 )
-_ROWS_PER_PASS = 512  # of the head; of a detector, `encoder.batch_size`
+_ROWS_PER_PASS = 512  # through the head; through a detector, `encoder.batch_size`
 
 
 class EmbedTask(BaseModel, frozen=True):
-    """Consecutive partitions whose embeddings are not kept, and how many samples they have."""
+    """Consecutive partitions whose embeddings are not kept, and their number of samples."""
 
     source: str
     partitions: tuple[Partition, ...]
     num_samples: int
-    stem: str  # path of the files to write, without the number of the part
+    stem: str  # of the paths to write, without the number of the part
 
 
 class ScoreTask(BaseModel, frozen=True):
-    """Candidates by files of embeddings or, for a model that reads pixels, by partitions."""
+    """Candidates, as files of embeddings or, for a model that reads pixels, as partitions."""
 
     source: str
     path: str  # to write
@@ -63,9 +63,10 @@ class ScoreTask(BaseModel, frozen=True):
 
 
 class FetchTask(BaseModel, frozen=True):
-    """Rows of a ledger, decided, whose images are wanted.
+    """Decided rows of a ledger whose images are wanted.
 
-    rows_path: `LEDGER_COLUMNS`, embedding_path and embedding_row; of `partitions`, in their order.
+    rows_path: a table of `LEDGER_COLUMNS`, embedding_path and embedding_row, in the order of
+    `partitions`, which they come from.
     """
 
     source: str
@@ -76,7 +77,7 @@ class FetchTask(BaseModel, frozen=True):
 
 
 class MineWorker:
-    """Holds what is costly to make: the model and, where it is needed, the encoder."""
+    """Holds what is costly to make: the model and, if embeddings are missing, the encoder."""
 
     def __init__(
         self, config: Config, scorer: Scorer, encoder: PreparedEncoder | None, taken_down: TakenDown
@@ -90,7 +91,7 @@ class MineWorker:
         self._entries = {entry.name: entry for entry in config.entries}
 
     def embed(self, task: EmbedTask) -> Iterator[pa.Table]:
-        """Embeds partitions anew, in parts as a build does."""
+        """Embeds partitions, in parts as a build does."""
         paths = [
             f"{task.stem}-{part:06d}.parquet"
             for part in range(-(-task.num_samples // SAMPLES_PER_PART))
@@ -101,13 +102,13 @@ class MineWorker:
                 self._embedder.embed(iter(samples), entry)
                 for samples in chunked(self._read(task), SAMPLES_PER_PART)
             )
-            # What the source has more or less of is no candidate that was read.
+            # A source with more or fewer samples than the ledger has changed since.
             for path, rows in _zip_same(paths, tables, task):
                 self._write(path, rows.select(["content_hash", "reject_reason", "embedding"]))
         yield pa.table({"num_rows": [task.num_samples]})
 
     def score(self, task: ScoreTask) -> Iterator[pa.Table]:
-        """Writes content_hash, log_odds and margin of each candidate, null of what is no image."""
+        """Writes content_hash, log_odds and margin of each candidate; null if it is unusable."""
         if not storage.exists(storage.join(self._root, task.path)):
             tables = self._score_files(task) if task.embeddings else self._score_images(task)
             self._write(task.path, pa.concat_tables([SCORED.empty_table(), *tables]))
@@ -116,7 +117,7 @@ class MineWorker:
         yield pa.table({"num_rows": [num_rows]})
 
     def fetch(self, task: FetchTask) -> Iterator[pa.Table]:
-        """Writes the rows as a build would have, with image and embedding."""
+        """Writes the rows with image and embedding, as a build would have."""
         if not storage.exists(storage.join(self._root, task.path)):
             rows = manifest.read_table(self._root, task.rows_path)
             images = read_images(self._config, task.partitions, rows)
@@ -161,7 +162,7 @@ class MineWorker:
         return pa.table({"content_hash": rows["content_hash"], **columns})
 
     def _read_embeddings(self, rows: pa.Table, images: pa.Array) -> pa.Array:
-        """As they were kept; embedded anew where none are."""
+        """The kept embeddings, or new ones where they are missing."""
         if not rows["embedding_path"].null_count:
             return read_kept(self._root, rows)
         decoded = pa.table({"image": images, "reject_reason": pa.nulls(len(images), pa.string())})
@@ -182,7 +183,7 @@ class MineWorker:
 
     @functools.cached_property
     def _embedder(self) -> Embedder:
-        assert self._encoder is not None, "all embeddings are kept"
+        assert self._encoder is not None, "no encoder: all embeddings should be kept"
         return Embedder(self._config, self._encoder, self._taken_down)
 
 
@@ -195,4 +196,4 @@ def _zip_same(
         if number < len(paths):
             yield paths[number], rows
     if num_samples != task.num_samples:
-        raise changed_source(task.source, f"{task.partitions[0].id} and what follows it")
+        raise changed_source(task.source, f"{task.partitions[0].id} or a partition after it")

@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config.schema import SelectionConfig
+from pipeline.config.selection import SelectionConfig
 from pipeline.dataset import manifest
 from pipeline.dataset.keys import unit_hash
 from pipeline.dataset.metadata import ReferenceInfo, SourcePlan

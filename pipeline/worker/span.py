@@ -134,16 +134,7 @@ class SpanWorker:
             counts.append(count_rows(rows))
             check_rejects(self._entries[task.source], task.partitions, counts, rows)
             with self.stopwatch.stage("write"):
-                record = write_part(
-                    self._root,
-                    rows,
-                    source=task.source,
-                    round_number=task.round,
-                    span=task.span,
-                    span_id=task.span_id,
-                    part=part,
-                    is_last=is_last,
-                )
+                record = write_part(self._root, rows, task, part=part, is_last=is_last)
             yield record, True
 
     def _read(self, task: ReadTask, *, start: int = 0) -> Iterator[Positioned]:

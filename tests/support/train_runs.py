@@ -26,7 +26,7 @@ import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.config.schema import EncoderConfig
+from pipeline.config.encoder import EncoderConfig
 from pipeline.dataset import manifest
 from pipeline.dataset.keys import make_key, sha256_hex
 from pipeline.dataset.manifest import require_info
@@ -35,7 +35,7 @@ from pipeline.dataset.schema import Split, Stratum, row_schema
 from pipeline.dataset.shards import output_group, write_shard
 from pipeline.encoders.networks import encoder_identity, load_encoder
 from support.processes import kill_session
-from train.config.settings import load_train_config
+from train.config import load_train_config
 from train.data.bad_shards import read_usable_rows
 from train.data.batches import read_eval_batches
 from train.data.rows import TrainRows
@@ -356,7 +356,7 @@ def _fit_head(
             last.bias[index] = -direction_D @ (ours + others) / 2
 
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+INFINEG, TORCHRUN = (str(Path(sys.executable).with_name(n)) for n in ("infineg", "torchrun"))
 
 
 def write_job(dataset: Path, run: Path, **train: object) -> Path:
@@ -373,11 +373,12 @@ def start_job(
     limits: str = "",
     **env: str,
 ) -> subprocess.Popen[bytes]:
-    """`launcher` [python] -m train train CONFIG ..., in a session of its own.
+    """`launcher` infineg train CONFIG ..., in a session of its own.
 
     limits: a command of the shell before, such as `ulimit -f 100`.
     """
-    command = [*(launcher or [sys.executable]), "-m", "train", "train", str(config), *arguments]
+    by = [*launcher, "--no-python"] if launcher else []
+    command = [*by, INFINEG, "train", str(config), *arguments]
     if limits:
         command = ["bash", "-c", f'{limits}; exec "$@"', "bash", *command]
     with log.open("ab") as file:
@@ -392,7 +393,7 @@ def start_job(
 
 def on_two(*options: str) -> list[str]:
     """torchrun with two processes on this machine."""
-    return [*TORCHRUN, "--standalone", "--nproc-per-node", "2", *options]
+    return [TORCHRUN, "--standalone", "--nproc-per-node", "2", *options]
 
 
 def workers_of(job: subprocess.Popen[bytes]) -> list[int]:
@@ -471,10 +472,10 @@ def interrupt_training(
     """A run that ends in the middle of step `at`, as Ctrl-C would end it."""
     train_step = trainer.train_step
 
-    def interrupted(job: Any, model: Any, batch: Any, step: int) -> Any:
+    def interrupted(state: Any, model: Any, batch: Any, step: int) -> Any:
         if step == at:
             raise KeyboardInterrupt
-        return train_step(job, model, batch, step)
+        return train_step(state, model, batch, step)
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "train_step", interrupted)

@@ -1,6 +1,6 @@
 """The quarantine of one generation, most similar first.
 
-Holds what is said of each picture, never the pictures: those are read by range, one at a time.
+Holds metadata, never pictures: those are read by range, one at a time.
 """
 
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ _READ = (*_SHOWN, "doubt", "content_hash", "tar_offset", "tar_size")
 
 
 class UnknownPicture(InfinegError):
-    """Asked for is what the generation on the page does not have."""
+    """The generation on the page has no such picture."""
 
 
 @dataclass(frozen=True)
 class Suspects:
-    """`rows` in the order in which they are shown; `position` of a key in them."""
+    """`rows` in the order in which they are shown; `position` of each key in them."""
 
     root: str
     generation: int
@@ -42,7 +42,7 @@ class Suspects:
     def describe(
         self, positions: Sequence[int], reference: ReferenceInfo | None
     ) -> list[dict[str, Any]]:
-        """What the page tells of each: `_SHOWN`, and `why` it is here."""
+        """What the page shows of each: `_SHOWN`, and `why` it is in quarantine."""
         rows = self.rows.take(pa.array(positions, pa.int64()))
         described: list[dict[str, Any]] = rows.select([*_SHOWN, "doubt"]).to_pylist()
         for about in described:
@@ -57,12 +57,12 @@ class Suspects:
         return storage.read_range(tar, row["tar_offset"], row["tar_size"])
 
     def place_of(self, key: str) -> tuple[str, int]:
-        """Sidecar of a key, and its row there; raises UnknownPicture."""
+        """The sidecar of a key and its row there; raises UnknownPicture."""
         row = self._row(key)
         return row["sidecar"], row["row"]
 
     def hash_of(self, key: str) -> str:
-        """Content hash of a key; raises UnknownPicture."""
+        """The content hash of a key; raises UnknownPicture."""
         return str(self._row(key)["content_hash"])
 
     def _row(self, key: str) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class Suspects:
 
 
 def read_suspects(root: str, generation: Generation) -> Suspects:
-    """Lists the quarantine; without similarity, which none should be, goes last."""
+    """Lists the quarantine. Rows without similarity, of which there should be none, come last."""
     tables = [_EMPTY]
     for file in generation.quarantine:
         rows = manifest.read_table(root, file.sidecar_path, _READ)
@@ -99,7 +99,7 @@ def read_suspects(root: str, generation: Generation) -> Suspects:
 
 def _why(doubt: str | None, similarity: float, reference: ReferenceInfo | None) -> str:
     if doubt is not None:
-        return "its source is not sure"
+        return "its source is unsure"
     if reference is not None and similarity <= reference.ceiling:
         return "looks the same as a positive"
     return "as similar as positives are to each other"

@@ -20,7 +20,8 @@ from pipeline.cluster.actors import EncoderActors
 from pipeline.cluster.placement import Node, Placement, place
 from pipeline.cluster.ray_data import open_cluster
 from pipeline.config.build import BuildConfig
-from pipeline.config.schema import Config, EncoderConfig
+from pipeline.config.encoder import EncoderConfig
+from pipeline.config.schema import Config
 from pipeline.curate.verify import verify_dataset
 from pipeline.encoders.networks import crop_pixels
 from pipeline.encoders.runtimes import PreparedEncoder, prepare_encoder
@@ -207,9 +208,9 @@ def test_settings_that_contradict_each_other_are_refused(onnx_encoder: PreparedE
         placed(onnx_encoder, CPU_NODE, GPU_NODE, embed_on="actors")
     with pytest.raises(ValidationError, match=r"gpus_per_worker is 0\.5: leave it out"):
         BuildConfig(embed_on="actors", gpus_per_worker=0.5)
-    with pytest.raises(ValidationError, match="a part of one GPU, or whole ones"):
+    with pytest.raises(ValidationError, match="a fraction of one GPU, or whole GPUs"):
         BuildConfig(gpus_per_actor=1.5)
-    with pytest.raises(ValidationError, match="precision bf16 is of PyTorch alone"):
+    with pytest.raises(ValidationError, match="only PyTorch has precision bf16"):
         EncoderConfig(precision="bf16", runtime="onnxruntime")
 
 

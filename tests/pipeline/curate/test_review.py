@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from pipeline import storage
-from pipeline.curate.review import session as desk_module
+from pipeline.curate.review import session as session_module
 from pipeline.curate.review.server import serve_review as serve_here
 from pipeline.curate.review.session import ReviewSession
-from pipeline.curate.review.verdict_file import SavedVerdicts
+from pipeline.curate.review.verdict_file import VerdictFile
 from pipeline.curate.takedown import take_down
 from pipeline.curate.verdicts import read_verdicts
 from pipeline.curate.verify import verify_dataset
@@ -40,8 +40,8 @@ def served(suspects: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield server
 
 
-def keys_of(desk: ReviewSession) -> list[str]:
-    return [each["key"] for each in desk.page(0)["suspects"]]
+def keys_of(session: ReviewSession) -> list[str]:
+    return [each["key"] for each in session.page(0)["suspects"]]
 
 
 # Over HTTP
@@ -100,8 +100,8 @@ def test_other_names_of_this_machine_are_refused(served: Served, host: str) -> N
         "positives/..%2freference.json",
         "positives/0",
         "api/nearest/nobody",
-        "static/..%2fdesk.py",
-        "static/desk.py",
+        "static/..%2fapp.py",
+        "static/app.py",
         "docs",
         "openapi.json",
         "?target=dog",
@@ -152,21 +152,21 @@ def test_interrupt_ends_the_server_well(root: Path, tmp_path: Path) -> None:
 
 def test_a_host_of_others_and_a_port_that_is_taken_are_refused(root: Path) -> None:
     with pytest.raises(ConfigError, match=r"no password.* ssh -L 8001:127\.0\.0\.1:8001"):
-        serve_here(str(root), host="0.0.0.0", tell=print)
+        serve_here(str(root), host="0.0.0.0", announce=print)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"--port {port}: cannot listen"):
-            serve_here(str(root), port=port, tell=print)
+            serve_here(str(root), port=port, announce=print)
 
 
 # In the data set
 
 
 def test_saved_verdicts_are_a_csv_that_the_command_takes(root: Path, tmp_path: Path) -> None:
-    desk = ReviewSession(str(root), "cat")
-    keys = keys_of(desk)
-    desk.decide({keys[0]: "positive", keys[1]: "negative"})
-    desk.decide({keys[0]: None, keys[2]: "drop"})
+    session = ReviewSession(str(root), "cat")
+    keys = keys_of(session)
+    session.decide({keys[0]: "positive", keys[1]: "negative"})
+    session.decide({keys[0]: None, keys[2]: "drop"})
     path = root / "reviews" / "cat.csv"
     assert read_verdicts(str(path)) == {keys[1]: "negative", keys[2]: "drop"}
     again = ReviewSession(str(root), "cat")
@@ -184,11 +184,11 @@ def test_saved_verdicts_are_a_csv_that_the_command_takes(root: Path, tmp_path: P
 
 def test_two_who_review_at_once_lose_nothing(root: Path) -> None:
     keys = keys_of(ReviewSession(str(root), "cat"))
-    desks = [ReviewSession(str(root), "cat") for _ in range(3)]
+    sessions = [ReviewSession(str(root), "cat") for _ in range(3)]
 
     def decide(number: int) -> None:
         for key in keys[number::3]:
-            desks[number].decide({key: "drop"})
+            sessions[number].decide({key: "drop"})
 
     threads = [threading.Thread(target=decide, args=(number,)) for number in range(3)]
     for thread in threads:
@@ -200,25 +200,25 @@ def test_two_who_review_at_once_lose_nothing(root: Path) -> None:
 
 
 def test_a_verdict_is_of_a_picture_not_of_its_key(root: Path) -> None:
-    desk = ReviewSession(str(root), "cat")
-    key = keys_of(desk)[0]
-    SavedVerdicts(str(root), "cat").save({(key, "0" * 64): "positive"})
-    desk.refresh()
-    assert desk.progress()["decided"] == 0, "the key had another picture then"
+    session = ReviewSession(str(root), "cat")
+    key = keys_of(session)[0]
+    VerdictFile(str(root), "cat").save({(key, "0" * 64): "positive"})
+    session.refresh()
+    assert session.progress()["decided"] == 0, "the key had another picture then"
 
 
 def test_a_data_set_on_an_object_store_is_reviewed_there(root: Path, s3_root: str) -> None:
     for name in storage.list_files(str(root)):
         if not name.startswith("embeddings/"):
             storage.write_atomic(storage.join(s3_root, name), (root / name).read_bytes())
-    desk = ReviewSession(s3_root, "cat")
-    keys = keys_of(desk)
-    desk.decide({keys[0]: "positive"})
-    desk.decide({keys[1]: "drop"})
+    session = ReviewSession(s3_root, "cat")
+    keys = keys_of(session)
+    session.decide({keys[0]: "positive"})
+    session.decide({keys[1]: "drop"})
     assert ReviewSession(s3_root, "cat").progress()["decided"] == 2
-    assert desk.suspect_image(keys[0])[:2] == b"\xff\xd8"
-    assert len(desk.nearest(keys[0])) == 3
-    generation, num_applied = desk.apply()
+    assert session.suspect_image(keys[0])[:2] == b"\xff\xd8"
+    assert len(session.nearest(keys[0])) == 3
+    generation, num_applied = session.apply()
     assert (generation.number, num_applied) == (2, 2)
     assert verify_dataset(s3_root).problems == []
 
@@ -230,26 +230,26 @@ def test_damaged_verdicts_are_named_with_their_line(root: Path) -> None:
 
 
 def test_reviewing_goes_on_during_a_build_and_applying_waits(root: Path) -> None:
-    desk = ReviewSession(str(root), "cat")
-    key = keys_of(desk)[0]
+    session = ReviewSession(str(root), "cat")
+    key = keys_of(session)[0]
     with hold_lease(str(root)):
-        assert desk.decide({key: "negative"})["decided"] == 1
+        assert session.decide({key: "negative"})["decided"] == 1
         with pytest.raises(InfinegError, match=f"is being built by .*process {os.getpid()}"):
-            desk.apply()
-    assert desk.progress()["decided"] == 1, "and nothing is lost"
-    generation, num_applied = desk.apply()
+            session.apply()
+    assert session.progress()["decided"] == 1, "and nothing is lost"
+    generation, num_applied = session.apply()
     assert (generation.number, num_applied) == (2, 1)
-    assert desk.progress() == {
-        "generation": 2, "total": len(keys_of(desk)), "decided": 0, "counts": {},
+    assert session.progress() == {
+        "generation": 2, "total": len(keys_of(session)), "decided": 0, "counts": {},
     }  # fmt: skip
 
 
 def test_what_left_the_quarantine_meanwhile_is_not_applied(root: Path) -> None:
-    desk = ReviewSession(str(root), "cat")
-    keys = keys_of(desk)
-    desk.decide({keys[0]: "positive", keys[1]: "negative"})
+    session = ReviewSession(str(root), "cat")
+    keys = keys_of(session)
+    session.decide({keys[0]: "positive", keys[1]: "negative"})
     take_down(str(root), TakenDown(keys=frozenset([keys[0]])))
-    generation, num_applied = desk.apply()
+    generation, num_applied = session.apply()
     assert (generation.number, num_applied) == (3, 1)
     assert generation.taken_down.keys == {keys[0]}
 
@@ -264,31 +264,31 @@ def test_pictures_that_are_deleted_meanwhile_are_not_found(root: Path, tmp_path:
 
 
 def test_positives_that_are_taken_down_are_not_shown(root: Path) -> None:
-    desk = ReviewSession(str(root), "cat")
-    key = keys_of(desk)[0]
-    before = [each["content_hash"] for each in desk.nearest(key)]
+    session = ReviewSession(str(root), "cat")
+    key = keys_of(session)[0]
+    before = [each["content_hash"] for each in session.nearest(key)]
     shards = [s for s in manifest.read_generation(str(root)).shards if s.label == "cat"]
     rows = [row for s in shards for row in manifest.read_sidecar(str(root), s).to_pylist()]
     uri = next(row["uri"] for row in rows if row["content_hash"] == before[0])
     take_down(str(root), TakenDown(uris=frozenset([uri])), purge=True)
-    desk.refresh()
-    after = [each["content_hash"] for each in desk.nearest(key)]
+    session.refresh()
+    after = [each["content_hash"] for each in session.nearest(key)]
     assert after[:2] == before[1:]
     assert len(after) == 3
     with pytest.raises(InfinegError, match="no shard has a positive"):
-        desk.positive_image(before[0])
+        session.positive_image(before[0])
 
 
 def test_large_quarantines_are_paged(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(desk_module, "PAGE_SIZE", 5)
-    desk = ReviewSession(str(root), "cat")
-    total = desk.progress()["total"]
-    pages = [desk.page(number) for number in range(desk.page(0)["num_pages"])]
+    monkeypatch.setattr(session_module, "PAGE_SIZE", 5)
+    session = ReviewSession(str(root), "cat")
+    total = session.progress()["total"]
+    pages = [session.page(number) for number in range(session.page(0)["num_pages"])]
     keys = [each["key"] for page in pages for each in page["suspects"]]
     assert len(set(keys)) == len(keys) == total
     assert {len(page["suspects"]) for page in pages[:-1]} == {5}
-    assert desk.page(len(pages))["suspects"] == []
-    desk.decide(dict.fromkeys(keys[3:7], "drop"))
-    assert [desk.next_undecided(after) for after in (-1, 2, 6, total - 1)] == [0, 7, 7, 0]
-    desk.decide(dict.fromkeys(keys, "drop"))
-    assert desk.next_undecided(0) is None
+    assert session.page(len(pages))["suspects"] == []
+    session.decide(dict.fromkeys(keys[3:7], "drop"))
+    assert [session.next_undecided(after) for after in (-1, 2, 6, total - 1)] == [0, 7, 7, 0]
+    session.decide(dict.fromkeys(keys, "drop"))
+    assert session.next_undecided(0) is None

@@ -100,7 +100,7 @@ def test_purge_deletes_the_files_that_held_it(built: Built, root: Path) -> None:
 
 
 def test_nothing_found_is_a_mistake_and_changes_nothing(root: Path) -> None:
-    with pytest.raises(ConfigError, match="generation 1 has none of what is named"):
+    with pytest.raises(ConfigError, match="generation 1 has no such sample"):
         take_down(str(root), TakenDown(authors=frozenset(["nobody"])))
     assert manifest.latest_generation_number(str(root)) == 1
 

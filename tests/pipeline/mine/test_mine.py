@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import pipeline.mine.driver
+import pipeline.mine.pack
 from pipeline import storage
 from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import manifest
@@ -175,7 +176,7 @@ def test_what_mining_selects_is_as_if_it_had_been_selected_at_first(
     [
         (MineWorker, "_score_files"),
         (MineWorker, "fetch"),
-        (pipeline.mine.driver, "pack_shards"),
+        (pipeline.mine.pack, "pack_shards"),
         (pipeline.mine.driver, "commit"),
     ],
     ids=lambda each: getattr(each, "__name__", each),
