@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import ray
 import ray.data
@@ -27,7 +28,6 @@ from ray.exceptions import AuthenticationError, RayError, RayTaskError
 from ray.job_config import JobConfig
 
 from pipeline.config.build import BuildConfig
-from pipeline.dataset.lease import _children
 from pipeline.errors import InfinegError
 
 # Read when Ray is imported.
@@ -291,8 +291,8 @@ def _result(result: pa.Table | InfinegError) -> pa.Table:
 def ending_with_children(names: Set[str], message: str) -> Iterator[None]:
     """Within the block this process ends, with exit code 1, when a child of such a name does.
 
-    For code that would hang without the child. Only on Linux, and only for children that exist at
-    the beginning.
+    For code that would hang without the child. Only for children that exist at the beginning, and
+    not on macOS before Python 3.13, which lacks `os.waitid`.
     """
     is_over = threading.Event()
 
@@ -304,11 +304,10 @@ def ending_with_children(names: Set[str], message: str) -> Iterator[None]:
             sys.stderr.flush()
             os._exit(1)  # at once: an orderly end would hang
 
-    for pid, name in _children():
-        if name in names:
-            threading.Thread(
-                target=wait_for, args=(pid,), name=f"{name} watch", daemon=True
-            ).start()
+    for child in psutil.Process().children() if hasattr(os, "waitid") else ():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.name() in names:
+                threading.Thread(target=wait_for, args=(child.pid,), daemon=True).start()
     try:
         yield
     finally:

@@ -274,13 +274,6 @@ def this_process() -> ProcessId:
     return ProcessId(pid=os.getpid(), started=_started(os.getpid()), boot=_boot())
 
 
-def _children() -> Iterator[tuple[int, str]]:
-    """Number and name of each child of this process."""
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            yield child.pid, child.name()
-
-
 def _boot() -> str:
     """Containers on one machine share its boot_id but see only their own processes."""
     try:
