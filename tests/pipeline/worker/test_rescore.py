@@ -85,7 +85,7 @@ def test_embeddings_of_another_encoder_are_refused(built: Built, tmp_path: Path)
     other = config.model_copy(
         update={"encoder": config.encoder.model_copy(update={"image_size": 96})}
     )
-    with pytest.raises(ConfigError, match=r"build\.embeddings_from: .*64px.*wants.*96px"):
+    with pytest.raises(ConfigError, match=r"build\.embeddings_from: .*64px.*needs.*96px"):
         build_inline(other)
 
 
