@@ -81,7 +81,7 @@ def assert_as_undisturbed(build: KilledBuild, events: Events, expected: Undistur
     assert file_hashes(events.root) == expected.hashes
     assert verify_dataset(events.root).problems == []
     assert garbage_in(events.root) == []
-    assert repeated_work(build, events.look()) == []
+    assert repeated_work(build, events.poll()) == []
     assert manifest.require_info(events.root).latest_generation > 1
 
 
