@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import storage
-from pipeline.config.schema import SelectionConfig
+from pipeline.config.selection import SelectionConfig
 from pipeline.dataset import manifest
 from pipeline.dataset.commit import commit
 from pipeline.dataset.lease import hold_lease
@@ -24,7 +24,7 @@ from pipeline.dataset.metadata import DatasetInfo, Generation
 from pipeline.dataset.revise import revise
 from pipeline.dataset.schema import RejectReason, with_columns
 from pipeline.errors import ConfigError
-from pipeline.selection.rule import draw, load_rule
+from pipeline.selection.rule import load_rule, poisson_sample
 
 Verdict = Literal["positive", "negative", "drop"]
 VERDICTS: dict[str, Verdict] = {"positive": "positive", "negative": "negative", "drop": "drop"}
@@ -85,7 +85,7 @@ def _decide(
     rule = load_rule(root, rows["source"][0].as_py(), selection)
     verdict_N = np.array([verdicts[key] for key in rows["key"].to_pylist()], object)
     is_positive_N, is_dropped_N = verdict_N == "positive", verdict_N == "drop"
-    probability_N, selected_N = draw(
+    probability_N, selected_N = poisson_sample(
         rule,
         similarity_B=rows["similarity"].to_numpy(),
         content_hashes=rows["content_hash"].to_pylist(),

@@ -96,7 +96,7 @@ def mine(
 
 
 def _mined_sources(config: Config, parent: Generation, only: Sequence[str]) -> list[SourceRecord]:
-    changes = find_changes(config, only)
+    changes = find_changes(config, parent, only)
     if changed := [*(entry.name for entry in changes.build), *sorted(changes.drop)]:
         raise ConfigError(
             f"{config.output.path}: source {changed[0]!r} is not built as the config says. Run "

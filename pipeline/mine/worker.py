@@ -32,10 +32,11 @@ from pipeline.encoders.networks import crop_pixels
 from pipeline.encoders.runtimes import PreparedEncoder
 from pipeline.mine.scorer import OpenScorer, Scorer
 from pipeline.sources import open_entry, read_partitions
-from pipeline.worker.embedder import Embedder, origin_of, read_rows
+from pipeline.worker.embedder import Embedder
 from pipeline.worker.reread import changed_source, read_images, read_kept
 from pipeline.worker.span import SAMPLES_PER_PART
 from pipeline.worker.steps.decode import decode_batch
+from pipeline.worker.steps.read import SourceDefaults, read_rows
 
 SCORED = pa.schema(
     [("content_hash", pa.string()), ("log_odds", pa.float32()), ("margin", pa.float32())]
@@ -134,8 +135,8 @@ class MineWorker:
             yield self._scored(rows, usable, embedding_matrix(rows.filter(usable)), _ROWS_PER_PASS)
 
     def _score_images(self, task: ScoreTask) -> Iterator[pa.Table]:
-        origin = origin_of(self._config, self._entries[task.source])
-        for read in read_rows(self._read(task), origin, self._taken_down):
+        defaults = SourceDefaults.of(self._config, self._entries[task.source])
+        for read in read_rows(self._read(task), defaults, self._taken_down):
             rows = decode_batch(read, self._config.output.image_settings)
             usable = rows["reject_reason"].is_null()
             pixels = [
@@ -165,7 +166,7 @@ class MineWorker:
         if not rows["embedding_path"].null_count:
             return read_kept(self._root, rows)
         decoded = pa.table({"image": images, "reject_reason": pa.nulls(len(images), pa.string())})
-        return self._embedder.embed_decoded([decoded])["embedding"].combine_chunks()
+        return self._embedder.embed_decoded(decoded)["embedding"].combine_chunks()
 
     def _read(self, task: EmbedTask | ScoreTask) -> Iterator[Positioned]:
         entry = self._entries[task.source]

@@ -22,7 +22,7 @@ from pipeline.curate.takedown import take_down
 from pipeline.dataset import manifest
 from pipeline.dataset.metadata import Generation, TakenDown
 from support.builds import build_inline, config_of, folder_entry
-from train.config.settings import load_train_config
+from train.config import load_train_config
 from train.evaluate.folders import evaluate_folders
 from train.evaluate.run import evaluate_run
 from train.loop.trainer import train

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from pipeline.config.loading import load_config
 from pipeline.config.schema import Config
@@ -21,10 +22,9 @@ from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import manifest
 from support.builds import build_inline
 from support.mined_world import mine_inline, negatives_of
-from train.config.settings import load_train_config
+from train.config import load_train_config
 from train.evaluate.run import evaluate_run
 from train.loop.trainer import train
-from train.metrics.intervals import clopper_pearson
 from train.mining.scorer import prepare_scorer
 
 CONFIG = Path(__file__).parents[2] / "configs" / "photos.yaml"
@@ -84,7 +84,7 @@ def shown(name: str, result: Result, tpr: int) -> str:
         if counts:
             n = result.num_test[stratum]
             # The seeds share one test split: the interval is that of n, not of 3 n.
-            low, high = clopper_pearson(float(np.mean(counts)), n)
+            low, high = binomtest(round(np.mean(counts)), n).proportion_ci(method="exact")
             each = " ".join(f"{count:.0f}" for count in counts)
             cells.append(f"{np.mean(counts) / n:6.1%} [{low:.1%}, {high:.1%}] ({each} of {n})")
     return "  ".join(cells)

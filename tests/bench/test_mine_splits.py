@@ -1,4 +1,4 @@
-"""Two rounds of mining in many splits of the same photographs, on their embeddings alone.
+"""Two rounds of mining in many splits of the same photographs, on their embeddings.
 
     PHOTOS=/path/to/photos pytest -m slow tests/bench/test_mine_splits.py -s --timeout 3600
 

@@ -1,4 +1,4 @@
-"""The study: its splits, its arms, what it counts, and the whole of it on drawings."""
+"""The study: its splits, its arms, its counts, and a whole study on drawings."""
 
 import contextlib
 import json
@@ -246,7 +246,7 @@ def test_study_on_drawings(
 
 
 def check_images_of_arms(settings: Settings, photos: Any, out: Path) -> None:
-    """Arms differ in their training negatives alone, and are tested on nothing of these."""
+    """Arms only differ in their training negatives, and are not tested on them."""
     data_sets = DataSets(settings, photos, out)
     hashes: dict[float, dict[str, set[str]]] = {}
     for beta in (0.0, 20.0):

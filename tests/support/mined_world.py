@@ -28,7 +28,7 @@ from support.builds import (
     squares,
     write_inputs,
 )
-from train.config.settings import TrainConfig
+from train.config import TrainConfig
 from train.evaluate.run import evaluate_run
 from train.loop.trainer import train
 from train.mining.scorer import prepare_scorer

@@ -7,6 +7,7 @@ measured of a million candidates is what a build of as many does, but for readin
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -85,10 +86,7 @@ def write_parts(
         write_part(
             str(root),
             decided_rows(first + n * samples_per_part, samples_per_part, **rows),  # type: ignore[arg-type]
-            source=SOURCE,
-            round_number=round_number,
-            span=n,
-            span_id="0" * 16,
+            SimpleNamespace(source=SOURCE, round=round_number, span=n, span_id="0" * 16),
             part=0,
             is_last=True,
         )

@@ -26,7 +26,7 @@ import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.config.schema import EncoderConfig
+from pipeline.config.encoder import EncoderConfig
 from pipeline.dataset import manifest
 from pipeline.dataset.keys import make_key, sha256_hex
 from pipeline.dataset.manifest import require_info
@@ -35,7 +35,7 @@ from pipeline.dataset.schema import Split, Stratum, row_schema
 from pipeline.dataset.shards import output_group, write_shard
 from pipeline.encoders.networks import encoder_identity, load_encoder
 from support.processes import kill_session
-from train.config.settings import load_train_config
+from train.config import load_train_config
 from train.data.bad_shards import read_usable_rows
 from train.data.batches import read_eval_batches
 from train.data.rows import TrainRows
@@ -471,10 +471,10 @@ def interrupt_training(
     """A run that ends in the middle of step `at`, as Ctrl-C would end it."""
     train_step = trainer.train_step
 
-    def interrupted(job: Any, model: Any, batch: Any, step: int) -> Any:
+    def interrupted(state: Any, model: Any, batch: Any, step: int) -> Any:
         if step == at:
             raise KeyboardInterrupt
-        return train_step(job, model, batch, step)
+        return train_step(state, model, batch, step)
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "train_step", interrupted)

@@ -1,7 +1,7 @@
 """Evaluates a run: predicts val and test, calibrates on val, measures and reports on test.
 
-Writes into the run `model.json` (with its calibration), `predictions.parquet`, `metrics.json`
-and `report.html`. Shapes: B batch, K targets.
+Writes `model.json` (with its calibration), `predictions.parquet`, `metrics.json` and `report.html`
+to the run. Shapes: B batch, K targets.
 """
 
 import logging
@@ -19,14 +19,13 @@ from pipeline.dataset import manifest
 from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import Split
 from pipeline.errors import InfinegError
-from train.config.evaluate import EvaluateConfig
-from train.config.settings import load_train_config
+from train.config import EvaluateConfig, load_train_config
 from train.data.batches import read_eval_batches
 from train.metrics.calibration import calibrate_target
 from train.metrics.predictions import of_target, prediction_rows, write_predictions
 from train.metrics.summary import measure, write_metrics
 from train.model.detector import (
-    Detector,
+    DetectorModel,
     ModelInfo,
     TargetCalibration,
     load_model,
@@ -44,10 +43,10 @@ _EVALUATED: tuple[Split, ...] = ("val", "test")
 def evaluate_run(
     run_dir: str | os.PathLike[str], *, overrides: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Returns what it writes to metrics.json. `overrides`: as of `--set`, on RUN/config.yaml.
+    """Returns the content of metrics.json. `overrides` of RUN/config.yaml are like those of --set.
 
-    Raises ConfigError for a folder without a finished run, InfinegError where val lacks what
-    calibration needs.
+    Raises ConfigError for a folder without a finished run, InfinegError if val lacks positives or
+    negatives.
     """
     run = Path(run_dir)
     detector, info = load_model(run)
@@ -89,7 +88,7 @@ def evaluate_run(
 
 
 def predict_splits(
-    detector: Detector,
+    detector: DetectorModel,
     info: ModelInfo,
     *,
     dataset: str,
@@ -127,7 +126,7 @@ def predict_splits(
 
 
 def _shards_by_key(dataset: str, generation: Generation) -> dict[str, str]:
-    """Which tar holds a sample, so that the report finds its picture."""
+    """Key of a sample -> path of its tar, so that the report finds its image."""
     return {
         key: shard.path
         for shard in generation.shards

@@ -1,6 +1,6 @@
-"""Replaces `image` by an upright RGB JPEG of the output size and adds what is read off its pixels.
+"""Replaces `image` by an upright RGB JPEG of the output size; adds its hash and size.
 
-Adds `perceptual_hash`, `width` and `height`, and rejects what is no usable picture.
+Adds `perceptual_hash`, `width` and `height`, and rejects images that are unusable.
 Knows nothing of Ray, labels or selection.
 """
 
@@ -16,7 +16,7 @@ ADDS = ("perceptual_hash", "width", "height")
 def decode_batch(rows: pa.Table, settings: ImageSettings) -> pa.Table:
     """Decodes the rows that have no `reject_reason` yet.
 
-    Where there is one afterwards, `image` and the three new columns are null.
+    Rows with a `reject_reason` afterwards have null in `image` and the three new columns.
     """
     found: list[Decoded | str] = [
         reason.as_py()

@@ -1,4 +1,4 @@
-"""What a model says of the held-out images -> the numbers of one run.
+"""The metrics of one run, from the logits of the held-out images.
 
 Shapes: N samples of val and test, D embedding.
 """
@@ -33,11 +33,11 @@ class HeldOut:
     kinds_N: NDArray[np.str_]
     is_positive_N: Bools
     is_test_N: Bools
-    is_stream_N: Bools  # less the look-alikes that are held out beside it; positives are in it
+    is_stream_N: Bools  # without the extra held-out look-alikes; includes positives
     embedding_ND: NDArray[np.float32]
 
     def in_stratum(self, stratum: str) -> Bools:
-        """Which test negatives are in it; "stream" has those of the stream, in its mix."""
+        """The test negatives of a stratum; "stream" has those of the stream, in its mix."""
         is_negative_N = ~self.is_positive_N & self.is_test_N
         if stratum == "stream":
             return is_negative_N & self.is_stream_N

@@ -14,7 +14,7 @@ from pipeline.dataset.lease import lease_uri
 from support.builds import build_inline, config_of, file_hashes, write_config
 from support.processes import kill_session, run_infineg, start_infineg, wait_until
 from train.cli import main
-from train.config.settings import load_train_config
+from train.config import load_train_config
 from train.loop.trainer import train
 
 

@@ -18,7 +18,7 @@ from support.builds import (
 from support.processes import run_infineg
 
 BUGGY_SOURCE = """
-from pipeline.records import Partition, RawSample
+from pipeline.dataset.schema import Partition, RawSample
 from pipeline.sources.generated.squares import Params, toy
 
 

@@ -30,7 +30,7 @@ from support.inputs import (
     write_photos,
 )
 from support.servers import S3Server
-from train.config.settings import load_train_config
+from train.config import load_train_config
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = sorted([*(ROOT / "configs").glob("*.yaml"), ROOT / "train" / "demo.yaml"])
@@ -128,7 +128,7 @@ def buckets(tmp_path: Path, s3_server: S3Server, s3_root: str) -> str:
 
 
 def test_object_storage(buckets: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # the config alone says where
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # only the config says where
     endpoints = [
         f"storage.{prefix}.endpoint_url={s3_server.endpoint_url}"
         for prefix in ("s3://", f"s3://{PUBLIC_BUCKET}")
@@ -159,8 +159,8 @@ def test_object_storage(buckets: str, s3_server: S3Server, monkeypatch: pytest.M
     assert {row["author"] for row in of_open_images} == {'Ada "A", L.'}
     assert quarantined(config, generation)["open_images"] >= 16, "one suspected a tar"
 
-    told = CliRunner().invoke(app, ["status", config.output.path, "--json"])
-    assert json.loads(told.stdout)["sources"]["open_images"]["read"] == 16 * 6
+    status = CliRunner().invoke(app, ["status", config.output.path, "--json"])
+    assert json.loads(status.stdout)["sources"]["open_images"]["read"] == 16 * 6
 
 
 def test_hub(tmp_path: Path) -> None:

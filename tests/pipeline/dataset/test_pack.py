@@ -18,6 +18,7 @@ from pipeline.dataset.metadata import Counts, PartRecord
 from pipeline.dataset.schema import row_schema
 from pipeline.dataset.shards import write_part, write_shard
 from pipeline.dataset.tables import PartRows, RoundTables, write_tables
+from pipeline.worker.span import ReadTask
 from support.builds import build_inline, config_of, file_hashes, squares
 
 GROUP, OTHER = "shards/train/a", "shards/val/a"
@@ -162,9 +163,8 @@ def test_part_keeps_images_and_embeddings_that_are_packed_and_no_other(tmp_path:
 
 
 def write_part_of(root: Path, rows: pa.Table) -> PartRecord:
-    return write_part(
-        str(root), rows, source="a", round_number=1, span=3, span_id="", part=0, is_last=True
-    )
+    task = ReadTask(source="a", partitions=(), span=3)
+    return write_part(str(root), rows, task, part=0, is_last=True)
 
 
 def tables_of(root: Path, *parts: PartRecord) -> RoundTables:

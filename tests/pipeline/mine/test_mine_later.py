@@ -196,7 +196,7 @@ def test_a_changed_source_is_refused_and_nothing_changes(world: World, world_cop
                 yield dataclasses.replace(sample, image=sample.image + b"\0")
 
         patch.setattr(image_folder.Source, "read", read_others)
-        with pytest.raises(InfinegError, match=r"source 'strays': .* is not what it was when"):
+        with pytest.raises(InfinegError, match=r"source 'strays': .* has changed since"):
             mine_inline(config, world.scorer, budget=BUDGET)
     assert manifest.latest_generation_number(str(world_copy)) == 1
     assert verify_dataset(str(world_copy)).problems == []

@@ -102,6 +102,6 @@ def test_message_of_an_error_shows_no_secret(
     monkeypatch.setattr("pipeline.dataset.manifest.require_info", fail)
     with pytest.raises(SystemExit):
         main(["status", "somewhere"])
-    told = capsys.readouterr().err
-    assert "example.org/a.tar" in told
-    assert "secret" not in told
+    text = capsys.readouterr().err
+    assert "example.org/a.tar" in text
+    assert "secret" not in text

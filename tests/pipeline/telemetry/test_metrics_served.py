@@ -35,7 +35,7 @@ def free_port() -> int:
 
 
 def scrape(port: int) -> dict[str, float]:
-    """By name with labels, as Prometheus reads them; {} where nobody serves."""
+    """By name with labels, as Prometheus reads them; {} if nothing is served."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
             text = answer.read().decode()

@@ -1,4 +1,4 @@
-"""Embeddings that are kept, and scored anew for other positives or probabilities."""
+"""Kept embeddings, scored and selected again for other probabilities."""
 
 import shutil
 from pathlib import Path
@@ -25,13 +25,13 @@ def rescored(built: Built, out: Path, **build: Any) -> Config:
 
 @pytest.fixture(scope="module")
 def root(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`built` scored anew, of all of its embeddings. Not to be changed."""
+    """`built` selected again from all of its embeddings. Not to be changed."""
     root = tmp_path_factory.mktemp("rescored") / "data"
     build_inline(rescored(built, root))
     return root
 
 
-def test_rescored_dataset_is_byte_for_byte_one_built_anew(
+def test_rescored_dataset_is_byte_for_byte_a_new_build(
     built: Built, root: Path, tmp_path: Path
 ) -> None:
     build_inline(config_of(tmp_path / "anew", built.entries, **CHANGED))
@@ -63,7 +63,7 @@ def test_rescoring_embeds_no_candidate_but_those_of_pilot_and_positives(
     assert built.generation.counts.read > 5 * num_cropped
 
 
-def test_part_that_is_not_kept_is_embedded_anew(built: Built, root: Path, tmp_path: Path) -> None:
+def test_part_without_kept_embeddings_is_embedded(built: Built, root: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     shutil.copytree(built.root / "embeddings", cache / "embeddings")
     for path in sorted(cache.glob("embeddings/squares/*/*.parquet"))[::2]:
@@ -95,7 +95,7 @@ def test_dataset_without_embeddings_is_refused(built: Built, tmp_path: Path) -> 
         build_inline(config)
 
 
-def test_refusal_of_other_positives_tells_how_to_score_anew(built: Built, tmp_path: Path) -> None:
+def test_refusal_of_other_positives_says_how_to_rescore(built: Built, tmp_path: Path) -> None:
     more = {**CATS, "params": {**CATS["params"], "num_pictures": 64}}
     with pytest.raises(ConfigError, match=r"positives\.0") as caught:
         build_inline(config_of(built.root, built.entries, positives=[more]))

@@ -110,7 +110,7 @@ def test_a_bad_sidecar_names_itself(dataset: Path, tmp_path: Path, kind: str) ->
         path.write_bytes(path.read_bytes()[:-100])
     else:
         path.write_bytes((dataset / second.sidecar_path).read_bytes())
-    if kind == "another":  # of as many rows: only its hash tells
+    if kind == "another":  # with the same number of rows: only its hash differs
         run_training(dataset, tmp_path / "skip", **SHORT | {"steps": 2} | SKIP)
         info = read_model_info(tmp_path / "skip")
         assert info is not None
@@ -135,7 +135,7 @@ def test_skipped_shards_are_recorded_and_a_resume_draws_the_same(
     assert lost
     assert not lost & set(keys)
     assert f"training without a shard. shard {dataset / bad.path}" in caplog.text
-    assert "1 of 11 shards, 10 samples, are left out" in caplog.text
+    assert "left out 1 of 11 shards, 10 samples" in caplog.text
     interrupt_training(dataset, tmp_path / "b", monkeypatch, at=6, **section)
     # It is back, and stays out: the order of a run does not change behind its back.
     (tmp_path / "bad.tar").rename(dataset / bad.path)
@@ -147,8 +147,8 @@ def test_skipped_shards_are_recorded_and_a_resume_draws_the_same(
     (dataset / worse.path).unlink()
     info = read_model_info(run_training(dataset, tmp_path / "c", resume=True, **section))
     assert info is not None
-    told = [(s.generation, s.first_step, s.skipped) for s in info.segments]
-    assert told == [(1, 0, ()), (1, 4, (worse.path,))]
+    found = [(s.generation, s.first_step, s.skipped) for s in info.segments]
+    assert found == [(1, 0, ()), (1, 4, (worse.path,))]
 
 
 def _keys_of(root: Path, shard: ShardRecord) -> set[str]:
@@ -159,9 +159,9 @@ def _watch_keys(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     keys: list[str] = []
     train_step = trainer.train_step
 
-    def watched(job: Any, model: Any, batch: Any, step: int) -> Any:
-        keys.extend(job.rows.keys.take(batch.rows_B.numpy()).to_pylist())
-        return train_step(job, model, batch, step)
+    def watched(state: Any, model: Any, batch: Any, step: int) -> Any:
+        keys.extend(state.rows.keys.take(batch.rows_B.numpy()).to_pylist())
+        return train_step(state, model, batch, step)
 
     monkeypatch.setattr(trainer, "train_step", watched)
     return keys
@@ -178,13 +178,13 @@ def test_an_image_that_cannot_be_decoded_names_itself_or_is_replaced_and_told(
         images.read(drawn, drawn)
     pixels = images_of(dataset, "skip")[1].read(drawn, drawn)
     again = images_of(dataset, "skip")[1].read(drawn[::-1].copy(), drawn[::-1].copy()).flip(0)
-    assert torch.equal(pixels, again), "whoever reads it, and when"
+    assert torch.equal(pixels, again), "in any order"
     intact = images_of(whole, "stop")[1].read(np.arange(rows.starts[-1]), np.arange(110))
     assert torch.equal(pixels[4], intact[10]), "the next of its shard, from the front"
     others = [i for i in range(10) if i != 4]
     assert torch.equal(pixels[others], intact[drawn[others]])
     stand_in = rows.keys[10].as_py()
-    assert f"{stand_in} stands in for {about['key']}, 1 samples so far" in caplog.text
+    assert f"{stand_in} replaces {about['key']}, 1 samples so far" in caplog.text
 
 
 def test_a_worker_process_names_a_damaged_image(dataset: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pipeline.errors import InfinegError
 from support.train_runs import ENCODER, EVAL_PROBABILITY, NEGATIVES, read_train_rows, write_dataset
 from train.data.batches import AugmentedImages, Batches, CachedEmbeddings, read_eval_batches
 from train.data.corrections import LossTerms, loss_terms
-from train.data.order import BatchOrder, Portion, Rank, shuffle_epoch
+from train.data.order import BatchOrder, Rank, Stream, shuffle_epoch
 from train.data.rows import TrainRows, read_embeddings
 
 POSITIVES = [range(7), range(7, 10)]
@@ -41,14 +41,14 @@ def embeddings(root: str, rows: TrainRows) -> CachedEmbeddings:
 
 def order(*, seed: int = 0, part: Rank = ALONE) -> BatchOrder:
     return BatchOrder(
-        [Portion(POSITIVES)], [Portion(NEGATIVE_SHARDS)],
+        [Stream(POSITIVES)], [Stream(NEGATIVE_SHARDS)],
         num_positives=2, batch_size=6, window=2, seed=seed, part=part,
     )  # fmt: skip
 
 
 def order_of(rows: TrainRows) -> BatchOrder:
     return BatchOrder(
-        [Portion(rows.positives)], [Portion(rows.negatives)],
+        [Stream(rows.positives)], [Stream(rows.negatives)],
         num_positives=2, batch_size=8, window=2, seed=0,
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ import torch
 from pipeline.encoders.networks import decode_rgb, load_encoder
 from pipeline.errors import ConfigError
 from support.train_runs import ENCODER, read_train_rows, write_config, write_dataset
-from train.config.settings import Strength, load_train_config
+from train.config import Strength, load_train_config
 from train.data.batches import AugmentedImages
 from train.data.device import DecodedOnDevice, decode_on
 from train.loop.trainer import train

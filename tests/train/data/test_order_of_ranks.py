@@ -1,4 +1,4 @@
-"""Two processes that see different things of a data set train on the same."""
+"""Two processes that see different states of a data set train on the same rows."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ SECTION: dict[str, Any] = SHORT | {
 SCRIPT = """
 import os, sys
 from train.config import load_train_config
-from train.trainer import train
+from train.loop.trainer import train
 config, train_config, _ = load_train_config(sys.argv[1 + int(os.environ["RANK"])])
 train(config, train_config, generation="latest")
 """
@@ -58,8 +58,8 @@ def test_ranks_agree_on_generation_and_damaged_shards(tmp_path: Path) -> None:
     )
     info = read_model_info(tmp_path / "run")
     assert info is not None
-    told = [(segment.generation, segment.skipped) for segment in info.segments]
-    assert told == [(1, (lost.path,))]
+    found = [(segment.generation, segment.skipped) for segment in info.segments]
+    assert found == [(1, (lost.path,))]
     (first / lost.path).unlink()
     alone = run_training(first, tmp_path / "alone", **SECTION)
     assert read_losses(alone) == pytest.approx(read_losses(tmp_path / "run"), abs=1e-5)

@@ -1,4 +1,4 @@
-"""A run that goes on with a newer generation: what it keeps, draws, records and refuses."""
+"""A run that continues on a newer generation: what it keeps, draws, records and refuses."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ from support.train_runs import (
     write_run_config,
 )
 from train.cli import main
-from train.config.settings import load_train_config
+from train.config import load_train_config
 from train.loop import trainer
 from train.loop.checkpoint import find_checkpoint
 from train.loop.run_dir import parse_generation
@@ -40,9 +40,9 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def go_on(dataset: Path, run: Path, generation: Any = None, **section: Any) -> Path:
+def go_on(dataset: Path, run: Path, switch_to: Any = None, **section: Any) -> Path:
     config, train_config, _ = load_train_config(write_run_config(dataset, run, **section))
-    return train(config, train_config, resume=True, generation=generation)
+    return train(config, train_config, resume=True, generation=switch_to)
 
 
 def watch_keys(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -50,9 +50,9 @@ def watch_keys(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     keys: list[str] = []
     train_step = trainer.train_step
 
-    def watched(job: Any, model: Any, batch: Any, step: int) -> Any:
-        keys.extend(job.rows.keys.take(batch.rows_B.numpy()).to_pylist())
-        return train_step(job, model, batch, step)
+    def watched(state: Any, model: Any, batch: Any, step: int) -> Any:
+        keys.extend(state.rows.keys.take(batch.rows_B.numpy()).to_pylist())
+        return train_step(state, model, batch, step)
 
     monkeypatch.setattr(trainer, "train_step", watched)
     return keys
@@ -102,10 +102,10 @@ def test_a_resume_after_adoption_repeats_the_undisturbed_one_exactly(
 def stop_at(patch: pytest.MonkeyPatch, at: int) -> None:
     train_step = trainer.train_step
 
-    def interrupted(job: Any, model: Any, batch: Any, step: int) -> Any:
+    def interrupted(state: Any, model: Any, batch: Any, step: int) -> Any:
         if step == at:
             raise KeyboardInterrupt
-        return train_step(job, model, batch, step)
+        return train_step(state, model, batch, step)
 
     patch.setattr(trainer, "train_step", interrupted)
 
@@ -128,10 +128,10 @@ def test_plain_resume_stays_on_the_generation_it_began_with(
 @pytest.mark.parametrize(
     ("generation", "changes", "message"),
     [
-        (1, {}, r"--generation 1: .* is trained on generation 2 and goes on with that or a newer"),
+        (1, {}, r"--generation 1: .* is trained on generation 2 and continues on that or a newer"),
         (7, {}, r"no generation 7; the latest is 3"),
         (3, {"dropout": 0.3}, r"other settings \(dropout was 0\.1, is 0\.3\)"),
-        (None, {"generation": 3}, r"generation was 2, is 3.* --resume --generation 3 goes on"),
+        (None, {"generation": 3}, r"generation was 2, is 3.* --resume --generation 3 continues on"),
     ],
 )
 def test_what_cannot_be_adopted_is_refused(

@@ -44,7 +44,7 @@ def test_neighbours_are_those_of_an_exhaustive_search(
     assert {near.label for nearest in found for near in nearest} == {"", "cat"}
 
 
-def test_neighbours_say_where_their_picture_lies(generation: tuple[Path, Generation]) -> None:
+def test_neighbours_have_the_location_of_their_image(generation: tuple[Path, Generation]) -> None:
     root, committed = generation
     test, shards = _split(root, committed, "test")
     near = find_neighbours(str(root), committed, [(test["key"][0].as_py(), shards[0])])[0][0]
