@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline import storage
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
+from pipeline.dataset.metadata import NO_GENERATION, Generation
 from support.processes import kill_session, session_processes, start_infineg
 from support.servers import S3Server
 
@@ -296,31 +297,29 @@ def _find_victims(leader: int, target: Target) -> list[tuple[int, str]]:
 def phase_of(root: str) -> Phase:
     """The phase of a build that was just killed."""
     files = set(storage.list_files(root))
-    numbers = [int(Path(name).stem) for name in files if re.match(MOMENTS["generation"][2:], name)]
-    generation = manifest.read_generation(root, max(numbers)) if numbers else None
+    generation = _latest_generation(root, files)
     parts = [name for name in files if name.startswith("parts/")]
-    done = {s.name: s.num_rounds for s in generation.sources} if generation else {}
+    done = {source.name: source.num_rounds for source in generation.sources}
     if any(int(part.split("/")[2]) <= done.get(part.split("/")[1], 0) for part in parts):
         return Phase.SWEEPING
     if unlisted_outputs(root, files):
         return Phase.PACKING
     if parts:
         return Phase.READING
-    return Phase.BETWEEN if generation else Phase.PLANNING
+    return Phase.BETWEEN if generation.number else Phase.PLANNING
 
 
 def unlisted_outputs(root: str, files: set[str]) -> set[str]:
     """Shards and tables that the latest generation does not list."""
-    numbers = [int(Path(name).stem) for name in files if re.match(MOMENTS["generation"][2:], name)]
-    listed: set[str] = set()
-    if numbers:
-        generation = manifest.read_generation(root, max(numbers))
-        for file in (*generation.shards, *generation.quarantine):
-            listed |= {file.path, file.sidecar_path}
-        for source in generation.sources:
-            listed |= {table.path for table in (*source.ledger, *source.hashes)}
+    listed = _latest_generation(root, files).paths()
     folders = ("shards/", "quarantine/", "ledger/", "hashes/")
     return {name for name in files if name.startswith(folders)} - listed
+
+
+def _latest_generation(root: str, files: set[str]) -> Generation:
+    """The latest of `files`: a build that goes on may commit another meanwhile."""
+    numbers = [int(Path(name).stem) for name in files if re.match(MOMENTS["generation"][2:], name)]
+    return Dataset(root).read_generation(max(numbers)) if numbers else NO_GENERATION
 
 
 def garbage_in(root: str) -> list[str]:

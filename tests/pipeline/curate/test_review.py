@@ -19,7 +19,7 @@ from pipeline.curate.review.verdict_file import VerdictFile
 from pipeline.curate.takedown import take_down
 from pipeline.curate.verdicts import read_verdicts
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.lease import hold_lease
 from pipeline.dataset.metadata import TakenDown
 from pipeline.errors import ConfigError, InfinegError
@@ -123,8 +123,8 @@ def test_invalid_verdicts_are_refused(served: Served, body: Any) -> None:
 
 
 def test_each_target_has_its_own_review(root: Path, tmp_path: Path) -> None:
-    info = manifest.require_info(str(root))
-    manifest.write_info(str(root), info.model_copy(update={"targets": ("cat", "dog")}))
+    info = Dataset(str(root)).read_info()
+    Dataset(str(root)).write_info(info.model_copy(update={"targets": ("cat", "dog")}))
     with serve_review(root, tmp_path / "log") as served:
         assert b"<option selected>dog</option>" in b" ".join(
             served.request("?target=dog")[1].split()
@@ -136,7 +136,7 @@ def test_each_target_has_its_own_review(root: Path, tmp_path: Path) -> None:
         assert served.get("api/page/0?target=cat")["progress"]["decided"] == 0
         status, content, _ = served.request("api/apply?target=dog", {}, X_Review_Token=token)
         assert (status, json.loads(content)) == (200, {"generation": 2, "num_applied": 1})
-    shards = manifest.read_generation(str(root)).shards
+    shards = Dataset(str(root)).read_generation().shards
     assert [s.num_samples for s in shards if s.label == "dog"] == [1]
     assert verify_dataset(str(root)).problems == []
 
@@ -267,8 +267,8 @@ def test_a_positive_that_was_taken_down_is_not_shown(root: Path) -> None:
     session = ReviewSession(str(root), "cat")
     key = keys_of(session)[0]
     before = [each["content_hash"] for each in session.nearest(key)]
-    shards = [s for s in manifest.read_generation(str(root)).shards if s.label == "cat"]
-    rows = [row for s in shards for row in manifest.read_sidecar(str(root), s).to_pylist()]
+    shards = [s for s in Dataset(str(root)).read_generation().shards if s.label == "cat"]
+    rows = [row for s in shards for row in Dataset(str(root)).read_sidecar(s).to_pylist()]
     uri = next(row["uri"] for row in rows if row["content_hash"] == before[0])
     take_down(str(root), TakenDown(uris=frozenset([uri])), purge=True)
     session.refresh()

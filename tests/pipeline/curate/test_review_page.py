@@ -15,7 +15,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from support.builds import copy_dataset
 from support.review import HOSTILE_CLASS, HOSTILE_NAME, NUM_SUSPECTS, Served, serve_review
 
@@ -151,14 +151,14 @@ def test_a_review_by_keyboard_becomes_a_generation(
         page.wait_for(lambda: page.text("notice").startswith("Committed generation 2"))
         assert [card["key"] for card in page.cards] == keys[3:]
         assert page.verdicts == [None] * (len(keys) - 3)
-    generation = manifest.read_generation(str(root))
+    generation = Dataset(str(root)).read_generation()
     assert (generation.number, generation.parent) == (2, 1)
     assert verify_dataset(str(root)).problems == []
     ledgers = [ledger for source in generation.sources for ledger in source.ledger]
     rows = {
         row["key"]: row
         for ledger in ledgers
-        for row in manifest.read_table(str(root), ledger.path).to_pylist()
+        for row in Dataset(str(root)).read_table(ledger.path).to_pylist()
     }
     assert [rows[key]["label"] for key in keys[:3]] == ["cat", "", ""]
     assert rows[keys[0]]["label_state"] == "verified_present"

@@ -10,7 +10,8 @@ import pytest
 from conftest import Built
 from pipeline import storage
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import generation_path
 from pipeline.errors import ConfigError, InfinegError
 from support.builds import copy_dataset
 from support.damage import change_sidecar, rewrite_generation
@@ -66,7 +67,7 @@ def test_missing_file_is_named(root: Path, name: str) -> None:
 
 
 def test_doubled_shard_is_found_by_its_keys(root: Path) -> None:
-    generation = manifest.read_generation(str(root))
+    generation = Dataset(str(root)).read_generation()
     shard = next(s for s in generation.shards if s.source == "drawn" and s.split == "train")
     update = {}
     for field in ("path", "sidecar_path"):
@@ -78,7 +79,7 @@ def test_doubled_shard_is_found_by_its_keys(root: Path) -> None:
         root, generation.model_copy(update={"shards": (*generation.shards, doubled)})
     )
     problems = problems_of(root)
-    key = manifest.read_sidecar(str(root), shard)["key"][0].as_py()
+    key = Dataset(str(root)).read_sidecar(shard)["key"][0].as_py()
     assert f"{key}: in shards/train/drawn and {doubled.path}" in problems
 
 
@@ -95,7 +96,7 @@ def test_doubled_shard_is_found_by_its_keys(root: Path) -> None:
 def test_a_sidecar_that_contradicts_its_tar_is_found(
     root: Path, column: str, value: object, problem: str
 ) -> None:
-    shards = manifest.read_generation(str(root)).shards
+    shards = Dataset(str(root)).read_generation().shards
     shard = next(s for s in shards if s.source == "squares" and s.split == "train")
     key = change_sidecar(root, shard, column, value)
     assert problem.format(key=key) in problems_of(root)
@@ -103,7 +104,7 @@ def test_a_sidecar_that_contradicts_its_tar_is_found(
 
 def change_ledger(root: Path, change: dict[str, object]) -> str:
     """Changes the first row that was not selected and makes checksum and counts fit."""
-    generation = manifest.read_generation(str(root))
+    generation = Dataset(str(root)).read_generation()
     (source,) = (s for s in generation.sources if s.name == "squares")
     path = root / source.ledger[0].path
     table = pq.read_table(path)
@@ -137,11 +138,11 @@ def test_a_ledger_that_contradicts_the_rules_is_found(
 
 
 def test_a_sample_in_no_ledger_is_found(root: Path) -> None:
-    generation = manifest.read_generation(str(root))
+    generation = Dataset(str(root)).read_generation()
     sources = tuple(s for s in generation.sources if s.name != "cats")
     rewrite_generation(root, generation.model_copy(update={"sources": sources}))
     shard = next(s for s in generation.shards if s.source == "cats")
-    key = manifest.read_sidecar(str(root), shard)["key"][0].as_py()
+    key = Dataset(str(root)).read_sidecar(shard)["key"][0].as_py()
     assert f"{key}: in a shard but in no ledger" in problems_of(root)
 
 
@@ -158,7 +159,7 @@ def test_a_folder_without_a_dataset_is_refused(tmp_path: Path) -> None:
 
 
 def test_record_of_another_version_is_named(root: Path) -> None:
-    path = root / manifest.generation_path(1)
+    path = root / generation_path(1)
     path.write_text(path.read_text().replace('"number"', '"numero"'))
     with pytest.raises(InfinegError, match=r"000001\.json: not a Generation .*\(number: Field req"):
         verify_dataset(str(root))

@@ -13,7 +13,7 @@ import pipeline.mine.driver
 import pipeline.mine.pack
 from pipeline import storage
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.keys import unit_hash
 from pipeline.dataset.schema import embedding_matrix
 from pipeline.mine.worker import MineWorker
@@ -109,7 +109,7 @@ def test_suspects_go_to_quarantine_whether_they_were_selected_or_not(
 ) -> None:
     before, after = generations(mined_root)
     suspects = pa.concat_tables(
-        manifest.read_table(str(mined_root), file.sidecar_path) for file in after.quarantine
+        Dataset(str(mined_root)).read_table(file.sidecar_path) for file in after.quarantine
     )
     assert not before.quarantine
     keys = set(suspects["key"].to_pylist())
@@ -127,7 +127,7 @@ def test_suspects_go_to_quarantine_whether_they_were_selected_or_not(
     }
     assert states == {"verified_absent"}
     for file in after.quarantine:
-        rows = manifest.read_table(str(mined_root), file.sidecar_path)
+        rows = Dataset(str(mined_root)).read_table(file.sidecar_path)
         offset, size = rows["tar_offset"][0].as_py(), rows["tar_size"][0].as_py()
         image = storage.read_range(str(mined_root / file.path), offset, size)
         assert image.startswith(b"\xff\xd8")
@@ -145,7 +145,7 @@ def test_a_risen_probability_is_in_a_new_sidecar_of_the_same_tar_and_no_file_cha
     for shard in risen:
         assert shard.sidecar_path == shard.path.replace(".tar", ".g000002.parquet")
         assert shard.sha256 == old[shard.path].sha256
-        now, then = (manifest.read_sidecar(str(mined_root), s) for s in (shard, old[shard.path]))
+        now, then = (Dataset(str(mined_root)).read_sidecar(s) for s in (shard, old[shard.path]))
         name = "inclusion_probability"
         assert now.drop_columns([name]).equals(then.drop_columns([name]))
         assert (now[name].to_numpy() >= then[name].to_numpy()).all()
@@ -205,7 +205,7 @@ def test_interrupted_mining_leaves_nothing_half_done_and_ends_the_same(
         patch.setattr(module, name, second_call_fails)
         with pytest.raises(KeyboardInterrupt):
             mine_inline(config, world.scorer, budget=BUDGET)
-    assert manifest.latest_generation_number(str(world_copy)) == 1
+    assert Dataset(str(world_copy)).latest_number() == 1
     assert verify_dataset(str(world_copy)).problems == []
     mine_inline(config, world.scorer, budget=BUDGET)
     assert file_hashes(world_copy, FILES) == file_hashes(mined_root, FILES)
@@ -235,7 +235,7 @@ def test_a_detector_that_reads_pixels_mines_what_its_head_would(
     then = ledger_rows(world_copy, before).to_pylist()
     pi1 = {row["key"]: row["inclusion_probability"] for row in then}
     rows = pa.concat_tables(
-        manifest.read_sidecar(str(world_copy), shard) for shard in negatives_of(mined.generation)
+        Dataset(str(world_copy)).read_sidecar(shard) for shard in negatives_of(mined.generation)
     )
     with torch.inference_mode():
         logits = detector.head_logits(torch.from_numpy(embedding_matrix(rows))).numpy()[:, 0]

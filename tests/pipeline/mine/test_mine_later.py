@@ -11,7 +11,7 @@ from pipeline.config.build import BuildConfig
 from pipeline.curate.takedown import take_down
 from pipeline.curate.verdicts import apply_verdicts
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.keys import unit_hash
 from pipeline.dataset.metadata import TakenDown
 from pipeline.errors import ConfigError, InfinegError
@@ -100,7 +100,7 @@ def test_verdict_on_a_mined_suspect_draws_it_with_its_own_probability(
     suspects = {
         row["key"]: row
         for file in mined.quarantine
-        for row in manifest.read_table(str(mined_copy), file.sidecar_path).to_pylist()
+        for row in Dataset(str(mined_copy)).read_table(file.sidecar_path).to_pylist()
     }
     generation = apply_verdicts(str(mined_copy), dict.fromkeys(suspects, "negative"), target="cat")
     assert not generation.quarantine
@@ -124,7 +124,7 @@ def test_takedown_of_a_mined_sample_and_its_purge(mined_copy: Path) -> None:
     first, mined = generations(mined_copy)
     old = {shard.path: shard for shard in first.shards}
     shard = next(s for s in mined.shards if s.path in old and s != old[s.path])
-    key = manifest.read_sidecar(str(mined_copy), shard, ("key",))["key"][0].as_py()
+    key = Dataset(str(mined_copy)).read_sidecar(shard, ("key",))["key"][0].as_py()
     generation, number = take_down(str(mined_copy), TakenDown(keys=frozenset([key])), purge=True)
     assert number == 1
     assert verify_dataset(str(mined_copy)).problems == []
@@ -198,7 +198,7 @@ def test_a_changed_source_is_refused_and_nothing_changes(world: World, world_cop
         patch.setattr(image_folder.Source, "read", read_others)
         with pytest.raises(InfinegError, match=r"source 'strays': .* has changed since"):
             mine_inline(config, world.scorer, budget=BUDGET)
-    assert manifest.latest_generation_number(str(world_copy)) == 1
+    assert Dataset(str(world_copy)).latest_number() == 1
     assert verify_dataset(str(world_copy)).problems == []
 
 
@@ -223,7 +223,7 @@ def test_each_refusal_to_mine_names_its_reason(
     entries = [{**world.entries[0], "weight": 9.0}, *world.entries[1:]]
     with pytest.raises(ConfigError, match="'drawn' is not built as the config says"):
         mine_inline(world_config(world_copy, entries), world.scorer)
-    assert manifest.latest_generation_number(str(world_copy)) == 1
+    assert Dataset(str(world_copy)).latest_number() == 1
 
 
 def test_only_the_named_source_is_mined_and_others_keep_their_files(
