@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -16,7 +17,7 @@ import typer
 from pipeline import storage
 from pipeline.cli.commands import Address, ConfigPath, Overrides, Sources, app, console, load
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.launch.job import JobKind, Platform
+from pipeline.launch import JobKind, Platform
 from pipeline.telemetry.logging import LogFormat, configure_logging
 
 _INTERRUPTED = 130
@@ -24,13 +25,38 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Launcher(StrEnum):
-    """Who starts the processes of a training."""
+    """What starts the processes of a training."""
 
     ENV = "env"
     RAY = "ray"
 
 
 RunDir = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run (train.run).")]
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        console.print(f"infineg {version('infineg')}")
+        raise typer.Exit
+
+
+@app.callback()
+def configure(
+    context: typer.Context,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Log more, and show the traceback of an error.")
+    ] = False,
+    log_format: Annotated[
+        LogFormat, typer.Option(envvar="INFINEG_LOG", help="Lines for people, or JSON Lines.")
+    ] = "text",
+    _: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Print it, exit."),
+    ] = False,
+) -> None:
+    """Builds an X-or-everything-else classifier from endless negatives."""
+    context.ensure_object(dict)["debug"] = debug
+    configure_logging(log_format, is_debug=debug)
 
 
 @app.command()
@@ -71,14 +97,7 @@ def train(
     loaded, train_config, _ = load_train_config(config, overrides or ())
     wanted = None if generation is None else parse_generation(generation)
     if launcher == Launcher.RAY:
-        try:
-            from train.loop.ray_launcher import parse_workers, train_on_ray
-        except ModuleNotFoundError as error:
-            if error.name != "ray":
-                raise
-            raise ConfigError(
-                "--launcher ray: Ray is not installed; pip install 'infineg[pipeline]'"
-            ) from None
+        from train.loop.ray_launcher import parse_workers, train_on_ray
 
         run_dir = train_on_ray(
             loaded,
@@ -200,58 +219,32 @@ def launch(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command and exits; a user's mistake gives one message, `--debug` the traceback.
-
-    `--log-format json` makes the log JSON Lines.
-    """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    is_debug = "--debug" in given
-    if is_debug:
-        given.remove("--debug")
-    # Nothing calls home.
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    configure_logging(_take_log_format(given), is_debug=is_debug)
+    """Runs a command and exits; an expected failure is one message, with --debug a traceback."""
+    options: dict[str, bool] = {}  # `configure` fills it in
     try:
-        app(given, prog_name="infineg")  # exits by itself, with 2 for wrong use
+        # Exits by itself, with 2 for wrong use.
+        app(None if arguments is None else list(arguments), prog_name="infineg", obj=options)
     except InfinegError as error:
-        if is_debug:
+        if options.get("debug"):
             raise
         sys.stderr.write(f"infineg: {storage.redact(str(error))}\n")
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        # The reader, such as `head`, has seen enough; Python would complain again at its end.
+        # The reader, such as `head`, has ended; Python would complain again when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if is_debug or error.errno not in _FULL:
+        if options.get("debug") or error.errno not in _FULL:
             raise
         sys.stderr.write(
-            f"infineg: {storage.redact(str(error))}; free some space, and the same command (of a "
-            "training with --resume) goes on\n"
+            f"infineg: {storage.redact(str(error))}; free some space, then run the same command "
+            "again (a training with --resume): it continues\n"
         )
         sys.exit(1)
     except SystemExit as end:
         if end.code == _INTERRUPTED:
             sys.stderr.write("infineg: interrupted; run the same command again to resume\n")
         raise
-
-
-def _take_log_format(arguments: list[str]) -> LogFormat:
-    """Removes `--log-format FORMAT`, which every command has; else INFINEG_LOG says it."""
-    found = os.environ.get("INFINEG_LOG", "text")
-    for place, argument in enumerate(arguments):
-        option, separator, value = argument.partition("=")
-        if option == "--log-format":
-            num_words = 1 if separator else 2
-            found = value if separator else "".join(arguments[place + 1 : place + 2])
-            del arguments[place : place + num_words]
-            break
-    if found == "json":
-        return "json"
-    if found != "text":
-        sys.stderr.write(f"infineg: --log-format (INFINEG_LOG): {found!r}; text or json\n")
-        sys.exit(2)
-    return "text"
 
 
 def _evaluate_folders(run: str, images: list[str], labels: list[str]) -> None:

@@ -1,6 +1,5 @@
 """The whole main job on the embedded sample: drawings, because no photograph may be shipped."""
 
-import importlib.resources
 import logging
 import time
 from pathlib import Path
@@ -18,6 +17,13 @@ from train.evaluate.tables import metrics_table
 from train.loop.trainer import train
 
 _log = logging.getLogger(__name__)
+_ROOT = Path(__file__).parents[1]
+# A wheel holds the ready configs inside `infineg`, a checkout beside it.
+_CONFIG = next(
+    path
+    for path in (_ROOT / "infineg/configs/demo.yaml", _ROOT / "configs/demo.yaml")
+    if path.exists()
+)
 # Other drawings than those of the data set, whose seed is 0.
 _HELD_OUT_SEED = 1
 
@@ -29,9 +35,7 @@ def run_demo(out: str, console: Console) -> None:
         "[bold]These are drawings[/bold]: cats against look-alikes, things and squares, all made "
         "by infineg itself, so that the demo needs no photograph and no account.\n"
     )
-    with importlib.resources.path("configs", "demo.yaml") as path:
-        loaded = load_train_config(path, [f"variables.OUT={out}"])
-    config, train_config, _ = loaded
+    config, train_config, _ = load_train_config(_CONFIG, [f"variables.OUT={out}"])
     plans, num_workers = plan(config)
     if plans:
         console.print(plan_table(plans, num_workers))

@@ -5,23 +5,33 @@
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
 from pipeline.errors import InfinegError
 
 if TYPE_CHECKING:
     from pipeline.config.schema import Config
 
-app = typer.Typer(
-    help="Builds an X-or-everything-else classifier from endless negatives.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+
+class _Commands(TyperGroup):
+    """Adds a hint where an option of `infineg` itself follows the command."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.TyperException as error:
+            option = getattr(error, "option_name", None)
+            if any(option in parameter.opts for parameter in self.params):
+                error.message += f"; give it before the command: infineg {option} ..."
+            raise
+
+
+app = typer.Typer(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False)
 # A log has no width of its own; 80 columns would fold every table.
 console = Console(width=None if sys.stdout.isatty() else 160)
 

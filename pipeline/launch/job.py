@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +12,14 @@ from pipeline import storage
 from pipeline.config.loading import load_config, read_yaml
 from pipeline.config.schema import Config
 from pipeline.errors import ConfigError
+from pipeline.launch import JobKind
 from pipeline.launch.values import Values, read_values
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
-
-# A killed build's lease lasts 90 s; whatever takes its place on another machine waits that long.
+# The lease of a killed build lasts 90 s; a build that replaces it elsewhere waits that long.
 LEASE_WAIT_S = 180
-
-
 _MAX_NAME = 40  # KubeRay appends to it, and a Kubernetes name has 63
-
-
-class JobKind(StrEnum):
-    """The first word after `infineg launch`."""
-
-    BUILD = "build"
-    TRAIN = "train"
-    CLUSTER = "cluster"  # machines for jobs to come
 
 
 @dataclass(frozen=True)
@@ -148,14 +137,3 @@ def _refuse_secrets(path: str, node: Any, where: str = "") -> None:
             f"{path}: {where}: {storage.redact(node)!r} holds a credential, and would stand in the "
             "manifest. Write ${NAME} in its place, and give NAME by a Secret or the environment"
         )
-
-
-class Platform(StrEnum):
-    """The values of --on."""
-
-    KUBERAY = "kuberay"
-    KUBEFLOW = "kubeflow"
-    SLURM = "slurm"
-    RAY = "ray"
-    SKY = "sky"
-    LOCAL = "local"

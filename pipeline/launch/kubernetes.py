@@ -5,7 +5,8 @@ from importlib.metadata import version
 from typing import Any
 
 from pipeline.errors import ConfigError
-from pipeline.launch.job import Job, JobKind
+from pipeline.launch import JobKind
+from pipeline.launch.job import Job
 from pipeline.launch.submission import Submission
 from pipeline.launch.templates import fill_yaml, header_of, to_yaml
 from pipeline.launch.values import Nodes
@@ -48,7 +49,7 @@ def on_kubeflow(job: Job) -> Submission:
     pod = _pod(values, "node", job.values.trainers)
     values |= {
         "config": job.text,
-        "arguments": ["torchrun", "-m", "train", *job.command(_CONFIG)[1:]],
+        "arguments": ["torchrun", "--no-python", *job.command(_CONFIG)],
         "processes_per_node": max(job.values.trainers.gpus, 1),
         "node": pod["spec"]["containers"][0],
         "security": pod["spec"]["securityContext"],

@@ -6,22 +6,29 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.errors import ConfigError
-from pipeline.launch.job import LEASE_WAIT_S, Job, JobKind
+from pipeline.launch import JobKind
+from pipeline.launch.job import LEASE_WAIT_S, Job
 from pipeline.launch.submission import Submission
 from pipeline.launch.templates import INFRA, fill_script, fill_yaml, header_of, to_yaml
 
 
 def on_this_machine(job: Job) -> Submission:
     """In the foreground; training on several GPUs by torchrun."""
-    python = [sys.executable, "-m"]
-    train = ["train", *job.command(str(job.path))[1:], *_set(job.overrides)]
+    _, *arguments = job.command(str(job.path), *_set(job.overrides))
+    command = [_beside_python("infineg"), *arguments]
     processes = job.values.training_processes
-    # The site's own number is of the site's machines.
+    # The number in infra/values.yaml is for the machines of the site.
     is_sized = "trainers" in (job.data.get("cluster") or {})
     if job.kind == JobKind.TRAIN and is_sized and processes > 1:
-        launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        return Submission([*python, *launcher, "-m", *train], "")
-    return Submission([*python, *train], "")
+        torchrun = [_beside_python("torchrun"), "--standalone", "--nproc-per-node", str(processes)]
+        return Submission([*torchrun, "--no-python", *command], "")
+    return Submission(command, "")
+
+
+def _beside_python(program: str) -> str:
+    """A program of this environment, also where the environment is not on PATH."""
+    path = Path(sys.executable).with_name(program)
+    return str(path) if path.exists() else program
 
 
 def on_slurm(job: Job) -> Submission:
@@ -33,7 +40,7 @@ def on_slurm(job: Job) -> Submission:
         wait = [] if job.config.build.lease_wait_s else [f"build.lease_wait_s={LEASE_WAIT_S}"]
         command = ["infineg", "build", *words, *_set(wait)]
     else:
-        command = ["-m", "train", "train", *words, "--resume"]
+        command = ["--no-python", "infineg", "train", *words, "--resume"]
     values = {
         "job": job.name,
         "nodes": nodes,

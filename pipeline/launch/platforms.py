@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from pipeline.errors import ConfigError
-from pipeline.launch.job import Job, JobKind, Platform, read_job
+from pipeline.launch import JobKind, Platform
+from pipeline.launch.job import Job, read_job
 from pipeline.launch.kubernetes import on_kubeflow, on_kuberay
 from pipeline.launch.machines import on_ray, on_sky, on_slurm, on_this_machine
 from pipeline.launch.submission import Submission

@@ -14,9 +14,10 @@ from pipeline.errors import InfinegError
 _INSTALL = {
     "kubectl": "install kubectl (https://kubernetes.io/docs/tasks/tools/) and choose a context",
     "sbatch": "run this where Slurm's commands are, such as a login node",
+    "infineg": "install it into the environment of this Python",
     "ray": "pip install 'infineg[cluster]'",
     "sky": "pip install 'skypilot[aws]', or for your cloud, and run: sky check",
-    "torchrun": "pip install 'infineg[train]'",
+    "torchrun": "it comes with PyTorch; activate the environment that has it",
 }
 
 

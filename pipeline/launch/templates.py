@@ -19,8 +19,9 @@ _MAY_BE_NO_STRING = re.compile(r"[-+.\d~=<]|(?i:y|n|yes|no|on|off|true|false|nul
 _TOKEN = re.compile(r"infineg-value-(\d+)-")
 
 
-# Beside `pipeline`, in a checkout and in an installed package.
-INFRA = Path(__file__).parents[2] / "infra"
+_ROOT = Path(__file__).parents[2]
+# A wheel holds the folder inside `infineg`, a checkout beside it.
+INFRA = next(path for path in (_ROOT / "infineg" / "infra", _ROOT / "infra") if path.is_dir())
 
 
 def fill_yaml(name: str, values: Mapping[str, Any]) -> Any:

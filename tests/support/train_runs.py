@@ -356,7 +356,7 @@ def _fit_head(
             last.bias[index] = -direction_D @ (ours + others) / 2
 
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+INFINEG, TORCHRUN = (str(Path(sys.executable).with_name(n)) for n in ("infineg", "torchrun"))
 
 
 def write_job(dataset: Path, run: Path, **train: object) -> Path:
@@ -373,11 +373,12 @@ def start_job(
     limits: str = "",
     **env: str,
 ) -> subprocess.Popen[bytes]:
-    """`launcher` [python] -m train train CONFIG ..., in a session of its own.
+    """`launcher` infineg train CONFIG ..., in a session of its own.
 
     limits: a command of the shell before, such as `ulimit -f 100`.
     """
-    command = [*(launcher or [sys.executable]), "-m", "train", "train", str(config), *arguments]
+    by = [*launcher, "--no-python"] if launcher else []
+    command = [*by, INFINEG, "train", str(config), *arguments]
     if limits:
         command = ["bash", "-c", f'{limits}; exec "$@"', "bash", *command]
     with log.open("ab") as file:
@@ -392,7 +393,7 @@ def start_job(
 
 def on_two(*options: str) -> list[str]:
     """torchrun with two processes on this machine."""
-    return [*TORCHRUN, "--standalone", "--nproc-per-node", "2", *options]
+    return [TORCHRUN, "--standalone", "--nproc-per-node", "2", *options]
 
 
 def workers_of(job: subprocess.Popen[bytes]) -> list[int]:

@@ -29,7 +29,7 @@ from support.launching import (
     put_recorder,
     write_config,
 )
-from support.processes import run_infineg
+from support.processes import run_infineg, write_impostors
 from train.cli import main
 
 HOSTILE = (
@@ -384,11 +384,13 @@ def test_cluster_that_grows_is_told_how_far_and_waits_for_a_killed_build(config:
 
 @pytest.mark.cluster
 def test_local_launch_builds(tmp_path: Path) -> None:
+    """In a folder with files of a user that workers of Ray must not import."""
+    write_impostors(tmp_path)
     config = write_config(tmp_path / "cats.yaml", build={"workers": 1})
-    override = f"output.path={tmp_path}/data"
-    arguments = ["launch", "build", config, "--on", "local", "--set", override]
-    code, output = run_infineg(*arguments, log=tmp_path / "log")
+    arguments = ["launch", "build", config.name, "--on", "local", "--set", "output.path=data"]
+    code, output = run_infineg(*arguments, log=tmp_path / "log", cwd=tmp_path)
     assert code == 0, output
+    assert "IMPOSTOR" not in output
     assert manifest.read_generation(str(tmp_path / "data")).counts.read == 248
 
 

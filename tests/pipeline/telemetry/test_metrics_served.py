@@ -162,7 +162,7 @@ def test_logs_are_json_lines_where_the_environment_says_so(tmp_path: Path) -> No
     write_dataset(tmp_path / "data", image_size=40)
     config = write_job(tmp_path / "data", tmp_path / "run", steps=20, workers=0)
     code, text = run_infineg("train", config, log=tmp_path / "a", INFINEG_LOG="yaml")
-    assert (code, "'yaml'; text or json" in text) == (2, True)
+    assert (code, "'yaml' is not one of 'text', 'json'" in text) == (2, True)
     code, text = run_infineg("train", config, log=tmp_path / "b", INFINEG_LOG="json")
     assert code == 0, text
     found = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
