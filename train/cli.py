@@ -62,11 +62,12 @@ def configure(
 @app.command()
 def demo(
     out: Annotated[str, typer.Option(help="Folder for the data set and the run.")] = "demo",
+    overrides: Overrides = None,
 ) -> None:
     """Plan, build, train, evaluate and predict on the embedded sample of drawings."""
     from train.demo import run_demo
 
-    run_demo(out, console)
+    run_demo(out, console, overrides or ())
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -28,14 +29,14 @@ _CONFIG = next(
 _HELD_OUT_SEED = 1
 
 
-def run_demo(out: str, console: Console) -> None:
+def run_demo(out: str, console: Console, overrides: Sequence[str] = ()) -> None:
     """Plan, build, train, evaluate, predict; what is done already is not done again."""
     began = time.monotonic()
     console.print(
         "[bold]These are drawings[/bold]: cats against look-alikes, things and squares, all made "
         "by infineg itself, so that the demo needs no photograph and no account.\n"
     )
-    config, train_config, _ = load_train_config(_CONFIG, [f"variables.OUT={out}"])
+    config, train_config, _ = load_train_config(_CONFIG, [f"variables.OUT={out}", *overrides])
     plans, num_workers = plan(config)
     if plans:
         console.print(plan_table(plans, num_workers))
