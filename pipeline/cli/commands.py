@@ -102,14 +102,15 @@ def status(
 ) -> None:
     """What a data set holds, source by source, and how far a build of it has come, anywhere."""
     from pipeline.cli.tables import counts_table, running_line, running_table, status_json
-    from pipeline.dataset import manifest
+    from pipeline.dataset.dataset import Dataset
     from pipeline.dataset.status import read_running
 
     running = read_running(dataset)
     # A build that has just begun has written nothing else yet.
-    info = manifest.read_info(dataset) if running else manifest.require_info(dataset)
-    number = manifest.latest_generation_number(dataset)
-    generation = manifest.read_generation(dataset, number) if number else None
+    opened = Dataset(dataset)
+    info = None if running and not opened.exists() else opened.read_info()
+    number = opened.latest_number()
+    generation = opened.read_generation(number) if number else None
     if as_json:
         told = status_json(dataset, generation, running)
         sys.stdout.write(json.dumps(told, indent=1) + "\n")
@@ -208,9 +209,9 @@ def review(
     port: Annotated[int, typer.Option(help="0 is any free one.", min=0, max=65535)] = 8001,
 ) -> None:
     """A local page to decide on suspected positives; or a new generation that heeds verdicts."""
-    from pipeline.dataset import manifest
+    from pipeline.dataset.dataset import Dataset
 
-    chosen = target or manifest.require_info(dataset).targets[0]
+    chosen = target or Dataset(dataset).read_info().targets[0]
     if verdicts is None and not apply:
         _serve_review(dataset, targets=[target] if target else [], host=host, port=port)
         return

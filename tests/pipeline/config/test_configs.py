@@ -13,7 +13,7 @@ from pipeline.cli.commands import app
 from pipeline.config.loading import load_config
 from pipeline.config.schema import Config
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset import manifest
+from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.metadata import Generation
 from support.builds import build_inline, file_hashes, sidecar_rows
 from support.inputs import (
@@ -72,7 +72,7 @@ def quarantined(config: Config, generation: Generation) -> Counter[str]:
     return Counter(
         name
         for file in generation.quarantine
-        for name in manifest.read_table(config.output.path, file.sidecar_path)["source"].to_pylist()
+        for name in Dataset(config.output.path).read_table(file.sidecar_path)["source"].to_pylist()
     )
 
 
