@@ -1,4 +1,4 @@
-"""The whole main job on the embedded sample: drawings, because no photograph may be shipped."""
+"""The whole job on drawings, since no photograph may be shipped."""
 
 import logging
 import time
@@ -25,12 +25,12 @@ _CONFIG = next(
     for path in (_ROOT / "infineg/configs/demo.yaml", _ROOT / "configs/demo.yaml")
     if path.exists()
 )
-# Other drawings than those of the data set, whose seed is 0.
+# The drawings of the data set have seed 0.
 _HELD_OUT_SEED = 1
 
 
 def run_demo(out: str, console: Console, overrides: Sequence[str] = ()) -> None:
-    """Plan, build, train, evaluate, predict; what is done already is not done again."""
+    """Plans, builds, trains, evaluates and predicts; finished stages are not repeated."""
     began = time.monotonic()
     console.print(
         "[bold]These are drawings[/bold]: cats against look-alikes, things and squares, all made "
@@ -58,7 +58,7 @@ def run_demo(out: str, console: Console, overrides: Sequence[str] = ()) -> None:
 
 
 def _draw(out: str, class_name: str) -> Path:
-    """A drawing that no split of the data set holds, as a file."""
+    """Writes a drawing that is in no split of the data set."""
     source = open_source(
         "shapes", {"content": [class_name], "seed": _HELD_OUT_SEED, "num_pictures": 1}
     )

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.config.schema import Config
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.dataset.schema import ImageSettings, Partition, RawSample
 from pipeline.errors import InfinegError
 from pipeline.sources import Source, open_entry, read_from

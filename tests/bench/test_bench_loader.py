@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from pipeline.config.encoder import EncoderConfig
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.encoders.networks import crop_pixels, encoder_identity, load_encoder
 from pipeline.encoders.runtimes import prepare_encoder
 from support.photo_shards import some_images, write_photo_shards

@@ -19,7 +19,7 @@ import yaml
 
 from pipeline.config.schema import Config
 from pipeline.curate.takedown import take_down
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation, TakenDown
 from support.builds import build_inline, config_of, folder_entry
 from train.config import load_train_config

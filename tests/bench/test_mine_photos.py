@@ -19,7 +19,7 @@ from scipy.stats import binomtest
 from pipeline.config.loading import load_config
 from pipeline.config.schema import Config
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from support.builds import build_inline
 from support.mined_world import mine_inline, negatives_of
 from train.config import load_train_config

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.dataset.keys import unit_hash
 from pipeline.selection.mining import Eligible, decide, fit_log_scale, fold_of, log_probability
 from support.builds import build_inline

@@ -13,7 +13,7 @@ import pytest
 
 import pipeline.build.driver
 import pipeline.mine.driver
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.dataset.keys import split_of
 from pipeline.errors import ConfigError
 from study import running

@@ -19,7 +19,7 @@ import pipeline.build.driver
 from pipeline import storage
 from pipeline.config.build import BuildConfig
 from pipeline.config.schema import Config
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import RawSample
 from pipeline.sources import open_source

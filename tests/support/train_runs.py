@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.config.encoder import EncoderConfig
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.dataset.keys import make_key, sha256_hex
 from pipeline.dataset.metadata import Counts, DatasetInfo, Generation, ShardRecord, SourceRecord
 from pipeline.dataset.schema import Split, Stratum, row_schema

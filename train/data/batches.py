@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import Split
 from pipeline.encoders.networks import Preprocessing, crop_decoded

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import ShardRecord
 from pipeline.errors import BadShard, InfinegError
 from train.data.images import bad_shard

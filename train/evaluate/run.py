@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import torch
 
 from pipeline import storage
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import Split
 from pipeline.errors import InfinegError

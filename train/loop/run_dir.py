@@ -13,7 +13,7 @@ from pydantic import JsonValue
 from pipeline import storage
 from pipeline.config.loading import drop_removed
 from pipeline.config.schema import Config
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import DatasetInfo, Generation
 from pipeline.errors import ConfigError
 from train.config import Regularization, TrainConfig

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from train.config import EarlyStopping, Metric, Mode
 from train.data.batches import read_eval_batches

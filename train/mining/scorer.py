@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from pipeline.config.schema import Config
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from pipeline.mine.driver import Mined, Tally, mine
 from pipeline.mine.scorer import Scorer, make_scorer

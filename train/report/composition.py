@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.schema import Config
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation, ReferenceInfo, ShardRecord, SourceRecord
 from pipeline.dataset.schema import SPLITS
 from train.metrics.intervals import effective_size

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline import storage
 from pipeline.build.driver import build
 from pipeline.config.schema import Config
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.dataset.schema import Split
 from study.photos import (
     Photo,

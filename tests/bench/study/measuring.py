@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from study.datasets import HELD_OUT, TARGET, Built
 from study.photos import STRATA, strata_of
 from train.data.batches import read_eval_batches

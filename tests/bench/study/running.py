@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import storage
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from pipeline.telemetry.progress import Progress
 from study.baselines import BASELINES, Material

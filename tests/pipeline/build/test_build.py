@@ -10,7 +10,7 @@ import pytest
 from conftest import Built
 from pipeline import storage
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.dataset.keys import unit_hash
 from pipeline.dataset.metadata import add_counts
 from pipeline.dataset.shards import count_rows

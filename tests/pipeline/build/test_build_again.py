@@ -7,7 +7,7 @@ import pytest
 from conftest import Built
 from pipeline.build.driver import build
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import add_counts
 from pipeline.errors import ConfigError
 from support.builds import (

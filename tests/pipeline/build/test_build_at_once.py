@@ -9,7 +9,7 @@ import pytest
 from conftest import Built
 from pipeline import storage
 from pipeline.config.schema import Config
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.dataset.lease import lease_uri
 from support.builds import build_inline, config_of, file_hashes, write_config
 from support.processes import kill_session, run_infineg, start_infineg, wait_until

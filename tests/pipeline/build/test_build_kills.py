@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.dataset.lease import lease_uri
 from pipeline.dataset.metadata import PartRecord
 from support.builds import build_inline, config_of, file_hashes, squares, write_config, write_inputs

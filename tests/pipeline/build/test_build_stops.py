@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from support.builds import (
     build_inline,
     config_of,

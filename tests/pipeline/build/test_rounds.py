@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.config.schema import Config
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation
 from pipeline.errors import ConfigError
 from support.builds import (

@@ -12,7 +12,7 @@ import pytest
 from conftest import Built
 from pipeline import storage
 from pipeline.build.pack import ShardTask, cut_shards, pack_shard
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.dataset.dedup import SeenImages
 from pipeline.dataset.metadata import Counts, PartRecord
 from pipeline.dataset.schema import row_schema

@@ -10,7 +10,7 @@ from pipeline import storage
 from pipeline.curate.takedown import take_down
 from pipeline.curate.verdicts import Verdict, apply_verdicts, read_verdicts
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation, TakenDown
 from pipeline.errors import ConfigError
 from support.builds import (

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from support.builds import build_inline, config_of, squares
 
 SOURCES = {

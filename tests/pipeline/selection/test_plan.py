@@ -14,7 +14,7 @@ import pytest
 from pipeline.build.reading import PlannedSource, iterate_spans
 from pipeline.config.schema import Config, SourceEntry
 from pipeline.config.selection import SelectionConfig
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import ReferenceInfo, strata_by_similarity
 from pipeline.dataset.schema import Partition, RawSample
 from pipeline.errors import ConfigError, InfinegError

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.errors import InfinegError
 from pipeline.selection.reference import KnownPositives, ReferenceBank, read_bank, write_reference
 from pipeline.worker.steps.score import score_batch

@@ -17,7 +17,7 @@ import timm.data
 import webdataset
 
 from conftest import Built
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from support.builds import sidecar_rows
 
 # webdataset leaves its files to the garbage collector, and timm and Ray their readers to it.

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.build import MetricsServer
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from pipeline.telemetry.metrics import BUILD_METRICS, TRAIN_METRICS, serve_metrics
 from support.builds import config_of, folder_entry, squares, write_config

@@ -9,7 +9,7 @@ import pytest
 from conftest import Built
 from pipeline.config.schema import Config
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.worker.steps import embed
 from support.builds import CATS, build_inline, config_of, file_hashes, folder_entry

@@ -13,7 +13,7 @@ from conftest import Built
 from pipeline import storage
 from pipeline.build.changes import begin_dataset
 from pipeline.config.schema import Config
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Counts, PartRecord, TakenDown
 from pipeline.dataset.schema import Partition
 from pipeline.encoders.runtimes import prepare_encoder

@@ -12,7 +12,7 @@ import torch
 import webdataset
 
 from pipeline import storage
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation, ShardRecord
 from pipeline.encoders.networks import load_encoder
 from pipeline.errors import BadShard, InfinegError

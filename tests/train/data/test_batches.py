@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation
 from pipeline.encoders.networks import load_encoder
 from pipeline.errors import InfinegError

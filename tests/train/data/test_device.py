@@ -25,7 +25,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def images_of(root: str, strength: Strength) -> AugmentedImages:
-    from pipeline.dataset.dataset import Dataset
+    from pipeline.dataset import Dataset
 
     rows = read_train_rows(root, Dataset(root).read_generation(), ["cat"])
     preprocessing = load_encoder(ENCODER).preprocessing

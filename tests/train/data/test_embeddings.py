@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.errors import BadShard
 from pipeline.storage import LocalCache
 from support.train_runs import SHORT, read_losses, read_train_rows, run_training, write_dataset

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.encoders.networks import load_encoder
 from support.train_runs import ENCODER, read_train_rows, write_config, write_dataset
 from train.config import WINDOW, load_train_config

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from support.train_runs import (
     SHORT,
     add_generation,

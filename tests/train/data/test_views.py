@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.encoders.networks import decode_rgb, encoder_identity, load_encoder
 from support.train_runs import (
     ENCODER,

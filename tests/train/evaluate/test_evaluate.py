@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import binomtest
 
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import ReferenceInfo
 from pipeline.errors import ConfigError
 from support.train_runs import EVAL_PROBABILITY, write_run

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from support.train_runs import EVAL_PROBABILITY, FINETUNE, SHORT, run_training, write_dataset
 from train.config import EarlyStopping

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from support.train_runs import (
     FINETUNE,

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from support.train_runs import (
     FINETUNE,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.selection.mining import fold_of
 from support.train_runs import write_config, write_dataset
 from train.config import load_train_config

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import embedding_matrix
 from support.train_runs import write_dataset
