@@ -91,13 +91,8 @@ def train(
     overrides: Overrides = None,
     address: Address = None,
 ) -> None:
-<<<<<<< HEAD
-    """Train on a built data set; under torchrun or Ray Train the same on many processes."""
-    from train.config import load_train_config
-=======
     """Train on a built data set, in one process or in many under torchrun or Ray Train."""
-    from train.config.settings import load_train_config
->>>>>>> face
+    from train.config import load_train_config
     from train.loop.run_dir import parse_generation
 
     loaded, train_config, _ = load_train_config(config, overrides or ())

@@ -106,18 +106,11 @@ def status(
     from pipeline.dataset.status import read_running
 
     running = read_running(dataset)
-<<<<<<< HEAD
     # A build that has just begun has written nothing else yet.
     opened = Dataset(dataset)
     info = None if running and not opened.exists() else opened.read_info()
     number = opened.latest_number()
     generation = opened.read_generation(number) if number else None
-=======
-    # A build that has just started has written nothing else.
-    info = manifest.read_info(dataset) if running else manifest.require_info(dataset)
-    number = manifest.latest_generation_number(dataset)
-    generation = manifest.read_generation(dataset, number) if number else None
->>>>>>> face
     if as_json:
         status = status_json(dataset, generation, running)
         sys.stdout.write(json.dumps(status, indent=1) + "\n")
@@ -219,13 +212,8 @@ def review(
         int, typer.Option(help="Port to serve on; 0: any free one.", min=0, max=65535)
     ] = 8001,
 ) -> None:
-<<<<<<< HEAD
-    """A local page to decide on suspected positives; or a new generation that heeds verdicts."""
-    from pipeline.dataset import Dataset
-=======
     """Serve a local page to decide on suspected positives, or commit the verdicts."""
-    from pipeline.dataset import manifest
->>>>>>> face
+    from pipeline.dataset import Dataset
 
     chosen = target or Dataset(dataset).read_info().targets[0]
     if verdicts is None and not apply:
@@ -249,13 +237,8 @@ def _serve_review(dataset: str, *, targets: list[str], host: str, port: int) -> 
     def announce(url: str, verdict_file: str) -> None:
         console.print(f"reviewing {dataset} at {url}", soft_wrap=True)
         console.print(
-<<<<<<< HEAD
-            f"Every verdict is saved in {verdict_file}. Ctrl-C ends; run again to go on, or "
-            f"`infineg review {dataset} --apply` to commit.",
-=======
-            f"Every verdict is saved in {saved_name}. Ctrl-C ends the server; run the same command "
+            f"Every verdict is saved in {verdict_file}. Ctrl-C ends the server; run the same command "
             f"again to continue, or `infineg review {dataset} --apply` to commit.",
->>>>>>> face
             soft_wrap=True,
         )
 

@@ -159,13 +159,8 @@ def test_object_storage(buckets: str, s3_server: S3Server, monkeypatch: pytest.M
     assert {row["author"] for row in of_open_images} == {'Ada "A", L.'}
     assert quarantined(config, generation)["open_images"] >= 16, "one suspected a tar"
 
-<<<<<<< HEAD
-    status = CliRunner().invoke(app, ["status", config.output.path, "--json"])
-    assert json.loads(status.stdout)["sources"]["open_images"]["read"] == 16 * 6
-=======
     output = CliRunner().invoke(app, ["status", config.output.path, "--json"])
     assert json.loads(output.stdout)["sources"]["open_images"]["read"] == 16 * 6
->>>>>>> face
 
 
 def test_hub(tmp_path: Path) -> None:

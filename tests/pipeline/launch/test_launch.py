@@ -447,10 +447,5 @@ def test_job_submitted_to_a_running_ray_builds(tmp_path: Path) -> None:
     output = followed.stdout + followed.stderr
     assert "committed generation 1" in output
     # Wrapped to the width of a terminal that is none.
-<<<<<<< HEAD
-    assert f"dashboard: {address}" in " ".join(told.split()), told
-    assert Dataset(str(tmp_path / "data")).read_generation().counts.read == 248
-=======
     assert f"dashboard: {address}" in " ".join(output.split()), output
-    assert manifest.read_generation(str(tmp_path / "data")).counts.read == 248
->>>>>>> face
+    assert Dataset(str(tmp_path / "data")).read_generation().counts.read == 248
