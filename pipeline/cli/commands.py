@@ -237,8 +237,8 @@ def _serve_review(dataset: str, *, targets: list[str], host: str, port: int) -> 
     def announce(url: str, verdict_file: str) -> None:
         console.print(f"reviewing {dataset} at {url}", soft_wrap=True)
         console.print(
-            f"Every verdict is saved in {verdict_file}. Ctrl-C ends the server; run the same command "
-            f"again to continue, or `infineg review {dataset} --apply` to commit.",
+            f"Every verdict is saved in {verdict_file}. Ctrl-C ends the server; run the same "
+            f"command again to continue, or `infineg review {dataset} --apply` to commit.",
             soft_wrap=True,
         )
 
