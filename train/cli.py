@@ -1,7 +1,7 @@
-"""The command `infineg`: the pipeline's and the trainer's commands as one.
+"""The command `infineg`: the commands of the pipeline and of the trainer.
 
-Turns expected failures into a message and an exit code. Heavy modules are imported by the command
-that needs them: `infineg --help` must not wait for torch and Ray.
+Turns expected failures into a message and an exit code. Each command imports what it needs by
+itself: `infineg --help` must not wait for torch and Ray.
 """
 
 import errno
@@ -62,11 +62,12 @@ def configure(
 @app.command()
 def demo(
     out: Annotated[str, typer.Option(help="Folder for the data set and the run.")] = "demo",
+    overrides: Overrides = None,
 ) -> None:
-    """Plan, build, train, evaluate and predict on the embedded sample of drawings."""
+    """Plan, build, train, evaluate and predict on drawings; needs no photograph."""
     from train.demo import run_demo
 
-    run_demo(out, console)
+    run_demo(out, console, overrides or ())
 
 
 @app.command()
@@ -75,22 +76,22 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     generation: Annotated[
         str | None,
-        typer.Option(metavar="N", help="Of the data set, or latest; a resumed run adopts it."),
+        typer.Option(metavar="N", help="Number or latest; a resumed run switches to it."),
     ] = None,
     launcher: Annotated[
-        Launcher, typer.Option(help="env: alone, or as torchrun says; ray: Ray Train.")
+        Launcher, typer.Option(help="env: this process or torchrun; ray: Ray Train.")
     ] = Launcher.ENV,
     num_workers: Annotated[
         str | None,
-        typer.Option(metavar="N|MIN:MAX", help="Of --launcher ray; default one a GPU."),
+        typer.Option(metavar="N|MIN:MAX", help="For --launcher ray; default one per GPU."),
     ] = None,
     max_restarts: Annotated[
-        int, typer.Option(min=0, help="Of --launcher ray, after a worker or a machine died.")
+        int, typer.Option(min=0, help="For --launcher ray, after a worker or machine died.")
     ] = 3,
     overrides: Overrides = None,
     address: Address = None,
 ) -> None:
-    """Train on a built data set; under torchrun or Ray Train the same on many processes."""
+    """Train on a built data set, in one process or in many under torchrun or Ray Train."""
     from train.config import load_train_config
     from train.loop.run_dir import parse_generation
 
@@ -109,7 +110,9 @@ def train(
             generation=wanted,
         )
     elif num_workers or address:
-        raise ConfigError("--num-workers and --address are of --launcher ray; see also torchrun")
+        raise ConfigError(
+            "--num-workers and --address need --launcher ray; torchrun has options of its own"
+        )
     else:
         from train.loop.trainer import train as run_training
 
@@ -123,14 +126,15 @@ def evaluate(
     run: RunDir,
     overrides: Overrides = None,
     images: Annotated[
-        list[str] | None, typer.Option(metavar="DIR", help="Folder instead of the test split.")
+        list[str] | None,
+        typer.Option(metavar="DIR", help="Measure this folder instead of the test split."),
     ] = None,
     label: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help='What each --images shows; "" for none of the targets.'),
     ] = None,
 ) -> None:
-    """Calibrate on val, measure on test, write metrics.json and report.html; or measure folders."""
+    """Calibrate on val, measure on test and write a report; or measure folders of images."""
     if images or label:
         _evaluate_folders(run, images or [], label or [])
         return
@@ -148,7 +152,7 @@ def predict(
     paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Images or folders.")],
     as_json: Annotated[bool, typer.Option("--json", help="JSON Lines.")] = False,
 ) -> None:
-    """Label or "" with the probability, one line an image."""
+    """Print a line per image: path, label or nothing, probability, one in N."""
     from train.evaluate.predict import predict_paths
 
     for prediction in predict_paths(run, paths):
@@ -158,16 +162,16 @@ def predict(
 @app.command()
 def mine(
     config: ConfigPath,
-    run: Annotated[str, typer.Option(metavar="RUN", help="Of the model that chooses.")],
+    run: Annotated[str, typer.Option(metavar="RUN", help="Run of the model that scores them.")],
     budget: Annotated[
         int | None,
-        typer.Option(min=1, help="New training negatives; default a third of those there are."),
+        typer.Option(min=1, help="New training negatives; default a third of the present."),
     ] = None,
     source: Sources = None,
     overrides: Overrides = None,
     address: Address = None,
 ) -> None:
-    """A new generation with more of the negatives that a trained model takes for the target."""
+    """Commit a generation with more of the negatives that a model takes for the target."""
     from train.mining.scorer import mine_run, mined_table
 
     loaded = load(config, overrides, address)
@@ -186,21 +190,22 @@ def mine(
 
 @app.command()
 def launch(
-    job: Annotated[JobKind, typer.Argument(help="cluster: machines for jobs to come, by ray up.")],
+    job: Annotated[JobKind, typer.Argument(help="cluster: machines for later jobs, by ray up.")],
     config: ConfigPath,
-    on: Annotated[Platform, typer.Option(help="Where it runs.")],
+    on: Annotated[Platform, typer.Option(help="Platform to run on.")],
     values: Annotated[
-        str | None, typer.Option(metavar="FILE", help="YAML over infra/values.yaml.")
+        str | None, typer.Option(metavar="FILE", help="YAML that overrides infra/values.yaml.")
     ] = None,
     schedule: Annotated[
-        str | None, typer.Option(metavar="CRON", help="Each time, e.g. '0 1 * * *'; on kuberay.")
+        str | None,
+        typer.Option(metavar="CRON", help="Start it repeatedly, e.g. '0 1 * * *'; on kuberay."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be submitted; start nothing.")
     ] = False,
     overrides: Overrides = None,
 ) -> None:
-    """Start a build or a training on a cluster, by the platform's own client; see infra/."""
+    """Start a build or a training on a cluster with the client of the platform."""
     from pipeline.launch.platforms import prepare
     from pipeline.launch.submission import submit
 
@@ -211,7 +216,7 @@ def launch(
         sys.stdout.write(submission.text or f"{submission.command}\n")
         sys.stderr.write(f"submitted by: {submission.command}\n")
     elif code := submit(submission):
-        if submission.text:  # else it was infineg itself, and has said why
+        if submission.text:  # else it was infineg itself, which printed the reason
             sys.stderr.write(f"infineg: {submission.command} ended with exit code {code}\n")
         sys.exit(code)
     if submission.watch:
@@ -253,7 +258,8 @@ def _evaluate_folders(run: str, images: list[str], labels: list[str]) -> None:
 
     if len(images) != len(labels):
         raise ConfigError(
-            f"--images is given {len(images)} times and --label {len(labels)} times: one each"
+            f"--images is given {len(images)} times and --label {len(labels)} times: give one "
+            "--label per --images"
         )
     metrics = evaluate_folders(run, list(zip(images, labels, strict=True)))
     console.print(metrics_table(metrics))

@@ -1,4 +1,4 @@
-"""Where a job can go, and the way from a config to it."""
+"""From a config to the submission for a platform."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ _ON = {
     Platform.SKY: on_sky,
     Platform.LOCAL: on_this_machine,
 }
-# They start where the environment of this process goes along.
+# Jobs there inherit the environment of this process.
 _SHARE_ENVIRONMENT = (Platform.LOCAL, Platform.SLURM)
 
 

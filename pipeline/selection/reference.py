@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import storage
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.dataset.dedup import NearDuplicateIndex, perceptual_hashes
 from pipeline.dataset.keys import sha256_hex, unit_hash
 from pipeline.dataset.metadata import ReferenceInfo

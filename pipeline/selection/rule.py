@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config.selection import SelectionConfig
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.dataset.keys import unit_hash
 from pipeline.dataset.metadata import ReferenceInfo, SourcePlan
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.config.schema import Config
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset import Dataset
 from pipeline.dataset.schema import ImageSettings, Partition, RawSample
 from pipeline.errors import InfinegError
 from pipeline.sources import Source, open_entry, read_from
@@ -41,10 +41,10 @@ def read_images(config: Config, partitions: Sequence[Partition], rows: pa.Table)
 
 def read_kept(root: str, rows: pa.Table) -> pa.Array:
     """The embeddings at `embedding_path` and `embedding_row` of rows; equal paths are adjacent."""
-    dataset, tables = Dataset(root), []
+    tables = []
     for path in dict.fromkeys(rows["embedding_path"].to_pylist()):
         places = rows["embedding_row"].filter(pc.equal(rows["embedding_path"], path))
-        tables.append(dataset.read_table(path, ["embedding"]).take(places))
+        tables.append(Dataset(root).read_table(path, ["embedding"]).take(places))
     return pa.concat_tables(tables)["embedding"].combine_chunks()
 
 

@@ -14,7 +14,7 @@ import pytest
 from pipeline.build.reading import PlannedSource, iterate_spans
 from pipeline.config.schema import Config, SourceEntry
 from pipeline.config.selection import SelectionConfig
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import ReferenceInfo, strata_by_similarity
 from pipeline.dataset.schema import Partition, RawSample
 from pipeline.errors import ConfigError, InfinegError
@@ -254,7 +254,7 @@ def test_size_of_tars_that_nobody_counted_is_estimated_by_their_bytes(tmp_path: 
         tmp_path / "data", [{**entry, "label_state": "verified_absent"}], selection={"pilot": 30}
     )
     generation = build_inline(config)
-    plan = manifest.read_plan(str(tmp_path / "data"), "tars")
+    plan = Dataset(str(tmp_path / "data")).read_plan("tars")
     assert plan is not None
     assert plan.samples_per_partition == pytest.approx(160, rel=0.05)
     (tars,) = (source for source in generation.sources if source.name == "tars")
@@ -303,13 +303,13 @@ def test_plan_is_kept_until_its_entry_is_changed(tmp_path: Path) -> None:
         (tmp_path / f"bad/{number}.jpg").write_bytes(b"no picture")
     with pytest.raises(InfinegError, match="120 of 120"):
         build_inline(config_of(out, stopped))
-    plan = manifest.read_plan(out, "good")
+    plan = Dataset(out).read_plan("good")
     with pytest.raises(InfinegError, match="120 of 120"):
         build_inline(config_of(out, stopped))
-    assert manifest.read_plan(out, "good") == plan, "times are measured: a new pilot would differ"
+    assert Dataset(out).read_plan("good") == plan, "times are measured: a new pilot would differ"
     with pytest.raises(InfinegError, match="120 of 120"):
         build_inline(config_of(out, stopped, selection={"budget": 30}))
-    changed = manifest.read_plan(out, "good")
+    changed = Dataset(out).read_plan("good")
     assert plan is not None
     assert changed is not None
     assert changed.scale < plan.scale
