@@ -33,7 +33,7 @@ from support.servers import S3Server
 from train.config import load_train_config
 
 ROOT = Path(__file__).parents[3]
-CONFIGS = sorted([*(ROOT / "configs").glob("*.yaml"), ROOT / "train" / "demo.yaml"])
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 PUBLIC_BUCKET = "open-images-dataset"
 
 
