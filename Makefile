@@ -32,16 +32,17 @@ test: $(READY) ## every test
 	$(BIN)/python -m pytest $(PARALLEL)
 
 coverage: $(READY) ## every test, and the lines that none reaches
-	$(BIN)/python -m pytest $(PARALLEL) --cov=pipeline --cov=train --cov-report=term:skip-covered
+	$(BIN)/python -m pytest $(PARALLEL) --cov=infineg --cov=pipeline --cov=train --cov-report=term:skip-covered
 
 test-cluster: $(READY) ## several Ray nodes, actors, trainers, which are killed; minutes
 	$(BIN)/python -m pytest $(PARALLEL_CLUSTER) -m cluster
 
-check: $(READY) ## format, lint, types, floors
+check: $(READY) ## format, lint, types, imports, dependencies
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/deptry infineg pipeline train
 
 bench: $(READY) ## full-length measurements, minutes each
 	$(BIN)/python -m pytest -m slow --timeout 3600 -s
@@ -57,8 +58,8 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[pipeline,train,dev]' \
-	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[pipeline,train,dev]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[dev]' \
+	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 $(VENV)/.docs: $(READY)

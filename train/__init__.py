@@ -1,1 +1,1 @@
-"""Trains, calibrates and evaluates a classifier on a data set that `pipeline` has built."""
+"""Trains, calibrates and evaluates a detector on a built data set. Internal: import `infineg`."""

@@ -1,7 +1,7 @@
-"""The command `infineg`: the pipeline's and the trainer's commands as one.
+"""The command `infineg`: the commands of the pipeline and of the trainer.
 
-Turns expected failures into a message and an exit code. Heavy modules are imported by the command
-that needs them: `infineg --help` must not wait for torch and Ray.
+Turns expected failures into a message and an exit code. Each command imports what it needs by
+itself: `infineg --help` must not wait for torch and Ray.
 """
 
 import errno
@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -16,7 +17,7 @@ import typer
 from pipeline import storage
 from pipeline.cli.commands import Address, ConfigPath, Overrides, Sources, app, console, load
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.launch.job import JobKind, Platform
+from pipeline.launch import JobKind, Platform
 from pipeline.telemetry.logging import LogFormat, configure_logging
 
 _INTERRUPTED = 130
@@ -24,7 +25,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Launcher(StrEnum):
-    """Who starts the processes of a training."""
+    """What starts the processes of a training."""
 
     ENV = "env"
     RAY = "ray"
@@ -33,14 +34,40 @@ class Launcher(StrEnum):
 RunDir = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run (train.run).")]
 
 
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        console.print(f"infineg {version('infineg')}")
+        raise typer.Exit
+
+
+@app.callback()
+def configure(
+    context: typer.Context,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Log more, and show the traceback of an error.")
+    ] = False,
+    log_format: Annotated[
+        LogFormat, typer.Option(envvar="INFINEG_LOG", help="Lines for people, or JSON Lines.")
+    ] = "text",
+    _: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Print it, exit."),
+    ] = False,
+) -> None:
+    """Builds an X-or-everything-else classifier from endless negatives."""
+    context.ensure_object(dict)["debug"] = debug
+    configure_logging(log_format, is_debug=debug)
+
+
 @app.command()
 def demo(
     out: Annotated[str, typer.Option(help="Folder for the data set and the run.")] = "demo",
+    overrides: Overrides = None,
 ) -> None:
-    """Plan, build, train, evaluate and predict on the embedded sample of drawings."""
+    """Plan, build, train, evaluate and predict on drawings; needs no photograph."""
     from train.demo import run_demo
 
-    run_demo(out, console)
+    run_demo(out, console, overrides or ())
 
 
 @app.command()
@@ -49,36 +76,29 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     generation: Annotated[
         str | None,
-        typer.Option(metavar="N", help="Of the data set, or latest; a resumed run adopts it."),
+        typer.Option(metavar="N", help="Number or latest; a resumed run switches to it."),
     ] = None,
     launcher: Annotated[
-        Launcher, typer.Option(help="env: alone, or as torchrun says; ray: Ray Train.")
+        Launcher, typer.Option(help="env: this process or torchrun; ray: Ray Train.")
     ] = Launcher.ENV,
     num_workers: Annotated[
         str | None,
-        typer.Option(metavar="N|MIN:MAX", help="Of --launcher ray; default one a GPU."),
+        typer.Option(metavar="N|MIN:MAX", help="For --launcher ray; default one per GPU."),
     ] = None,
     max_restarts: Annotated[
-        int, typer.Option(min=0, help="Of --launcher ray, after a worker or a machine died.")
+        int, typer.Option(min=0, help="For --launcher ray, after a worker or machine died.")
     ] = 3,
     overrides: Overrides = None,
     address: Address = None,
 ) -> None:
-    """Train on a built data set; under torchrun or Ray Train the same on many processes."""
+    """Train on a built data set, in one process or in many under torchrun or Ray Train."""
     from train.config import load_train_config
     from train.loop.run_dir import parse_generation
 
     loaded, train_config, _ = load_train_config(config, overrides or ())
     wanted = None if generation is None else parse_generation(generation)
     if launcher == Launcher.RAY:
-        try:
-            from train.loop.ray_launcher import parse_workers, train_on_ray
-        except ModuleNotFoundError as error:
-            if error.name != "ray":
-                raise
-            raise ConfigError(
-                "--launcher ray: Ray is not installed; pip install 'infineg[pipeline]'"
-            ) from None
+        from train.loop.ray_launcher import parse_workers, train_on_ray
 
         run_dir = train_on_ray(
             loaded,
@@ -90,7 +110,9 @@ def train(
             generation=wanted,
         )
     elif num_workers or address:
-        raise ConfigError("--num-workers and --address are of --launcher ray; see also torchrun")
+        raise ConfigError(
+            "--num-workers and --address need --launcher ray; torchrun has options of its own"
+        )
     else:
         from train.loop.trainer import train as run_training
 
@@ -104,14 +126,15 @@ def evaluate(
     run: RunDir,
     overrides: Overrides = None,
     images: Annotated[
-        list[str] | None, typer.Option(metavar="DIR", help="Folder instead of the test split.")
+        list[str] | None,
+        typer.Option(metavar="DIR", help="Measure this folder instead of the test split."),
     ] = None,
     label: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help='What each --images shows; "" for none of the targets.'),
     ] = None,
 ) -> None:
-    """Calibrate on val, measure on test, write metrics.json and report.html; or measure folders."""
+    """Calibrate on val, measure on test and write a report; or measure folders of images."""
     if images or label:
         _evaluate_folders(run, images or [], label or [])
         return
@@ -129,7 +152,7 @@ def predict(
     paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Images or folders.")],
     as_json: Annotated[bool, typer.Option("--json", help="JSON Lines.")] = False,
 ) -> None:
-    """Label or "" with the probability, one line an image."""
+    """Print a line per image: path, label or nothing, probability, one in N."""
     from train.evaluate.predict import predict_paths
 
     for prediction in predict_paths(run, paths):
@@ -139,16 +162,16 @@ def predict(
 @app.command()
 def mine(
     config: ConfigPath,
-    run: Annotated[str, typer.Option(metavar="RUN", help="Of the model that chooses.")],
+    run: Annotated[str, typer.Option(metavar="RUN", help="Run of the model that scores them.")],
     budget: Annotated[
         int | None,
-        typer.Option(min=1, help="New training negatives; default a third of those there are."),
+        typer.Option(min=1, help="New training negatives; default a third of the present."),
     ] = None,
     source: Sources = None,
     overrides: Overrides = None,
     address: Address = None,
 ) -> None:
-    """A new generation with more of the negatives that a trained model takes for the target."""
+    """Commit a generation with more of the negatives that a model takes for the target."""
     from train.mining.scorer import mine_run, mined_table
 
     loaded = load(config, overrides, address)
@@ -167,21 +190,22 @@ def mine(
 
 @app.command()
 def launch(
-    job: Annotated[JobKind, typer.Argument(help="cluster: machines for jobs to come, by ray up.")],
+    job: Annotated[JobKind, typer.Argument(help="cluster: machines for later jobs, by ray up.")],
     config: ConfigPath,
-    on: Annotated[Platform, typer.Option(help="Where it runs.")],
+    on: Annotated[Platform, typer.Option(help="Platform to run on.")],
     values: Annotated[
-        str | None, typer.Option(metavar="FILE", help="YAML over infra/values.yaml.")
+        str | None, typer.Option(metavar="FILE", help="YAML that overrides infra/values.yaml.")
     ] = None,
     schedule: Annotated[
-        str | None, typer.Option(metavar="CRON", help="Each time, e.g. '0 1 * * *'; on kuberay.")
+        str | None,
+        typer.Option(metavar="CRON", help="Start it repeatedly, e.g. '0 1 * * *'; on kuberay."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be submitted; start nothing.")
     ] = False,
     overrides: Overrides = None,
 ) -> None:
-    """Start a build or a training on a cluster, by the platform's own client; see infra/."""
+    """Start a build or a training on a cluster with the client of the platform."""
     from pipeline.launch.platforms import prepare
     from pipeline.launch.submission import submit
 
@@ -192,7 +216,7 @@ def launch(
         sys.stdout.write(submission.text or f"{submission.command}\n")
         sys.stderr.write(f"submitted by: {submission.command}\n")
     elif code := submit(submission):
-        if submission.text:  # else it was infineg itself, and has said why
+        if submission.text:  # else it was infineg itself, which printed the reason
             sys.stderr.write(f"infineg: {submission.command} ended with exit code {code}\n")
         sys.exit(code)
     if submission.watch:
@@ -200,34 +224,26 @@ def launch(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command and exits; a user's mistake gives one message, `--debug` the traceback.
-
-    `--log-format json` makes the log JSON Lines.
-    """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    is_debug = "--debug" in given
-    if is_debug:
-        given.remove("--debug")
-    # Nothing calls home.
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    configure_logging(_take_log_format(given), is_debug=is_debug)
+    """Runs a command and exits; an expected failure is one message, with --debug a traceback."""
+    options: dict[str, bool] = {}  # `configure` fills it in
     try:
-        app(given, prog_name="infineg")  # exits by itself, with 2 for wrong use
+        # Exits by itself, with 2 for wrong use.
+        app(None if arguments is None else list(arguments), prog_name="infineg", obj=options)
     except InfinegError as error:
-        if is_debug:
+        if options.get("debug"):
             raise
         sys.stderr.write(f"infineg: {storage.redact(str(error))}\n")
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        # The reader, such as `head`, has seen enough; Python would complain again at its end.
+        # The reader, such as `head`, has ended; Python would complain again when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if is_debug or error.errno not in _FULL:
+        if options.get("debug") or error.errno not in _FULL:
             raise
         sys.stderr.write(
-            f"infineg: {storage.redact(str(error))}; free some space, and the same command (of a "
-            "training with --resume) goes on\n"
+            f"infineg: {storage.redact(str(error))}; free some space, then run the same command "
+            "again (a training with --resume): it continues\n"
         )
         sys.exit(1)
     except SystemExit as end:
@@ -236,31 +252,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise
 
 
-def _take_log_format(arguments: list[str]) -> LogFormat:
-    """Removes `--log-format FORMAT`, which every command has; else INFINEG_LOG says it."""
-    found = os.environ.get("INFINEG_LOG", "text")
-    for place, argument in enumerate(arguments):
-        option, separator, value = argument.partition("=")
-        if option == "--log-format":
-            num_words = 1 if separator else 2
-            found = value if separator else "".join(arguments[place + 1 : place + 2])
-            del arguments[place : place + num_words]
-            break
-    if found == "json":
-        return "json"
-    if found != "text":
-        sys.stderr.write(f"infineg: --log-format (INFINEG_LOG): {found!r}; text or json\n")
-        sys.exit(2)
-    return "text"
-
-
 def _evaluate_folders(run: str, images: list[str], labels: list[str]) -> None:
     from train.evaluate.folders import evaluate_folders
     from train.evaluate.tables import metrics_table
 
     if len(images) != len(labels):
         raise ConfigError(
-            f"--images is given {len(images)} times and --label {len(labels)} times: one each"
+            f"--images is given {len(images)} times and --label {len(labels)} times: give one "
+            "--label per --images"
         )
     metrics = evaluate_folders(run, list(zip(images, labels, strict=True)))
     console.print(metrics_table(metrics))

@@ -1,8 +1,8 @@
-"""The whole main job on the embedded sample: drawings, because no photograph may be shipped."""
+"""The whole job on drawings, since no photograph may be shipped."""
 
-import importlib.resources
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -18,20 +18,25 @@ from train.evaluate.tables import metrics_table
 from train.loop.trainer import train
 
 _log = logging.getLogger(__name__)
-# Other drawings than those of the data set, whose seed is 0.
+_ROOT = Path(__file__).parents[1]
+# A wheel holds the ready configs inside `infineg`, a checkout beside it.
+_CONFIG = next(
+    path
+    for path in (_ROOT / "infineg/configs/demo.yaml", _ROOT / "configs/demo.yaml")
+    if path.exists()
+)
+# The drawings of the data set have seed 0.
 _HELD_OUT_SEED = 1
 
 
-def run_demo(out: str, console: Console) -> None:
-    """Plan, build, train, evaluate, predict; what is done already is not done again."""
+def run_demo(out: str, console: Console, overrides: Sequence[str] = ()) -> None:
+    """Plans, builds, trains, evaluates and predicts; finished stages are not repeated."""
     began = time.monotonic()
     console.print(
         "[bold]These are drawings[/bold]: cats against look-alikes, things and squares, all made "
         "by infineg itself, so that the demo needs no photograph and no account.\n"
     )
-    with importlib.resources.path("configs", "demo.yaml") as path:
-        loaded = load_train_config(path, [f"variables.OUT={out}"])
-    config, train_config, _ = loaded
+    config, train_config, _ = load_train_config(_CONFIG, [f"variables.OUT={out}", *overrides])
     plans, num_workers = plan(config)
     if plans:
         console.print(plan_table(plans, num_workers))
@@ -53,7 +58,7 @@ def run_demo(out: str, console: Console) -> None:
 
 
 def _draw(out: str, class_name: str) -> Path:
-    """A drawing that no split of the data set holds, as a file."""
+    """Writes a drawing that is in no split of the data set."""
     source = open_source(
         "shapes", {"content": [class_name], "seed": _HELD_OUT_SEED, "num_pictures": 1}
     )

@@ -1,1 +1,1 @@
-"""The pipeline's commands, and their tables for a terminal."""
+"""The commands of the pipeline, and their tables for a terminal."""

@@ -1,4 +1,4 @@
-"""The first samples of one source, decoded as a build would, without encoder or Ray."""
+"""The first samples of one source, decoded as in a build, without encoder and Ray."""
 
 import itertools
 
@@ -13,7 +13,7 @@ from pipeline.worker.steps.read import SourceDefaults, read_batch
 
 
 def read_first_samples(config: Config, name: str, number: int) -> pa.Table:
-    """Rows of up to `number` samples; raises ConfigError for a source that the config lacks."""
+    """Rows of at most `number` samples. Raises ConfigError for a source not in the config."""
     entries = {entry.name: entry for entry in config.entries}
     if name not in entries:
         raise ConfigError(f"--source {name}: the config has {', '.join(entries)}")

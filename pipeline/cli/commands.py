@@ -1,28 +1,38 @@
-"""The pipeline's commands. Heavy modules are imported by the command that needs them.
+"""The commands of the pipeline.
 
-`infineg --help` must not wait for torch and Ray.
+Each imports what it needs by itself: `infineg --help` must not wait for torch and Ray.
 """
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
 from pipeline.errors import InfinegError
 
 if TYPE_CHECKING:
     from pipeline.config.schema import Config
 
-app = typer.Typer(
-    help="Builds an X-or-everything-else classifier from endless negatives.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-# A log has no width of its own; 80 columns would fold every table.
+
+class _Commands(TyperGroup):
+    """Adds a hint where an option of `infineg` itself follows the command."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.TyperException as error:
+            option = getattr(error, "option_name", None)
+            if any(option in parameter.opts for parameter in self.params):
+                error.message += f"; give it before the command: infineg {option} ..."
+            raise
+
+
+app = typer.Typer(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False)
+# A log file has no width; at the default of 80 columns every table would be folded.
 console = Console(width=None if sys.stdout.isatty() else 160)
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, see configs/.")]
@@ -47,7 +57,7 @@ def plan(
     overrides: Overrides = None,
     address: Address = None,
 ) -> None:
-    """Pilot and dry run: what would be read, selected and written. Writes only the plan."""
+    """Run a pilot and print what a build would read, select and write. Writes only the plan."""
     from pipeline.build.driver import plan as make_plans
     from pipeline.cli.tables import plan_table
 
@@ -66,10 +76,10 @@ def build(
     overrides: Overrides = None,
     address: Address = None,
     follow: Annotated[
-        bool, typer.Option(help="Then read on in endless sources, until interrupted.")
+        bool, typer.Option(help="Then keep reading endless sources until interrupted.")
     ] = False,
 ) -> None:
-    """Stream sources into shards. Resumes; builds only what no generation has yet."""
+    """Stream sources into shards. Resumes, and builds only what is new or changed."""
     from pipeline.build.changes import finished_generation
     from pipeline.cli.tables import counts_table
 
@@ -90,22 +100,23 @@ def status(
     dataset: Annotated[str, typer.Argument(metavar="DATASET")],
     as_json: Annotated[bool, typer.Option("--json", help="Machine readable.")] = False,
 ) -> None:
-    """What a data set holds, source by source, and how far a build of it has come, anywhere."""
+    """Show what a data set holds per source, and the progress of a build on any machine."""
     from pipeline.cli.tables import counts_table, running_line, running_table, status_json
-    from pipeline.dataset import manifest
+    from pipeline.dataset import Dataset
     from pipeline.dataset.status import read_running
 
     running = read_running(dataset)
     # A build that has just begun has written nothing else yet.
-    info = manifest.read_info(dataset) if running else manifest.require_info(dataset)
-    number = manifest.latest_generation_number(dataset)
-    generation = manifest.read_generation(dataset, number) if number else None
+    opened = Dataset(dataset)
+    info = None if running and not opened.exists() else opened.read_info()
+    number = opened.latest_number()
+    generation = opened.read_generation(number) if number else None
     if as_json:
-        told = status_json(dataset, generation, running)
-        sys.stdout.write(json.dumps(told, indent=1) + "\n")
+        status = status_json(dataset, generation, running)
+        sys.stdout.write(json.dumps(status, indent=1) + "\n")
         return
     if generation is None or info is None:
-        console.print(f"{dataset}: begun, no generation is committed yet")
+        console.print(f"{dataset}: started, no generation is committed yet")
     else:
         console.print(counts_table(generation))
         num_bytes = sum(shard.size_bytes for shard in generation.shards)
@@ -121,7 +132,7 @@ def status(
 
 @app.command()
 def verify(dataset: Annotated[str, typer.Argument(metavar="DATASET")]) -> None:
-    """Re-read everything: checksums, counts, keys, selection, splits."""
+    """Read everything again and check it: checksums, counts, keys, selection, splits."""
     from pipeline.curate.verify import verify_dataset
 
     result = verify_dataset(dataset)
@@ -145,7 +156,7 @@ def check(
     overrides: Overrides = None,
     number: Annotated[int, typer.Option(help="Samples to read.")] = 10,
 ) -> None:
-    """Read the first samples of one source and show what is made of them."""
+    """Show how the first samples of one source are read, labelled or rejected."""
     from pipeline.cli.check import read_first_samples
     from pipeline.config.loading import load_config
 
@@ -163,14 +174,14 @@ def check(
 @app.command()
 def takedown(
     dataset: Annotated[str, typer.Argument(metavar="DATASET")],
-    key: Annotated[list[str] | None, typer.Option(help="Of a sample; repeatable.")] = None,
-    uri: Annotated[list[str] | None, typer.Option(help="Where it came from; repeatable.")] = None,
-    author: Annotated[list[str] | None, typer.Option(help="All of theirs; repeatable.")] = None,
+    key: Annotated[list[str] | None, typer.Option(help="Key of a sample; repeatable.")] = None,
+    uri: Annotated[list[str] | None, typer.Option(help="Address of a sample; repeatable.")] = None,
+    author: Annotated[list[str] | None, typer.Option(help="Author of samples; repeatable.")] = None,
     purge: Annotated[
-        bool, typer.Option(help="Delete the files that held them; earlier generations lack these.")
+        bool, typer.Option(help="Also delete their files; earlier generations then miss them.")
     ] = False,
 ) -> None:
-    """A new generation without some samples, which no later build takes in again."""
+    """Commit a generation without some samples; no later build takes them in again."""
     from pipeline.curate.takedown import take_down
     from pipeline.dataset.metadata import TakenDown
 
@@ -187,20 +198,24 @@ def review(
     verdicts: Annotated[
         str | None,
         typer.Option(
-            metavar="CSV", help="No page: columns key, verdict (positive, negative or drop)."
+            metavar="CSV", help="Commit these: columns key, verdict (positive, negative or drop)."
         ),
     ] = None,
     apply: Annotated[
-        bool, typer.Option("--apply", help="No page: the verdicts that were given on it.")
+        bool, typer.Option("--apply", help="Commit the verdicts given on the page.")
     ] = False,
-    target: Annotated[str | None, typer.Option(help="What the positives show.")] = None,
-    host: Annotated[str, typer.Option(help="Of this machine.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 is any free one.", min=0, max=65535)] = 8001,
+    target: Annotated[
+        str | None, typer.Option(help="Target of the suspected positives; default the first.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Loopback address to serve on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(help="Port to serve on; 0: any free one.", min=0, max=65535)
+    ] = 8001,
 ) -> None:
-    """A local page to decide on suspected positives; or a new generation that heeds verdicts."""
-    from pipeline.dataset import manifest
+    """Serve a local page to decide on suspected positives, or commit the verdicts."""
+    from pipeline.dataset import Dataset
 
-    chosen = target or manifest.require_info(dataset).targets[0]
+    chosen = target or Dataset(dataset).read_info().targets[0]
     if verdicts is None and not apply:
         _serve_review(dataset, targets=[target] if target else [], host=host, port=port)
         return
@@ -222,8 +237,8 @@ def _serve_review(dataset: str, *, targets: list[str], host: str, port: int) -> 
     def announce(url: str, verdict_file: str) -> None:
         console.print(f"reviewing {dataset} at {url}", soft_wrap=True)
         console.print(
-            f"Every verdict is saved in {verdict_file}. Ctrl-C ends; run again to go on, or "
-            f"`infineg review {dataset} --apply` to commit.",
+            f"Every verdict is saved in {verdict_file}. Ctrl-C ends the server; run the same "
+            f"command again to continue, or `infineg review {dataset} --apply` to commit.",
             soft_wrap=True,
         )
 
@@ -231,7 +246,7 @@ def _serve_review(dataset: str, *, targets: list[str], host: str, port: int) -> 
 
 
 def load(config: str, overrides: list[str] | None, address: str | None) -> "Config":
-    """A config with its overrides; `address` is that of --address."""
+    """The config with its overrides and the value of --address."""
     from pipeline.config.loading import load_config
 
     extra = [f"build.address={address}"] if address else []

@@ -1,4 +1,4 @@
-"""Plans and generations as tables for a terminal, and as JSON for programs."""
+"""Plans, generations and progress as tables for a terminal and as JSON."""
 
 from rich.table import Table
 
@@ -9,10 +9,10 @@ from pipeline.telemetry.progress import format_duration
 
 
 def plan_table(plans: list[SourcePlan], num_workers: int) -> Table:
-    """One row a source and the sum: what is read, what is expected of it, and the time."""
+    """One row per source and their sum: candidates read, expected results, and the time."""
     strata = sorted({key.partition("/")[2] for plan in plans for key in plan.expected_selected})
     table = Table(title=f"plan for {num_workers} workers", caption="expected, from a pilot")
-    columns = ("candidates", "selected", "of it train", *strata, "rejected", "MB", "time")
+    columns = ("candidates", "selected", "in train", *strata, "rejected", "MB", "time")
     for column in ("source", *columns):
         table.add_column(column, justify="left" if column == "source" else "right")
 
@@ -40,7 +40,7 @@ def plan_table(plans: list[SourcePlan], num_workers: int) -> Table:
 
 
 def counts_table(generation: Generation) -> Table:
-    """One row a source and the sum: read = selected + not selected + rejected."""
+    """One row per source and their sum: read = selected + not selected + rejected."""
     reasons = sorted({reason for s in generation.sources for reason in s.counts.rejected})
     table = Table(title=f"generation {generation.number}")
     for column in ("source", "role", "read", "selected", "not selected", "rejected", *reasons):
@@ -59,7 +59,7 @@ def counts_table(generation: Generation) -> Table:
 
 
 def running_table(running: Running) -> Table:
-    """One row a source that is not done."""
+    """One row per unfinished source."""
     table = Table(title="building" if running.is_alive else "not finished")
     for column in ("source", "partitions", "planned", "candidates", "planned", "done"):
         table.add_column(column, justify="left" if column == "source" else "right")
@@ -76,14 +76,14 @@ def running_table(running: Running) -> Table:
 
 
 def running_line(running: Running) -> str:
-    """Who builds, how fast, and how long it will take; or what to do about one that is no more."""
+    """Who builds, how fast and until when; or how to continue an interrupted build."""
     lease = running.lease
     if lease is None:
-        return "nobody builds it now; `infineg build` goes on from here"
+        return "no build is running; `infineg build` continues it"
     who = f"{lease.host}, process {lease.process.pid} ({lease.command})"
     heartbeat = f"last heartbeat {format_duration(max(lease.heartbeat_age_s, 0))} ago"
     if lease.is_free:
-        return f"interrupted: {who} is no more, {heartbeat}. Run it again: it resumes"
+        return f"interrupted: {who} has ended, {heartbeat}. Run the same command again: it resumes"
     since = lease.acquired_at.astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
     line = f"built by {who} since {since}, {heartbeat}"
     if not running.sources:
@@ -91,7 +91,7 @@ def running_line(running: Running) -> str:
     if running.candidates_per_second is None or running.seconds_left is None:
         return f"{line}; nothing committed yet"
     rate, left = running.candidates_per_second, format_duration(running.seconds_left)
-    return f"{line}; {rate:,.1f} candidates/s since it began to read, {left} left"
+    return f"{line}; {rate:,.1f} candidates/s since reading started, {left} left"
 
 
 def running_json(running: Running | None) -> dict[str, object] | None:
@@ -125,7 +125,7 @@ def running_json(running: Running | None) -> dict[str, object] | None:
 def status_json(
     dataset: str, generation: Generation | None, running: Running | None
 ) -> dict[str, object]:
-    """`generation` is None where none is committed yet, `running` where nothing is unfinished."""
+    """`generation` is None before the first commit, `running` when nothing is unfinished."""
     building = {"building": running_json(running)}
     if generation is None:
         return {"dataset": dataset, "generation": None, **building}

@@ -9,11 +9,13 @@ import logging
 import math
 import os
 import pickle
+import site
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -22,6 +24,7 @@ import ray.data
 from more_itertools import chunked
 from pydantic import BaseModel
 from ray.exceptions import AuthenticationError, RayError, RayTaskError
+from ray.job_config import JobConfig
 
 from pipeline.config.build import BuildConfig
 from pipeline.dataset.lease import _children
@@ -121,7 +124,8 @@ def open_cluster(config: BuildConfig) -> Iterator[Cluster]:
     else:
         options |= {"address": config.address}
     try:
-        context = ray.init(**options)
+        with _own_code() as job_config:
+            context = ray.init(**options, job_config=job_config)
     except (ConnectionError, AuthenticationError) as error:
         raise InfinegError(
             f"cannot join the Ray cluster at {config.address}: {error}. Is it there? If it wants a "
@@ -144,6 +148,25 @@ def open_cluster(config: BuildConfig) -> Iterator[Cluster]:
             yield Cluster(config, num_workers)
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_code() -> Iterator[JobConfig]:
+    """While Ray starts: its workers import this code, and none of the user's folders.
+
+    By default Ray puts the working folder and the script's folder first on the path of its workers.
+    A user's own `train.py` or `pipeline/` there would be imported in place of ours.
+    """
+    root = str(Path(__file__).parents[2])
+    paths = [] if root in site.getsitepackages() else [root]  # else a checkout
+    before = list(sys.path)
+    script_dir = os.path.dirname(os.path.realpath(sys.argv[0]))
+    sys.path[:] = [path for path in before if path != script_dir]
+    try:
+        # Like a Ray client, whose working folder is not on the cluster.
+        yield JobConfig(_client_job=True, _py_driver_sys_path=paths)
+    finally:
+        sys.path[:] = before
 
 
 def _log_cluster(address: str, resources: Mapping[str, float], dashboard: str | None) -> None:

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.commit import commit
 from pipeline.dataset.lease import hold_lease
 from pipeline.dataset.metadata import Generation, TakenDown, is_taken_down
@@ -19,15 +19,16 @@ def take_down(root: str, wanted: TakenDown, *, purge: bool = False) -> tuple[Gen
     held them are deleted, and earlier generations lack these files. Raises ConfigError if nothing
     is found.
     """
-    manifest.require_info(root)
+    dataset = Dataset(root)
+    dataset.read_info()
     with hold_lease(root) as lease:
-        parent = manifest.read_generation(root)
-        named = _find(root, parent, wanted)
+        parent = dataset.read_generation()
+        named = _find(dataset, parent, wanted)
         if not named.num_rows:
             raise ConfigError(f"{root}: generation {parent.number} has no such sample")
         hashes = frozenset(named["content_hash"].to_pylist())
         everything = TakenDown(content_hashes=hashes)
-        rows = _find(root, parent, everything)
+        rows = _find(dataset, parent, everything)
         generation = revise(root, parent, rows["key"].to_pylist(), _reject)
         generation = generation.model_copy(
             update={"taken_down": _union(parent.taken_down, wanted, everything)}
@@ -38,13 +39,13 @@ def take_down(root: str, wanted: TakenDown, *, purge: bool = False) -> tuple[Gen
     return generation, rows.num_rows
 
 
-def _find(root: str, generation: Generation, wanted: TakenDown) -> pa.Table:
+def _find(dataset: Dataset, generation: Generation, wanted: TakenDown) -> pa.Table:
     columns = ["key", "uri", "author", "content_hash"]
     tables = [
         rows.filter(is_taken_down(rows, wanted))
         for source in generation.sources
         for ledger in source.ledger
-        for rows in [manifest.read_table(root, ledger.path, columns)]
+        for rows in [dataset.read_table(ledger.path, columns)]
     ]
     return pa.concat_tables(tables)
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.config.selection import SelectionConfig
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.commit import commit
 from pipeline.dataset.lease import hold_lease
 from pipeline.dataset.metadata import DatasetInfo, Generation
@@ -56,15 +56,16 @@ def apply_verdicts(root: str, verdicts: Mapping[str, Verdict], *, target: str) -
 
     Raises ConfigError if a key is not in quarantine or `target` is not one of the data set's.
     """
-    info = manifest.require_info(root)
+    dataset = Dataset(root)
+    info = dataset.read_info()
     if target not in info.targets:
         raise ConfigError(f"--target {target}: the data set has {', '.join(info.targets)}")
     with hold_lease(root) as lease:
-        parent = manifest.read_generation(root)
+        parent = dataset.read_generation()
         held = {
             key
             for file in parent.quarantine
-            for key in manifest.read_table(root, file.sidecar_path, ["key"])["key"].to_pylist()
+            for key in dataset.read_table(file.sidecar_path, ["key"])["key"].to_pylist()
         }
         if missing := sorted(set(verdicts) - held):
             raise ConfigError(f"{root}: {missing[0]} is not in quarantine ({len(missing):,} keys)")

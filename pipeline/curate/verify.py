@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.curate.verify_ledgers import Packed, verify_source
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.dedup import SeenImages
 from pipeline.dataset.metadata import DatasetInfo, Generation, ShardFile, ShardRecord
 from pipeline.dataset.shards import JSON_COLUMNS, differences, group_of, has_mined_sidecar
@@ -37,29 +37,30 @@ class Verification:
 
 def verify_dataset(root: str) -> Verification:
     """Checks the latest generation; without `problems` the data set is sound."""
-    info = manifest.require_info(root)
-    generation = manifest.read_generation(root)
+    dataset = Dataset(root)
+    info = dataset.read_info()
+    generation = dataset.read_generation()
     result = Verification()
     packed: dict[str, Packed] = {}
     files = [*generation.shards, *generation.quarantine]
     with Progress("verify", total=len(files), unit="shards") as progress:
         for file in files:
-            _verify_shard(root, info, file, result, packed)
+            _verify_shard(dataset, info, file, result, packed)
             progress.advance()
     hashes = []
     for source in generation.sources:
-        num_rows, images = verify_source(root, info, source, packed, result.expect)
+        num_rows, images = verify_source(dataset, info, source, packed, result.expect)
         result.num_rows += num_rows
         hashes.append(images)
     for key in packed:
         result.problems.append(f"{key}: in a shard but in no ledger")
     _verify_no_leak(pa.concat_tables(hashes), result)
-    _verify_timm_info(root, info, generation, result)
+    _verify_timm_info(dataset, info, generation, result)
     return result
 
 
 def _verify_shard(
-    root: str,
+    dataset: Dataset,
     info: DatasetInfo,
     file: ShardFile,
     result: Verification,
@@ -67,7 +68,7 @@ def _verify_shard(
 ) -> None:
     """Checks a tar against its record and its sidecar; notes where each key is."""
     for path, sha256 in ((file.path, file.sha256), (file.sidecar_path, file.sidecar_sha256)):
-        uri = storage.join(root, path)
+        uri = dataset.uri(path)
         if not storage.exists(uri):
             result.problems.append(f"{path}: missing")
             return
@@ -75,8 +76,8 @@ def _verify_shard(
             result.problems.append(f"{path}: sha256 differs from the record")
             return
     try:
-        samples = dict(_read_tar(storage.join(root, file.path)))
-        rows = manifest.read_table(root, file.sidecar_path)
+        samples = dict(_read_tar(dataset.uri(file.path)))
+        rows = dataset.read_table(file.sidecar_path)
     except (tarfile.TarError, pa.ArrowInvalid, ValueError) as error:
         result.problems.append(f"{file.path}: cannot be read: {error}")
         return
@@ -147,18 +148,18 @@ def _verify_no_leak(images: pa.Table, result: Verification) -> None:
 
 
 def _verify_timm_info(
-    root: str, info: DatasetInfo, generation: Generation, result: Verification
+    dataset: Dataset, info: DatasetInfo, generation: Generation, result: Verification
 ) -> None:
     """`_info.json` is derived: after a crash it may list the generation in dataset.json instead."""
     try:
-        splits = json.loads(storage.read_bytes(storage.join(root, "_info.json")))["splits"]
+        splits = json.loads(storage.read_bytes(dataset.uri("_info.json")))["splits"]
     except (FileNotFoundError, ValueError, KeyError) as error:
         result.problems.append(f"_info.json: cannot be read: {error!r}")
         return
     listed = sorted(name for split in splits.values() for name in split["filenames"])
     allowed = [generation]
     if 0 < info.latest_generation < generation.number:
-        allowed.append(manifest.read_generation(root, info.latest_generation))
+        allowed.append(dataset.read_generation(info.latest_generation))
     result.expect(
         any(listed == sorted(shard.path for shard in each.shards) for each in allowed),
         "_info.json lists other shards than the latest generation",

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import storage
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.keys import split_of, unit_hash
 from pipeline.dataset.metadata import Counts, DatasetInfo, SourceRecord, TableRecord, add_counts
 from pipeline.dataset.schema import row_schema
@@ -32,7 +32,11 @@ class Packed(NamedTuple):
 
 
 def verify_source(
-    root: str, info: DatasetInfo, source: SourceRecord, packed: dict[str, Packed], expect: Expect
+    dataset: Dataset,
+    info: DatasetInfo,
+    source: SourceRecord,
+    packed: dict[str, Packed],
+    expect: Expect,
 ) -> tuple[int, pa.Table]:
     """Every row of a source is numbered without a gap, decided by the rule, and packed once.
 
@@ -42,11 +46,11 @@ def verify_source(
     counts: list[Counts] = []
     hashes: list[pa.Table] = [_HASHES.empty_table()]
     for ledger, images in zip(source.ledger, source.hashes, strict=True):
-        if not (_is_sound(root, ledger, expect) and _is_sound(root, images, expect)):
+        if not (_is_sound(dataset, ledger, expect) and _is_sound(dataset, images, expect)):
             continue
         selected = [_HASHES.empty_table()]
         num_rows = 0
-        for rows in manifest.iterate_table(root, ledger.path):
+        for rows in dataset.iterate_table(ledger.path):
             counts.append(count_rows(rows))
             num_rows += rows.num_rows
             numbering.add(rows)
@@ -54,7 +58,7 @@ def verify_source(
                 _verify_row(row, info, packed, expect)
             selected.append(rows.filter(rows["selected"]).select(HASH_COLUMNS).cast(_HASHES))
         expect(num_rows == ledger.num_rows, f"{ledger.path}: other number of rows")
-        hashes.append(manifest.read_table(root, images.path).cast(_HASHES))
+        hashes.append(dataset.read_table(images.path).cast(_HASHES))
         is_same = hashes[-1].equals(pa.concat_tables(selected))
         expect(is_same, f"{images.path}: other images than selected")
     total = add_counts(counts)
@@ -64,8 +68,8 @@ def verify_source(
     return total.read, pa.concat_tables(hashes)
 
 
-def _is_sound(root: str, table: TableRecord, expect: Expect) -> bool:
-    uri = storage.join(root, table.path)
+def _is_sound(dataset: Dataset, table: TableRecord, expect: Expect) -> bool:
+    uri = dataset.uri(table.path)
     is_sound = storage.exists(uri) and storage.sha256_of(uri) == table.sha256
     expect(is_sound, f"{table.path}: missing, or sha256 differs from the record")
     return is_sound

@@ -1,9 +1,8 @@
-"""What is to be launched: a command, its config as it travels, and the values of the site."""
+"""A job to launch: a command, the config that travels with it, and the values of the site."""
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +12,19 @@ from pipeline import storage
 from pipeline.config.loading import load_config, read_yaml
 from pipeline.config.schema import Config
 from pipeline.errors import ConfigError
+from pipeline.launch import JobKind
 from pipeline.launch.values import Values, read_values
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
-
-# A killed build's lease lasts 90 s; whatever takes its place on another machine waits that long.
+# The lease of a killed build lasts 90 s; a build that replaces it elsewhere waits that long.
 LEASE_WAIT_S = 180
-
-
 _MAX_NAME = 40  # KubeRay appends to it, and a Kubernetes name has 63
-
-
-class JobKind(StrEnum):
-    """The first word after `infineg launch`."""
-
-    BUILD = "build"
-    TRAIN = "train"
-    CLUSTER = "cluster"  # machines for jobs to come
 
 
 @dataclass(frozen=True)
 class Job:
-    """A command on one config. `data` keeps ${NAME}, `config` has what is known here filled in."""
+    """A command on one config. `data` keeps ${NAME}; `config` has the known ones filled in."""
 
     kind: JobKind
     path: Path
@@ -46,7 +35,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """`infineg-build-cats`: allowed in every platform, the same for the same config."""
+        """`infineg-build-cats`: valid on every platform, and the same for the same config."""
         stem = re.sub(r"[^a-z0-9]+", "-", self.path.stem.lower()).strip("-")
         return f"infineg-{self.kind}-{stem}"[:_MAX_NAME].rstrip("-")
 
@@ -62,26 +51,26 @@ class Job:
         return yaml.safe_dump(dict(self.data), sort_keys=False, allow_unicode=True)
 
     def on_cluster(self, *, grows: bool) -> str:
-        """`text` for a Ray cluster of other machines; one that grows is told how far it may."""
+        """`text` for a Ray cluster elsewhere; if it grows, with its workers at the limit."""
         if self.kind != JobKind.BUILD:
             return self.text
         build = {"address": "auto", "lease_wait_s": LEASE_WAIT_S}
         if grows:
-            # What Ray reports at the start is a cluster that has not grown yet.
+            # At the start Ray reports a cluster that has not grown yet.
             build |= self._grown()
         data = {**self.data, "build": {**build, **(self.data.get("build") or {})}}
         return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
     def _grown(self) -> dict[str, int]:
-        """Workers of a cluster that has grown as far as it may, and actors where it has them."""
+        """Workers, and actors if any, of a cluster that has grown to its limit."""
         build, cpus = self.config.build, self.values.build_cpus
         if build.embed_on != "actors" or not build.gpus_per_actor:
             return {"workers": build.most_workers(cpus=cpus)}
         number = build.actors or self.values.actors_of(build)
         if not number:
             raise ConfigError(
-                f"build.embed_on: actors, of {build.gpus_per_actor:g} GPUs each: no machine has "
-                "them. Set cluster.gpu_workers.max and its gpus, or build.embed_on to worker"
+                f"build.embed_on: actors, with {build.gpus_per_actor:g} GPUs each: no machine has "
+                "that many. Set cluster.gpu_workers.max and its gpus, or build.embed_on to worker"
             )
         workers = build.most_workers(cpus=cpus - number * build.cpus_per_actor)
         return {"actors": number, "workers": workers}
@@ -100,7 +89,7 @@ class Job:
 
     @property
     def places(self) -> dict[str, str]:
-        """What the job writes to, by field of the config, as far as it is known here."""
+        """Where the job writes, by field of the config; without places that hold ${NAME}."""
         found = {"output.path": self.config.output.path}
         if self.kind == JobKind.TRAIN:
             found["train.run"] = str(self.config.train.get("run", "run"))
@@ -110,10 +99,10 @@ class Job:
 def read_job(
     kind: JobKind, path: str, overrides: Sequence[str], values_path: str | None, *, is_here: bool
 ) -> Job:
-    """Reads and checks everything that can be checked before the job starts.
+    """Reads the config and checks what can be checked before the job starts.
 
-    Where it runs on other machines (not `is_here`), ${NAME} need not be set on this one. Raises
-    ConfigError, also for a credential in the config, which is stored and shown.
+    For other machines (not `is_here`), ${NAME} need not be set on this one. Raises ConfigError,
+    also for a credential in the config, since manifests are stored and shown.
     """
     data = read_yaml(path, overrides)
     _refuse_secrets(path, data)
@@ -121,12 +110,12 @@ def read_job(
     known = None if is_here else _Unknown(values.env)
     config = load_config(path, overrides, environment=known)
     if kind == JobKind.TRAIN and "run" not in config.train:
-        raise ConfigError(f"{path}: train.run is wanted: the folder of the run")
+        raise ConfigError(f"{path}: set train.run, the folder of the run")
     return Job(kind, Path(path), tuple(overrides), data, config, values)
 
 
 class _Unknown(dict[str, str]):
-    """Variables of another machine: what is not known here stays as it is."""
+    """Variables of another machine: a name that is unknown here stays as it is."""
 
     def __contains__(self, name: object) -> bool:
         return True
@@ -136,7 +125,7 @@ class _Unknown(dict[str, str]):
 
 
 def _refuse_secrets(path: str, node: Any, where: str = "") -> None:
-    """A manifest is stored and shown: signed addresses and the like come by ${NAME}."""
+    """A manifest is stored and shown: signed addresses and the like belong into ${NAME}."""
     if isinstance(node, Mapping):
         for key, child in node.items():
             _refuse_secrets(path, child, f"{where}.{key}" if where else str(key))
@@ -145,17 +134,6 @@ def _refuse_secrets(path: str, node: Any, where: str = "") -> None:
             _refuse_secrets(path, child, f"{where}.{number}")
     elif isinstance(node, str) and storage.redact(node) != node:
         raise ConfigError(
-            f"{path}: {where}: {storage.redact(node)!r} holds a credential, and would stand in the "
-            "manifest. Write ${NAME} in its place, and give NAME by a Secret or the environment"
+            f"{path}: {where}: {storage.redact(node)!r} holds a credential, which would be in the "
+            "manifest. Write ${NAME} in its place, and set NAME by a Secret or the environment"
         )
-
-
-class Platform(StrEnum):
-    """The values of --on."""
-
-    KUBERAY = "kuberay"
-    KUBEFLOW = "kubeflow"
-    SLURM = "slurm"
-    RAY = "ray"
-    SKY = "sky"
-    LOCAL = "local"

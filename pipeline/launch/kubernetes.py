@@ -5,7 +5,8 @@ from importlib.metadata import version
 from typing import Any
 
 from pipeline.errors import ConfigError
-from pipeline.launch.job import Job, JobKind
+from pipeline.launch import JobKind
+from pipeline.launch.job import Job
 from pipeline.launch.submission import Submission
 from pipeline.launch.templates import fill_yaml, header_of, to_yaml
 from pipeline.launch.values import Nodes
@@ -19,7 +20,7 @@ def on_kuberay(job: Job, *, schedule: str | None = None) -> Submission:
     _require_lasting_places(job)
     if schedule is not None and (job.kind != JobKind.BUILD or len(schedule.split()) != 5):
         raise ConfigError(
-            f"--schedule {schedule!r} with {job.kind}: wanted five fields of cron, such as "
+            f"--schedule {schedule!r} with {job.kind}: give five fields of cron, such as "
             "'0 1 * * *', and a build"
         )
     values = _values(job)
@@ -42,13 +43,13 @@ def on_kuberay(job: Job, *, schedule: str | None = None) -> Submission:
 def on_kubeflow(job: Job) -> Submission:
     """A TrainJob of Kubeflow Trainer."""
     if job.kind != JobKind.TRAIN:
-        raise ConfigError(f"--on kubeflow: trains only; {job.kind} goes --on kuberay")
+        raise ConfigError(f"--on kubeflow: only trains; use --on kuberay for {job.kind}")
     _require_lasting_places(job)
     values = _values(job)
     pod = _pod(values, "node", job.values.trainers)
     values |= {
         "config": job.text,
-        "arguments": ["torchrun", "-m", "train", *job.command(_CONFIG)[1:]],
+        "arguments": ["torchrun", "--no-python", *job.command(_CONFIG)],
         "processes_per_node": max(job.values.trainers.gpus, 1),
         "node": pod["spec"]["containers"][0],
         "security": pod["spec"]["securityContext"],
@@ -62,7 +63,7 @@ def _apply(job: Job, template: str, values: dict[str, Any], manifest: Any, kind:
     text = f"{header_of(template)}\n{to_yaml(config)}---\n{to_yaml(manifest)}"
     where = f"--namespace {job.values.kubernetes.namespace}"
     watch = (
-        f"watch: kubectl get {kind} {job.name} {where}; to end it, or before it is launched again: "
+        f"watch: kubectl get {kind} {job.name} {where}; to end it, or before launching it again: "
         f"kubectl delete {kind} {job.name} {where}"
     )
     if job.variables:
@@ -74,7 +75,7 @@ def _apply(job: Job, template: str, values: dict[str, Any], manifest: Any, kind:
 
 
 def _values(job: Job) -> dict[str, Any]:
-    """All that the templates name."""
+    """Every name used in the templates."""
     site = job.values
     groups = {"decode": site.cpu_workers, "embed": site.gpu_workers}
     values: dict[str, Any] = {
@@ -107,7 +108,7 @@ def _pod(values: dict[str, Any], name: str, nodes: Nodes, metrics_port: int | No
 
 
 def _environment(job: Job) -> list[dict[str, Any]]:
-    """Plain values as they are, all others by reference to the Secret."""
+    """Plain values as they are, the others by reference to the Secret."""
     kubernetes = job.values.kubernetes
     plain = [{"name": name, "value": value} for name, value in job.values.env.items()]
     names = dict.fromkeys([*job.variables, *kubernetes.secret_keys])
@@ -128,20 +129,20 @@ def _data_volume(claim: str | None) -> dict[str, Any]:
 
 
 def _require_lasting_places(job: Job) -> None:
-    """Raises ConfigError where what the job writes would be gone with its pod."""
+    """Raises ConfigError if the output of the job would be lost with its pod."""
     kubernetes = job.values.kubernetes
     for field, place in job.places.items():
         if "://" in place:
             continue
         if kubernetes.volume_claim is None:
             raise ConfigError(
-                f"{field} {place!r} would be gone with its pod: name a URL, or a volume: "
+                f"{field} {place!r} would be lost with its pod: use a URL, or a volume: "
                 "--set cluster.kubernetes.volume_claim=NAME of a ReadWriteMany claim"
             )
         root = kubernetes.volume_path
         if place.startswith("/") and not f"{place}/".startswith(f"{root.rstrip('/')}/"):
             raise ConfigError(
-                f"{field} {place!r} would be gone with its pod: the volume "
-                f"{kubernetes.volume_claim} is mounted at {root}; name a path in it, or a relative "
+                f"{field} {place!r} would be lost with its pod: the volume "
+                f"{kubernetes.volume_claim} is mounted at {root}; use a path in it, or a relative "
                 "one"
             )

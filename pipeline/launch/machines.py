@@ -1,4 +1,4 @@
-"""On machines that are there, or rented: this one, Slurm, a Ray cluster, SkyPilot."""
+"""On this machine, Slurm, a Ray cluster or rented machines (SkyPilot)."""
 
 import json
 import sys
@@ -6,26 +6,33 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.errors import ConfigError
-from pipeline.launch.job import LEASE_WAIT_S, Job, JobKind
+from pipeline.launch import JobKind
+from pipeline.launch.job import LEASE_WAIT_S, Job
 from pipeline.launch.submission import Submission
 from pipeline.launch.templates import INFRA, fill_script, fill_yaml, header_of, to_yaml
 
 
 def on_this_machine(job: Job) -> Submission:
-    """In the foreground; training on several GPUs by torchrun."""
-    python = [sys.executable, "-m"]
-    train = ["train", *job.command(str(job.path))[1:], *_set(job.overrides)]
+    """In the foreground; training on several GPUs under torchrun."""
+    _, *arguments = job.command(str(job.path), *_set(job.overrides))
+    command = [_beside_python("infineg"), *arguments]
     processes = job.values.training_processes
-    # The site's own number is of the site's machines.
+    # The number in infra/values.yaml is for the machines of the site.
     is_sized = "trainers" in (job.data.get("cluster") or {})
     if job.kind == JobKind.TRAIN and is_sized and processes > 1:
-        launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        return Submission([*python, *launcher, "-m", *train], "")
-    return Submission([*python, *train], "")
+        torchrun = [_beside_python("torchrun"), "--standalone", "--nproc-per-node", str(processes)]
+        return Submission([*torchrun, "--no-python", *command], "")
+    return Submission(command, "")
+
+
+def _beside_python(program: str) -> str:
+    """A program of this environment, also where the environment is not on PATH."""
+    path = Path(sys.executable).with_name(program)
+    return str(path) if path.exists() else program
 
 
 def on_slurm(job: Job) -> Submission:
-    """A script for sbatch. The environment goes along by itself, with its credentials."""
+    """A script for sbatch, which passes on the environment with its credentials."""
     site = job.values
     nodes = site.cpu_workers if job.kind == JobKind.BUILD else site.trainers
     words = [str(job.path.resolve()), *_set(job.overrides)]
@@ -33,7 +40,7 @@ def on_slurm(job: Job) -> Submission:
         wait = [] if job.config.build.lease_wait_s else [f"build.lease_wait_s={LEASE_WAIT_S}"]
         command = ["infineg", "build", *words, *_set(wait)]
     else:
-        command = ["-m", "train", "train", *words, "--resume"]
+        command = ["--no-python", "infineg", "train", *words, "--resume"]
     values = {
         "job": job.name,
         "nodes": nodes,
@@ -48,14 +55,14 @@ def on_slurm(job: Job) -> Submission:
 
 
 def on_ray(job: Job) -> Submission:
-    """A job on a running Ray cluster; `cluster` starts one by `ray up`."""
+    """A job on a running Ray cluster; the job kind `cluster` starts one with `ray up`."""
     if job.kind == JobKind.CLUSTER:
         return _ray_up(job)
     for field, place in job.places.items():
         if "://" not in place and not place.startswith("/"):
             raise ConfigError(
-                f"{field} {place!r}: a job's folder ends with it. Name a URL, or the path of a "
-                "folder that all machines of the cluster share"
+                f"{field} {place!r}: a job's folder is deleted with the job. Use a URL, or the "
+                "path of a folder that all machines of the cluster share"
             )
     options = []
     if job.kind == JobKind.TRAIN:
@@ -76,12 +83,14 @@ def on_sky(job: Job) -> Submission:
     site = job.values
     checkout = INFRA.parent
     if not (checkout / "pyproject.toml").exists():
-        raise ConfigError(f"--on sky: machines install the checkout, and {checkout} is none")
+        raise ConfigError(
+            f"--on sky: the machines install a checkout of infineg, and {checkout} is not one"
+        )
     for field, place in job.places.items():
         lasts = "://" in place or (field == "train.run" and place.startswith("/runs/"))
         if not lasts:
             raise ConfigError(
-                f"{field} {place!r} would be gone with its machine: output.path must be a URL, "
+                f"{field} {place!r} would be lost with its machine: output.path must be a URL, "
                 "train.run below /runs, where the bucket sky.runs is mounted"
             )
     wanted = dict.fromkeys(job.variables)

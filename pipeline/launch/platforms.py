@@ -1,9 +1,10 @@
-"""Where a job can go, and the way from a config to it."""
+"""From a config to the submission for a platform."""
 
 from collections.abc import Sequence
 
 from pipeline.errors import ConfigError
-from pipeline.launch.job import Job, JobKind, Platform, read_job
+from pipeline.launch import JobKind, Platform
+from pipeline.launch.job import Job, read_job
 from pipeline.launch.kubernetes import on_kubeflow, on_kuberay
 from pipeline.launch.machines import on_ray, on_sky, on_slurm, on_this_machine
 from pipeline.launch.submission import Submission
@@ -16,7 +17,7 @@ _ON = {
     Platform.SKY: on_sky,
     Platform.LOCAL: on_this_machine,
 }
-# They start where the environment of this process goes along.
+# Jobs there inherit the environment of this process.
 _SHARE_ENVIRONMENT = (Platform.LOCAL, Platform.SLURM)
 
 

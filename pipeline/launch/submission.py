@@ -1,4 +1,4 @@
-"""A manifest and the client that takes it: printed, or handed over."""
+"""A manifest and the client that it is submitted with."""
 
 import shlex
 import shutil
@@ -14,21 +14,22 @@ from pipeline.errors import InfinegError
 _INSTALL = {
     "kubectl": "install kubectl (https://kubernetes.io/docs/tasks/tools/) and choose a context",
     "sbatch": "run this where Slurm's commands are, such as a login node",
+    "infineg": "install it into the environment of this Python",
     "ray": "pip install 'infineg[cluster]'",
     "sky": "pip install 'skypilot[aws]', or for your cloud, and run: sky check",
-    "torchrun": "pip install 'infineg[train]'",
+    "torchrun": "it comes with PyTorch; activate the environment that has it",
 }
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What is run, without a shell, and what it reads."""
+    """A command, run without a shell, and the text that it reads."""
 
     arguments: Sequence[str]
     text: str  # of the manifest
-    file: str | None = None  # its name, where the client reads a file; else its standard input
-    folder: str | None = None  # where the file stays; None: it is needed for a moment
-    watch: str = ""  # what to do next
+    file: str | None = None  # name of the file that the client reads; None: standard input
+    folder: str | None = None  # where the file is kept; None: it is temporary
+    watch: str = ""  # printed after submission: how to watch the job
 
     @property
     def command(self) -> str:
@@ -36,12 +37,12 @@ class Submission:
 
 
 def submit(submission: Submission) -> int:
-    """Runs the client; returns its exit code. Raises InfinegError where there is no such client."""
+    """Runs the client and returns its exit code. Raises InfinegError if it is not installed."""
     program = submission.arguments[0]
     if shutil.which(program) is None:
         raise InfinegError(
             f"{program} is not on this machine, so nothing was started: "
-            f"{_INSTALL.get(program, 'install it')}. --dry-run shows what would be"
+            f"{_INSTALL.get(program, 'install it')}. --dry-run shows what would be submitted"
         )
     with ExitStack() as stack:
         if submission.file is None:

@@ -14,17 +14,18 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-# YAML 1.1, which is written here, and 1.2 and Go, which read it, disagree on what these are.
+# YAML 1.1 (written here), YAML 1.2 and Go read these differently.
 _MAY_BE_NO_STRING = re.compile(r"[-+.\d~=<]|(?i:y|n|yes|no|on|off|true|false|null)$")
 _TOKEN = re.compile(r"infineg-value-(\d+)-")
 
 
-# Beside `pipeline`, in a checkout and in an installed package.
-INFRA = Path(__file__).parents[2] / "infra"
+_ROOT = Path(__file__).parents[2]
+# A wheel holds the folder inside `infineg`, a checkout beside it.
+INFRA = next(path for path in (_ROOT / "infineg" / "infra", _ROOT / "infra") if path.is_dir())
 
 
 def fill_yaml(name: str, values: Mapping[str, Any]) -> Any:
-    """The parsed YAML of a template of `infra/`, with its values."""
+    """The parsed YAML of a template of `infra/`, filled in."""
     held: list[Any] = []
 
     def hold(value: Any) -> str:
@@ -36,7 +37,7 @@ def fill_yaml(name: str, values: Mapping[str, Any]) -> Any:
 
 
 def fill_script(name: str, values: Mapping[str, Any]) -> str:
-    """The text of a shell script of `infra/`; a list becomes as many words."""
+    """The text of a shell script of `infra/`, filled in; each item of a list is a word."""
 
     def quote(value: Any) -> str:
         words = value if isinstance(value, list | tuple) else [value]
@@ -46,19 +47,19 @@ def fill_script(name: str, values: Mapping[str, Any]) -> str:
 
 
 def header_of(name: str) -> str:
-    """The comment that a template opens with."""
+    """The comment at the top of a template."""
     lines = (INFRA / name).read_text().splitlines()
     number = next(i for i, line in enumerate(lines) if not line.startswith("#"))
     return "\n".join(lines[:number])
 
 
 def to_yaml(document: Any) -> str:
-    """One document; text of several lines as a block, as a person would write it."""
+    """One document; text of several lines is a block."""
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True)
 
 
 class _Dumper(yaml.SafeDumper):
-    """No aliases, which not every reader of manifests follows; strings that no reader mistakes."""
+    """No aliases, which some readers of manifests do not follow; ambiguous strings are quoted."""
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
         return True
@@ -97,7 +98,7 @@ def _replace_tokens(node: Any, held: list[Any]) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """As YAML knows it."""
+    """As types of YAML."""
     if isinstance(value, Mapping):
         return {key: _plain(child) for key, child in value.items()}
     return [_plain(child) for child in value] if isinstance(value, list | tuple) else value

@@ -1,6 +1,6 @@
-"""`infra/values.yaml`: what the jobs of a site share; a config's `cluster:` goes over it.
+"""`infra/values.yaml`: values that the jobs of a site share; `cluster:` of a config overrides them.
 
-Patterns are narrow on purpose: what they let through means nothing to a shell or to `#SBATCH`.
+Patterns are narrow on purpose: no value that passes means anything to a shell or to `#SBATCH`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,14 +25,14 @@ class _Section(BaseModel, frozen=True, extra="forbid"):
 
 
 class Nodes(_Section):
-    """Machines of one kind, and how many of them."""
+    """Machines of one kind, and their number."""
 
     cpus: int = Field(ge=1)
     memory_gib: int = Field(ge=1)
-    gpus: int = Field(0, ge=0)  # a machine
-    min: int = Field(1, ge=0)  # kept, also when idle
+    gpus: int = Field(0, ge=0)  # per machine
+    min: int = Field(1, ge=0)  # kept when idle
     max: int = Field(1, ge=0)  # 0: none of this kind
-    instance_type: _Word | None = None  # `ray up` starts these
+    instance_type: _Word | None = None  # started by `ray up`
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -42,7 +42,7 @@ class Nodes(_Section):
 
 
 class Kubernetes(_Section):
-    """Where in a Kubernetes cluster, and what its pods may use."""
+    """Place in a Kubernetes cluster, and what the pods may use."""
 
     namespace: _DnsName
     service_account: _DnsName
@@ -54,7 +54,7 @@ class Kubernetes(_Section):
 
 
 class Slurm(_Section):
-    """Words of `#SBATCH` lines, and where `infineg` is."""
+    """Words of `#SBATCH` lines, and the folder of `infineg`."""
 
     partition: _Word | None
     account: _Word | None
@@ -63,14 +63,14 @@ class Slurm(_Section):
 
 
 class Ray(_Section):
-    """A Ray cluster of one's own."""
+    """An existing Ray cluster, and the region of one that `ray up` starts."""
 
     address: _Word
     region: _Word
 
 
 class Sky(_Section):
-    """What SkyPilot asks for."""
+    """Machines that SkyPilot asks for."""
 
     infra: _Word
     use_spot: bool
@@ -79,7 +79,7 @@ class Sky(_Section):
 
 
 class Values(_Section):
-    """The whole file; every field is in `infra/values.yaml`, with its default and its meaning."""
+    """The whole file: `infra/values.yaml` has every field with its default and meaning."""
 
     image: _Word
     env: dict[_Variable, str]
@@ -104,11 +104,11 @@ class Values(_Section):
 
     @property
     def build_cpus(self) -> int:
-        """CPUs of all workers of a build that has grown as far as it may."""
+        """CPUs of all workers of a build at its largest."""
         return sum(nodes.cpus * nodes.max for nodes in (self.cpu_workers, self.gpu_workers))
 
     def actors_of(self, build: BuildConfig) -> int:
-        """Actors that a build which has grown as far as it may has room for."""
+        """Actors for which a build at its largest has room."""
         return sum(
             nodes.max * build.most_actors(cpus=nodes.cpus, gpus=nodes.gpus)
             for nodes in (self.cpu_workers, self.gpu_workers)
@@ -116,14 +116,14 @@ class Values(_Section):
 
     @property
     def training_processes(self) -> int:
-        """One a GPU, or one a machine without any."""
+        """One per GPU, or one per machine without GPUs."""
         return self.trainers.max * max(self.trainers.gpus, 1)
 
 
 def read_values(path: str | None, cluster: Mapping[str, Any]) -> Values:
-    """The site's values, those of `path` over them, and a config's `cluster:` over both.
+    """The values of the site, overridden by those of `path`, then by `cluster:` of a config.
 
-    Raises ConfigError that names the field at fault, and where a credential stands in `env`.
+    Raises ConfigError that names the field at fault, also for a credential in `env`.
     """
     layers = [read_yaml(INFRA / "values.yaml")]
     layers += [read_yaml(path)] if path else []

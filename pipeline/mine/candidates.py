@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.config.schema import Config
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import SourceRecord, TableRecord
 from pipeline.dataset.schema import Partition
 from pipeline.dataset.shards import LEDGER_COLUMNS
@@ -70,17 +70,17 @@ class KeptFile(NamedTuple):
 Embeddings = Mapping[str, list[KeptFile] | None]
 
 
-def find_embeddings(root: str, round_: MinedRound) -> list[KeptFile] | None:
+def find_embeddings(dataset: Dataset, round_: MinedRound) -> list[KeptFile] | None:
     """The files with the embeddings of exactly the round's candidates, in order, or None.
 
     They were kept by the build or made by mining.
     """
-    hashes = manifest.read_table(root, round_.ledger.path, ["content_hash"])["content_hash"]
+    hashes = dataset.read_table(round_.ledger.path, ["content_hash"])["content_hash"]
     for folder in (f"embeddings/{round_.name}", f"{round_.folder}/embeddings/{round_.name}"):
         kept, position = [], 0
-        names = storage.list_files(storage.join(root, folder), (".parquet",))
+        names = storage.list_files(dataset.uri(folder), (".parquet",))
         paths = [f"{folder}/{name}" for name in names]
-        tables = manifest.read_tables(root, paths, ["content_hash"])
+        tables = dataset.read_tables(paths, ["content_hash"])
         for path, table in zip(paths, tables, strict=True):
             found = table["content_hash"]
             if position == len(hashes):
@@ -116,8 +116,9 @@ def with_listings(
     config: Config, rounds: Sequence[MinedRound]
 ) -> Iterator[tuple[MinedRound, Listing]]:
     """Each round with the listing of its source, which is opened once per source."""
+    dataset = Dataset(config.output.path)
     for name, of_source in groupby(rounds, key=lambda round_: round_.source):
-        plan = manifest.read_plan(config.output.path, name)
+        plan = dataset.read_plan(name)
         assert plan is not None, f"no plan is committed for {name}"
         entry = next(entry for entry in config.entries if entry.name == name)
         source = open_entry(entry, config.role_of(entry))
@@ -128,8 +129,7 @@ def with_listings(
 
 def embed_tasks(config: Config, rounds: Sequence[MinedRound]) -> Iterator[EmbedTask]:
     for round_, listing in with_listings(config, rounds):
-        spans = _spans(config.output.path, round_, listing)
-        for number, (partitions, num_samples) in enumerate(spans):
+        for number, (partitions, num_samples) in enumerate(_spans(config, round_, listing)):
             stem = round_.path("embeddings", number).removesuffix(".parquet")
             yield EmbedTask(
                 source=round_.source, partitions=partitions, num_samples=num_samples, stem=stem
@@ -150,18 +150,19 @@ def score_embedding_tasks(
 def score_image_tasks(config: Config, rounds: Sequence[MinedRound]) -> Iterator[ScoreTask]:
     """For a model that reads pixels."""
     for round_, listing in with_listings(config, rounds):
-        for number, (partitions, _) in enumerate(_spans(config.output.path, round_, listing)):
+        for number, (partitions, _) in enumerate(_spans(config, round_, listing)):
             path = round_.path("scored", number)
             yield ScoreTask(source=round_.source, path=path, partitions=partitions)
 
 
 def _spans(
-    root: str, round_: MinedRound, listing: Listing
+    config: Config, round_: MinedRound, listing: Listing
 ) -> Iterator[tuple[tuple[Partition, ...], int]]:
     """Consecutive partitions of a round, one tuple per task, with their number of samples."""
     span: list[Partition] = []
     num_samples = 0
-    names = manifest.read_table(root, round_.ledger.path, ["partition"])["partition"]
+    dataset = Dataset(config.output.path)
+    names = dataset.read_table(round_.ledger.path, ["partition"])["partition"]
     runs = pc.run_end_encode(names.combine_chunks())
     ends = runs.run_ends.to_pylist()
     for name, start, stop in zip(runs.values.to_pylist(), [0, *ends], ends, strict=False):
@@ -182,12 +183,12 @@ class Scored(NamedTuple):
     margin_N: NDArray[np.float32]
 
 
-def read_scored(root: str, round_: MinedRound) -> Scored:
+def read_scored(dataset: Dataset, round_: MinedRound) -> Scored:
     """Raises InfinegError if the scored candidates are not those of the ledger."""
-    rows = manifest.read_table(root, round_.ledger.path, LEDGER_COLUMNS)
+    rows = dataset.read_table(round_.ledger.path, LEDGER_COLUMNS)
     folder = f"{round_.folder}/scored/{round_.name}"
-    names = storage.list_files(storage.join(root, folder), (".parquet",))
-    tables = manifest.read_tables(root, (f"{folder}/{name}" for name in names))
+    names = storage.list_files(dataset.uri(folder), (".parquet",))
+    tables = dataset.read_tables(f"{folder}/{name}" for name in names)
     scored = pa.concat_tables([SCORED.empty_table(), *tables])
     if not scored["content_hash"].equals(rows["content_hash"]):
         raise InfinegError(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.config.schema import Config
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.dedup import SeenImages
 from pipeline.dataset.metadata import Counts, TableRecord
 from pipeline.dataset.schema import with_columns
@@ -46,17 +46,17 @@ _ROWS_PER_FETCH = 1024  # 25 MB of images at 256 px
 
 
 def fit_scales(
-    root: str, rounds: Sequence[MinedRound], *, num_folds: int, budget: float
+    dataset: Dataset, rounds: Sequence[MinedRound], *, num_folds: int, budget: float
 ) -> tuple[float, ...]:
     """log c of each fold. A fold's share of the budget is its share of the candidates.
 
     That share depends neither on earlier draws nor on the scores.
     """
-    num_F = np.sum([_write_eligible(root, round_, num_folds) for round_ in rounds], axis=0)
+    num_F = np.sum([_write_eligible(dataset, round_, num_folds) for round_ in rounds], axis=0)
 
     def pieces(fold: int) -> Iterator[Eligible]:
         for round_ in rounds:
-            table = manifest.read_table(root, round_.path("eligible", fold))
+            table = dataset.read_table(round_.path("eligible", fold))
             log_p_N = table["log_p"].to_numpy()
             yield Eligible(log_p_N, table["probability"].to_numpy().astype(np.float64))
 
@@ -67,9 +67,9 @@ def fit_scales(
     )
 
 
-def _write_eligible(root: str, round_: MinedRound, num_folds: int) -> NDArray[np.int64]:
+def _write_eligible(dataset: Dataset, round_: MinedRound, num_folds: int) -> NDArray[np.int64]:
     """Writes what the scales are fitted on, one file per fold; returns num_F, the rows in each."""
-    scored = read_scored(root, round_)
+    scored = read_scored(dataset, round_)
     is_eligible_N = judge(scored.rows, scored.margin_N)[0]
     rows = scored.rows.filter(pa.array(is_eligible_N))
     fold_N = fold_of(rows["content_hash"].to_pylist(), num_folds)
@@ -80,8 +80,7 @@ def _write_eligible(root: str, round_: MinedRound, num_folds: int) -> NDArray[np
         }
     )
     for fold in range(num_folds):
-        path = round_.path("eligible", fold)
-        with storage.open_atomic(storage.join(root, path)) as file:
+        with storage.open_atomic(dataset.uri(round_.path("eligible", fold))) as file:
             pq.write_table(table.filter(pa.array(fold_N == fold)), file, compression="none")
     return np.bincount(fold_N, minlength=num_folds)
 
@@ -129,7 +128,7 @@ class Chooser:
     ) -> ChosenRound:
         """Writes the tables of a round, and the rows whose images are to be read."""
         root = self.config.output.path
-        scored = read_scored(root, round_)
+        scored = read_scored(Dataset(root), round_)
         decided = decide(
             scored.rows,
             log_odds_N=scored.log_odds_N,

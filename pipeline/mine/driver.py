@@ -21,7 +21,7 @@ from pipeline.build.changes import find_changes
 from pipeline.cluster.actors import start_encoder_actors
 from pipeline.cluster.ray_data import Cluster, open_cluster
 from pipeline.config.schema import Config, fingerprint
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.commit import commit, complete
 from pipeline.dataset.lease import hold_lease
 from pipeline.dataset.metadata import Generation, MinedRecord, SourceRecord
@@ -68,11 +68,10 @@ def mine(
     has already mined the same candidates for the same budget. Raises ConfigError where the data
     set does not match the config.
     """
-    root = config.output.path
+    dataset = Dataset(config.output.path)
     storage.configure(config.storage)
-    with hold_lease(root) as lease:
-        complete(root)
-        parent = manifest.read_generation(root)
+    with hold_lease(dataset.root) as lease:
+        parent = complete(dataset.root)
         sources = _mined_sources(config, parent, only)
         request = {
             "model": scorer.fingerprint,
@@ -81,12 +80,12 @@ def mine(
             "num_read": sum(source.counts.read for source in sources),
         }
         if any(record.model_dump(include=set(request)) == request for record in parent.mined):
-            storage.remove_tree(storage.join(root, "mining"))
+            storage.remove_tree(dataset.uri("mining"))
             return Mined(parent, {}, is_new=False)
         with open_cluster(config.build) as cluster:
             generation, tallies = _mine_sources(config, scorer, parent, request, cluster)
-        commit(root, generation, lease)
-        storage.remove_tree(storage.join(root, "mining"))
+        commit(dataset.root, generation, lease)
+        storage.remove_tree(dataset.uri("mining"))
     counts = generation.counts
     _log.info(
         "committed generation %d: %s selected of %s, by mining",
@@ -96,7 +95,7 @@ def mine(
 
 
 def _mined_sources(config: Config, parent: Generation, only: Sequence[str]) -> list[SourceRecord]:
-    changes = find_changes(config, only)
+    changes = find_changes(config, parent, only)
     if changed := [*(entry.name for entry in changes.build), *sorted(changes.drop)]:
         raise ConfigError(
             f"{config.output.path}: source {changed[0]!r} is not built as the config says. Run "
@@ -123,16 +122,16 @@ def _mine_sources(
 
     request: the fields of `MinedRecord` that say what was asked for.
     """
-    root, names = config.output.path, request["sources"]
-    folder = _work_folder(root, parent, request)
+    dataset, names = Dataset(config.output.path), request["sources"]
+    folder = _work_folder(dataset, parent, request)
     rounds = [r for s in parent.sources if s.name in names for r in rounds_of(s, folder)]
-    embeddings: Embeddings = {r.name: find_embeddings(root, r) for r in rounds}
+    embeddings: Embeddings = {r.name: find_embeddings(dataset, r) for r in rounds}
     workers = _start_workers(config, scorer, parent, embeddings, cluster)
     embeddings = _score(config, scorer, rounds, embeddings, workers)
     budget = request["budget"] or _default_budget(parent, names)
-    log_scales = fit_scales(root, rounds, num_folds=scorer.num_folds, budget=budget)
+    log_scales = fit_scales(dataset, rounds, num_folds=scorer.num_folds, budget=budget)
     numbers = dict(parent.next_numbers)
-    chooser = Chooser(config, log_scales, read_seen_images(root, parent), numbers)
+    chooser = Chooser(config, log_scales, read_seen_images(dataset.root, parent), numbers)
     chosen = list(chooser.choose(rounds, embeddings))
     fetches = [task for each in chosen for task in each.tasks]
     workers.run("read", MineWorker.fetch, fetches, sum(task.num_rows for task in fetches))
@@ -142,10 +141,10 @@ def _mine_sources(
     return generation, chooser.tallies
 
 
-def _work_folder(root: str, parent: Generation, request: Mapping[str, Any]) -> str:
+def _work_folder(dataset: Dataset, parent: Generation, request: Mapping[str, Any]) -> str:
     """The folder of this request's work in progress; removes that of other requests."""
     own = fingerprint({**request, "generation": parent.number})[:16]
-    mining = storage.join(root, "mining")
+    mining = dataset.uri("mining")
     for name in {path.partition("/")[0] for path in storage.list_files(mining)} - {own}:
         storage.remove_tree(storage.join(mining, name))
     return f"mining/{own}"
@@ -182,7 +181,7 @@ def _start_workers(
 
 def _prepare_encoder(config: Config) -> PreparedEncoder:
     encoder = prepare_encoder(config.encoder, gpus_per_worker=config.build.gpus_per_embedder)
-    info = manifest.require_info(config.output.path)
+    info = Dataset(config.output.path).read_info()
     if encoder.fingerprint != info.encoder:
         raise ConfigError(
             f"{config.output.path} was embedded by {info.encoder}, this would be "
@@ -207,7 +206,8 @@ def _score(
         if missing:
             _log.info("embedding %s rounds whose embeddings are not kept", f"{len(missing):,}")
             workers.run("embed", MineWorker.embed, embed_tasks(config, missing), _num_rows(missing))
-            made = {r.name: find_embeddings(config.output.path, r) for r in missing}
+            dataset = Dataset(config.output.path)
+            made = {r.name: find_embeddings(dataset, r) for r in missing}
             embeddings = {**embeddings, **made}
         tasks = score_embedding_tasks(rounds, embeddings)
     workers.run("score", MineWorker.score, tasks, _num_rows(rounds))

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pipeline.build.pack import ShardTask, cut_shards, pack_shards
 from pipeline.cluster.ray_data import Cluster
 from pipeline.config.schema import Config
-from pipeline.dataset.metadata import Generation, ShardFile, SourceRecord, add_counts
+from pipeline.dataset import Dataset
+from pipeline.dataset.metadata import Generation, SourceRecord, add_counts
 from pipeline.dataset.shards import sort_files
 from pipeline.mine.choose import ChosenRound
 from pipeline.mine.shards import Change, replace_shards
@@ -24,9 +25,19 @@ def pack_generation(
     changes: of earlier selected samples, by key. numbers: `next_numbers` as far as they are used;
     updated.
     """
-    shards, quarantine = sort_files(_pack_new(config, chosen, numbers, cluster))
+    tasks: list[ShardTask] = []
+    for each in chosen:
+        tasks += cut_shards(
+            each.parts,
+            source=each.round.source,
+            samples_per_shard=config.output.samples_per_shard,
+            round_number=each.round.number,
+            next_numbers=numbers,
+        )
+    shards, quarantine = sort_files(pack_shards(config, tasks, cluster))
     names = {each.round.source for each in chosen}
-    earlier = tuple(replace_shards(config.output.path, parent, names, changes, numbers=numbers))
+    dataset = Dataset(config.output.path)
+    earlier = tuple(replace_shards(dataset, parent, names, changes, numbers=numbers))
     update = {
         "number": parent.number + 1,
         "parent": parent.number,
@@ -36,23 +47,6 @@ def pack_generation(
         "next_numbers": dict(sorted(numbers.items())),
     }
     return parent.model_copy(update=update)
-
-
-def _pack_new(
-    config: Config, chosen: Sequence[ChosenRound], numbers: dict[str, int], cluster: Cluster
-) -> list[ShardFile]:
-    tasks: list[ShardTask] = []
-    for each in chosen:
-        of_round = cut_shards(
-            each.parts,
-            source=each.round.source,
-            samples_per_shard=config.output.samples_per_shard,
-            round_number=each.round.number,
-            next_numbers=numbers,
-        )
-        numbers |= {task.group: task.number + 1 for task in of_round}
-        tasks += of_round
-    return pack_shards(config, tasks, cluster)
 
 
 def _updated(source: SourceRecord, chosen: Sequence[ChosenRound]) -> SourceRecord:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import DatasetInfo, Generation, ShardRecord
 from pipeline.dataset.schema import with_columns
 from pipeline.dataset.shards import group_of, read_shard, write_shard
@@ -27,7 +27,7 @@ class Change(NamedTuple):
 
 
 def replace_shard(
-    root: str,
+    dataset: Dataset,
     info: DatasetInfo,
     shard: ShardRecord,
     changes: Mapping[str, Change],
@@ -39,17 +39,17 @@ def replace_shard(
 
     changes: of every sample in it, by key. numbers: `next_numbers` of the generation; updated.
     """
-    sidecar = manifest.read_sidecar(root, shard, ("key", "inclusion_probability"))
+    sidecar = dataset.read_sidecar(shard, ("key", "inclusion_probability"))
     changed = [changes[key] for key in sidecar["key"].to_pylist()]
     probability_N = np.array([change.probability for change in changed], np.float32)
     if any(change.is_suspect for change in changed):
         is_kept_N = np.array([not change.is_suspect for change in changed])
-        return _without(root, info, shard, probability_N, is_kept_N, numbers)
+        return _without(dataset, info, shard, probability_N, is_kept_N, numbers)
     if np.array_equal(sidecar["inclusion_probability"].to_numpy(), probability_N):
         return [shard]
-    rows = _with_probability(manifest.read_sidecar(root, shard), probability_N)
+    rows = _with_probability(dataset.read_sidecar(shard), probability_N)
     path = f"{shard.path.removesuffix('.tar')}.g{generation:06d}.parquet"
-    sha256 = write_table(root, path, rows).sha256
+    sha256 = write_table(dataset.root, path, rows).sha256
     return [shard.model_copy(update={"sidecar_path": path, "sidecar_sha256": sha256})]
 
 
@@ -59,7 +59,7 @@ def is_minable(shard: ShardRecord, names: Collection[str]) -> bool:
 
 
 def replace_shards(
-    root: str,
+    dataset: Dataset,
     parent: Generation,
     names: Collection[str],
     changes: Mapping[str, Change],
@@ -67,18 +67,18 @@ def replace_shards(
     numbers: dict[str, int],
 ) -> Iterator[ShardRecord]:
     """The shards of the parent, updated where they belong to the mined sources `names`."""
-    info = manifest.require_info(root)
+    info = dataset.read_info()
     for shard in parent.shards:
         if is_minable(shard, names):
             yield from replace_shard(
-                root, info, shard, changes, generation=parent.number + 1, numbers=numbers
+                dataset, info, shard, changes, generation=parent.number + 1, numbers=numbers
             )
         else:
             yield shard
 
 
 def _without(
-    root: str,
+    dataset: Dataset,
     info: DatasetInfo,
     shard: ShardRecord,
     probability_N: NDArray[np.float32],
@@ -86,13 +86,13 @@ def _without(
     numbers: dict[str, int],
 ) -> list[ShardRecord]:
     """A new shard with only the kept samples, if any."""
-    rows, round_number = read_shard(root, shard)
+    rows, round_number = read_shard(dataset.root, shard)
     rows = _with_probability(rows, probability_N).filter(pa.array(is_kept_N))
     if not rows.num_rows:
         return []
     group = group_of(shard.path)
     file = write_shard(
-        root,
+        dataset.root,
         rows,
         stem=f"{group}-{take_number(numbers, group):06d}",
         targets=info.targets,

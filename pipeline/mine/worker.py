@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from pipeline import storage
 from pipeline.config.schema import Config
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import TakenDown
 from pipeline.dataset.schema import (
     Partition,
@@ -84,7 +84,7 @@ class MineWorker:
     ) -> None:
         storage.configure(config.storage)
         self._config = config
-        self._root = config.output.path
+        self._dataset = Dataset(config.output.path)
         self._scorer = scorer
         self._encoder = encoder
         self._taken_down = taken_down
@@ -96,7 +96,7 @@ class MineWorker:
             f"{task.stem}-{part:06d}.parquet"
             for part in range(-(-task.num_samples // SAMPLES_PER_PART))
         ]
-        if not all(storage.exists(storage.join(self._root, path)) for path in paths):
+        if not all(storage.exists(self._dataset.uri(path)) for path in paths):
             entry = self._entries[task.source]
             tables = (
                 self._embedder.embed(iter(samples), entry)
@@ -109,17 +109,17 @@ class MineWorker:
 
     def score(self, task: ScoreTask) -> Iterator[pa.Table]:
         """Writes content_hash, log_odds and margin of each candidate; null if it is unusable."""
-        if not storage.exists(storage.join(self._root, task.path)):
+        if not storage.exists(self._dataset.uri(task.path)):
             tables = self._score_files(task) if task.embeddings else self._score_images(task)
             self._write(task.path, pa.concat_tables([SCORED.empty_table(), *tables]))
-        with storage.open_read(storage.join(self._root, task.path)) as file:
+        with storage.open_read(self._dataset.uri(task.path)) as file:
             num_rows = pq.read_metadata(file).num_rows
         yield pa.table({"num_rows": [num_rows]})
 
     def fetch(self, task: FetchTask) -> Iterator[pa.Table]:
         """Writes the rows with image and embedding, as a build would have."""
-        if not storage.exists(storage.join(self._root, task.path)):
-            rows = manifest.read_table(self._root, task.rows_path)
+        if not storage.exists(self._dataset.uri(task.path)):
+            rows = self._dataset.read_table(task.rows_path)
             images = read_images(self._config, task.partitions, rows)
             embeddings = self._read_embeddings(rows, images)
             schema = row_schema(embeddings.type.list_size)
@@ -130,7 +130,7 @@ class MineWorker:
 
     def _score_files(self, task: ScoreTask) -> Iterator[pa.Table]:
         for path in task.embeddings:
-            rows = manifest.read_table(self._root, path, ["content_hash", "embedding"])
+            rows = self._dataset.read_table(path, ["content_hash", "embedding"])
             usable = rows["embedding"].is_valid()
             yield self._scored(rows, usable, embedding_matrix(rows.filter(usable)), _ROWS_PER_PASS)
 
@@ -164,7 +164,7 @@ class MineWorker:
     def _read_embeddings(self, rows: pa.Table, images: pa.Array) -> pa.Array:
         """The kept embeddings, or new ones where they are missing."""
         if not rows["embedding_path"].null_count:
-            return read_kept(self._root, rows)
+            return read_kept(self._dataset.root, rows)
         decoded = pa.table({"image": images, "reject_reason": pa.nulls(len(images), pa.string())})
         return self._embedder.embed_decoded(decoded)["embedding"].combine_chunks()
 
@@ -174,7 +174,7 @@ class MineWorker:
         return read_partitions(source, task.partitions, 0)
 
     def _write(self, path: str, rows: pa.Table) -> None:
-        with storage.open_atomic(storage.join(self._root, path)) as file:
+        with storage.open_atomic(self._dataset.uri(path)) as file:
             pq.write_table(rows.combine_chunks(), file, compression="none")
 
     @functools.cached_property

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import storage
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.dedup import NearDuplicateIndex, perceptual_hashes
 from pipeline.dataset.keys import sha256_hex, unit_hash
 from pipeline.dataset.metadata import ReferenceInfo
@@ -102,13 +102,13 @@ def write_reference(root: str, positives: pa.Table, *, num_neighbors: int) -> Re
         near=ceiling - 1.5 * (median - ceiling),
         mid=ceiling - 2.25 * (median - ceiling),
     )
-    manifest.write_reference_info(root, info)
+    Dataset(root).write_reference(info)
     return info
 
 
 def read_bank(root: str, *, num_neighbors: int) -> ReferenceBank:
     """The bank of a data set."""
-    return _make_bank(manifest.read_table(root, _PATH), num_neighbors)
+    return _make_bank(Dataset(root).read_table(_PATH), num_neighbors)
 
 
 def _distinct(positives: pa.Table) -> pa.Table:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config.selection import SelectionConfig
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.keys import unit_hash
 from pipeline.dataset.metadata import ReferenceInfo, SourcePlan
 
@@ -58,9 +58,9 @@ class SelectionRule:
 
 def load_rule(root: str, source: str, selection: SelectionConfig) -> SelectionRule:
     """The rule of a source whose plan is committed."""
-    plan = manifest.read_plan(root, source)
+    plan = Dataset(root).read_plan(source)
     assert plan is not None, f"no plan is committed for {source}"
-    reference = manifest.read_reference_info(root)
+    reference = Dataset(root).read_reference()
     assert reference is not None
     return SelectionRule.from_plan(plan, reference, selection)
 

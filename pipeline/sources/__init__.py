@@ -121,8 +121,20 @@ def load_source_module(kind: str) -> ModuleType:
         for package in _PACKAGES:
             name = f"{package}.{kind}"
             if importlib.util.find_spec(name) is not None:
-                return importlib.import_module(name)
+                return _import_kind(name, kind)
     raise ConfigError(f"kind: {kind!r} is none of {', '.join(source_kinds())}")
+
+
+def _import_kind(name: str, kind: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != "numba":
+            raise
+        raise ConfigError(
+            f"kind {kind}: numba, which draws its pictures, is not installed: "
+            "pip install 'infineg[generators]'"
+        ) from None
 
 
 def open_source(kind: str, params: Mapping[str, Any]) -> Source:

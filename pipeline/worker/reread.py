@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.config.schema import Config
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.schema import ImageSettings, Partition, RawSample
 from pipeline.errors import InfinegError
 from pipeline.sources import Source, open_entry, read_from
@@ -44,7 +44,7 @@ def read_kept(root: str, rows: pa.Table) -> pa.Array:
     tables = []
     for path in dict.fromkeys(rows["embedding_path"].to_pylist()):
         places = rows["embedding_row"].filter(pc.equal(rows["embedding_path"], path))
-        tables.append(manifest.read_table(root, path, ["embedding"]).take(places))
+        tables.append(Dataset(root).read_table(path, ["embedding"]).take(places))
     return pa.concat_tables(tables)["embedding"].combine_chunks()
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from pipeline import storage
 from pipeline.config.schema import Config, SourceEntry
-from pipeline.dataset import manifest
+from pipeline.dataset.dataset import Dataset, part_stem
 from pipeline.dataset.embedding_cache import attach_embeddings, read_embeddings, write_embeddings
 from pipeline.dataset.keys import short_hash
 from pipeline.dataset.metadata import Counts, PartRecord, TakenDown
@@ -118,9 +118,7 @@ class SpanWorker:
         yielded before. Raises TooManyRejects before it commits the part that exceeds the limit.
         """
         counts: list[Counts] = []
-        while record := manifest.read_part_record(
-            self._root, task.source, task.round, task.span, len(counts)
-        ):
+        while record := Dataset(self._root).read_part(task, len(counts)):
             yield record, False
             counts.append(record.counts)
             if record.is_last:
@@ -134,16 +132,7 @@ class SpanWorker:
             counts.append(count_rows(rows))
             check_rejects(self._entries[task.source], task.partitions, counts, rows)
             with self.stopwatch.stage("write"):
-                record = write_part(
-                    self._root,
-                    rows,
-                    source=task.source,
-                    round_number=task.round,
-                    span=task.span,
-                    span_id=task.span_id,
-                    part=part,
-                    is_last=is_last,
-                )
+                record = write_part(self._root, rows, task, part=part, is_last=is_last)
             yield record, True
 
     def _read(self, task: ReadTask, *, start: int = 0) -> Iterator[Positioned]:
@@ -159,7 +148,7 @@ class SpanWorker:
         decoded, at the end.
         """
         entry = self._entries[task.source]
-        stem = manifest.part_stem(task.source, task.round, task.span, part)
+        stem = part_stem(task, part)
         embedded = self._read_embeddings(stem)
         if embedded is None:
             embedded = self._embedder.embed(samples, entry)

@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from pipeline.config.encoder import EncoderConfig
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.encoders.networks import crop_pixels, encoder_identity, load_encoder
 from pipeline.encoders.runtimes import prepare_encoder
 from support.photo_shards import some_images, write_photo_shards
@@ -161,5 +161,5 @@ def head_state(folder: Path) -> TrainState:
     )  # fmt: skip
     config, train_config, _ = load_train_config(path)
     world = World(rank=0, size=1, device=torch.device("cpu"))
-    info, generation = manifest.require_info(str(data)), manifest.read_generation(str(data))
+    info, generation = Dataset(str(data)).read_info(), Dataset(str(data)).read_generation()
     return prepare_state(config, train_config, info, generation, world)

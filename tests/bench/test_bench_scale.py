@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.build.reading import PlannedSource, iterate_spans
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset import manifest
+from pipeline.dataset.dataset import Dataset, generation_path
 from pipeline.dataset.dedup import SeenImages
 from pipeline.dataset.metadata import Generation, PartRecord, ShardRecord
 from pipeline.dataset.status import read_running
@@ -60,7 +60,7 @@ def list_partitions(number: int) -> int:
 
 def scan_parts(root: str) -> int:
     """Like a build that resumes."""
-    return sum(1 for _ in manifest.iterate_part_records(root, SOURCE, 1))
+    return sum(1 for _ in Dataset(root).iterate_parts(SOURCE, 1))
 
 
 def look(root: str) -> int:
@@ -75,7 +75,7 @@ def test_partitions_and_parts(tmp_path: Path) -> None:
     for size in SIZES:
         root = tmp_path / str(size)
         write_part_records(root, size)
-        manifest.write_plan(str(root), plan_of(2 * size))
+        Dataset(str(root)).write_plan(plan_of(2 * size))
         listed, scanned = cost_of(list_partitions, size), cost_of(scan_parts, str(root))
         status = cost_of(look, str(root))
         assert (scanned.value, status.value) == (size, 512 * size)
@@ -87,7 +87,7 @@ def test_partitions_and_parts(tmp_path: Path) -> None:
 
 def pack(root: str, number: int) -> tuple[float, int, int]:
     """Writes a round; returns seconds of its tables, bytes of its ledger, and samples packed."""
-    parts = list(manifest.iterate_part_records(root, SOURCE, 1))
+    parts = list(Dataset(root).iterate_parts(SOURCE, 1))
     assert len(parts) == number
     began = time.perf_counter()
     tables = tables_of(root, parts)
@@ -163,7 +163,7 @@ def test_seen_images(tmp_path: Path) -> None:  # noqa: ARG001
 
 
 def read_record(root: str) -> int:
-    return len(manifest.read_generation(root).shards)
+    return len(Dataset(root).read_generation().shards)
 
 
 def test_generation(tmp_path: Path) -> None:
@@ -182,8 +182,8 @@ def test_generation(tmp_path: Path) -> None:
         generation = Generation(
             number=1, parent=None, sources=(), shards=shards, quarantine=(), next_numbers={}
         )
-        manifest.commit_generation(str(root), generation)
-        size = (root / manifest.generation_path(1)).stat().st_size
+        Dataset(str(root)).commit_generation(generation)
+        size = (root / generation_path(1)).stat().st_size
         cost = cost_of(read_record, str(root))
         rows.append(
             [f"{number:,}", f"{size / 1e6:.1f}", f"{cost.seconds:.2f}", f"{cost.megabytes:.0f}"]

@@ -19,7 +19,7 @@ from scipy.stats import binomtest
 from pipeline.config.loading import load_config
 from pipeline.config.schema import Config
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from support.builds import build_inline
 from support.mined_world import mine_inline, negatives_of
 from train.config import load_train_config
@@ -67,7 +67,7 @@ def measure(config: Config, run: str, result: Result, seed: int) -> None:
     settings = {**config.train, "run": run, "seed": seed, "steps": 300}
     _, train_config, _ = load_train_config(CONFIG, [f"train.{k}={v}" for k, v in settings.items()])
     metrics = evaluate_run(train(config, train_config))
-    generation = manifest.read_generation(root)
+    generation = Dataset(root).read_generation()
     result.num_train.append(sum(shard.num_samples for shard in negatives_of(generation)))
     result.num_suspected.append(sum(file.num_samples for file in generation.quarantine))
     for tpr in (95, 99):

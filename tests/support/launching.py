@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field
 
-from pipeline.launch.job import JobKind, Platform
+from pipeline.launch import JobKind, Platform
 from pipeline.launch.platforms import prepare
 from pipeline.launch.submission import Submission
 from support.builds import CATS, ENCODER, squares

@@ -14,21 +14,22 @@ from pathlib import Path
 
 
 def start_infineg(
-    *arguments: object, log: Path, prefix: Sequence[str] = (), **env: str
+    *arguments: object,
+    log: Path,
+    prefix: Sequence[str] = (),
+    cwd: Path | None = None,
+    **env: str,
 ) -> subprocess.Popen[bytes]:
     """The command in a session of its own, so that all that it starts can be found and killed.
 
-    `prefix` goes before it, as that of a `hosts.Host` does.
+    `prefix` goes before it, such as that of a `Host`.
     """
     with log.open("ab") as file:
         return subprocess.Popen(
-            [
-                *(*prefix, sys.executable),
-                *("-c", "from train.cli import main; main()"),
-                *map(str, arguments),
-            ],
+            [*prefix, sys.executable, "-m", "infineg", *map(str, arguments)],
             stdout=file,
             stderr=file,
+            cwd=cwd,
             env={**os.environ, **env},
             start_new_session=True,
             # Children of a shell in the background, as under some CI, ignore SIGINT by default.
@@ -36,9 +37,11 @@ def start_infineg(
         )
 
 
-def run_infineg(*arguments: object, log: Path, timeout: float = 150, **env: str) -> tuple[int, str]:
+def run_infineg(
+    *arguments: object, log: Path, timeout: float = 150, cwd: Path | None = None, **env: str
+) -> tuple[int, str]:
     """Exit code and output."""
-    process = start_infineg(*arguments, log=log, **env)
+    process = start_infineg(*arguments, log=log, cwd=cwd, **env)
     try:
         code = process.wait(timeout=timeout)
     finally:
@@ -58,6 +61,14 @@ def session_processes(leader: int) -> dict[int, str]:
                     command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
                     found[int(folder.name)] = command.decode(errors="replace")
     return found
+
+
+def write_impostors(folder: Path) -> None:
+    """Files of a user that have the names of our packages, and end a process that imports them."""
+    text = "import os\nprint('IMPOSTOR', __file__, flush=True)\nos._exit(0)\n"
+    (folder / "pipeline").mkdir()
+    for name in ("train.py", "pipeline/__init__.py"):
+        (folder / name).write_text(text)
 
 
 def kill_session(process: subprocess.Popen[bytes]) -> None:

@@ -27,9 +27,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.config.encoder import EncoderConfig
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.keys import make_key, sha256_hex
-from pipeline.dataset.manifest import require_info
 from pipeline.dataset.metadata import Counts, DatasetInfo, Generation, ShardRecord, SourceRecord
 from pipeline.dataset.schema import Split, Stratum, row_schema
 from pipeline.dataset.shards import output_group, write_shard
@@ -136,13 +135,13 @@ def read_train_rows(root: str, generation: Generation, targets: Sequence[str]) -
 def add_generation(root: Path, source: str = "news", *, num: int = 60, seed: int = 1) -> Generation:
     """Commits the next generation: `num` training negatives of one more source beside all else."""
     rng = np.random.default_rng(seed)
-    before = manifest.read_generation(str(root))
-    dim = manifest.require_info(str(root)).embedding_dim
+    before = Dataset(str(root)).read_generation()
+    dim = Dataset(str(root)).read_info().embedding_dim
     counts = {source: 0}
     shards = _write_group(
         root, source, "train", "", stratum="far", probability=0.5, num=num,
         direction_L=np.eye(_LATENT_DIM)[-1], axes_LD=np.linalg.qr(rng.normal(size=(dim, 16)))[0].T,
-        noise=0.5, rng=rng, targets=manifest.require_info(str(root)).targets, image_size=40,
+        noise=0.5, rng=rng, targets=Dataset(str(root)).read_info().targets, image_size=40,
         samples_per_shard=20, counts=counts, label_state="verified_absent",
     )  # fmt: skip
     record = before.sources[-1].model_copy(
@@ -156,8 +155,8 @@ def add_generation(root: Path, source: str = "news", *, num: int = 60, seed: int
             "shards": (*before.shards, *shards),
         }
     )
-    manifest.commit_generation(str(root), generation)
-    manifest.write_derived(str(root), generation)
+    Dataset(str(root)).commit_generation(generation)
+    Dataset(str(root)).write_derived(generation)
     return generation
 
 
@@ -264,7 +263,7 @@ def commit_dataset(
         targets=targets, encoder=encoder, embedding_dim=embedding_dim, fingerprint="toy",
         fingerprint_inputs={}, latest_generation=0,
     )  # fmt: skip
-    manifest.write_info(str(root), info)
+    Dataset(str(root)).write_info(info)
     sources = tuple(
         SourceRecord(
             name=name,
@@ -286,8 +285,8 @@ def commit_dataset(
         quarantine=(),
         next_numbers={},
     )
-    manifest.commit_generation(str(root), generation)
-    manifest.write_derived(str(root), generation)
+    Dataset(str(root)).commit_generation(generation)
+    Dataset(str(root)).write_derived(generation)
     return generation
 
 
@@ -310,7 +309,7 @@ def write_run(
     encoder = load_encoder(ENCODER)
     torch.manual_seed(0)
     detector = build_detector(encoder, len(targets), hidden_dim=0, dropout=0.0)
-    generation = manifest.read_generation(str(dataset))
+    generation = Dataset(str(dataset)).read_generation()
     labels: list[str] = []
     normalised: list[Tensor] = []
     with torch.inference_mode():
@@ -356,7 +355,7 @@ def _fit_head(
             last.bias[index] = -direction_D @ (ours + others) / 2
 
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+INFINEG, TORCHRUN = (str(Path(sys.executable).with_name(n)) for n in ("infineg", "torchrun"))
 
 
 def write_job(dataset: Path, run: Path, **train: object) -> Path:
@@ -373,11 +372,12 @@ def start_job(
     limits: str = "",
     **env: str,
 ) -> subprocess.Popen[bytes]:
-    """`launcher` [python] -m train train CONFIG ..., in a session of its own.
+    """`launcher` infineg train CONFIG ..., in a session of its own.
 
     limits: a command of the shell before, such as `ulimit -f 100`.
     """
-    command = [*(launcher or [sys.executable]), "-m", "train", "train", str(config), *arguments]
+    by = [*launcher, "--no-python"] if launcher else []
+    command = [*by, INFINEG, "train", str(config), *arguments]
     if limits:
         command = ["bash", "-c", f'{limits}; exec "$@"', "bash", *command]
     with log.open("ab") as file:
@@ -392,7 +392,7 @@ def start_job(
 
 def on_two(*options: str) -> list[str]:
     """torchrun with two processes on this machine."""
-    return [*TORCHRUN, "--standalone", "--nproc-per-node", "2", *options]
+    return [TORCHRUN, "--standalone", "--nproc-per-node", "2", *options]
 
 
 def workers_of(job: subprocess.Popen[bytes]) -> list[int]:
@@ -447,7 +447,7 @@ FINETUNE = SHORT | {"mode": "finetune", "head_steps": 5, "backbone_learning_rate
 
 def write_run_config(dataset: Path, run: Path, **section: Any) -> Path:
     run.parent.mkdir(parents=True, exist_ok=True)
-    targets = [{"name": name} for name in require_info(str(dataset)).targets]
+    targets = [{"name": name} for name in Dataset(str(dataset)).read_info().targets]
     path = run.with_suffix(".yaml")
     write_config(path, dataset=dataset, run=run, train=section, target=None, targets=targets)
     path.write_text(path.read_text().replace("target: null\n", ""))

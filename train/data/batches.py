@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import Split
 from pipeline.encoders.networks import Preprocessing, crop_decoded
@@ -183,7 +183,7 @@ def read_eval_batches(
     shards = [shard for shard in generation.shards if shard.split in splits]
     images = ShardImages(root, shards, cache_dir, cache_gb=cache_gb, generation=generation.number)
     for number, shard in enumerate(shards):
-        sidecar = manifest.read_sidecar(root, shard)
+        sidecar = Dataset(root).read_sidecar(shard)
         for start in range(0, sidecar.num_rows, batch_size):
             rows = sidecar.slice(start, batch_size)
             metadata = rows.drop_columns(["embedding"])

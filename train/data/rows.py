@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import ShardRecord
 from pipeline.errors import BadShard, InfinegError
 from train.data.images import bad_shard
@@ -165,7 +165,7 @@ def join_rows(
 
 def read_embeddings(root: str, rows: TrainRows) -> NDArray[np.float16]:
     """embedding_ND of all rows. Raises InfinegError if a row has none."""
-    tables = (manifest.read_sidecar(root, shard, ("embedding",)) for shard in rows.shards)
+    tables = (Dataset(root).read_sidecar(shard, ("embedding",)) for shard in rows.shards)
     return np.concatenate([embeddings_of(table) for table in tables])
 
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import torch
 
 from pipeline import storage
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import Split
 from pipeline.errors import InfinegError
@@ -67,7 +67,7 @@ def evaluate_run(
         of_target(predictions, target, split="test", targets=info.targets)
         for target in info.targets
     ]
-    generation = manifest.read_generation(dataset, info.generation)
+    generation = Dataset(dataset).read_generation(info.generation)
     metrics = measure(tests, info, evaluate_config) | {
         "dataset": describe_dataset(dataset, generation, config)
     }
@@ -96,7 +96,7 @@ def predict_splits(
     cache_gb: float | None = None,
 ) -> pa.Table:
     """Rows of `predictions.parquet` for val and test, in the order of the shards."""
-    generation = manifest.read_generation(dataset, info.generation)
+    generation = Dataset(dataset).read_generation(info.generation)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     detector = detector.to(device)
     to_logits = detector.head_logits if info.mode == "head" else detector
@@ -110,7 +110,7 @@ def predict_splits(
         cache_gb=cache_gb,
     )
     shard_of = _shards_by_key(dataset, generation)
-    reference = manifest.read_reference_info(dataset)
+    reference = Dataset(dataset).read_reference()
     tables = []
     with torch.inference_mode():
         for rows, inputs in batches:
@@ -131,7 +131,7 @@ def _shards_by_key(dataset: str, generation: Generation) -> dict[str, str]:
         key: shard.path
         for shard in generation.shards
         if shard.split in _EVALUATED
-        for key in manifest.read_sidecar(dataset, shard, ("key",))["key"].to_pylist()
+        for key in Dataset(dataset).read_sidecar(shard, ("key",))["key"].to_pylist()
     }
 
 

@@ -13,7 +13,7 @@ from pydantic import JsonValue
 from pipeline import storage
 from pipeline.config.loading import drop_removed
 from pipeline.config.schema import Config
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import DatasetInfo, Generation
 from pipeline.errors import ConfigError
 from train.config import Regularization, TrainConfig
@@ -62,7 +62,7 @@ def open_run(
     """
     path = Path(train_config.run)
     root = config.output.path
-    dataset = manifest.require_info(root)
+    dataset = Dataset(root).read_info()
     if dataset.targets != config.target_names:
         raise ConfigError(
             f"targets: {list(config.target_names)}, but {root} was built for "
@@ -72,7 +72,7 @@ def open_run(
     before = model_info or checkpoint
     number = _choose_generation(root, train_config, before if resume else None, wanted)
     # One more may be committed while the processes start.
-    generation = manifest.read_generation(root, _of_main(number, world))
+    generation = Dataset(root).read_generation(_of_main(number, world))
     settings = _settings_of(config, train_config, dataset, generation)
     if before is not None:
         _check_settings(path, before, settings, switches=resume and wanted is not None)
@@ -113,7 +113,7 @@ def _choose_generation(
     generation: GenerationSwitch,
 ) -> int:
     """The number of the generation to train on; `before` is the run that continues."""
-    latest = manifest.latest_generation_number(root)
+    latest = Dataset(root).latest_number()
     wanted = latest if generation == "latest" else generation
     if before is None:
         return wanted or train_config.generation or latest

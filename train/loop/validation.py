@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from train.config import EarlyStopping, Metric, Mode
 from train.data.batches import read_eval_batches
@@ -82,7 +82,7 @@ class Validation:
         self._best_path = run_dir / "checkpoints" / "best.safetensors"
         shards = [shard for shard in state.generation.shards if shard.split == "val"]
         columns = ("label", "inclusion_probability")
-        tables = [manifest.read_sidecar(state.config.output.path, each, columns) for each in shards]
+        tables = [Dataset(state.config.output.path).read_sidecar(each, columns) for each in shards]
         starts = np.cumsum([0, *(len(each) for each in tables)]).tolist()
         of_rank = slice(state.world.rank, None, state.world.size)
         self._own_shards = list(zip(shards, starts, strict=False))[of_rank]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.config.schema import Config
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import DatasetInfo
 from pipeline.selection.mining import fold_of
 from pipeline.telemetry.progress import Progress
@@ -79,7 +79,7 @@ def _train_heads(
     """<fold>.<name> -> weight. All heads start from the initial weights of the run."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     world = World(rank=0, size=1, device=device)
-    of_generation = manifest.read_generation(config.output.path, generation)
+    of_generation = Dataset(config.output.path).read_generation(generation)
     state = prepare_state(config, train_config, dataset, of_generation, world)
     fold_N, embedding_ND = read_folds(config.output.path, state.rows, num_folds)
     initial = copy.deepcopy(state.detector.head.state_dict())
@@ -111,7 +111,7 @@ def read_folds(
     """fold_N, -1 for positives, which every fold trains on; and embedding_ND."""
     folds, embeddings = [], []
     for shard in rows.shards:
-        sidecar = manifest.read_sidecar(root, shard, ("content_hash", "embedding"))
+        sidecar = Dataset(root).read_sidecar(shard, ("content_hash", "embedding"))
         hashes = sidecar["content_hash"].to_pylist()
         folds.append(np.full(len(hashes), -1) if shard.label else fold_of(hashes, num_folds))
         embeddings.append(embeddings_of(sidecar))

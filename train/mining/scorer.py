@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from pipeline.config.schema import Config
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from pipeline.mine.driver import Mined, Tally, mine
 from pipeline.mine.scorer import Scorer, make_scorer
@@ -105,7 +105,7 @@ def prepare_scorer(config: Config, run_dir: str | os.PathLike[str]) -> Scorer:
     detector, info = load_model(run)
     if info.calibration is None:
         raise ConfigError(f"{run}: not calibrated yet; run `infineg evaluate {run}`")
-    dataset = manifest.require_info(config.output.path)
+    dataset = Dataset(config.output.path).read_info()
     if info.dataset != dataset.fingerprint:
         raise ConfigError(
             f"--run {run}: trained on another data set than {config.output.path} (settings "
@@ -144,7 +144,7 @@ def _fold_models(
         run,
         config,
         train_config,
-        manifest.require_info(config.output.path),
+        Dataset(config.output.path).read_info(),
         head,
         generation=info.generation,
         num_folds=NUM_FOLDS,
@@ -157,7 +157,7 @@ def _calibrate_heads(root: str, info: ModelInfo, heads: Sequence[Head]) -> NDArr
     """constants_3FK: each head's scale and bias, by Platt's fit on val, and its guard."""
     batches = read_eval_batches(
         root,
-        manifest.read_generation(root, info.generation),
+        Dataset(root).read_generation(info.generation),
         splits=("val",),
         mode="head",
         preprocessing=None,

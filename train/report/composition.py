@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.schema import Config
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation, ReferenceInfo, ShardRecord, SourceRecord
 from pipeline.dataset.schema import SPLITS
 from train.metrics.intervals import effective_size
@@ -64,10 +64,10 @@ def describe_dataset(dataset: str, generation: Generation, config: Config) -> di
     `inclusion_probability` is that of the source's training negatives; `n_effective` is the number
     of equally weighted ones that would represent its stream equally well (Kish 1965).
     """
-    reference = manifest.read_reference_info(dataset)
+    reference = Dataset(dataset).read_reference()
     tallies = {source.name: _Tally() for source in generation.sources}
     for shard in generation.shards:
-        rows = manifest.read_sidecar(dataset, shard, _COLUMNS)
+        rows = Dataset(dataset).read_sidecar(shard, _COLUMNS)
         tallies[shard.source].add(shard, rows, reference)
     quarantined: Counter[str] = Counter()
     for file in generation.quarantine:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation, ShardRecord
 from pipeline.dataset.schema import embedding_matrix
 
@@ -52,7 +52,7 @@ def find_neighbours(
     for shard in generation.shards:
         if shard.split != "train":
             continue
-        rows = manifest.read_sidecar(dataset, shard, _COLUMNS)
+        rows = Dataset(dataset).read_sidecar(shard, _COLUMNS)
         if rows["embedding"].null_count:
             continue
         cosine_QN = query_QD @ embedding_matrix(rows).T
@@ -89,7 +89,7 @@ def _read_queries(
     for shard in generation.shards:
         if shard.path not in wanted:
             continue
-        rows = manifest.read_sidecar(dataset, shard, ("key", "embedding"))
+        rows = Dataset(dataset).read_sidecar(shard, ("key", "embedding"))
         rows = rows.filter(pc.is_in(rows["key"], pa.array(wanted[shard.path])))
         if rows["embedding"].null_count:
             return None

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline import storage
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import embedding_matrix
 from pipeline.selection.reference import read_bank
@@ -44,10 +44,10 @@ class NearestPositives:
     A positive that was taken down, or is a duplicate of another, has no picture and is not shown.
     """
 
-    def __init__(self, root: str, generation: Generation) -> None:
-        self._root = root
-        self._pictures = _find_pictures(root, generation)
-        bank = read_bank(root, num_neighbors=1)
+    def __init__(self, dataset: Dataset, generation: Generation) -> None:
+        self._dataset = dataset
+        self._pictures = _find_pictures(dataset, generation)
+        bank = read_bank(dataset.root, num_neighbors=1)
         kept = [k for k, each in enumerate(bank.content_hashes) if each in self._pictures]
         self._hashes = [bank.content_hashes[k] for k in kept]
         self._embedding_KD = bank.embedding_KD[kept].astype(np.float32)
@@ -66,25 +66,23 @@ class NearestPositives:
         picture = self._pictures.get(content_hash)
         if picture is None:
             return None
-        return storage.read_range(
-            storage.join(self._root, picture.tar), picture.offset, picture.size
-        )
+        return storage.read_range(self._dataset.uri(picture.tar), picture.offset, picture.size)
 
     def _compare_file(self, sidecar: str) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """The nearest positives of all rows of a file at once: reading it is what takes time."""
-        rows = manifest.read_table(self._root, sidecar, ["embedding"])
+        rows = self._dataset.read_table(sidecar, ["embedding"])
         cosine_BK = embedding_matrix(rows) @ self._embedding_KD.T
         order_BN = np.argsort(-cosine_BK, axis=1, kind="stable")[:, :NUM_NEAREST]
         return order_BN.astype(np.int32), np.take_along_axis(cosine_BK, order_BN, axis=1)
 
 
-def _find_pictures(root: str, generation: Generation) -> dict[str, _Picture]:
+def _find_pictures(dataset: Dataset, generation: Generation) -> dict[str, _Picture]:
     """The pictures of all positives, by content hash."""
     found: dict[str, _Picture] = {}
     for shard in generation.shards:
         if shard.label:
             columns = ["content_hash", "tar_offset", "tar_size"]
-            rows: pa.Table = manifest.read_sidecar(root, shard, columns)
+            rows: pa.Table = dataset.read_sidecar(shard, columns)
             for content_hash, offset, size in zip(
                 *(rows[name].to_pylist() for name in columns), strict=True
             ):

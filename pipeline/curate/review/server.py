@@ -8,7 +8,7 @@ import uvicorn
 
 from pipeline.curate.review.app import LOCAL_NAMES, make_app
 from pipeline.curate.review.session import ReviewSession
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 
 
@@ -31,14 +31,14 @@ def serve_review(
             f"--host {host}: the page has no password and is served only on this machine: use "
             f"{', '.join(LOCAL_NAMES[:3])}. From elsewhere: ssh -L {port}:127.0.0.1:{port} HOST"
         )
-    chosen = targets or manifest.require_info(root).targets
+    chosen = targets or Dataset(root).read_info().targets
     sessions = {target: ReviewSession(root, target) for target in chosen}
     with _listen(host.strip("[]"), port) as listener:
         app = make_app(sessions)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
         name = f"[{host}]" if ":" in host else host
         url = f"http://{name}:{listener.getsockname()[1]}/"
-        announce(url, sessions[chosen[0]].verdict_file)
+        announce(url, sessions[chosen[0]].verdict_path)
         with contextlib.suppress(KeyboardInterrupt):  # the intended end
             server.run(sockets=[listener])
 

@@ -15,7 +15,7 @@ from pipeline.curate.review.nearest import NearestPositives
 from pipeline.curate.review.suspects import Suspects, UnknownPicture, read_suspects
 from pipeline.curate.review.verdict_file import VerdictFile
 from pipeline.curate.verdicts import Verdict, apply_verdicts
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation, ReferenceInfo
 from pipeline.errors import ConfigError, InfinegError
 
@@ -37,21 +37,22 @@ class ReviewSession:
     """The review of one data set for one target."""
 
     def __init__(self, root: str, target: str) -> None:
-        targets = manifest.require_info(root).targets
+        self._dataset = Dataset(root)
+        targets = self._dataset.read_info().targets
         if target not in targets:
             raise ConfigError(f"--target {target}: the data set has {', '.join(targets)}")
-        self.root, self.target = root, target
+        self.target = target
         self._lock = threading.Lock()
         self._file = VerdictFile(root, target)
-        self._snapshot = _read_snapshot(root)
+        self._snapshot = _read_snapshot(self._dataset)
 
     @property
-    def dataset(self) -> str:
+    def dataset_path(self) -> str:
         """The data set's path, fit to be shown."""
-        return storage.redact(self.root)
+        return storage.redact(self._dataset.root)
 
     @property
-    def verdict_file(self) -> str:
+    def verdict_path(self) -> str:
         """The verdict file's path, fit to be shown."""
         return storage.redact(self._file.uri)
 
@@ -59,8 +60,8 @@ class ReviewSession:
         """Reads a later generation, if there is one, and verdicts that others have saved."""
         self._file.reload()
         with self._lock:
-            if manifest.latest_generation_number(self.root) != self._snapshot.suspects.generation:
-                self._snapshot = _read_snapshot(self.root)
+            if self._dataset.latest_number() != self._snapshot.suspects.generation:
+                self._snapshot = _read_snapshot(self._dataset)
 
     def progress(self) -> dict[str, Any]:
         """The number of suspects, and how many are decided, in all and per verdict."""
@@ -139,15 +140,15 @@ class ReviewSession:
         }
         if not decided:
             raise ConfigError(
-                f"{self.dataset}: no verdict is saved for any of the {len(suspects):,} pictures in "
+                f"{self.dataset_path}: no verdict is saved for the {len(suspects):,} pictures in "
                 "quarantine; `infineg review` opens the page"
             )
         by_key = {key: verdict for (key, _), verdict in decided.items()}
-        generation = apply_verdicts(self.root, by_key, target=self.target)
+        generation = apply_verdicts(self._dataset.root, by_key, target=self.target)
         try:
             self._file.save(dict.fromkeys(decided))
         except InfinegError as error:  # no harm: their keys are no longer in quarantine
-            _log.warning("applied verdicts stay in %s: %s", self.verdict_file, error)
+            _log.warning("applied verdicts stay in %s: %s", self.verdict_path, error)
         self.refresh()
         return generation, len(decided)
 
@@ -155,10 +156,10 @@ class ReviewSession:
         return self._file.select(list(suspects.position), suspects.content_hashes)
 
 
-def _read_snapshot(root: str) -> _Snapshot:
-    generation = manifest.read_generation(root)
+def _read_snapshot(dataset: Dataset) -> _Snapshot:
+    generation = dataset.read_generation()
     return _Snapshot(
-        suspects=read_suspects(root, generation),
-        nearest=NearestPositives(root, generation),
-        reference=manifest.read_reference_info(root),
+        suspects=read_suspects(dataset, generation),
+        nearest=NearestPositives(dataset, generation),
+        reference=dataset.read_reference(),
     )

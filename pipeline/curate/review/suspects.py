@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation, ReferenceInfo
 from pipeline.dataset.schema import with_columns
 from pipeline.errors import InfinegError
@@ -30,7 +30,7 @@ class UnknownPicture(InfinegError):
 class Suspects:
     """`rows` in the order in which they are shown; `position` of each key in them."""
 
-    root: str
+    dataset: Dataset
     generation: int
     rows: pa.Table
     position: dict[str, int]
@@ -53,8 +53,8 @@ class Suspects:
     def read_image(self, key: str) -> bytes:
         """The JPEG of a key; raises UnknownPicture."""
         row = self._row(key)
-        tar = storage.join(self.root, row["tar"])
-        return storage.read_range(tar, row["tar_offset"], row["tar_size"])
+        uri = self.dataset.uri(row["tar"])
+        return storage.read_range(uri, row["tar_offset"], row["tar_size"])
 
     def place_of(self, key: str) -> tuple[str, int]:
         """The sidecar of a key and its row there; raises UnknownPicture."""
@@ -74,11 +74,11 @@ class Suspects:
         return row
 
 
-def read_suspects(root: str, generation: Generation) -> Suspects:
+def read_suspects(dataset: Dataset, generation: Generation) -> Suspects:
     """Lists the quarantine. Rows without similarity, of which there should be none, come last."""
     tables = [_EMPTY]
     for file in generation.quarantine:
-        rows = manifest.read_table(root, file.sidecar_path, _READ)
+        rows = dataset.read_table(file.sidecar_path, _READ)
         rows = with_columns(
             rows,
             tar=pa.repeat(file.path, rows.num_rows),
@@ -89,7 +89,7 @@ def read_suspects(root: str, generation: Generation) -> Suspects:
     rows = pa.concat_tables(tables).sort_by([("similarity", "descending"), ("key", "ascending")])
     keys = rows["key"].to_pylist()
     return Suspects(
-        root=root,
+        dataset=dataset,
         generation=generation.number,
         rows=rows.combine_chunks(),
         position={key: position for position, key in enumerate(keys)},

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline import storage
 from pipeline.build.driver import build
 from pipeline.config.schema import Config
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.schema import Split
 from study.photos import (
     Photo,
@@ -148,8 +148,8 @@ class DataSets:
         for source in built.config.sources:
             folder = f"embeddings/{source.name}"
             for name in storage.list_files(storage.join(built.root, folder), (".parquet",)):
-                table = manifest.read_table(
-                    built.root, f"{folder}/{name}", ("content_hash", "embedding")
+                table = Dataset(built.root).read_table(
+                    f"{folder}/{name}", ("content_hash", "embedding")
                 )
                 table = table.filter(table["embedding"].is_valid())
                 embedding_ND = embeddings_of(table)

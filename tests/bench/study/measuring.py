@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from study.datasets import HELD_OUT, TARGET, Built
 from study.photos import STRATA, strata_of
 from train.data.batches import read_eval_batches
@@ -46,7 +46,7 @@ class HeldOut:
 
 
 def read_held_out(built: Built) -> HeldOut:
-    generation = manifest.read_generation(built.root, built.generation)
+    generation = Dataset(built.root).read_generation(built.generation)
     batches = read_eval_batches(
         built.root, generation, splits=("val", "test"), mode="head", preprocessing=None
     )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import storage
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from pipeline.telemetry.progress import Progress
 from study.baselines import BASELINES, Material
@@ -125,7 +125,7 @@ def _train_and_predict(study: Study, run: Run, built: Built, name: str) -> Float
 
 
 def _material(study: Study, run: Run, built: Built, held_out: HeldOut) -> Material:
-    generation = manifest.read_generation(built.root, built.generation)
+    generation = Dataset(built.root).read_generation(built.generation)
     batches = read_eval_batches(
         built.root, generation, splits=("train",), mode="head", preprocessing=None
     )
@@ -157,14 +157,14 @@ def _trained_on(built: Built, run: Run) -> dict[str, Any]:
     """The actual number of negatives, and the share of look-alikes among them."""
     if run.arm.negatives in ("none", "others"):
         return {"num_negatives": 0, "near_in_training": None}
-    generation = manifest.read_generation(built.root, built.generation)
+    generation = Dataset(built.root).read_generation(built.generation)
     kinds = [
         kind
         for shard in generation.shards
         if shard.split == "train" and not shard.label
-        for kind in manifest.read_sidecar(built.root, shard, ("class_name",))[
-            "class_name"
-        ].to_pylist()
+        for kind in Dataset(built.root)
+        .read_sidecar(shard, ("class_name",))["class_name"]
+        .to_pylist()
     ]
     num_near = sum("near" in strata_of(kind) for kind in kinds)
     return {"num_negatives": len(kinds), "near_in_training": num_near / len(kinds)}

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from support.processes import kill_session, run_infineg, start_infineg, wait_unt
 from train.cli import main
 
 COMMANDS = (
-    "demo", "plan", "build", "status", "verify", "check", "review", "train", "evaluate", "predict",
-    "launch",
+    "demo", "plan", "build", "status", "verify", "check", "review", "takedown", "train", "evaluate",
+    "predict", "mine", "launch",
 )  # fmt: skip
 
 
@@ -105,6 +106,24 @@ def test_missing_variable_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
     assert code == 2
     assert "${HERE} is not set" in output
     assert "--set variables.HERE=" in output
+
+
+def test_version_and_help_of_the_command_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(capsys, "--version") == (0, f"infineg {version('infineg')}\n")
+    code, output = call(capsys, "--help")
+    assert code == 0
+    assert all(f"--{name} " in output for name in ("debug", "log-format", "version"))
+
+
+@pytest.mark.parametrize("option", ["--debug", "--log-format=json", "--version"])
+def test_option_of_the_command_itself_is_refused_after_a_command(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, output = call(capsys, "verify", "/nowhere", option)
+    assert code == 2
+    (name, *_) = option.split("=")
+    text = " ".join(output.replace("│", "").split())
+    assert f"give it before the command: infineg {name} ..." in text
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

@@ -72,13 +72,13 @@ class Build:
 
 
 def num_parts(events: S3Events) -> int:
-    return sum(e.startswith("+parts/squares/") and e.endswith(".json") for e in events.look())
+    return sum(e.startswith("+parts/squares/") and e.endswith(".json") for e in events.poll())
 
 
 def assert_as_undisturbed(events: S3Events, expected: Undisturbed) -> None:
     assert file_hashes(events.root) == expected.hashes
     assert verify_dataset(events.root).problems == []
-    written = [e for e in events.look() if e.startswith("+parts/") and e.endswith(".json")]
+    written = [e for e in events.poll() if e.startswith("+parts/") and e.endswith(".json")]
     assert len(written) == len(set(written)), "a part that was committed is not built again"
 
 

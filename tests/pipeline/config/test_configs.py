@@ -13,7 +13,7 @@ from pipeline.cli.commands import app
 from pipeline.config.loading import load_config
 from pipeline.config.schema import Config
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation
 from support.builds import build_inline, file_hashes, sidecar_rows
 from support.inputs import (
@@ -72,7 +72,7 @@ def quarantined(config: Config, generation: Generation) -> Counter[str]:
     return Counter(
         name
         for file in generation.quarantine
-        for name in manifest.read_table(config.output.path, file.sidecar_path)["source"].to_pylist()
+        for name in Dataset(config.output.path).read_table(file.sidecar_path)["source"].to_pylist()
     )
 
 
@@ -159,8 +159,8 @@ def test_object_storage(buckets: str, s3_server: S3Server, monkeypatch: pytest.M
     assert {row["author"] for row in of_open_images} == {'Ada "A", L.'}
     assert quarantined(config, generation)["open_images"] >= 16, "one suspected a tar"
 
-    status = CliRunner().invoke(app, ["status", config.output.path, "--json"])
-    assert json.loads(status.stdout)["sources"]["open_images"]["read"] == 16 * 6
+    output = CliRunner().invoke(app, ["status", config.output.path, "--json"])
+    assert json.loads(output.stdout)["sources"]["open_images"]["read"] == 16 * 6
 
 
 def test_hub(tmp_path: Path) -> None:

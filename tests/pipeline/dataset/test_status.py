@@ -87,7 +87,7 @@ def test_running_build_shows_its_progress_rate_and_holder(
 def test_build_that_has_just_begun_is_told_before_it_has_written_anything(tmp_path: Path) -> None:
     with lease.hold_lease(str(tmp_path)):
         line = told(str(tmp_path))
-        assert "begun, no generation is committed yet" in line
+        assert "started, no generation is committed yet" in line
         assert "planning" in line
 
 
@@ -109,7 +109,7 @@ def test_interrupted_build_says_what_is_left_and_that_it_resumes(tmp_path: Path)
     assert not running.is_alive
     assert running.seconds_left is None
     assert running.num_left >= 400
-    assert "nobody builds it now; `infineg build` goes on" in told(str(tmp_path))
+    assert "no build is running; `infineg build` continues" in told(str(tmp_path))
     build_inline(config)
     assert read_running(str(tmp_path)) is None
 
@@ -121,7 +121,7 @@ def test_build_that_crashed_is_told_from_one_that_runs(tmp_path: Path) -> None:
     gone = ProcessId(pid=2**22 + 1, started=1, boot=record.process.boot)
     content = record.model_copy(update={"process": gone}).model_dump_json()
     storage.write_atomic(lease_uri(str(tmp_path)), content.encode())
-    assert "is no more" in told(str(tmp_path))
+    assert "has ended" in told(str(tmp_path))
     status = json.loads(CliRunner().invoke(app, ["status", str(tmp_path), "--json"]).stdout)
     assert status["generation"] is None
     assert status["building"]["alive"] is False

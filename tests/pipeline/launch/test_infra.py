@@ -286,7 +286,7 @@ def written_commands(config: Path) -> Iterator[tuple[str, str, str]]:
         text = submission.text.replace("\\\n", " ")
         texts[f"{name}, rendered"] = f"{text}\n{submission.command}"
     for where, text in texts.items():
-        for match in re.finditer(r"(?<![\w./-])(?:infineg|-m train) ([a-z]+)\b([^\n]*)", text):
+        for match in re.finditer(r"(?<![\w./-])infineg (?!infineg)([a-z]+)\b([^\n]*)", text):
             line = re.split(r"&&|[;|#`]|\s-- |infineg", match[2])[0]
             if not re.match(r"\s+(is|on|in|and|has|was)\b", match[0].removeprefix("infineg")):
                 yield where, match[1], line

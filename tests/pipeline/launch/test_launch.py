@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from support.builds import folder_entry
 from support.launching import (
@@ -29,7 +29,7 @@ from support.launching import (
     put_recorder,
     write_config,
 )
-from support.processes import run_infineg
+from support.processes import run_infineg, write_impostors
 from train.cli import main
 
 HOSTILE = (
@@ -96,9 +96,9 @@ def test_client_gets_what_the_dry_run_prints(
     code, printed, _ = call(capfd, kind, config, "--on", on, *options, "--dry-run")
     assert code == 0
     assert recorder.calls == [], "a dry run starts nothing"
-    code, told, _ = call(capfd, kind, config, "--on", on, *options)
+    code, output, _ = call(capfd, kind, config, "--on", on, *options)
     assert code == 0
-    assert "submitted" in told
+    assert "submitted" in output
     assert [made["arguments"] for made in recorder.calls] == [arguments]
     read = recorder.calls[0]["files"].get(arguments[-1]) if arguments else None
     assert (read or recorder.calls[0]["input"]) == printed
@@ -114,19 +114,19 @@ def test_missing_client_is_named_with_what_to_install(
         ("ray", "ray", "infineg[cluster]"),
         ("sky", "sky", "skypilot"),
     ):
-        code, _, told = call(capfd, "build", config, "--on", on)
+        code, _, output = call(capfd, "build", config, "--on", on)
         assert code == 1
-        assert f"{client} is not on this machine" in told
-        assert remedy in told
+        assert f"{client} is not on this machine" in output
+        assert remedy in output
 
 
 def test_failure_of_the_client_is_the_exit_code(
     config: Path, programs: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     put_recorder(programs, "kubectl", exit_code=3)
-    code, _, told = call(capfd, "build", config, "--on", "kuberay")
+    code, _, output = call(capfd, "build", config, "--on", "kuberay")
     assert code == 3
-    assert "kubectl apply -f - ended with exit code 3" in told
+    assert "kubectl apply -f - ended with exit code 3" in output
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
@@ -280,11 +280,11 @@ def test_slurm_job_that_is_told_to_end_goes_back_into_the_queue(
 def test_value_that_cannot_be_is_refused_by_name(
     override: str, field: str, config: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, told = call(capfd, "build", config, "--on", "slurm", "--set", override, "--dry-run")
+    code, out, err = call(capfd, "build", config, "--on", "slurm", "--set", override, "--dry-run")
     assert code == 2
-    assert "cluster" in told
-    assert field in told
-    assert "abc" not in told
+    assert "cluster" in err
+    assert field in err
+    assert "abc" not in err
     assert out == ""
 
 
@@ -339,11 +339,11 @@ def test_signed_address_in_the_config_is_refused(config: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "on", "overrides", "message"),
     [
-        ("build", "kuberay", ["output.path=data/cats"], "output.path 'data/cats' would be gone"),
-        ("train", "kuberay", [], "train.run 'runs/cats' would be gone with its pod"),
-        ("train", "kubeflow", [], "train.run 'runs/cats' would be gone with its pod"),
+        ("build", "kuberay", ["output.path=data/cats"], "output.path 'data/cats' would be lost"),
+        ("train", "kuberay", [], "train.run 'runs/cats' would be lost with its pod"),
+        ("train", "kubeflow", [], "train.run 'runs/cats' would be lost with its pod"),
         ("train", "kubeflow", [VOLUME, "train.run=/elsewhere/x"], "is mounted at /data"),
-        ("build", "ray", ["output.path=data/cats"], "a job's folder ends with it"),
+        ("build", "ray", ["output.path=data/cats"], "a job.s folder is deleted with the job"),
         ("train", "sky", [], "train.run below /runs"),
         ("build", "kubeflow", [], "trains only"),
         ("cluster", "slurm", [], "so --on ray"),
@@ -384,12 +384,14 @@ def test_cluster_that_grows_is_told_how_far_and_waits_for_a_killed_build(config:
 
 @pytest.mark.cluster
 def test_local_launch_builds(tmp_path: Path) -> None:
+    """In a folder with files of a user that workers of Ray must not import."""
+    write_impostors(tmp_path)
     config = write_config(tmp_path / "cats.yaml", build={"workers": 1})
-    override = f"output.path={tmp_path}/data"
-    arguments = ["launch", "build", config, "--on", "local", "--set", override]
-    code, output = run_infineg(*arguments, log=tmp_path / "log")
+    arguments = ["launch", "build", config.name, "--on", "local", "--set", "output.path=data"]
+    code, output = run_infineg(*arguments, log=tmp_path / "log", cwd=tmp_path)
     assert code == 0, output
-    assert manifest.read_generation(str(tmp_path / "data")).counts.read == 248
+    assert "IMPOSTOR" not in output
+    assert Dataset(str(tmp_path / "data")).read_generation().counts.read == 248
 
 
 _RAY_HEAD = """
@@ -442,8 +444,8 @@ def test_job_submitted_to_a_running_ray_builds(tmp_path: Path) -> None:
             env=environment, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
         head.stdin.close()  # which ends it
-    told = followed.stdout + followed.stderr
-    assert "committed generation 1" in told
+    output = followed.stdout + followed.stderr
+    assert "committed generation 1" in output
     # Wrapped to the width of a terminal that is none.
-    assert f"dashboard: {address}" in " ".join(told.split()), told
-    assert manifest.read_generation(str(tmp_path / "data")).counts.read == 248
+    assert f"dashboard: {address}" in " ".join(output.split()), output
+    assert Dataset(str(tmp_path / "data")).read_generation().counts.read == 248

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.errors import InfinegError
 from pipeline.selection.reference import KnownPositives, ReferenceBank, read_bank, write_reference
 from pipeline.worker.steps.score import score_batch
@@ -45,7 +45,7 @@ def test_reference_does_not_depend_on_the_order_of_reading(tmp_path: Path) -> No
         for root, order in zip(roots, orders, strict=True)
     ]
     assert infos[0] == infos[1] == infos[2]
-    banks = [manifest.read_table(root, "reference.parquet") for root in roots]
+    banks = [Dataset(root).read_table("reference.parquet") for root in roots]
     assert banks[0].equals(banks[1])
     assert banks[0].equals(banks[2])
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.build import MetricsServer
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from pipeline.telemetry.metrics import BUILD_METRICS, TRAIN_METRICS, serve_metrics
 from support.builds import config_of, folder_entry, squares, write_config
@@ -76,7 +76,7 @@ def test_a_build_serves_what_it_then_commits(tmp_path: Path) -> None:
     )
     process = start_infineg("build", write_config(tmp_path / "c.yaml", config), log=log)
     last = last_scraped(process, port, log)
-    counts = {s.name: s.counts for s in manifest.read_generation(str(root)).sources}
+    counts = {s.name: s.counts for s in Dataset(str(root)).read_generation().sources}
     for name, each in counts.items():
         assert last[f'infineg_candidates_total{{source="{name}"}}'] == each.read
         assert last[f'infineg_selected_total{{source="{name}"}}'] == each.selected
@@ -162,7 +162,7 @@ def test_logs_are_json_lines_where_the_environment_says_so(tmp_path: Path) -> No
     write_dataset(tmp_path / "data", image_size=40)
     config = write_job(tmp_path / "data", tmp_path / "run", steps=20, workers=0)
     code, text = run_infineg("train", config, log=tmp_path / "a", INFINEG_LOG="yaml")
-    assert (code, "'yaml'; text or json" in text) == (2, True)
+    assert (code, "'yaml' is not one of 'text', 'json'" in text) == (2, True)
     code, text = run_infineg("train", config, log=tmp_path / "b", INFINEG_LOG="json")
     assert code == 0, text
     found = [json.loads(line) for line in text.splitlines() if line.startswith("{")]

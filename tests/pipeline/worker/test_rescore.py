@@ -9,7 +9,7 @@ import pytest
 from conftest import Built
 from pipeline.config.schema import Config
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.worker.steps import embed
 from support.builds import CATS, build_inline, config_of, file_hashes, folder_entry
@@ -40,8 +40,8 @@ def test_rescored_dataset_is_byte_for_byte_a_new_build(
     assert verify_dataset(str(root)).problems == []
     for name in file_hashes(built.root, ("embeddings/",)):
         if name.endswith(".parquet"):
-            then = manifest.read_table(str(built.root), name)
-            assert manifest.read_table(str(root), name).equals(then), "kept on"
+            then = Dataset(str(built.root)).read_table(name)
+            assert Dataset(str(root)).read_table(name).equals(then), "kept on"
 
 
 def test_rescoring_embeds_no_candidate_but_those_of_pilot_and_positives(
@@ -57,7 +57,7 @@ def test_rescoring_embeds_no_candidate_but_those_of_pilot_and_positives(
     monkeypatch.setattr(embed, "crop_pixels", count)
     build_inline(rescored(built, tmp_path / "rescored"))
     num_first_pilot = 48 + 100 + 100 + 40 + 32
-    plans = [manifest.read_plan(str(tmp_path / "rescored"), e["name"]) for e in built.entries]
+    plans = [Dataset(str(tmp_path / "rescored")).read_plan(e["name"]) for e in built.entries]
     num_second_pilot = sum(plan.num_pilot for plan in plans if plan and plan.num_pilot > 100)
     assert 0 < num_cropped <= 48 + num_first_pilot + num_second_pilot
     assert built.generation.counts.read > 5 * num_cropped

@@ -13,7 +13,7 @@ from conftest import Built
 from pipeline import storage
 from pipeline.build.changes import begin_dataset
 from pipeline.config.schema import Config
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Counts, PartRecord, TakenDown
 from pipeline.dataset.schema import Partition
 from pipeline.encoders.runtimes import prepare_encoder
@@ -33,9 +33,9 @@ def planned(built: Built, tmp_path: Path) -> Config:
         storage.write_atomic(storage.join(root, name), content)
     encoder = prepare_encoder(config.encoder, gpus_per_worker=0)
     begin_dataset(config, encoder=encoder.fingerprint, embedding_dim=encoder.embedding_dim)
-    plan = manifest.read_plan(str(built.root), "squares")
+    plan = Dataset(str(built.root)).read_plan("squares")
     assert plan is not None
-    manifest.write_plan(root, plan)
+    Dataset(root).write_plan(plan)
     return config
 
 
@@ -52,7 +52,7 @@ def records_of(config: Config, task: ReadTask) -> list[PartRecord]:
 
 def places_of(root: str, records: list[PartRecord]) -> list[tuple[str, int]]:
     rows = pa.concat_tables(
-        manifest.read_table(root, r.path, ["partition", "ordinal"]) for r in records
+        Dataset(root).read_table(r.path, ["partition", "ordinal"]) for r in records
     )
     return list(zip(rows["partition"].to_pylist(), rows["ordinal"].to_pylist(), strict=True))
 
@@ -62,7 +62,7 @@ def test_span_left_in_the_middle_goes_on_with_the_next_part(planned: Config) -> 
     first, is_new = next(worker_of(planned).build(WHOLE))
     assert is_new
     # What a crash before the commit of the second part leaves: its data, but no record.
-    second_data = Path(root) / f"{manifest.part_stem('squares', 1, 7, 1)}.parquet"
+    second_data = Path(root) / "parts/squares/000001/000007-000001.parquet"
     second_data.write_bytes(b"half a file")
     stamp = (Path(root) / first.path).stat().st_mtime_ns
     built = list(worker_of(planned).build(WHOLE))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.dataset.manifest import read_sidecar
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation
 from pipeline.encoders.networks import load_encoder
 from pipeline.errors import InfinegError
@@ -113,7 +113,7 @@ def test_embeddings_are_those_of_their_keys(
     by_key = {
         row["key"]: row["embedding"]
         for shard in generation.shards
-        for row in read_sidecar(root, shard, ("key", "embedding")).to_pylist()
+        for row in Dataset(root).read_sidecar(shard, ("key", "embedding")).to_pylist()
     }
     for key, embedding_D in pairs:
         assert embedding_D.tolist() == by_key[key]

@@ -25,9 +25,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def images_of(root: str, strength: Strength) -> AugmentedImages:
-    from pipeline.dataset import manifest
+    from pipeline.dataset import Dataset
 
-    rows = read_train_rows(root, manifest.read_generation(root), ["cat"])
+    rows = read_train_rows(root, Dataset(root).read_generation(), ["cat"])
     preprocessing = load_encoder(ENCODER).preprocessing
     return AugmentedImages(root, rows, preprocessing=preprocessing, strength=strength, seed=0)
 

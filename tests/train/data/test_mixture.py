@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.dataset.manifest import read_generation
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from support.train_runs import (
     SHORT,
@@ -44,7 +44,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rows(dataset: Path) -> TrainRows:
-    return read_train_rows(str(dataset), read_generation(str(dataset)), ["cat", "dog"])
+    return read_train_rows(str(dataset), Dataset(str(dataset)).read_generation(), ["cat", "dog"])
 
 
 def sources_of(rows: TrainRows) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.dataset.manifest import read_generation
+from pipeline.dataset import Dataset
 from pipeline.encoders.networks import load_encoder
 from support.train_runs import ENCODER, read_train_rows, write_config, write_dataset
 from train.config import WINDOW, load_train_config
@@ -139,7 +139,7 @@ def test_real_worker_processes_of_any_rank_go_on_with_the_next_eight_batches(
     write_dataset(tmp_path, num_positives=3, num_negatives=45, image_size=32, samples_per_shard=7)
     path = write_config(tmp_path / "c.yaml", dataset=tmp_path, run=tmp_path / "run")
     config, _, _ = load_train_config(path)
-    rows = read_train_rows(root, read_generation(root), config.target_names)
+    rows = read_train_rows(root, Dataset(root).read_generation(), config.target_names)
     terms = loss_terms(rows, "weight")
     preprocessing = load_encoder(ENCODER).preprocessing
 

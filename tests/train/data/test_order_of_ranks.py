@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.dataset.manifest import read_generation
+from pipeline.dataset import Dataset
 from support.train_runs import (
     SHORT,
     add_generation,
@@ -40,7 +40,11 @@ def test_ranks_agree_on_generation_and_damaged_shards(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     write_dataset(first, num_positives=20, num_negatives=60, image_size=32, samples_per_shard=10)
     shutil.copytree(first, second)
-    lost = [s for s in read_generation(str(first)).shards if s.split == "train" and not s.label][1]
+    lost = [
+        s
+        for s in Dataset(str(first)).read_generation().shards
+        if s.split == "train" and not s.label
+    ][1]
     (second / lost.path).unlink()
     add_generation(second)
     # Both write to one run, which the first does.

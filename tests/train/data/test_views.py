@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.dataset.manifest import read_generation, require_info
+from pipeline.dataset import Dataset
 from pipeline.encoders.networks import decode_rgb, encoder_identity, load_encoder
 from support.train_runs import (
     ENCODER,
@@ -39,7 +39,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def rows(dataset: Path) -> TrainRows:
-    return read_train_rows(str(dataset), read_generation(str(dataset)), ["cat"])
+    return read_train_rows(str(dataset), Dataset(str(dataset)).read_generation(), ["cat"])
 
 
 def maker_of(dataset: Path, cache: Path, **settings: Any) -> ViewMaker:
@@ -54,7 +54,7 @@ def maker_of(dataset: Path, cache: Path, **settings: Any) -> ViewMaker:
 def state_of(dataset: Path, run: Path, **section: Any) -> TrainState:
     path = write_run_config(dataset, run, **SHORT | {"cache_dir": str(run / "cache")} | section)
     config, train_config, _ = load_train_config(path)
-    info, generation = require_info(str(dataset)), read_generation(str(dataset))
+    info, generation = Dataset(str(dataset)).read_info(), Dataset(str(dataset)).read_generation()
     return prepare_state(config, train_config, info, generation, ALONE)
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import binomtest
 
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import ReferenceInfo
 from pipeline.errors import ConfigError
 from support.train_runs import EVAL_PROBABILITY, write_run
@@ -218,7 +218,7 @@ def test_mid_stratum_is_reported_where_present(run: Path, tmp_path: Path) -> Non
         fingerprint="toy", num_embeddings=9, num_positives=9, median=0.8, ceiling=0.9, near=0.9,
         mid=-1.0,
     )  # fmt: skip
-    manifest.write_reference_info(str(data), info)
+    Dataset(str(data)).write_reference(info)
     metrics = evaluate_run(copy, overrides=[f"output.path={data}"])
     assert metrics["target"]["cat"]["fpr"]["mid"]["n"] == 50
     by_similarity = metrics["target"]["cat"]["by_similarity"]["fpr"]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.dataset.manifest import read_info, write_info
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from support.train_runs import (
     SHORT,
@@ -152,9 +152,9 @@ def test_another_data_set_is_refused_also_by_a_run_that_adopts(
     run = tmp_path / "run"
     interrupt_training(dataset, run, monkeypatch, at=5, **SECTION)
     add_generation(dataset)
-    info = read_info(str(dataset))
+    info = Dataset(str(dataset)).read_info()
     assert info is not None
-    write_info(str(dataset), info.model_copy(update={"fingerprint": "another"}))
+    Dataset(str(dataset)).write_info(info.model_copy(update={"fingerprint": "another"}))
     with pytest.raises(ConfigError, match=r"other settings \(dataset was toy, is another\)"):
         go_on(dataset, run, "latest", **SECTION)
 

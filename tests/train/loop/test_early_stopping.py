@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from pipeline.dataset.manifest import read_generation
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from support.train_runs import EVAL_PROBABILITY, FINETUNE, SHORT, run_training, write_dataset
 from train.config import EarlyStopping
@@ -67,7 +67,7 @@ def test_what_is_logged_is_the_metric_of_the_val_split_of_those_weights(
     run = run_training(dataset, tmp_path / "run", **WILD)
     detector, _ = load_model(run)
     logits, is_positive, weights = [], [], []
-    generation = read_generation(str(dataset))
+    generation = Dataset(str(dataset)).read_generation()
     with torch.inference_mode():
         for rows, embedding_BD in read_eval_batches(
             str(dataset), generation, splits=("val",), mode="head", preprocessing=None

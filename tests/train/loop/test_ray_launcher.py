@@ -91,7 +91,7 @@ def test_numbers_of_workers_are_read_and_refused() -> None:
     ("options", "message"),
     [
         (["--launcher", "ray", "--num-workers", "2:3"], "must be a multiple of every number"),
-        (["--num-workers", "2"], "are of --launcher ray"),
+        (["--num-workers", "2"], "need --launcher ray"),
         (["--launcher", "ray", "--generation", "7"], "generation 7"),
     ],
 )

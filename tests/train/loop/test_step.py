@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.dataset.manifest import read_generation, require_info
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from support.train_runs import (
     FINETUNE,
@@ -45,7 +45,7 @@ def _one_thread() -> None:
 
 def state_of(dataset: Path, run: Path, **section: Any) -> TrainState:
     config, train_config, _ = load_train_config(write_run_config(dataset, run, **section))
-    info, generation = require_info(str(dataset)), read_generation(str(dataset))
+    info, generation = Dataset(str(dataset)).read_info(), Dataset(str(dataset)).read_generation()
     return prepare_state(config, train_config, info, generation, ALONE)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from pipeline.dataset.manifest import read_generation, require_info
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from support.train_runs import (
     FINETUNE,
@@ -64,7 +64,7 @@ def test_head_training_separates_what_is_separable(dataset: Path, tmp_path: Path
     detector, info = load_model(run)
     assert (info.targets, info.generation, info.samples_seen) == (("cat",), 1, 960)
     assert info.calibration is None
-    generation = read_generation(str(dataset))
+    generation = Dataset(str(dataset)).read_generation()
     inference = read_eval_batches(
         str(dataset), generation, splits=("test",), mode="head", preprocessing=None
     )
@@ -223,7 +223,7 @@ def test_two_targets_from_training_to_label_or_nothing(tmp_path: Path) -> None:
     run = run_training(tmp_path / "data", tmp_path / "run", **section)
     evaluate_run(run, overrides=["evaluate.alpha=0.05"])
     detector = Detector.load(run)
-    generation = read_generation(str(tmp_path / "data"))
+    generation = Dataset(str(tmp_path / "data")).read_generation()
     preprocessing = load_model(run)[0].encoder.preprocessing
     pairs = [
         (prediction.label, label)
@@ -278,6 +278,6 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(dataset: Path, tmp_p
     path = write_run_config(dataset, tmp_path / "run", **SHORT)
     config, train_config, _ = load_train_config(path)
     world = World(rank=0, size=3, device=torch.device("cpu"))
-    info, generation = require_info(str(dataset)), read_generation(str(dataset))
+    info, generation = Dataset(str(dataset)).read_info(), Dataset(str(dataset)).read_generation()
     with pytest.raises(ConfigError, match=r"train\.batch_size: 16 must be a multiple of the 3"):
         prepare_state(config, train_config, info, generation, world)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.selection.mining import fold_of
 from support.train_runs import write_config, write_dataset
 from train.config import load_train_config
@@ -26,7 +26,7 @@ def state(tmp_path: Path) -> TrainState:
     path = write_config(tmp_path / "run.yaml", dataset=root, run=tmp_path / "run", train=train)
     config, train_config, _ = load_train_config(path)
     world = World(rank=0, size=1, device=torch.device("cpu"))
-    return prepare_state(config, train_config, manifest.require_info(str(root)), generation, world)
+    return prepare_state(config, train_config, Dataset(str(root)).read_info(), generation, world)
 
 
 def heads_of(state: TrainState) -> list[Head]:
@@ -48,7 +48,7 @@ def test_a_fold_leaves_out_its_negatives_and_nothing_else(state: TrainState) -> 
     root = state.config.output.path
     hash_of = {}
     for shard in state.rows.shards:
-        rows = manifest.read_sidecar(root, shard, ("key", "content_hash", "label"))
+        rows = Dataset(root).read_sidecar(shard, ("key", "content_hash", "label"))
         hash_of |= {row["key"]: (row["content_hash"], row["label"]) for row in rows.to_pylist()}
     left_out: list[str] = []
     fold_N, embedding_ND = read_folds(root, state.rows, NUM_FOLDS)
