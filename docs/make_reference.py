@@ -16,8 +16,7 @@ from pydantic import BaseModel
 from pipeline.config.schema import Config
 from pipeline.sources import load_source_module, source_kinds
 from train.cli import app
-from train.config.evaluate import EvaluateConfig
-from train.config.settings import TrainConfig
+from train.config import EvaluateConfig, TrainConfig
 
 PAGE = Path(__file__).parent / "reference.md"
 # Sections of the config that `Config` carries as they are, and whose models others own.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.config.schema import Config
     from pipeline.dataset.metadata import Generation
     from pipeline.errors import ConfigError, InfinegError
-    from train.evaluate.predict import Predictor as Detector
+    from train.evaluate.predict import Detector as Detector
 
     __version__: str
 
@@ -84,7 +84,7 @@ def train(
 
     from pipeline.config.loading import describe_errors
     from pipeline.errors import ConfigError
-    from train.config.settings import TrainConfig
+    from train.config import TrainConfig
     from train.loop.trainer import train
 
     try:
@@ -114,9 +114,9 @@ def __getattr__(name: str) -> Any:
 
         return version("infineg")
     if name == "Detector":
-        from train.evaluate.predict import Predictor
+        from train.evaluate.predict import Detector
 
-        return Predictor
+        return Detector
     if name in ("ConfigError", "InfinegError"):
         from pipeline import errors
 

@@ -92,7 +92,7 @@ def train(
     address: Address = None,
 ) -> None:
     """Train on a built data set, in one process or in many under torchrun or Ray Train."""
-    from train.config.settings import load_train_config
+    from train.config import load_train_config
     from train.loop.run_dir import parse_generation
 
     loaded, train_config, _ = load_train_config(config, overrides or ())

@@ -11,7 +11,7 @@ from pipeline.build.driver import build, plan
 from pipeline.cli.tables import counts_table, plan_table
 from pipeline.sources import open_source
 from pipeline.telemetry.progress import format_duration
-from train.config.settings import load_train_config
+from train.config import load_train_config
 from train.evaluate.predict import predict_paths
 from train.evaluate.run import evaluate_run
 from train.evaluate.tables import metrics_table

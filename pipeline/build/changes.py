@@ -1,6 +1,6 @@
-"""What a config still has to do to a data set, and what it may no longer change.
+"""Compares a config with a data set: what is left to build, and what may no longer change.
 
-Reads records alone, so that "nothing to do" costs nothing.
+Reads only records, so that "nothing to do" costs nothing.
 """
 
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.config.schema import Config, SourceEntry, fingerprint
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import DatasetInfo, Generation, SourceRecord
 from pipeline.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What brings a data set to what a config says."""
+    """What to do so that a data set is as its config says."""
 
     build: tuple[SourceEntry, ...] = ()  # new, with other settings, or left unfinished
     drop: frozenset[str] = frozenset()  # no longer in the config, or with other settings
@@ -25,20 +25,21 @@ class Changes:
         return bool(self.build or self.drop)
 
 
-def find_changes(config: Config, only: Sequence[str] = (), *, follow: bool = False) -> Changes:
-    """Compares the config with the latest generation; `only` some entries.
+def find_changes(
+    config: Config, latest: Generation, only: Sequence[str] = (), *, follow: bool = False
+) -> Changes:
+    """Compares the config, or `only` some of its entries, with the latest generation.
 
-    With `follow` all sources of negatives are looked at again, for those that never end. Raises
-    ConfigError where settings have been changed that every row depends on.
+    With `follow` all sources of negatives are included, because they may be endless. Raises
+    ConfigError if settings have changed that every row depends on.
     """
     names = [entry.name for entry in config.entries]
     if unknown := sorted(set(only) - set(names)):
         raise ConfigError(f"--source {unknown[0]}: the config has {', '.join(names)}")
-    root = config.output.path
-    info = manifest.read_info(root)
-    if info is not None:
-        _refuse_changes(root, info, config)
-    committed = committed_sources(root)
+    dataset = Dataset(config.output.path)
+    if dataset.exists():
+        _refuse_changes(dataset, config)
+    committed = {source.name: source for source in latest.sources}
     changed = {
         entry.name
         for entry in config.entries
@@ -53,7 +54,7 @@ def find_changes(config: Config, only: Sequence[str] = (), *, follow: bool = Fal
         and (
             entry.name not in committed
             or entry.name in changed
-            or _is_unfinished(root, committed[entry.name])
+            or _is_unfinished(dataset, committed[entry.name])
             or (follow and config.role_of(entry) == "negative")
         )
     ]
@@ -61,15 +62,8 @@ def find_changes(config: Config, only: Sequence[str] = (), *, follow: bool = Fal
     return Changes(tuple(build), frozenset((changed & chosen) | gone))
 
 
-def committed_sources(root: str) -> dict[str, SourceRecord]:
-    """What the latest generation has of each source; nothing where there is none."""
-    if not manifest.latest_generation_number(root):
-        return {}
-    return {source.name: source for source in manifest.read_generation(root).sources}
-
-
-def _is_unfinished(root: str, record: SourceRecord) -> bool:
-    plan = manifest.read_plan(root, record.name)
+def _is_unfinished(dataset: Dataset, record: SourceRecord) -> bool:
+    plan = dataset.read_plan(record.name)
     return (
         plan is not None
         and plan.fingerprint == record.fingerprint
@@ -78,44 +72,43 @@ def _is_unfinished(root: str, record: SourceRecord) -> bool:
 
 
 def finished_generation(config: Config, only: Sequence[str] = ()) -> Generation | None:
-    """The latest generation where it holds all that is asked for and is complete, else None."""
-    root = config.output.path
-    if find_changes(config, only) or not manifest.is_complete(root):
+    """The latest generation if it is complete and holds all that the config asks for."""
+    dataset = Dataset(config.output.path)
+    latest = dataset.read_latest()
+    if find_changes(config, latest, only):
         return None
-    return manifest.read_generation(root)
+    return latest if dataset.read_info().latest_generation == latest.number else None
 
 
 def begin_dataset(config: Config, *, encoder: str, embedding_dim: int) -> None:
     """Writes `dataset.json` of a new data set; refuses one that another encoder has embedded."""
-    root = config.output.path
-    info = manifest.read_info(root)
-    if info is not None and info.encoder != encoder:
-        raise ConfigError(
-            f"{root} was embedded by {info.encoder}, this would be {encoder}: their "
-            "similarities cannot be compared. Use that encoder, its weights and its "
-            "encoder.runtime, or build anew: --set output.path=NEW_PATH"
-        )
-    if info is None:
+    dataset = Dataset(config.output.path)
+    if not dataset.exists():
         inputs = config.row_inputs()
-        manifest.write_info(
-            root,
+        dataset.write_info(
             DatasetInfo(
                 targets=config.target_names,
                 encoder=encoder,
                 embedding_dim=embedding_dim,
                 fingerprint=fingerprint(inputs),
-                fingerprint_inputs=_shown(inputs),
+                fingerprint_inputs=_redacted(inputs),
                 latest_generation=0,
-            ),
+            )
+        )
+    elif (before := dataset.read_info().encoder) != encoder:
+        raise ConfigError(
+            f"{dataset.root} was embedded by {before}, this would be {encoder}: their "
+            "similarities cannot be compared. Use that encoder, its weights and its "
+            "encoder.runtime, or build a new data set: --set output.path=NEW_PATH"
         )
 
 
-def _refuse_changes(root: str, info: DatasetInfo, config: Config) -> None:
-    """A data set keeps the settings that every row of it depends on."""
-    now, then = config.row_inputs(), info.fingerprint_inputs
+def _refuse_changes(dataset: Dataset, config: Config) -> None:
+    """Raises ConfigError if a setting has changed that every row of the data set depends on."""
+    root, info, now = dataset.root, dataset.read_info(), config.row_inputs()
     if info.fingerprint == fingerprint(now):
         return
-    now_flat, then_flat = _flatten(_shown(now)), _flatten(then)
+    now_flat, then_flat = _flatten(_redacted(now)), _flatten(info.fingerprint_inputs)
     fields = [
         field
         for field in sorted({*now_flat, *then_flat})
@@ -128,33 +121,33 @@ def _refuse_changes(root: str, info: DatasetInfo, config: Config) -> None:
     raise ConfigError(
         f"{root} was begun with other settings, and its rows depend on them:\n  "
         + "\n  ".join(changed)
-        + "\nUse the old settings, or build anew: --set output.path=NEW_PATH"
-        + _offer_embeddings(root, {field.partition(".")[0] for field in fields})
+        + "\nUse the old settings, or build a new data set: --set output.path=NEW_PATH"
+        + _offer_embeddings(dataset, {field.partition(".")[0] for field in fields})
     )
 
 
-def _offer_embeddings(root: str, sections: set[str]) -> str:
-    """How to score anew what is embedded, where nothing has changed that embeddings depend on."""
+def _offer_embeddings(dataset: Dataset, sections: set[str]) -> str:
+    """How to reuse the embeddings, if no setting has changed that they depend on."""
     is_other = sections & {"encoder", "output"}
-    if is_other or not storage.exists(storage.join(root, "embeddings/info.json")):
+    if is_other or not storage.exists(dataset.uri("embeddings/info.json")):
         return ""
     return (
-        "\nEmbeddings do not depend on these settings. To score them anew, without the encoder, "
-        f"add: --set build.embeddings_from={storage.redact(root)}"
+        "\nEmbeddings do not depend on these settings. To reuse them, without the encoder, "
+        f"add: --set build.embeddings_from={storage.redact(dataset.root)}"
     )
 
 
-def _shown(value: Any) -> Any:
-    """The same without the secrets of addresses: a data set is read by others."""
+def _redacted(value: Any) -> Any:
+    """The same without the secrets in addresses: a data set may be read by others."""
     if isinstance(value, dict):
-        return {name: _shown(child) for name, child in value.items()}
+        return {name: _redacted(child) for name, child in value.items()}
     if isinstance(value, list | tuple):
-        return [_shown(child) for child in value]
+        return [_redacted(child) for child in value]
     return storage.redact(value) if isinstance(value, str) else value
 
 
 def _flatten(value: Any, path: str = "") -> dict[str, Any]:
-    """{"selection.seed": 0, ...}: one entry a setting."""
+    """{"selection.seed": 0, ...}: one entry per setting."""
     if isinstance(value, list):
         value = dict(enumerate(value))
     if not isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What a build's driver sees of its workers: metrics, and a line when nothing comes any more."""
+"""Watches a build from its driver: metrics, and a warning when no part arrives for too long."""
 
 import contextlib
 import logging
@@ -14,16 +14,16 @@ from pipeline.worker.span import ReadTask
 
 _log = logging.getLogger(__name__)
 
-_LOOK_S = 0.5
-_USUAL = 5  # times the usual time between two parts is unusual
-_RATE_S = 60.0  # over which a rate is taken
-_NUM_NAMED = 4
+_CHECK_S = 0.5
+_UNUSUAL = 5  # times the median time between two parts
+_RATE_S = 60.0  # window of the rate
+_NUM_NAMED = 4  # spans in a warning
 
 _Span = tuple[str, int, int]  # source, round, number in the round
 
 
 class BuildMonitor:
-    """Knows which spans are handed out and since when, and when a part was last committed."""
+    """Keeps track of the spans in flight and of when a part was last committed."""
 
     def __init__(self, metrics: Metrics, *, stuck_after_s: float) -> None:
         self._metrics = metrics
@@ -32,14 +32,14 @@ class BuildMonitor:
         self._in_flight: dict[_Span, tuple[ReadTask, float]] = {}
         self._gaps: deque[float] = deque(maxlen=100)  # seconds between parts
         self._read: deque[tuple[float, int]] = deque()  # when, and how many candidates
-        self._last = self._told_after = 0.0
+        self._last = self._warn_after = 0.0
         self._began = time.monotonic()
 
     def plan(self, num_candidates: int) -> None:
         self._metrics.set("infineg_candidates_planned", num_candidates)
 
     def dispatched(self, tasks: Iterable[ReadTask]) -> Iterator[ReadTask]:
-        """The same tasks, as they go to the workers."""
+        """The same tasks, recorded as they go to the workers."""
         for task in tasks:
             with self._lock:
                 now = time.monotonic()
@@ -52,7 +52,7 @@ class BuildMonitor:
     def committed(
         self, part: PartRecord, stage_seconds: Mapping[str, float], *, is_new: bool
     ) -> None:
-        """A part that a worker has reported; one that is not new was committed by another run."""
+        """Records a part that a worker has reported; if not new, an earlier run committed it."""
         with self._lock:
             now = time.monotonic()
             if part.is_last:
@@ -79,10 +79,10 @@ class BuildMonitor:
     def _restart(self, now: float) -> None:
         self._last = now
         usual = statistics.median(self._gaps) if self._gaps else 0.0
-        self._told_after = max(self._stuck_after_s, _USUAL * usual)
+        self._warn_after = max(self._stuck_after_s, _UNUSUAL * usual)
 
     def check(self) -> None:
-        """Tells where nothing has come for long; again after twice the time."""
+        """Warns when no part was committed for too long; then at doubling intervals."""
         with self._lock:
             now = time.monotonic()
             while self._read and now - self._read[0][0] > _RATE_S:
@@ -90,13 +90,13 @@ class BuildMonitor:
             window = min(_RATE_S, max(now - self._began, 1.0))
             rate = sum(number for _, number in self._read) / window
             silent = now - self._last
-            is_stuck = bool(self._in_flight) and silent > self._told_after
+            is_stuck = bool(self._in_flight) and silent > self._warn_after
             if is_stuck:
-                self._told_after = 2 * silent
+                self._warn_after = 2 * silent
                 oldest = sorted(self._in_flight.values(), key=lambda pair: pair[1])
         self._metrics.set("infineg_candidates_per_second", rate)
         if is_stuck:
-            named = "; ".join(_shown(task, now - since) for task, since in oldest[:_NUM_NAMED])
+            named = "; ".join(_describe(task, now - since) for task, since in oldest[:_NUM_NAMED])
             more = len(oldest) - _NUM_NAMED
             _log.warning(
                 "no part was committed for %.0f s. In flight: %s%s",
@@ -104,7 +104,7 @@ class BuildMonitor:
             )  # fmt: skip
 
 
-def _shown(task: ReadTask, seconds: float) -> str:
+def _describe(task: ReadTask, seconds: float) -> str:
     first, last = task.partitions[0].id, task.partitions[-1].id
     through = "" if first == last else f" to {last}"
     return f"{task.source} span {task.span} (partitions {first}{through}), {seconds:.0f} s"
@@ -112,12 +112,12 @@ def _shown(task: ReadTask, seconds: float) -> str:
 
 @contextlib.contextmanager
 def monitor_build(metrics: Metrics, *, stuck_after_s: float) -> Iterator[BuildMonitor]:
-    """Looks all the time within the block, also while the driver waits for its workers."""
+    """Checks regularly within the block, also while the driver waits for its workers."""
     monitor = BuildMonitor(metrics, stuck_after_s=stuck_after_s)
     is_over = threading.Event()
 
     def run() -> None:
-        while not is_over.wait(_LOOK_S):
+        while not is_over.wait(_CHECK_S):
             monitor.check()
 
     thread = threading.Thread(target=run, name="build monitor", daemon=True)

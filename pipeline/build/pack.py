@@ -1,7 +1,7 @@
 """Committed parts become the shards of a new generation."""
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 
 import pyarrow as pa
 from pydantic import BaseModel
@@ -10,60 +10,56 @@ from pipeline import storage
 from pipeline.build.reading import Round
 from pipeline.cluster.ray_data import Cluster
 from pipeline.config.schema import Config
-from pipeline.dataset import manifest
-from pipeline.dataset.commit import _EMPTY
+from pipeline.dataset import Dataset
 from pipeline.dataset.dedup import SeenImages
 from pipeline.dataset.metadata import Generation, ShardFile, SourceRecord, add_counts
 from pipeline.dataset.shards import sort_files, write_shard
-from pipeline.dataset.tables import PartRows, RoundTables, write_tables
+from pipeline.dataset.tables import (
+    PartRows,
+    RoundTables,
+    take_number,
+    take_table_paths,
+    write_tables,
+)
 from pipeline.errors import InfinegError
 from pipeline.telemetry.progress import Progress
 
 
 def pack_generation(
     config: Config,
-    parent: Generation | None,
+    parent: Generation,
     rounds: Sequence[Round],
     cluster: Cluster,
     seen: SeenImages,
 ) -> Generation:
     """Writes the shards and tables of some rounds; returns the generation to commit.
 
-    parent: what goes on beside them, less what they replace. seen: the images of its shards, to
-    which those of the rounds are added, so that the next rounds need not read them. Until the
-    generation is committed nothing of it counts: a run that is interrupted here writes the same
-    files again.
+    parent: the generation to extend. seen: the images of its shards, to which those of the rounds
+    are added, so that the next rounds need not read them. Nothing of this counts until the
+    generation is committed: after an interruption here the same files are written again.
     """
-    root = config.output.path
-    parent = parent or _EMPTY
+    dataset = Dataset(config.output.path)
     sources = {source.name: source for source in parent.sources}
     numbers = dict(parent.next_numbers)
     tasks: list[ShardTask] = []
     for round_ in rounds:
-        parts = _ordered_parts(root, round_)
-        name = round_.source
-        ledger, hashes = f"ledger/{name}", f"hashes/{name}"
-        number = numbers.get(ledger, 1)
-        numbers[ledger] = numbers[hashes] = number + 1
+        ledger_path, hashes_path = take_table_paths(numbers, round_.source)
         tables = write_tables(
-            root,
-            parts,
+            dataset.root,
+            _ordered_parts(dataset, round_),
             seen,
-            ledger_path=f"{ledger}-{number:06d}.parquet",
-            hashes_path=f"{hashes}-{number:06d}.parquet",
+            ledger_path=ledger_path,
+            hashes_path=hashes_path,
         )
-        of_round = cut_shards(
+        tasks += cut_shards(
             tables.parts,
-            source=name,
+            source=round_.source,
             samples_per_shard=config.output.samples_per_shard,
             round_number=round_.number,
             next_numbers=numbers,
         )
-        numbers |= {task.group: task.number + 1 for task in of_round}
-        tasks += of_round
-        sources[name] = _source_record(round_, tables, sources.get(name))
-    files = pack_shards(config, tasks, cluster)
-    shards, quarantine = sort_files(files)
+        sources[round_.source] = _source_record(round_, tables, sources.get(round_.source))
+    shards, quarantine = sort_files(pack_shards(config, tasks, cluster))
     return Generation(
         number=parent.number + 1,
         parent=parent.number or None,
@@ -77,7 +73,7 @@ def pack_generation(
 
 
 def without_sources(generation: Generation, names: Set[str]) -> Generation:
-    """The same without some sources; their files stay, for the generations that list them."""
+    """The same without some sources. Their files stay, for earlier generations that list them."""
     mined = (
         record.model_copy(update={"sources": tuple(n for n in record.sources if n not in names)})
         for record in generation.mined
@@ -92,11 +88,11 @@ def without_sources(generation: Generation, names: Set[str]) -> Generation:
     )
 
 
-def _ordered_parts(root: str, round_: Round) -> list[str]:
-    """Paths of all parts of a round in the order of its spans; raises where one is missing."""
+def _ordered_parts(dataset: Dataset, round_: Round) -> list[str]:
+    """Paths of all parts of a round in the order of its spans; raises if one is missing."""
     paths: list[str] = []
     span = part = 0
-    for record in manifest.iterate_part_records(root, round_.source, round_.number):
+    for record in dataset.iterate_parts(round_.source, round_.number):
         if (record.span, record.part) != (span, part):
             break
         paths.append(record.path)
@@ -132,9 +128,10 @@ class ShardTask(BaseModel, frozen=True):
 
 def pack_shards(config: Config, tasks: Sequence[ShardTask], cluster: Cluster) -> list[ShardFile]:
     """Writes shards on all workers; returns them in the order of their paths."""
-    info = manifest.require_info(config.output.path)
+    dataset = Dataset(config.output.path)
+    info = dataset.read_info()
     method = functools.partial(
-        _pack_one, root=config.output.path, targets=info.targets, encoder=info.encoder
+        _pack_one, root=dataset.root, targets=info.targets, encoder=info.encoder
     )
     open_storage = functools.partial(storage.configure, config.storage)
     files = []
@@ -153,7 +150,7 @@ def _pack_one(
 
 
 def _source_record(round_: Round, tables: RoundTables, before: SourceRecord | None) -> SourceRecord:
-    """The source's record with one round more."""
+    """The source's record after another round."""
     return SourceRecord(
         name=round_.source,
         fingerprint=round_.planned.plan.fingerprint,
@@ -172,24 +169,23 @@ def cut_shards(
     source: str,
     samples_per_shard: int,
     round_number: int,
-    next_numbers: Mapping[str, int],
+    next_numbers: dict[str, int],
 ) -> list[ShardTask]:
     """Cuts the rows of each output group, in the order of `parts`, every `samples_per_shard`.
 
-    Shards are numbered from `next_numbers` of their group on.
+    Shards take their numbers from `next_numbers`, which is updated.
     """
     tasks: list[ShardTask] = []
     open_pieces: dict[str, list[Piece]] = {}
     sizes: dict[str, int] = {}
-    numbers = dict(next_numbers)
 
     def close(group: str) -> None:
-        number = numbers.get(group, 0)
+        number = take_number(next_numbers, group)
         pieces = tuple(open_pieces.pop(group))
         tasks.append(
             ShardTask(source=source, round=round_number, group=group, number=number, pieces=pieces)
         )
-        numbers[group], sizes[group] = number + 1, 0
+        sizes[group] = 0
 
     for part in parts:
         for group, positions in part.rows.items():
@@ -209,10 +205,11 @@ def cut_shards(
 
 def pack_shard(root: str, task: ShardTask, *, targets: Sequence[str], encoder: str) -> ShardFile:
     """Writes one shard from its pieces."""
+    dataset = Dataset(root)
 
     def take(piece: Piece) -> pa.Table:
-        # In the thread that reads: what waits for its turn is the rows of this shard alone.
-        return manifest.read_table(root, piece.part_path).take(pa.array(piece.rows, pa.int64()))
+        # In the reading thread, so that only the rows of this shard wait in memory.
+        return dataset.read_table(piece.part_path).take(pa.array(piece.rows, pa.int64()))
 
     return write_shard(
         root,

@@ -2,23 +2,22 @@
 
 import functools
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from more_itertools import ilen
 
 from pipeline import storage
-from pipeline.build.changes import committed_sources
 from pipeline.build.reading import PlannedSource
 from pipeline.cluster.ray_data import Cluster
 from pipeline.config.schema import Config, SourceEntry, fingerprint
-from pipeline.dataset import manifest
-from pipeline.dataset.metadata import ReferenceInfo, SourcePlan
+from pipeline.dataset import Dataset
+from pipeline.dataset.metadata import Generation, ReferenceInfo, SourcePlan
 from pipeline.errors import InfinegError
 from pipeline.selection.fit import pilot_needed
-from pipeline.selection.pilot import pilot_sample, pilot_stats
+from pipeline.selection.pilot import Pilot, make_pilot, pilot_sample
 from pipeline.selection.plan import make_plan
 from pipeline.selection.reference import write_reference
 from pipeline.sources import Source, open_entry
@@ -33,81 +32,68 @@ from pipeline.telemetry.progress import Progress
 from pipeline.worker.span import ReadTask, SpanWorker
 
 _log = logging.getLogger(__name__)
-# Samples passed over in every eighth partition of a pilot, where nobody knows how many there are:
-# it tells small partitions, which are read together, from large ones.
+# Samples to read on, in every eighth partition of a pilot, if the source does not say how many
+# there are: it distinguishes small partitions, which are read together, from large ones.
 _MAX_COUNTED = 256
-_MakeWorker = functools.partial[SpanWorker]
+MakeWorker = functools.partial[SpanWorker]
+
+
+@dataclass(frozen=True)
+class _Surveyed:
+    """A source whose pilot is to be read."""
+
+    entry: SourceEntry
+    source: Source
+    listing: Listing
+
+    def tasks(self) -> list[ReadTask]:
+        sample = pilot_sample(self.listing.examples, self.listing.num_pilot)
+        return [
+            ReadTask(
+                source=self.entry.name,
+                partitions=(partition,),
+                limit=limit,
+                num_counted=0 if number % 8 or self.listing.can_tell_sizes else _MAX_COUNTED,
+            )
+            for number, (partition, limit) in enumerate(sample)
+        ]
 
 
 def plan_sources(
-    config: Config, entries: Sequence[SourceEntry], cluster: Cluster, make_worker: _MakeWorker
-) -> list[PlannedSource]:
-    """Plans of all entries, fitted where there is none yet, and how much of each is committed."""
-    root = config.output.path
-    reference = manifest.read_reference_info(root) or _make_reference(config, cluster, make_worker)
-    sources = {entry.name: open_entry(entry, config.role_of(entry)) for entry in entries}
-    plans = {entry.name: _read_plan(config, entry, sources[entry.name]) for entry in entries}
-    fresh = [entry for entry in entries if plans[entry.name] is None]
-    listings = {entry.name: survey(sources[entry.name], entry, config) for entry in fresh}
-    pilots = _run_pilots(fresh, listings, cluster, make_worker)
-    larger = _larger_pilots(config, fresh, listings, pilots, reference)
-    listings |= larger
-    pilots |= _run_pilots([e for e in fresh if e.name in larger], listings, cluster, make_worker)
-    committed = committed_sources(root)
-    planned = []
-    for entry in entries:
-        plan = plans[entry.name]
-        if plan is None:
-            plan = make_plan(
-                entry,
-                config=config,
-                listing=estimate_sizes(
-                    listings[entry.name], sources[entry.name], pilots[entry.name]
-                ),
-                pilot=pilots[entry.name],
-                reference=reference,
-                previous=manifest.read_plan(root, entry.name),
-            )
-            storage.remove_tree(storage.join(root, "parts", entry.name))
-            manifest.write_plan(root, plan)
-        record = committed.get(entry.name)
-        if record is None or record.fingerprint != plan.fingerprint:
-            planned.append(PlannedSource(entry, sources[entry.name], plan))
-        else:
-            planned.append(
-                PlannedSource(
-                    entry, sources[entry.name], plan, record.num_rounds, record.num_partitions
-                )
-            )
-    return planned
-
-
-def _larger_pilots(
     config: Config,
     entries: Sequence[SourceEntry],
-    listings: Mapping[str, Listing],
-    pilots: Mapping[str, pa.Table],
-    reference: ReferenceInfo,
-) -> dict[str, Listing]:
-    """Listings of the sources of which the first pilot was too small."""
-    larger = {}
+    latest: Generation,
+    cluster: Cluster,
+    make_worker: MakeWorker,
+) -> list[PlannedSource]:
+    """Plans of all entries, made where there is none yet, and how much of each is committed."""
+    dataset = Dataset(config.output.path)
+    reference = dataset.read_reference() or _make_reference(config, cluster, make_worker)
+    planned: dict[str, PlannedSource] = {}
+    surveyed: list[_Surveyed] = []
     for entry in entries:
-        listing = listings[entry.name]
-        needed = pilot_needed(
-            entry,
-            config=config,
-            listing=listing,
-            findings=pilot_stats(config, listing, pilots[entry.name], reference),
-            reference=reference,
-        )
-        if needed > listing.num_pilot:
-            larger[entry.name] = replace(listing, num_pilot=needed)
-    return larger
+        source = open_entry(entry, config.role_of(entry))
+        plan = _read_plan(dataset, config, entry, source)
+        if plan is None:
+            surveyed.append(_Surveyed(entry, source, survey(source, entry, config)))
+        else:
+            planned[entry.name] = PlannedSource(entry, source, plan)
+    run = functools.partial(_run_pilots, config, reference, cluster, make_worker)
+    pilots = run(surveyed)
+    larger = {pilot.entry.name: pilot for pilot in run(_too_small(pilots, config, reference))}
+    for pilot in pilots:
+        pilot = larger.get(pilot.entry.name, pilot)
+        plan = _commit_plan(dataset, pilot, config, reference)
+        planned[pilot.entry.name] = PlannedSource(pilot.entry, pilot.source, plan)
+    committed = {record.name: record for record in latest.sources}
+    return [planned[entry.name].resumed(committed.get(entry.name)) for entry in entries]
 
 
-def _read_plan(config: Config, entry: SourceEntry, source: Source) -> SourcePlan | None:
+def _read_plan(
+    dataset: Dataset, config: Config, entry: SourceEntry, source: Source
+) -> SourcePlan | None:
     """The plan that an earlier run committed, unless the entry has been changed since."""
-    plan = manifest.read_plan(config.output.path, entry.name)
+    plan = dataset.read_plan(entry.name)
     if plan is None or plan.fingerprint != fingerprint(config.source_inputs(entry)):
         return None
     if plan.num_listed is not None:
@@ -117,8 +103,63 @@ def _read_plan(config: Config, entry: SourceEntry, source: Source) -> SourcePlan
     return plan
 
 
-def _make_reference(config: Config, cluster: Cluster, make_worker: _MakeWorker) -> ReferenceInfo:
-    """Embeds the positives and fixes the reference bank."""
+def _commit_plan(
+    dataset: Dataset, pilot: Pilot, config: Config, reference: ReferenceInfo
+) -> SourcePlan:
+    """Plans a source and removes parts that were read by an earlier plan."""
+    pilot = replace(pilot, listing=estimate_sizes(pilot.listing, pilot.source, pilot.rows))
+    previous = dataset.read_plan(pilot.entry.name)
+    plan = make_plan(pilot, config=config, reference=reference, previous=previous)
+    storage.remove_tree(dataset.uri(f"parts/{plan.source}"))
+    dataset.write_plan(plan)
+    return plan
+
+
+def _too_small(
+    pilots: Sequence[Pilot], config: Config, reference: ReferenceInfo
+) -> list[_Surveyed]:
+    """Sources that need a larger pilot, each with the number of candidates that it needs."""
+    return [
+        _Surveyed(pilot.entry, pilot.source, replace(pilot.listing, num_pilot=needed))
+        for pilot in pilots
+        for needed in [pilot_needed(pilot, config=config, reference=reference)]
+        if needed > pilot.listing.num_pilot
+    ]
+
+
+def _run_pilots(
+    config: Config,
+    reference: ReferenceInfo,
+    cluster: Cluster,
+    make_worker: MakeWorker,
+    surveyed: Sequence[_Surveyed],
+) -> list[Pilot]:
+    """Reads the pilots of all sources together, in the order given."""
+    tasks = [task for source in surveyed for task in source.tasks()]
+    if not tasks:
+        return []
+    total = sum(min(t.limit or 0, t.num_samples or t.limit or 0) for t in tasks)
+    tables: list[pa.Table] = []
+    with Progress("pilot", total=total, unit="candidates") as progress:
+        for rows in cluster.map(SpanWorker.score, tasks, make_worker=make_worker):
+            tables.append(rows)
+            progress.advance(rows.num_rows)
+    rows = pa.concat_tables(tables)
+    return [
+        make_pilot(
+            each.entry,
+            each.source,
+            each.listing,
+            rows.filter(pc.equal(rows["source"], each.entry.name)),
+            config=config,
+            reference=reference,
+        )
+        for each in surveyed
+    ]
+
+
+def _make_reference(config: Config, cluster: Cluster, make_worker: MakeWorker) -> ReferenceInfo:
+    """Embeds the positives and commits the reference bank."""
     tasks = []
     for entry in config.positives:
         source = open_entry(entry, "positive")
@@ -149,34 +190,3 @@ def _make_reference(config: Config, cluster: Cluster, make_worker: _MakeWorker) 
         info.ceiling,
     )
     return info
-
-
-def _run_pilots(
-    entries: Sequence[SourceEntry],
-    listings: Mapping[str, Listing],
-    cluster: Cluster,
-    make_worker: _MakeWorker,
-) -> dict[str, pa.Table]:
-    """Pilot rows by source."""
-    tasks = [
-        ReadTask(
-            source=entry.name,
-            partitions=(partition,),
-            limit=limit,
-            num_counted=0 if number % 8 or listings[entry.name].can_tell_sizes else _MAX_COUNTED,
-        )
-        for entry in entries
-        for number, (partition, limit) in enumerate(
-            pilot_sample(listings[entry.name].examples, listings[entry.name].num_pilot)
-        )
-    ]
-    total = sum(min(t.limit or 0, t.num_samples or t.limit or 0) for t in tasks)
-    tables: list[pa.Table] = []
-    with Progress("pilot", total=total, unit="candidates") as progress:
-        for rows in cluster.map(SpanWorker.score, tasks, make_worker=make_worker):
-            tables.append(rows)
-            progress.advance(rows.num_rows)
-    if not tables:
-        return {}
-    pilots = pa.concat_tables(tables)
-    return {entry.name: pilots.filter(pc.equal(pilots["source"], entry.name)) for entry in entries}

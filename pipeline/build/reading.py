@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from more_itertools import chunked
 
 from pipeline.config.schema import Config, SourceEntry
-from pipeline.dataset import manifest
-from pipeline.dataset.metadata import SourcePlan
+from pipeline.dataset import Dataset
+from pipeline.dataset.metadata import SourcePlan, SourceRecord
 from pipeline.dataset.schema import Partition
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.sources import Source
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PlannedSource:
-    """A source that is to be built, and how much of its plan is committed already."""
+    """A source to build, and how much of its plan is committed already."""
 
     entry: SourceEntry
     source: Source
@@ -30,8 +30,14 @@ class PlannedSource:
     num_rounds: int = 0
     num_partitions: int = 0
 
+    def resumed(self, record: SourceRecord | None) -> "PlannedSource":
+        """The same after what a generation has of it, unless that follows another plan."""
+        if record is None or record.fingerprint != self.plan.fingerprint:
+            return self
+        return replace(self, num_rounds=record.num_rounds, num_partitions=record.num_partitions)
+
     def rounds(self) -> "Iterator[Round]":
-        """What is left, cut into rounds."""
+        """The rest of the plan, cut into rounds."""
         first, number = self.num_partitions, self.num_rounds + 1
         while first < self.plan.num_partitions:
             last = min(first + self.plan.partitions_per_round, self.plan.num_partitions)
@@ -62,24 +68,24 @@ class Round:
 
 
 class Reading:
-    """One pass over what is planned: every span once, in the order of the config.
+    """One pass over the planned sources: every span once, in the order of the config.
 
-    A source is finished before the next one begins, so that what is a duplicate of what does not
-    depend on whether sources are built together or one by one.
+    A source is finished before the next one begins, so that which of two duplicates is kept does
+    not depend on whether sources are built together or one by one.
     """
 
     def __init__(
         self, config: Config, planned: Sequence[PlannedSource], progress: Progress
     ) -> None:
-        self._root = config.output.path
+        self._dataset = Dataset(config.output.path)
         self._candidates_per_round = config.output.candidates_per_round
         self._planned = planned
         self._progress = progress
-        # Opened once: a listing is not passed over again for every round.
+        # Opened once, so that a listing is not read again for every round.
         self._spans = {source.entry.name: iterate_spans(source) for source in planned}
 
     def batches(self) -> Iterator[list[Round]]:
-        """Rounds of one generation: as many as reach `candidates_per_round`."""
+        """The rounds of one generation at a time: as many as reach `candidates_per_round`."""
         batch: list[Round] = []
         for source in self._planned:
             for round_ in source.rounds():
@@ -100,19 +106,19 @@ class Reading:
                 task = ReadTask(source=name, partitions=partitions, round=round_.number, span=span)
                 if ids.get(span, task.span_id) != task.span_id:
                     raise InfinegError(
-                        f"source {name!r}: partition {partitions[0].id} is not what was there "
-                        "when a part of it was committed. Restore the source, or remove "
-                        f"plans/{name}.json of the data set to begin this source anew."
+                        f"source {name!r}: partition {partitions[0].id} is not the one that was "
+                        "there when a part of it was committed. Restore the source, or remove "
+                        f"plans/{name}.json of the data set to start this source again."
                     )
                 if span not in finished:
                     yield task
 
     def _committed(self, round_: Round) -> tuple[dict[int, str], set[int]]:
-        """Ids of the spans of which a part is committed, and the spans of which the last one is."""
+        """Ids of the spans with a committed part, and the spans whose last part is committed."""
         ids: dict[int, str] = {}
         finished: set[int] = set()
         num_parts = num_read = 0
-        for record in manifest.iterate_part_records(self._root, round_.source, round_.number):
+        for record in self._dataset.iterate_parts(round_.source, round_.number):
             ids[record.span] = record.span_id
             if record.is_last:
                 finished.add(record.span)
@@ -124,19 +130,18 @@ class Reading:
         return ids, finished
 
 
-def extend_plans(root: str, planned: Sequence[PlannedSource]) -> list[PlannedSource]:
-    """Asks for one budget more of every source that never ends; all before is committed.
+def extend_plans(dataset: Dataset, planned: Sequence[PlannedSource]) -> list[PlannedSource]:
+    """Extends the plan of every endless source by one budget, after all of it is committed.
 
-    Raises ConfigError where no source is endless.
+    Raises ConfigError if no source is endless.
     """
     extended = []
     for source in planned:
         if source.source.is_endless and source.plan.role == "negative":
-            committed = manifest.read_plan(root, source.entry.name) or source.plan
-            num_before = committed.num_partitions
-            num_after = num_before + committed.partitions_per_budget
-            plan = committed.model_copy(update={"num_partitions": num_after})
-            manifest.write_plan(root, plan)
+            num_before = source.plan.num_partitions
+            num_after = num_before + source.plan.partitions_per_budget
+            plan = source.plan.model_copy(update={"num_partitions": num_after})
+            dataset.write_plan(plan)
             num_rounds = source.num_rounds + sum(1 for _ in source.rounds())
             extended.append(
                 replace(source, plan=plan, num_rounds=num_rounds, num_partitions=num_before)
@@ -147,9 +152,9 @@ def extend_plans(root: str, planned: Sequence[PlannedSource]) -> list[PlannedSou
 
 
 def iterate_spans(planned: PlannedSource) -> Iterator[tuple[Partition, ...]]:
-    """The partitions that are not committed, one task's work at a time, as the source lists them.
+    """The partitions that are not committed, a task's worth at a time, in the source's order.
 
-    Raises InfinegError where the source lists fewer than when it was planned.
+    Raises InfinegError if the source lists fewer than when it was planned.
     """
     plan, num_taken = planned.plan, planned.num_partitions
     taken = take_partitions(planned.source, plan.num_partitions, plan.num_listed)

@@ -8,9 +8,8 @@ from pipeline.config.schema import Config
 from pipeline.dataset.schema import Positioned
 from pipeline.errors import ConfigError
 from pipeline.sources import open_entry
-from pipeline.worker.embedder import origin_of
 from pipeline.worker.steps.decode import decode_batch
-from pipeline.worker.steps.read import read_batch
+from pipeline.worker.steps.read import SourceDefaults, read_batch
 
 
 def read_first_samples(config: Config, name: str, number: int) -> pa.Table:
@@ -24,7 +23,7 @@ def read_first_samples(config: Config, name: str, number: int) -> pa.Table:
     for partition in source.partitions():
         samples = list(itertools.islice(source.read(partition), missing))
         positioned = [Positioned(partition.id, n, sample) for n, sample in enumerate(samples)]
-        rows = read_batch(positioned, origin_of(config, entry))
+        rows = read_batch(positioned, SourceDefaults.of(config, entry))
         tables.append(decode_batch(rows, config.output.image_settings))
         missing -= len(samples)
         if missing <= 0:

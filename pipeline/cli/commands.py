@@ -102,14 +102,15 @@ def status(
 ) -> None:
     """Show what a data set holds per source, and the progress of a build on any machine."""
     from pipeline.cli.tables import counts_table, running_line, running_table, status_json
-    from pipeline.dataset import manifest
+    from pipeline.dataset import Dataset
     from pipeline.dataset.status import read_running
 
     running = read_running(dataset)
-    # A build that has just started has written nothing else.
-    info = manifest.read_info(dataset) if running else manifest.require_info(dataset)
-    number = manifest.latest_generation_number(dataset)
-    generation = manifest.read_generation(dataset, number) if number else None
+    # A build that has just begun has written nothing else yet.
+    opened = Dataset(dataset)
+    info = None if running and not opened.exists() else opened.read_info()
+    number = opened.latest_number()
+    generation = opened.read_generation(number) if number else None
     if as_json:
         status = status_json(dataset, generation, running)
         sys.stdout.write(json.dumps(status, indent=1) + "\n")
@@ -212,9 +213,9 @@ def review(
     ] = 8001,
 ) -> None:
     """Serve a local page to decide on suspected positives, or commit the verdicts."""
-    from pipeline.dataset import manifest
+    from pipeline.dataset import Dataset
 
-    chosen = target or manifest.require_info(dataset).targets[0]
+    chosen = target or Dataset(dataset).read_info().targets[0]
     if verdicts is None and not apply:
         _serve_review(dataset, targets=[target] if target else [], host=host, port=port)
         return
@@ -233,15 +234,15 @@ def review(
 def _serve_review(dataset: str, *, targets: list[str], host: str, port: int) -> None:
     from pipeline.curate.review.server import serve_review
 
-    def tell(url: str, saved_name: str) -> None:
+    def announce(url: str, verdict_file: str) -> None:
         console.print(f"reviewing {dataset} at {url}", soft_wrap=True)
         console.print(
-            f"Every verdict is saved in {saved_name}. Ctrl-C ends the server; run the same command "
-            f"again to continue, or `infineg review {dataset} --apply` to commit.",
+            f"Every verdict is saved in {verdict_file}. Ctrl-C ends the server; run the same "
+            f"command again to continue, or `infineg review {dataset} --apply` to commit.",
             soft_wrap=True,
         )
 
-    serve_review(dataset, targets=targets, host=host, port=port, tell=tell)
+    serve_review(dataset, targets=targets, host=host, port=port, announce=announce)
 
 
 def load(config: str, overrides: list[str] | None, address: str | None) -> "Config":

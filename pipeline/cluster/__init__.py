@@ -1,1 +1,1 @@
-"""Ray: the only folder that knows it."""
+"""Everything that knows Ray: workers, actors, and where they are placed."""

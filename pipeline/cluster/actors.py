@@ -1,9 +1,8 @@
-"""Ray actors that embed for all workers: few of them, on GPUs, where workers are many, on CPUs.
+"""Ray actors that embed for all workers: a few actors on GPUs, for many workers on CPUs.
 
-A worker sends a batch of pixels through the object store and decodes on; it waits where
-`MAX_IN_FLIGHT` of its batches are on their way, which bounds what the object store holds.
-Which batch an actor gets changes no bit of it. An actor that dies is started again, and its
-batches with it.
+A worker sends a batch of pixels through the object store and goes on decoding. It waits when
+`MAX_IN_FLIGHT` of its batches are in flight, which bounds what the object store holds. Embeddings
+do not depend on the actor. Ray restarts an actor that dies, and sends its batches again.
 """
 
 import contextlib
@@ -28,16 +27,16 @@ from pipeline.errors import InfinegError
 _log = logging.getLogger(__name__)
 
 _Embedding = NDArray[np.float32]
-# In a list, for Ray to hand the reference over and not what it refers to.
+# In a list, or Ray would pass the object and not the reference to it.
 _Encoder = Sequence["ray.ObjectRef[PreparedEncoder]"]
 
 
 def start_encoder_actors(
     cluster: Cluster, encoder: PreparedEncoder
 ) -> tuple[Cluster, PreparedEncoder]:
-    """Starts actors where the config wants them; returns what workers are to be made with.
+    """Starts the actors that the config asks for; returns the cluster and encoder for workers.
 
-    A cluster with actors has fewer workers. Raises ConfigError where they can never be.
+    A cluster with actors has fewer workers. Raises ConfigError if there can never be room for them.
     """
     build = cluster.config
     if build.embed_on == "worker":
@@ -63,11 +62,11 @@ def start_encoder_actors(
         max_restarts=-1,
         max_task_retries=-1,
     )
-    for_actors = [ray.put(encoder)]
+    reference = [ray.put(encoder)]
     actors = tuple(remote.remote() for _ in range(placement.num_actors))
     for actor in actors:
-        actor.prepare.remote(for_actors)  # while workers start
-    shared = replace(encoder, model=None, shared=EncoderActors(actors, for_actors))
+        actor.prepare.remote(reference)  # opens the encoder while workers start
+    shared = replace(encoder, model=None, shared=EncoderActors(actors, reference))
     return replace(cluster, num_workers=placement.num_workers), shared
 
 
@@ -83,10 +82,10 @@ def _read_nodes() -> tuple[Node, ...]:
 
 
 def _can_grow(address: str | None) -> bool:
-    """Machines that an autoscaler has started know their type, those of `ray start` do not."""
+    """Nodes that an autoscaler has started have a type, those of `ray start` do not."""
     if address is None:
         return False
-    if address.startswith("ray://"):  # a client is not told
+    if address.startswith("ray://"):  # a client cannot find out
         return True
     status = get_cluster_status(ray.get_runtime_context().gcs_address)
     nodes = (*status.active_nodes, *status.idle_nodes)
@@ -94,10 +93,9 @@ def _can_grow(address: str | None) -> bool:
 
 
 class EncoderActor:
-    """The encoder, for_actors once, in a process of its own.
+    """Runs the encoder in a process of its own.
 
-    Every call brings the encoder along: Ray makes an actor that has died again, and then nothing
-    else would.
+    Every call passes the encoder, because an actor that Ray has restarted has none.
     """
 
     def __init__(self) -> None:
@@ -110,13 +108,13 @@ class EncoderActor:
     def embed(self, encoder: _Encoder, pixels_BCHW: NDArray[np.uint8]) -> _Embedding:
         self.prepare(encoder)
         assert self._runtime is not None
-        # What comes out of the object store is read-only, and PyTorch wants to own its memory.
+        # Arrays from the object store are read-only, and PyTorch needs memory it can write to.
         return self._runtime.embed(pixels_BCHW.copy())
 
 
 @dataclass(frozen=True)
 class EncoderActors:
-    """The actors of a build and what they run, as they are sent to its workers."""
+    """The actors of a build and their encoder, in the form that is sent to workers."""
 
     actors: tuple[Any, ...]
     encoder: _Encoder
@@ -127,7 +125,7 @@ class EncoderActors:
 
 @dataclass(frozen=True)
 class _Sent:
-    """A batch on its way. Its pixels are kept: a result that is lost with its machine is redone."""
+    """A batch in flight. It keeps its pixels, so that Ray can redo a result that is lost."""
 
     embedding: "Future[_Embedding]"
     pixels: "ray.ObjectRef[Any]"
@@ -136,7 +134,7 @@ class _Sent:
 
 @contextlib.contextmanager
 def _errors_as_in_a_worker() -> Iterator[None]:
-    """An InfinegError, such as of weights that a machine lacks, is raised as it was there."""
+    """Raises an InfinegError of an actor, such as missing weights, as it was raised there."""
     try:
         with named_deaths():
             yield
@@ -147,18 +145,18 @@ def _errors_as_in_a_worker() -> Iterator[None]:
 
 
 class RemoteRuntime:
-    """Has batches embedded by actors, from within a worker."""
+    """Embeds batches by actors; used in a worker."""
 
     def __init__(self, shared: EncoderActors) -> None:
         self._actors = shared.actors
         self._encoder = shared.encoder
-        self._last = os.getpid() % len(self._actors)  # workers do not all begin with the same one
+        self._last = os.getpid() % len(self._actors)  # so that workers start at different actors
         self._sent: dict[ray.ObjectRef[Any], _Sent] = {}
 
     def embed(self, pixels_BCHW: NDArray[np.uint8]) -> _Embedding:
-        return self.begin(pixels_BCHW)()
+        return self.submit(pixels_BCHW)()
 
-    def begin(self, pixels_BCHW: NDArray[np.uint8]) -> Pending:
+    def submit(self, pixels_BCHW: NDArray[np.uint8]) -> Pending:
         with _errors_as_in_a_worker():
             while len(self._sent) >= MAX_IN_FLIGHT:
                 self._receive()
@@ -176,15 +174,15 @@ class RemoteRuntime:
         return embedding.result()
 
     def _receive(self) -> None:
-        """Takes a batch that is ready out of the object store, whichever it is."""
+        """Takes the next batch that is ready out of the object store."""
         ready, _ = ray.wait(list(self._sent))
         sent = self._sent.pop(ready[0])
         sent.embedding.set_result(ray.get(ready[0]).copy())
 
     def _least_busy(self) -> int:
-        """Of this worker's own batches: one that is being restarted gets no more meanwhile."""
+        """Counts only batches of this worker: an actor that is being restarted gets no more."""
         busy = [sent.actor for sent in self._sent.values()]
-        number = len(self._actors)
-        in_turn = [(self._last + i) % number for i in range(1, number + 1)]
+        num_actors = len(self._actors)
+        in_turn = [(self._last + i) % num_actors for i in range(1, num_actors + 1)]
         self._last = min(in_turn, key=busy.count)
         return self._last

@@ -1,6 +1,6 @@
-"""How many workers, and how many actors that embed for them, on the machines that Ray reports.
+"""How many workers, and how many actors that embed for them, fit on the nodes that Ray reports.
 
-Knows nothing of Ray itself. What cannot be is refused here, before any work.
+Knows nothing of Ray itself. A config that cannot fit is refused here, before any work.
 """
 
 import logging
@@ -13,10 +13,10 @@ from pipeline.errors import ConfigError
 
 _log = logging.getLogger(__name__)
 
-# Batches of a worker that are on their way: one is embedded, one is next. While they are, the
-# worker decodes a third, and then it waits.
+# Batches of a worker in flight: one is being embedded, one is next. Meanwhile the worker decodes a
+# third, and then waits.
 MAX_IN_FLIGHT = 2
-# Of the object store of a machine: the rest is for what comes from others, and for Ray.
+# Share of a node's object store. The rest is for objects from other nodes, and for Ray.
 _SHARE_FOR_BATCHES = 0.5
 
 
@@ -45,24 +45,24 @@ def place(
     num_workers: int,
     can_grow: bool,
 ) -> Placement:
-    """For build.embed_on auto and actors; `num_workers` are as many as there are without any.
+    """For build.embed_on auto and actors. num_workers: workers of a cluster without actors.
 
-    Raises ConfigError for what these machines do not have, unless there can be more of them
-    (`can_grow`), and for more batches in flight than their object stores take. `auto` is never
-    refused: workers embed then.
+    Raises ConfigError if these nodes lack the resources, unless an autoscaler can add nodes
+    (`can_grow`), or if their object stores cannot hold the batches in flight. `auto` is never
+    refused: then workers embed.
     """
     num_actors = _num_actors(build, encoder, nodes, can_grow=can_grow)
     if not num_actors:
         return Placement(num_workers, 0)
-    beside = num_workers
+    num_beside = num_workers  # workers beside the actors
     if build.workers is None:
-        beside = build.most_workers(cpus=_cpus_left(build, nodes, num_actors))
-    if problem := _too_many_batches(build, encoder, nodes, beside):
+        num_beside = build.most_workers(cpus=_cpus_left(build, nodes, num_actors))
+    if problem := _too_many_batches(build, encoder, nodes, num_beside):
         if build.embed_on == "actors":
             raise ConfigError(f"build.embed_on: actors: {problem}")
-        _log.warning("workers embed, and no actors on GPUs: %s", problem)
+        _log.warning("workers embed instead of actors on GPUs: %s", problem)
         return Placement(num_workers, 0)
-    return Placement(beside, num_actors)
+    return Placement(num_beside, num_actors)
 
 
 def _num_actors(
@@ -75,16 +75,16 @@ def _num_actors(
         return number if _leaves_a_worker(build, nodes, number) else 0
     if build.gpus_per_actor and not encoder.is_torch:
         raise ConfigError(
-            "build.embed_on: actors, on GPUs, and encoder.runtime onnxruntime, which runs on CPUs: "
-            "set encoder.runtime to torch, or build.gpus_per_actor to 0"
+            "build.embed_on: actors on GPUs cannot use encoder.runtime onnxruntime, which runs on "
+            "CPUs: set encoder.runtime to torch, or build.gpus_per_actor to 0"
         )
     number = build.actors or (max(most, 1) if build.gpus_per_actor else 1)
     if number <= most and _leaves_a_worker(build, nodes, number):
         return number
     asked = (
-        f"build.embed_on: actors wants {number} of {build.gpus_per_actor:g} GPUs and "
-        f"{build.cpus_per_actor:g} CPUs (build.actors, gpus_per_actor, cpus_per_actor) beside a "
-        f"worker of {build.cpus_per_worker:g} CPUs; Ray reports {_told(nodes)}"
+        f"build.embed_on: actors needs {number} actors of {build.gpus_per_actor:g} GPUs and "
+        f"{build.cpus_per_actor:g} CPUs (build.actors, gpus_per_actor, cpus_per_actor) and a "
+        f"worker of {build.cpus_per_worker:g} CPUs; Ray reports {_describe(nodes)}"
     )
     if not can_grow:
         raise ConfigError(f"{asked}. Ask for less, add machines, or set build.embed_on to worker")
@@ -103,7 +103,7 @@ def _cpus_left(build: BuildConfig, nodes: Sequence[Node], num_actors: int) -> fl
 def _too_many_batches(
     build: BuildConfig, encoder: PreparedEncoder, nodes: Sequence[Node], num_workers: int
 ) -> str | None:
-    """Workers wait rather than send more, so that this is a bound of what is in a store."""
+    """The problem, if the most that workers send at once does not fit into an object store."""
     for node in nodes:
         on_node = min(num_workers, whole(node.cpus / build.cpus_per_worker))
         needed = on_node * MAX_IN_FLIGHT * encoder.batch_bytes
@@ -111,15 +111,15 @@ def _too_many_batches(
             return (
                 f"{on_node} workers on a machine send up to "
                 f"{MAX_IN_FLIGHT} batches of {encoder.config.batch_size} images each, "
-                f"{needed / 1e9:.2f} GB at once; half of its object store of "
-                f"{node.object_store_bytes / 1e9:.2f} GB is for them. Lower build.workers, "
+                f"{needed / 1e9:.2f} GB at once, into half of its object store of "
+                f"{node.object_store_bytes / 1e9:.2f} GB. Lower build.workers, "
                 "encoder.batch_size or encoder.image_size, or raise build.object_store_gb "
                 "(on a cluster: `ray start --object-store-memory`)"
             )
     return None
 
 
-def _told(nodes: Sequence[Node]) -> str:
-    each = ", ".join(f"{node.gpus:g} GPUs and {node.cpus:g} CPUs" for node in nodes[:8])
+def _describe(nodes: Sequence[Node]) -> str:
+    listed = ", ".join(f"{node.gpus:g} GPUs and {node.cpus:g} CPUs" for node in nodes[:8])
     more = f" and {len(nodes) - 8} more" if len(nodes) > 8 else ""
-    return f"{len(nodes)} machines ({each}{more})" if len(nodes) != 1 else each
+    return f"{len(nodes)} machines ({listed}{more})" if len(nodes) != 1 else listed

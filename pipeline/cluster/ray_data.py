@@ -1,14 +1,14 @@
-"""Ray: runs one function over many tasks on every worker of a cluster, as a Ray Dataset.
+"""Runs one function over many tasks on all workers of a Ray cluster, as a Ray Dataset.
 
-The only file that knows Ray, but for `actors`. Tasks are rows of a table of descriptors: a read
-task of Ray costs its driver a millisecond and some memory before the first one runs, a row costs
-neither.
+Each task is a row of the data set: a read task of Ray costs its driver a millisecond and some
+memory before the first one runs, a row costs neither.
 """
 
 import contextlib
 import logging
 import math
 import os
+import pickle
 import site
 import socket
 import sys
@@ -26,87 +26,70 @@ from pydantic import BaseModel
 from ray.exceptions import AuthenticationError, RayError, RayTaskError
 from ray.job_config import JobConfig
 
-from pipeline import errors
 from pipeline.config.build import BuildConfig
 from pipeline.dataset.lease import _children
 from pipeline.errors import InfinegError
 
 # Read when Ray is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-
-
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
 _log = logging.getLogger(__name__)
 
-
-# What crosses between processes is small; by default Ray would set aside 30 % of the memory.
+# Little data crosses between processes; by default Ray would reserve 30 % of the memory.
 _OBJECT_STORE_BYTES = 512 * 2**20
-
-
-_BYTES_FOR_BATCHES = 64 * 2**20  # a worker's, on their way to an actor
-
-
-# A worker at once: so many that the wait for the last of them hardly counts.
+_BYTES_FOR_BATCHES = 64 * 2**20  # per worker, for batches sent to actors
+# In a window: enough that waiting for its last task hardly counts.
 _TASKS_PER_WORKER = 16
-
-
-_LOOK_S = 3.0  # between looks at the head of a cluster
-
-
-_MISSED = 3  # looks in vain before it is told
-
-
+_CHECK_S = 3.0  # between checks of the head of a cluster
+_MAX_FAILED_CHECKS = 3  # before a warning
 _DIED = (
-    "a process of Ray was killed or has crashed, perhaps for want of memory (see `dmesg`, "
+    "a process of Ray was killed or has crashed, perhaps for lack of memory (see `dmesg`, "
     "/tmp/ray/session_latest/logs). Run the same command again: it resumes."
 )
 
+_Method = Callable[[Any, Any], Iterator[pa.Table]]
 
-# One worker a process and job: a task finds what an earlier task of the process has made.
-_workers: dict[str, Any] = {}
+# The job of a worker process. In the module, because Ray runs many tasks in one process and passes
+# nothing from one to the next; its actors do, but would open their encoder again for each window.
+_jobs: dict[str, tuple[Any, _Method]] = {}
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A running Ray, and how many workers of what size to use of it."""
+    """A running Ray, and how many of its CPUs and GPUs to use."""
 
     config: BuildConfig
     num_workers: int
 
     def map(
-        self,
-        method: Callable[[Any, Any], Iterator[pa.Table]],
-        tasks: Iterable[BaseModel],
-        *,
-        make_worker: Callable[[], Any],
+        self, method: _Method, tasks: Iterable[BaseModel], *, make_worker: Callable[[], Any]
     ) -> Iterator[pa.Table]:
-        """Yields what `method(worker, task)` yields for each task, as it comes, in any order.
+        """Yields the tables of `method(worker, task)` for each task, as they come, in any order.
 
-        Tasks are taken from their iterator a window at a time, and a window is done before the
+        Tasks are taken from their iterator a window at a time, and a window is finished before the
         next one begins: the driver holds no more of them, however many there are.
 
-        `make_worker` is called once a process. A task whose process dies is run again, so that
-        `method` must yield as many tables then. An InfinegError comes back as it was raised;
-        any other error is a bug and stops everything.
+        `make_worker` is called once per process. A task whose process dies is run again, and
+        `method` must then yield as many tables as before. An InfinegError is raised here as it was
+        raised there; any other error is a bug and stops everything.
         """
-        shared = ray.put((make_worker, method))
+        job = ray.put((make_worker, method))
         for window in chunked(tasks, _TASKS_PER_WORKER * self.num_workers):
-            yield from self._map_window(window, shared)
+            yield from self._map_window(window, job)
 
     def _map_window(
-        self, tasks: Sequence[BaseModel], shared: "ray.ObjectRef[Any]"
+        self, tasks: Sequence[BaseModel], job: "ray.ObjectRef[Any]"
     ) -> Iterator[pa.Table]:
-        encoded = pa.table({"task": [task.model_dump_json() for task in tasks]})
-        blocks = [encoded.slice(i, 1) for i in range(len(tasks))]
+        blocks = [pa.table({"task": [pickle.dumps(task)]}) for task in tasks]
         run_tasks: Any = _run_tasks  # Ray's types know no generator with keyword arguments
         results = ray.data.from_arrow(blocks).map_batches(
             run_tasks,
             batch_size=None,
             batch_format="pyarrow",
-            fn_kwargs={"shared": [shared], "job": shared.hex(), "task_type": type(tasks[0])},
-            concurrency=min(self.num_workers, len(blocks)),  # Ray warns of more
+            fn_kwargs={"job": [job]},  # in a list, or Ray would fetch the object for every task
+            concurrency=min(self.num_workers, len(blocks)),  # Ray warns if it is larger
             num_cpus=self.config.cpus_per_worker,
             num_gpus=self.config.gpus_per_worker or None,
             max_calls=0,  # keeps a GPU process, with its encoder, for the next task
@@ -115,15 +98,16 @@ class Cluster:
             batch_size=None, batch_format="pyarrow", prefetch_batches=0
         )
         for batch in batches:
-            for result in batch.to_pylist():
-                if result["error"]:
-                    raise getattr(errors, result["error"])(result["payload"].decode())
-                yield pa.ipc.open_stream(result["payload"]).read_all()
+            for pickled in batch["result"].to_pylist():
+                result = pickle.loads(pickled)
+                if isinstance(result, InfinegError):
+                    raise result
+                yield result
 
 
 @contextlib.contextmanager
 def open_cluster(config: BuildConfig) -> Iterator[Cluster]:
-    """Joins the cluster at `config.address`, or starts one on this machine and ends it after."""
+    """Joins the cluster at `config.address`, or starts one on this machine and ends it."""
     debug = _log.isEnabledFor(logging.DEBUG)
     options: dict[str, Any] = {
         "logging_level": logging.INFO if debug else logging.ERROR,
@@ -132,7 +116,7 @@ def open_cluster(config: BuildConfig) -> Iterator[Cluster]:
     if config.address is None:
         num_cpus = max(os.cpu_count() or 1, _cpus_asked(config))
         options |= {
-            "address": "local",  # else Ray joins any cluster that others run on this machine
+            "address": "local",  # or Ray would join any cluster on this machine
             "num_cpus": num_cpus,
             "include_dashboard": False,
             "object_store_memory": _object_store_bytes(config, num_cpus),
@@ -149,7 +133,7 @@ def open_cluster(config: BuildConfig) -> Iterator[Cluster]:
         ) from error
     try:
         _configure_ray_data(debug)
-        # Without them Ray hangs for up to a minute, or ends this process without a word.
+        # Without these Ray hangs for up to a minute, or ends this process without a message.
         with (
             ending_with_children({"raylet", "gcs_server"}, f"infineg: {_DIED}\n"),
             _watching_head(config.address),
@@ -158,12 +142,11 @@ def open_cluster(config: BuildConfig) -> Iterator[Cluster]:
             cluster_resources: Any = ray.cluster_resources
             resources = cluster_resources()
             if config.address is not None:
-                _tell_of_cluster(config.address, resources, context.dashboard_url)
+                _log_cluster(config.address, resources, context.dashboard_url)
             num_cpus = resources.get("CPU", 1)
             num_workers = config.workers or config.most_workers(cpus=num_cpus)
             yield Cluster(config, num_workers)
     finally:
-        _workers.clear()
         ray.shutdown()
 
 
@@ -186,8 +169,8 @@ def _own_code() -> Iterator[JobConfig]:
         sys.path[:] = before
 
 
-def _tell_of_cluster(address: str, resources: Mapping[str, float], dashboard: str | None) -> None:
-    """`dashboard` is HOST:PORT, or nothing where the cluster runs none."""
+def _log_cluster(address: str, resources: Mapping[str, float], dashboard: str | None) -> None:
+    """dashboard: HOST:PORT, or empty if the cluster runs none."""
     _log.info(
         "joined the Ray cluster at %s: %d nodes, %g CPUs, %g GPUs; %s",
         address,
@@ -199,20 +182,20 @@ def _tell_of_cluster(address: str, resources: Mapping[str, float], dashboard: st
 
 
 def alive_nodes() -> list[dict[str, Any]]:
-    """What Ray knows of each machine that is there now."""
-    nodes: Any = ray.nodes  # without types
+    """Ray's description of each machine that is running now."""
+    nodes: Any = ray.nodes  # untyped
     return [node for node in nodes() if node["Alive"]]
 
 
 def _cpus_asked(config: BuildConfig) -> int:
-    """What a Ray of our own must have, more than the machine has or not."""
+    """CPUs that a local Ray must report, even if the machine has fewer."""
     num_actors = (config.actors or 1) if config.embed_on == "actors" else 0
     of_workers = (config.workers or 1) * config.cpus_per_worker
     return math.ceil(of_workers + num_actors * config.cpus_per_actor)
 
 
 def _object_store_bytes(config: BuildConfig, num_cpus: int) -> int:
-    """Pages that nothing is written to take no memory."""
+    """Generous, since pages that nothing is written to take no memory."""
     if config.object_store_gb is not None:
         return int(config.object_store_gb * 1e9)
     if config.embed_on == "worker":
@@ -223,8 +206,8 @@ def _object_store_bytes(config: BuildConfig, num_cpus: int) -> int:
 
 @contextlib.contextmanager
 def _watching_head(address: str | None) -> Iterator[None]:
-    """Tells when the head of a cluster that was joined is gone: Ray waits, and then ends us."""
-    if address is None or address.startswith("ray://"):  # a client is told at once
+    """Warns when the head of a joined cluster is gone: Ray waits, and then ends this process."""
+    if address is None or address.startswith("ray://"):  # Ray Client reports it at once
         yield
         return
     is_over = threading.Event()
@@ -232,14 +215,14 @@ def _watching_head(address: str | None) -> Iterator[None]:
     host, _, port = gcs_address.rpartition(":")
 
     def watch() -> None:
-        num_missed = 0
-        while not is_over.wait(_LOOK_S):
+        num_failed = 0
+        while not is_over.wait(_CHECK_S):
             try:
-                socket.create_connection((host.strip("[]"), int(port)), _LOOK_S).close()
-                num_missed = 0
+                socket.create_connection((host.strip("[]"), int(port)), _CHECK_S).close()
+                num_failed = 0
             except OSError:
-                num_missed += 1
-            if num_missed == _MISSED:
+                num_failed += 1
+            if num_failed == _MAX_FAILED_CHECKS:
                 _log.warning(
                     "the head of the Ray cluster at %s does not answer. Unless it is back within "
                     "a minute Ray ends this process; run the same command again then, on any "
@@ -255,9 +238,9 @@ def _watching_head(address: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def named_deaths() -> Iterator[None]:
-    """Raises InfinegError for an error of Ray's that is not an error in a task's code.
+    """Raises InfinegError for errors of Ray itself, such as the death of a machine or process.
 
-    Machines and processes die; that is no bug, and a run after it resumes.
+    An error in the code of a task stays a RayTaskError: it is a bug.
     """
     try:
         yield
@@ -271,48 +254,45 @@ def _configure_ray_data(debug: bool) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # infineg has its own
     context.max_errored_blocks = 0  # an error in a block is a bug, see `_run_tasks`
-    context.target_max_block_size = 1  # each table is handed on at once, and not with the next
-    # One operator does all the work; keeping half of the CPUs for others would idle them.
+    context.target_max_block_size = 1  # each table is passed on at once
+    # One operator does all the work; reserving half of the CPUs for others would idle them.
     context.op_resource_reservation_enabled = False
     if not debug:
         for name in ("ray.data", "ray"):
             logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _run_tasks(
-    batch: pa.Table,
-    *,
-    shared: Sequence["ray.ObjectRef[Any]"],
-    job: str,
-    task_type: type[BaseModel],
-) -> Iterator[pa.Table]:
-    """Runs inside a worker process. An expected failure is a result: Ray would reword it."""
-    make_worker, method = ray.get(shared[0])
-    if job not in _workers:
-        _workers.clear()
-        _workers[job] = make_worker()
-    for encoded in batch["task"]:
-        try:
-            for table in method(_workers[job], task_type.model_validate_json(encoded.as_py())):
+def _run_tasks(batch: pa.Table, *, job: Sequence["ray.ObjectRef[Any]"]) -> Iterator[pa.Table]:
+    """Runs inside a worker process. An InfinegError is a result, since Ray would reword it."""
+    try:
+        worker, method = _open_job(job[0])
+        for task in batch["task"]:
+            for table in method(worker, pickle.loads(task.as_py())):
                 yield _result(table)
-        except InfinegError as error:
-            yield pa.table({"error": [type(error).__name__], "payload": [str(error).encode()]})
-            return
+    except InfinegError as error:
+        yield _result(error)
 
 
-def _result(table: pa.Table) -> pa.Table:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return pa.table({"error": [""], "payload": [sink.getvalue().to_pybytes()]})
+def _open_job(job: "ray.ObjectRef[Any]") -> tuple[Any, _Method]:
+    """The worker of this process and its method."""
+    if job.hex() not in _jobs:
+        _jobs.clear()  # first: two encoders may not fit on a GPU
+        make_worker, method = ray.get(job)
+        _jobs[job.hex()] = make_worker(), method
+    return _jobs[job.hex()]
+
+
+def _result(result: pa.Table | InfinegError) -> pa.Table:
+    """Pickled, since Ray would want one schema for all results."""
+    return pa.table({"result": [pickle.dumps(result)]})
 
 
 @contextlib.contextmanager
 def ending_with_children(names: Set[str], message: str) -> Iterator[None]:
     """Within the block this process ends, with exit code 1, when a child of such a name does.
 
-    For what cannot go on without the child, and would hang. Sees the children of Linux alone, and
-    those alone that are there at the beginning.
+    For code that would hang without the child. Only on Linux, and only for children that exist at
+    the beginning.
     """
     is_over = threading.Event()
 
@@ -322,7 +302,7 @@ def ending_with_children(names: Set[str], message: str) -> Iterator[None]:
         if not is_over.is_set():
             sys.stderr.write(message)
             sys.stderr.flush()
-            os._exit(1)  # at once: whatever could be asked to end well hangs
+            os._exit(1)  # at once: an orderly end would hang
 
     for pid, name in _children():
         if name in names:

@@ -1,4 +1,4 @@
-"""How a config file is read: overrides, variables, and errors that name the field."""
+"""Reads a config file: overrides, variables, and errors that name the field."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from pipeline import storage
 from pipeline.config.schema import Config
 from pipeline.errors import ConfigError
 
-# Settings that no longer exist, and their default, which runs recorded in their config.
+# Removed settings with their defaults, which the configs of older runs contain.
 _REMOVED: Mapping[str, object] = {
     "selection.cascade": False,
     "selection.budget.hours": None,
@@ -27,7 +27,7 @@ _REMOVED: Mapping[str, object] = {
 
 
 def drop_removed(data: MutableMapping[str, Any]) -> None:
-    """Drops removed settings that have their default; any other value is left to be refused."""
+    """Drops removed settings that have their default; others stay and are then refused."""
     for name, default in _REMOVED.items():
         *parents, last = name.split(".")
         node: Any = data
@@ -38,10 +38,10 @@ def drop_removed(data: MutableMapping[str, Any]) -> None:
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
-    """`selection.beta=0`; a list is entered by position or by the `name` of its member."""
+    """Applies `selection.beta=0`; items of a list are found by position or by `name`."""
     path, separator, text = override.partition("=")
     if not separator:
-        raise ConfigError(f"--set {override}: wanted FIELD=VALUE")
+        raise ConfigError(f"--set {override}: expected FIELD=VALUE")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -61,7 +61,7 @@ def _descend(node: Any, step: str, override: str) -> Any:
         return node[_position(node, step, override)]
     child = node.setdefault(step, {})
     if not isinstance(child, dict | list):
-        raise ConfigError(f"--set {override}: {step!r} is {child!r}, which has no fields")
+        raise ConfigError(f"--set {override}: {step!r} is {child!r} and has no fields")
     return child
 
 
@@ -105,8 +105,8 @@ def load_config(
 ) -> Config:
     """Reads YAML, applies `a.b=value` overrides, fills ${NAME}; raises ConfigError.
 
-    ${NAME} is looked for in the config's own `variables`, then in `environment`, by default that
-    of this process.
+    ${NAME} comes from `variables` of the config, else from `environment`, by default that of the
+    process.
     """
     data = read_yaml(path, overrides)
     around = os.environ if environment is None else environment
@@ -120,7 +120,7 @@ def load_config(
 
 
 def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """A YAML mapping with overrides applied and ${NAME} as it stands; raises ConfigError."""
+    """A YAML mapping with overrides applied and ${NAME} not filled; raises ConfigError."""
     try:
         text = Path(path).read_text()
     except OSError as error:
@@ -130,7 +130,7 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {error}") from None
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: a mapping is wanted, got {type(data).__name__}")
+        raise ConfigError(f"{path}: expected a mapping, got {type(data).__name__}")
     drop_removed(data)
     for override in overrides:
         apply_override(data, override)
@@ -138,7 +138,7 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
 
 
 def describe_errors(error: ValidationError) -> str:
-    """One line a problem: field, what is wrong, value seen."""
+    """One line per problem: field, message, value."""
     lines = []
     for problem in error.errors():
         field = ".".join(map(str, problem["loc"])) or "config"

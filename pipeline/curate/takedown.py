@@ -1,32 +1,34 @@
-"""A generation without some samples, for good: no later build takes them in, from any source."""
+"""Removes samples for good: from the next generation, and from what later builds accept."""
 
 import pyarrow as pa
 
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.commit import commit
 from pipeline.dataset.lease import hold_lease
 from pipeline.dataset.metadata import Generation, TakenDown, is_taken_down
 from pipeline.dataset.revise import remove_replaced, revise
-from pipeline.dataset.schema import RejectReason
+from pipeline.dataset.schema import RejectReason, with_columns
 from pipeline.dataset.shards import LEDGER_COLUMNS
 from pipeline.errors import ConfigError
 
 
 def take_down(root: str, wanted: TakenDown, *, purge: bool = False) -> tuple[Generation, int]:
-    """Commits a generation without what is named; returns it, and the number of rows found.
+    """Commits a generation without the samples in `wanted`; returns it and their number of rows.
 
-    The same bytes are refused as well, whatever their name. With `purge` the files that held them
-    are deleted, so that earlier generations lack these. Raises ConfigError where nothing is found.
+    Images with the same bytes are rejected too, whatever their name. With `purge` the files that
+    held them are deleted, and earlier generations lack these files. Raises ConfigError if nothing
+    is found.
     """
-    manifest.require_info(root)
+    dataset = Dataset(root)
+    dataset.read_info()
     with hold_lease(root) as lease:
-        parent = manifest.read_generation(root)
-        named = _find(root, parent, wanted)
+        parent = dataset.read_generation()
+        named = _find(dataset, parent, wanted)
         if not named.num_rows:
-            raise ConfigError(f"{root}: generation {parent.number} has none of what is named")
+            raise ConfigError(f"{root}: generation {parent.number} has no such sample")
         hashes = frozenset(named["content_hash"].to_pylist())
         everything = TakenDown(content_hashes=hashes)
-        rows = _find(root, parent, everything)
+        rows = _find(dataset, parent, everything)
         generation = revise(root, parent, rows["key"].to_pylist(), _reject)
         generation = generation.model_copy(
             update={"taken_down": _union(parent.taken_down, wanted, everything)}
@@ -37,28 +39,26 @@ def take_down(root: str, wanted: TakenDown, *, purge: bool = False) -> tuple[Gen
     return generation, rows.num_rows
 
 
-def _find(root: str, generation: Generation, wanted: TakenDown) -> pa.Table:
+def _find(dataset: Dataset, generation: Generation, wanted: TakenDown) -> pa.Table:
     columns = ["key", "uri", "author", "content_hash"]
     tables = [
         rows.filter(is_taken_down(rows, wanted))
         for source in generation.sources
         for ledger in source.ledger
-        for rows in [manifest.read_table(root, ledger.path, columns)]
+        for rows in [dataset.read_table(ledger.path, columns)]
     ]
     return pa.concat_tables(tables)
 
 
 def _reject(rows: pa.Table) -> pa.Table:
-    """Rejects rows, whatever they were; their doubt and label stay told."""
+    """Rejects all rows; their doubt and label stay."""
     assert set(LEDGER_COLUMNS) <= set(rows.column_names)
-    decided = {
-        "selected": pa.repeat(False, rows.num_rows),
-        "inclusion_probability": pa.nulls(rows.num_rows, pa.float32()),
-        "reject_reason": pa.repeat(pa.scalar(RejectReason.TAKEN_DOWN.value), rows.num_rows),
-    }
-    for name, column in decided.items():
-        rows = rows.set_column(rows.schema.get_field_index(name), name, column)
-    return rows
+    return with_columns(
+        rows,
+        selected=pa.repeat(False, rows.num_rows),
+        inclusion_probability=pa.nulls(rows.num_rows, pa.float32()),
+        reject_reason=pa.repeat(pa.scalar(RejectReason.TAKEN_DOWN.value), rows.num_rows),
+    )
 
 
 def _union(*parts: TakenDown) -> TakenDown:

@@ -1,1 +1,5 @@
-"""The data set on disk: schema, records, manifest, shards, commit, lease and duplicates."""
+"""The data set on disk: its schema, records, shards, tables, commits, lease and duplicates."""
+
+from pipeline.dataset.dataset import Dataset
+
+__all__ = ["Dataset"]

@@ -1,68 +1,71 @@
-"""The commit of a generation, what follows it, and the removal of what interrupted runs left."""
+"""The commit of a generation, the steps that follow it, and the removal of leftover files."""
 
 import re
 
 from pipeline import storage
-from pipeline.dataset import embedding_cache, manifest
+from pipeline.dataset import embedding_cache
+from pipeline.dataset.dataset import Dataset, round_folder
 from pipeline.dataset.lease import Lease
-from pipeline.dataset.metadata import Generation
+from pipeline.dataset.metadata import NO_GENERATION, Generation
 
-# The sidecar of a mined generation tells of which (`pipeline.mine.shards`).
+# The sidecar of a mined generation ends in that generation's number (`pipeline.mine.shards`).
 _NUMBERED = re.compile(r"(.+)-(\d{6})(?:\.g(\d{6}))?\.(?:tar|parquet)")
 
 
-_EMPTY = Generation(number=0, parent=None, sources=(), shards=(), quarantine=(), next_numbers={})
-
-
 def commit(root: str, generation: Generation, lease: Lease) -> None:
-    """Commits a generation and does what follows, after what follows an earlier one is done."""
-    complete(root)
+    """Commits a generation and finishes the commit, after finishing an interrupted one."""
+    dataset = Dataset(root)
+    before = complete(root)
     lease.check()
-    manifest.commit_generation(root, generation)
-    complete(root)
+    dataset.commit_generation(generation)
+    _finish(dataset, before, generation)
 
 
-def complete(root: str) -> None:
-    """Does what follows the commit of the latest generation where a crash came between.
+def complete(root: str) -> Generation:
+    """Finishes an interrupted commit; returns the latest generation.
 
-    It follows from what is committed alone, and `dataset.json` tells that it is done.
+    The steps after a commit depend only on what is committed. `dataset.json`, the last of them,
+    records that they are done.
     """
-    if manifest.latest_generation_number(root) and not manifest.is_complete(root):
-        generation = manifest.read_generation(root)
-        before = manifest.read_generation(root, generation.parent) if generation.parent else _EMPTY
-        sweep(root, before, generation)
-        manifest.write_derived(root, generation)
+    dataset = Dataset(root)
+    latest = dataset.read_latest()
+    if latest.number and dataset.read_info().latest_generation != latest.number:
+        before = dataset.read_generation(latest.parent) if latest.parent else NO_GENERATION
+        _finish(dataset, before, latest)
+    return latest
 
 
-def sweep(root: str, before: Generation, generation: Generation) -> None:
-    """Removes the parts of the rounds between two generations, and what interrupted runs left.
+def _finish(dataset: Dataset, before: Generation, generation: Generation) -> None:
+    _sweep(dataset, before, generation)
+    dataset.write_derived(generation)
 
-    No name is given twice, so that what was never listed has a number that this generation or a
-    later one would have given: nothing of sources without a new round is looked at.
+
+def _sweep(dataset: Dataset, before: Generation, generation: Generation) -> None:
+    """Removes the parts of the rounds between two generations, and files of interrupted runs.
+
+    No name is given twice, so that a file that was never listed has a number that this generation
+    or a later one would have given: only sources with a new round need to be searched.
     """
     rounds = _new_rounds(before, generation)
-    listed = {path for file in generation.shards for path in (file.path, file.sidecar_path)}
-    listed |= {path for file in generation.quarantine for path in (file.path, file.sidecar_path)}
-    for source in generation.sources:
-        listed |= {table.path for table in (*source.ledger, *source.hashes)}
+    listed = generation.paths()
     folders = ("shards/train", "shards/val", "shards/test", "quarantine", "ledger", "hashes")
     garbage = []
     for folder in folders:
         for prefix in (".tmp-", *(f"{source}-" for source in dict.fromkeys(s for s, _ in rounds))):
-            for uri in storage.list_prefix(storage.join(root, folder, prefix)):
+            for uri in storage.list_prefix(dataset.uri(f"{folder}/{prefix}")):
                 path = f"{folder}/{uri.rpartition('/')[2]}"
                 if path not in listed and not _was_listed(path, before):
                     garbage.append(uri)
-    round_folders = [manifest.round_folder(source, number) for source, number in rounds]
+    round_folders = [round_folder(source, number) for source, number in rounds]
     for folder in map(embedding_cache.folder_of, round_folders):
-        garbage += storage.list_prefix(storage.join(root, folder, ".tmp-"))
+        garbage += storage.list_prefix(dataset.uri(f"{folder}/.tmp-"))
     storage.remove_many(garbage)
     for folder in round_folders:
-        storage.remove_tree(storage.join(root, folder))
+        storage.remove_tree(dataset.uri(folder))
 
 
 def _was_listed(path: str, before: Generation) -> bool:
-    """Whether this generation or an earlier one may list a file, by its name."""
+    """Whether this generation or an earlier one may list a file, judging by its name."""
     match = _NUMBERED.fullmatch(path)
     if match is None:
         return False
@@ -71,7 +74,7 @@ def _was_listed(path: str, before: Generation) -> bool:
 
 
 def _new_rounds(before: Generation, generation: Generation) -> list[tuple[str, int]]:
-    """Sources, and numbers of their rounds, that one generation has and the other has not."""
+    """Sources and the numbers of their rounds that are in the later generation only."""
     old = {(source.name, source.fingerprint): source.num_rounds for source in before.sources}
     return [
         (source.name, number)

@@ -1,6 +1,6 @@
-"""Makes every picture of one kind: an upright RGB JPEG, its shorter side at most `image_size`.
+"""Decodes images and makes each an upright RGB JPEG, its shorter side at most `image_size`.
 
-Or says why it is no usable picture. Only the errors named here reject an image; any other is a bug.
+Or gives the reason to reject it. Only the errors named here reject an image; any other is a bug.
 """
 
 import io
@@ -20,10 +20,10 @@ from pipeline.dataset.schema import ImageSettings, RejectReason
 
 Pixels = NDArray[np.uint8]  # H W 3, RGB
 
-# Pillow opens more, some by running other programs.
+# Pillow opens more formats, some by running other programs.
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
-# What Pillow raises where the data is at fault. Its readers of a header turn other errors into
-# UnidentifiedImageError, an OSError, themselves.
+# Errors that Pillow raises for damaged data. Its header readers turn others into
+# UnidentifiedImageError, which is an OSError.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 # EXIF orientation: whether to mirror left to right, then quarter turns counter-clockwise.
@@ -43,7 +43,7 @@ class UnusableImage(Exception):
 
 @dataclass(frozen=True)
 class Decoded:
-    """A usable picture, as it goes into a shard."""
+    """A usable image as it goes into a shard."""
 
     image: bytes
     width: int
@@ -52,15 +52,15 @@ class Decoded:
 
 
 def decode_image(image: bytes, *, rotation: int, settings: ImageSettings) -> Decoded | RejectReason:
-    """One picture, or why it cannot be used; `rotation` is in degrees counter-clockwise.
+    """Decodes an image or gives a reason to reject it; `rotation` in degrees counter-clockwise.
 
     An upright RGB JPEG that is small enough keeps its bytes: encoding again would cost quality.
     """
     try:
-        pixels, is_as_it_is = _read_upright(image, rotation, settings)
+        pixels, is_unchanged = _read_upright(image, rotation, settings)
     except UnusableImage as rejected:
         return rejected.reason
-    if not is_as_it_is:
+    if not is_unchanged:
         # Named, because simplejpeg's default is 4:4:4: larger and slower, hardly better.
         image = simplejpeg.encode_jpeg(
             pixels, quality=settings.jpeg_quality, colorspace="RGB", colorsubsampling="420"
@@ -70,34 +70,34 @@ def decode_image(image: bytes, *, rotation: int, settings: ImageSettings) -> Dec
 
 
 def _read_upright(image: bytes, rotation: int, settings: ImageSettings) -> tuple[Pixels, bool]:
-    """Upright pixels of at most `image_size`, and whether `image` holds just these."""
-    # Pillow warns of broken EXIF, survived here, and of large pictures, rejected here.
+    """Upright pixels of at most `image_size`, and whether `image` holds exactly these."""
+    # Pillow warns about broken EXIF, which is ignored here, and large images, rejected here.
     with warnings.catch_warnings(action="ignore"), _open(image) as picture:
         _check_size(*picture.size, settings)
         pixels, is_sound_jpeg = _read_pixels(picture, image, settings.image_size)
         orientation = _exif_orientation(picture)
         is_rgb, shorter = picture.mode == "RGB", min(picture.size)
-    assert rotation % 90 == 0, f"rotation {rotation} is no quarter turn"
+    assert rotation % 90 == 0, f"rotation {rotation} is not a multiple of 90"
     is_mirrored, quarter_turns = _ORIENTATIONS.get(orientation, (False, 0))
     pixels = _shrink(pixels, settings.image_size)
     pixels = np.rot90(pixels[:, ::-1] if is_mirrored else pixels, quarter_turns + rotation // 90)
     is_upright = orientation == 1 and rotation % 360 == 0
-    is_as_it_is = is_sound_jpeg and is_rgb and is_upright and shorter <= settings.image_size
-    return np.ascontiguousarray(pixels), is_as_it_is
+    is_unchanged = is_sound_jpeg and is_rgb and is_upright and shorter <= settings.image_size
+    return np.ascontiguousarray(pixels), is_unchanged
 
 
 def perceptual_hash(pixels: Pixels) -> int:
     """64-bit difference hash: which of 9x8 grey cells is brighter than its left neighbour.
 
-    Krawetz, "Kind of Like That" (2013). Pictures that look alike differ in few bits.
+    Krawetz, "Kind of Like That" (2013). Similar images differ in few bits.
     """
-    # Luma in thousandths (ITU-R BT.601), in integers so that it is the same on any machine.
+    # Luma in thousandths (ITU-R BT.601), in integers so that it is the same on every machine.
     grey = _resize(pixels, 8, 9).astype(np.int32) @ np.array([299, 587, 114])
     return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
 
 
 def _open(image: bytes) -> Image.Image:
-    """Reads the header alone."""
+    """Reads only the header."""
     try:
         return Image.open(io.BytesIO(image), formats=_FORMATS)
     except Image.DecompressionBombError:  # Pillow's own limit, 179 million pixels
@@ -117,10 +117,10 @@ def _check_size(width: int, height: int, settings: ImageSettings) -> None:
 
 
 def _read_pixels(picture: Image.Image, image: bytes, target: int) -> tuple[Pixels, bool]:
-    """Pixels, and whether they are those of a JPEG without any fault.
+    """Pixels, and whether they come from a JPEG without faults.
 
-    A large JPEG comes at 1/2, 1/4 or 1/8 of its size, but not under `target` pixels: libjpeg
-    scales so while decoding, and has no SIMD code for other fractions.
+    A large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, but not below `target` pixels: libjpeg
+    scales while decoding, with SIMD code for these fractions only.
     """
     if picture.format == "JPEG" and picture.mode in ("RGB", "L"):
         width, height = picture.size
@@ -135,7 +135,7 @@ def _read_pixels(picture: Image.Image, image: bytes, target: int) -> tuple[Pixel
             )
             return pixels, True
         except ValueError:
-            pass  # strict: Pillow may still know what to make of it
+            pass  # it is strict; Pillow may still read the image
     return _read_with_pillow(picture), False
 
 
@@ -156,14 +156,14 @@ def _read_with_pillow(picture: Image.Image) -> Pixels:
 
 
 def _exif_orientation(picture: Image.Image) -> int:
-    """1 to 8, 1 where there is no EXIF; 0 where it is broken and must not be passed on."""
+    """1 to 8, 1 without EXIF; 0 if it is broken, so that it must not be passed on."""
     try:
         exif = picture.getexif()
         orientation = exif.get(ExifTag.Orientation, 1)
     except _DAMAGED:
         return 0
     if not exif and "exif" in picture.info:
-        return 0  # Pillow has met the damage already, in the header, and fallen silent
+        return 0  # Pillow has found it damaged while reading the header, and dropped it
     return orientation if orientation in range(1, 9) else 0
 
 
@@ -173,7 +173,7 @@ def _rejected_as_damaged(error: Exception) -> UnusableImage:
 
 
 def _shrink(pixels: Pixels, target: int) -> Pixels:
-    """Shorter side to `target`; never enlarges."""
+    """Scales the shorter side down to `target`; never enlarges."""
     height, width = pixels.shape[:2]
     shorter = min(height, width)
     if shorter <= target:
@@ -183,7 +183,7 @@ def _shrink(pixels: Pixels, target: int) -> Pixels:
 
 def _resize(pixels: Pixels, height: int, width: int) -> Pixels:
     """Antialiased bilinear."""
-    # HWC memory seen as NCHW is channels_last, for which torch has a fast uint8 kernel.
+    # HWC memory viewed as NCHW is channels_last, for which torch has a fast uint8 kernel.
     resized = torch.nn.functional.interpolate(
         torch.from_numpy(pixels).permute(2, 0, 1)[None],
         size=(height, width),

@@ -1,4 +1,4 @@
-"""Hashes, and what is made of them: keys, splits, and the random numbers of selection."""
+"""Hashes, and the keys, splits and random numbers that are made of them."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,18 +11,18 @@ def sha256_hex(data: bytes) -> str:
 
 
 def unit_hash(*parts: str | int) -> float:
-    """A uniform number in [0, 1) that depends on `parts` alone (53 bits of BLAKE2b)."""
+    """A uniform number in [0, 1) that depends only on `parts` (53 bits of BLAKE2b)."""
     digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / float(1 << 53)
 
 
 def short_hash(text: str) -> str:
-    """16 hexadecimal digits, for names that must not contain what `text` may contain."""
+    """16 hexadecimal digits, for names that must not contain all characters of `text`."""
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def make_key(source: str, partition: str, ordinal: int) -> str:
-    """Unique in the data set; `[a-z0-9_-]+`: WebDataset readers cut a name at its first dot."""
+    """Unique in the data set. `[a-z0-9_-]+`, because WebDataset cuts a name at its first dot."""
     return f"{source}-{short_hash(partition)}-{ordinal:08d}"
 
 

@@ -1,11 +1,11 @@
-"""One build of a data set at a time: a lease on its folder that a holder renews and a crash ends.
+"""One build of a data set at a time: a lease on its folder, renewed by its holder.
 
-ROOT/lease.json names the holder and until when. It is created, renewed, taken over and removed
-only under a condition (`storage.create_exclusive`, `replace_if`, `remove_if`), so that of several
-takers one wins. A lease may be taken over
+ROOT/lease.json names the holder and the time of expiry. It is created, renewed, taken over and
+removed only by conditional writes (`storage.create_exclusive`, `replace_if`, `remove_if`), so that
+one of several takers wins. A lease may be taken over
 
-    - once it has expired, and half of its length has passed: so far may clocks differ;
-    - at once if its holder was a process of this machine, since its last start, that is no more.
+    - when half of its length has passed since it expired: clocks may differ by so much;
+    - at once if its holder was a process of this machine, since its last boot, that has ended.
 
 A holder that was stopped for longer than its lease finds out in `check`, which asks the storage.
 After a check it has the length of a lease to commit.
@@ -25,46 +25,39 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
 from pydantic import BaseModel, ValidationError
 
 from pipeline import storage
 from pipeline.errors import InfinegError, TransientStorageError
 
 _log = logging.getLogger(__name__)
-
-
-_MAX_COMMAND = 200
-
-
+_MAX_COMMAND = 200  # characters
 _NUM_TRIES = 5
-
-
-# A renewal may hang in a storage that is gone; the end of a build does not wait for it.
+# A renewal may hang if the storage cannot be reached; the end of a build does not wait for it.
 _MAX_WAIT_S = 10.0
-
-
-_SECONDS_BETWEEN_LOOKS = 5.0
+_SECONDS_BETWEEN_TRIES = 5.0
 
 
 class ProcessId(BaseModel, frozen=True):
-    """A process, so that others of the same machine can tell if it is still there."""
+    """Identifies a process, so that others on the same machine can see whether it still runs."""
 
     pid: int
-    started: int  # clock ticks after the start of the machine: a number is used again; 0 unknown
-    boot: str  # one start of one machine, and its name space of process numbers; "" unknown
+    started: int  # in clock ticks since boot, because a pid is used again; 0 if unknown
+    boot: str  # id of the machine's boot and of the pid namespace; "" if unknown
 
     @property
     def is_surely_dead(self) -> bool:
-        """True only for a process of this machine, since its last start, that is no more."""
+        """True only for a process of this machine, since its last boot, that has ended."""
         if not self.boot or not self.started or self.boot != _boot():
             return False
         return _started(self.pid) != self.started
 
 
 class LeaseRecord(BaseModel, frozen=True):
-    """What `lease.json` holds: who builds, since when, until when. Times are of the holder."""
+    """`lease.json`: who builds, since when, until when. Times are by the holder's clock."""
 
-    holder: str  # random, one a lease
+    holder: str  # random, different for each lease
     host: str
     process: ProcessId
     command: str
@@ -79,7 +72,7 @@ class LeaseRecord(BaseModel, frozen=True):
 
     @property
     def is_free(self) -> bool:
-        """True where another may take it over: its holder is no more, or long silent."""
+        """Whether another may take it over: its holder has ended or has not renewed it for long."""
         return _why_free(self) is not None
 
 
@@ -95,7 +88,7 @@ class Lease:
         self._record = record
         self._content = _encode(record)
         self._lost: str | None = None
-        # One change at a time, of the renewing thread or of a check.
+        # One change at a time: the renewing thread and `check` both make some.
         self._lock = threading.Lock()
         self._is_done = threading.Event()
         self._thread = threading.Thread(target=self._renew_often, name="lease", daemon=True)
@@ -107,7 +100,7 @@ class Lease:
 
     @property
     def is_lost(self) -> bool:
-        """True once a renewal has found another holder; asks nobody, so that loops can ask."""
+        """True once a renewal has found another holder. Reads no storage, so loops can ask it."""
         return self._lost is not None
 
     def start(self) -> None:
@@ -128,7 +121,7 @@ class Lease:
             try:
                 self.check()
             except TransientStorageError:
-                continue  # it may be back before the lease has expired, or nobody else wants it
+                continue  # it may pass before the lease expires, or nobody else may want the lease
             except InfinegError as error:
                 _log.error("%s", error)
 
@@ -157,7 +150,7 @@ def lease_uri(root: str) -> str:
 
 
 def read_lease(root: str) -> LeaseRecord | None:
-    """Who builds the data set, None where nobody does; one that crashed is still named."""
+    """The lease of a data set, also of a process that crashed; None if there is none."""
     return _read(lease_uri(root))[0]
 
 
@@ -165,8 +158,8 @@ def read_lease(root: str) -> LeaseRecord | None:
 def hold_lease(root: str, ttl_s: float = 60.0, *, wait_s: float = 0.0) -> Iterator[Lease]:
     """Holds the lease of a data set, renewed by a thread.
 
-    The folder need not exist. The lease lasts `ttl_s` beyond its last renewal. Raises Held where
-    another has it and keeps it for `wait_s`.
+    The folder need not exist. The lease lasts `ttl_s` beyond its last renewal. Raises Held if
+    another process has it and keeps it for `wait_s`.
     """
     lease = Lease(root, _wait_for(root, ttl_s, wait_s))
     lease.start()
@@ -186,7 +179,7 @@ def _wait_for(root: str, ttl_s: float, wait_s: float) -> LeaseRecord:
             if left_s <= 0:
                 raise
             _log.info("waiting for %.0f s at most: %s", left_s, held)
-            time.sleep(min(left_s, _SECONDS_BETWEEN_LOOKS))
+            time.sleep(min(left_s, _SECONDS_BETWEEN_TRIES))
 
 
 def _acquire(root: str, ttl_s: float) -> LeaseRecord:
@@ -203,12 +196,12 @@ def _acquire(root: str, ttl_s: float) -> LeaseRecord:
         elif storage.replace_if(uri, content, _encode(mine)):
             _log.warning("took over the lease of %s: %s", _name(other), reason)
             return mine
-        # Another was faster; what it wrote tells more.
-    raise TransientStorageError(f"{storage.redact(uri)} changes all the time; run again")
+        # Another was faster; read again what it wrote.
+    raise TransientStorageError(f"{storage.redact(uri)} keeps changing; run again")
 
 
 def _read(uri: str) -> tuple[LeaseRecord | None, bytes | None]:
-    """The record and its bytes; (None, bytes) where they say nothing, (None, None) for no file."""
+    """The record and its bytes; (None, bytes) if they are invalid, (None, None) without a file."""
     try:
         content = storage.read_bytes(uri)
     except FileNotFoundError:
@@ -220,11 +213,11 @@ def _read(uri: str) -> tuple[LeaseRecord | None, bytes | None]:
 
 
 def _why_free(other: LeaseRecord | None) -> str | None:
-    """Why a lease may be taken over, None where it may not."""
+    """Why a lease may be taken over; None if it may not."""
     if other is None:
         return "it cannot be read"
     if other.process.is_surely_dead:
-        return "its process is no more"
+        return "its process has ended"
     if _now() > _after(other.expires_at, other.ttl_s / 2):
         return f"it expired at {_local(other.expires_at)}"
     return None
@@ -234,7 +227,7 @@ def _refusal(root: str, other: LeaseRecord) -> str:
     left_s = max((_after(other.expires_at, other.ttl_s / 2) - _now()).total_seconds(), 0)
     return (
         f"{storage.redact(root)} is being built by {_name(other)} since "
-        f"{_local(other.acquired_at)}. Wait for it, or stop it. If it is no more, run again in "
+        f"{_local(other.acquired_at)}. Wait for it, or stop it. If it is gone, run again in "
         f"{left_s:.0f} s: its lease {storage.redact(lease_uri(root))} expires at "
         f"{_local(other.expires_at)} unless it is renewed"
     )
@@ -282,27 +275,29 @@ def this_process() -> ProcessId:
 
 
 def _children() -> Iterator[tuple[int, str]]:
-    """proc(5), stat: number (name, at most 15 bytes) state parent."""
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # ended meanwhile
-            start, _, end = path.read_text(errors="replace").rpartition(")")
-            if int(end.split()[1]) == os.getpid():
-                yield int(path.parent.name), start.partition("(")[2]
+    """Number and name of each child of this process."""
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            yield child.pid, child.name()
 
 
 def _boot() -> str:
-    """Containers on one machine share its boot_id, but see only processes of their own."""
+    """Containers on one machine share its boot_id but see only their own processes."""
     try:
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot_id} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return ""
 
 
 def _started(pid: int) -> int:
-    """proc(5), stat, field 22; 0 where there is none, or one that only waits to be reaped."""
+    """Clock ticks from the machine's boot to the process's start; 0 if it has ended."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
+        # Both by the clock of the machine, which may be set; their difference does not change.
+        boot_time, process = psutil.boot_time(), psutil.Process(pid)
+        if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            return 0
+        seconds: float = process.create_time() - boot_time
+        return round(seconds * os.sysconf("SC_CLK_TCK"))
+    except psutil.NoSuchProcess:
         return 0
-    return 0 if fields[0] in "ZX" else int(fields[19])

@@ -1,6 +1,7 @@
-"""What is committed: the JSON records of parts, plans, shards, sources and generations.
+"""The JSON records of a data set: parts, plans, shards, sources and generations.
 
-What has no record is garbage. Imports neither Ray nor torch, so that a loader starts without them.
+A file without a record is not part of the data set. Imports neither Ray nor torch, so that a
+loader starts without them.
 """
 
 from collections.abc import Iterable
@@ -19,12 +20,12 @@ class _Record(BaseModel, frozen=True, extra="forbid"):
     """A committed JSON file."""
 
 
-# Fields that version 0.1 wrote, null without the setting that they belong to.
+# Fields that version 0.1 wrote, null without the setting named here.
 _REMOVED = {"cascade": "selection.cascade", "cheap_encoder": "selection.cascade"}
 
 
 class _OlderRecord(_Record):
-    """A record that may come from version 0.1 and have fields that are removed."""
+    """A record that may come from version 0.1 and have fields that were removed."""
 
     @model_validator(mode="before")
     @classmethod
@@ -34,7 +35,7 @@ class _OlderRecord(_Record):
         for field in _REMOVED.keys() & data.keys():
             if data[field] is not None:
                 raise ValueError(
-                    f"built with {_REMOVED[field]} by version 0.1; build it anew, or use 0.1"
+                    f"built with {_REMOVED[field]} by version 0.1; build it again, or use 0.1"
                 )
         return {field: value for field, value in data.items() if field not in _REMOVED}
 
@@ -56,7 +57,7 @@ class Counts(_Record):
 
 
 def add_counts(counts: Iterable[Counts]) -> Counts:
-    """Sum, reason by reason; reasons come out sorted so that equal sums are equal JSON."""
+    """The sum, with reasons sorted so that equal sums are equal JSON."""
     read = selected = not_selected = 0
     rejected: dict[str, int] = {}
     for each in counts:
@@ -79,7 +80,7 @@ class PartRecord(_Record):
     source: str
     round: int
     span: int  # number in the round
-    span_id: str  # hash of the ids of its partitions: a listing that has changed shows
+    span_id: str  # hash of the ids of its partitions, to detect a changed listing
     part: int  # number in the span
     is_last: bool  # of the span
     path: str
@@ -115,20 +116,20 @@ class TableRecord(_Record):
 
 
 class SourceRecord(_Record):
-    """What a generation has of one source, all its rounds together."""
+    """What a generation holds of one source, all rounds together."""
 
     name: str
-    fingerprint: str  # of the config entry and all that the selection depends on
+    fingerprint: str  # of the config entry and all else that its selection depends on
     role: Role
     num_rounds: int
     num_partitions: int  # read so far: the first ones of its plan
     counts: Counts
     ledger: tuple[TableRecord, ...]  # every row seen, without image and embedding
-    hashes: tuple[TableRecord, ...]  # of the images in its shards, by bytes and by look
+    hashes: tuple[TableRecord, ...]  # of the images in its shards: bytes and perceptual hash
 
 
 class TakenDown(_Record):
-    """What must never be used, in whatever source it comes."""
+    """Samples that must never be used, whatever source they come from."""
 
     keys: frozenset[str] = frozenset()
     uris: frozenset[str] = frozenset()
@@ -143,17 +144,17 @@ class TakenDown(_Record):
 class MinedRecord(_Record):
     """One pass of a trained model over the candidates (pipeline/mine/driver.py)."""
 
-    generation: int  # that it made
+    generation: int  # the one that it committed
     model: str  # fingerprint of the weights, their calibration and the guard
-    budget: int | None  # new samples asked for; null is a third of those there were
-    sources: tuple[str, ...]  # those of them that were not drawn anew since
-    num_read: int  # candidates of theirs, rejected ones too
-    log_scales: tuple[float, ...]  # log c, one a fold: pi2 = min(1, c * probability)
+    budget: int | None  # new samples asked for; null means a third of those there were
+    sources: tuple[str, ...]  # without those that were built again since
+    num_read: int  # candidates of these sources, with rejected ones
+    log_scales: tuple[float, ...]  # log c, one per fold: pi2 = min(1, c * probability)
     num_scored: int
-    num_expected: float  # newly selected, before the draw
+    num_expected: float  # newly selected, as expected before the draw
     num_selected: int  # newly selected
     num_suspected: int  # moved to quarantine
-    about: dict[str, Any]  # what the model was, for a reader
+    about: dict[str, Any]  # describes the model, for people
 
 
 class Generation(_Record):
@@ -164,7 +165,7 @@ class Generation(_Record):
     sources: tuple[SourceRecord, ...]
     shards: tuple[ShardRecord, ...]
     quarantine: tuple[ShardFile, ...]  # suspected positives, in no split
-    next_numbers: dict[str, int]  # by path without number: no name is ever given twice
+    next_numbers: dict[str, int]  # by path without number, so that no name is given twice
     taken_down: TakenDown = TakenDown()
     mined: tuple[MinedRecord, ...] = ()
 
@@ -172,13 +173,27 @@ class Generation(_Record):
     def counts(self) -> Counts:
         return add_counts(source.counts for source in self.sources)
 
+    def paths(self) -> set[str]:
+        """All files that it lists, relative to the data set."""
+        files = (*self.shards, *self.quarantine)
+        tables = (table for s in self.sources for table in (*s.ledger, *s.hashes))
+        return {
+            *(path for file in files for path in (file.path, file.sidecar_path)),
+            *(table.path for table in tables),
+        }
+
+
+NO_GENERATION = Generation(
+    number=0, parent=None, sources=(), shards=(), quarantine=(), next_numbers={}
+)
+
 
 class SourcePlan(_OlderRecord):
     """How one source is sampled. Committed before its first part.
 
     `num_partitions` of the `num_listed` that the source lists are taken, at even steps; of an
-    endless source, which lists null, the first ones. They are read in spans, a task each, and
-    committed in rounds, a generation each. Expected numbers come from the pilot.
+    endless source, where `num_listed` is null, the first ones. They are read in spans, one per
+    task, and committed in rounds. Expected numbers come from the pilot.
     """
 
     source: str
@@ -186,11 +201,11 @@ class SourcePlan(_OlderRecord):
     fingerprint: str
     num_partitions: int
     num_listed: int | None
-    partitions_per_budget: int  # by so many a followed, endless source is extended
+    partitions_per_budget: int  # by so many an endless source is extended with --follow
     partitions_per_span: int
     spans_per_round: int
     samples_per_partition: float
-    source_fingerprint: str = ""  # of all but how much is wanted; "" in plans of older versions
+    source_fingerprint: str = ""  # of all settings but the amounts; "" in plans of older versions
     num_wanted: float = 0.0  # training negatives that the budget asks for
     scale: float  # of the inclusion probability of training negatives
     eval_probability: float  # inclusion probability of val and test negatives
@@ -198,7 +213,7 @@ class SourcePlan(_OlderRecord):
     expected_rejected: dict[str, float]  # by RejectReason
     expected_bytes: float
     num_pilot: int
-    seconds_per_candidate: float  # of one worker; for estimates alone
+    seconds_per_candidate: float  # of one worker, only for estimates
 
     @property
     def num_candidates(self) -> int:
@@ -210,11 +225,11 @@ class SourcePlan(_OlderRecord):
 
 
 class ReferenceInfo(_Record):
-    """What the reference bank is, and the similarities that follow from it.
+    """The reference bank's identity, and the limits of similarity that follow from it.
 
-    The limits are fitted on the positives' own leave-one-out similarities (METHOD in README):
-    above `ceiling` an unlabelled candidate is a suspected positive; `near` and `mid` are the
-    lower limits of those strata where no label tells.
+    They are fitted on the positives' own leave-one-out similarities: above `ceiling` an unlabelled
+    candidate is a suspected positive; `near` and `mid` are the lower limits of these strata for
+    candidates whose label does not decide.
     """
 
     fingerprint: str
@@ -227,19 +242,19 @@ class ReferenceInfo(_Record):
 
 
 class DatasetInfo(_OlderRecord):
-    """`dataset.json`: what a data set is; `latest_generation` is derived and repaired on open."""
+    """`dataset.json`: what a data set is. `latest_generation` is derived, and repaired on open."""
 
     format_version: int = FORMAT_VERSION
     targets: tuple[str, ...]
     encoder: str  # fingerprint of the encoder, runtime included
     embedding_dim: int
-    fingerprint: str  # of all settings that every row depends on
-    fingerprint_inputs: dict[str, Any]  # what went into it, to explain a refusal
+    fingerprint: str  # of the settings that every row depends on
+    fingerprint_inputs: dict[str, Any]  # these settings, to explain a refusal
     latest_generation: int
 
 
 def strata_by_similarity(similarity: pa.ChunkedArray, reference: ReferenceInfo) -> pa.ChunkedArray:
-    """near, mid or far, where no label tells; null where there is no similarity."""
+    """near, mid or far, by similarity only; null without a similarity."""
     similarity = pc.cast(similarity, pa.float64())
     is_mid = pc.greater_equal(similarity, reference.mid)
     is_near = pc.greater_equal(similarity, reference.near)
@@ -247,7 +262,7 @@ def strata_by_similarity(similarity: pa.ChunkedArray, reference: ReferenceInfo) 
 
 
 def is_taken_down(rows: pa.Table, taken_down: TakenDown) -> pa.ChunkedArray:
-    """Whether each row is named by its key, its URI, its author or its bytes."""
+    """Whether each row was taken down, by its key, URI, author or content hash."""
     columns = {
         "key": taken_down.keys,
         "uri": taken_down.uris,

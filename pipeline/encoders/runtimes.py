@@ -1,4 +1,4 @@
-"""What runs an encoder: PyTorch, or ONNX Runtime on a CPU core.
+"""Runs an encoder on batches: by PyTorch, or by ONNX Runtime on a CPU core.
 
 Shapes: B batch, C H W image, D embedding.
 """
@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.config.schema import EncoderConfig
+from pipeline.config.encoder import EncoderConfig
 from pipeline.encoders.networks import Encoder, Preprocessing, encoder_identity, load_encoder
 
-# Waits for embedding_BD, L2-normalised.
+# Waits for the result and returns embedding_BD, L2-normalised.
 Pending = Callable[[], NDArray[np.float32]]
 
 
@@ -28,18 +28,18 @@ class Runtime(Protocol):
     def embed(self, pixels_BCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
         """embedding_BD, L2-normalised."""
 
-    def begin(self, pixels_BCHW: NDArray[np.uint8]) -> Pending:
-        """`embed` of which the caller need not see the end, where something else computes."""
+    def submit(self, pixels_BCHW: NDArray[np.uint8]) -> Pending:
+        """Starts `embed` and returns at once if a GPU or another process computes."""
 
 
 class RuntimeFactory(Protocol):
-    """What gives a worker a runtime that is not its own."""
+    """Opens a runtime that workers share, see `cluster.actors`."""
 
     def open(self) -> Runtime: ...
 
 
 class TorchRuntime:
-    """The network itself, on a GPU where there is one; `bf16` by autocast."""
+    """PyTorch, on a GPU if there is one; `bf16` by autocast."""
 
     def __init__(self, encoder: Encoder, *, precision: str = "fp32") -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -47,9 +47,9 @@ class TorchRuntime:
         self._is_bf16 = precision == "bf16"
 
     def embed(self, pixels_BCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return self.begin(pixels_BCHW)()
+        return self.submit(pixels_BCHW)()
 
-    def begin(self, pixels_BCHW: NDArray[np.uint8]) -> Pending:
+    def submit(self, pixels_BCHW: NDArray[np.uint8]) -> Pending:
         with (
             torch.inference_mode(),
             torch.autocast(self._device.type, torch.bfloat16, enabled=self._is_bf16),
@@ -59,7 +59,7 @@ class TorchRuntime:
 
 
 class OnnxRuntime:
-    """ONNX Runtime on one CPU thread: 4 to 5 times eager PyTorch, cosine to it over 0.9999."""
+    """ONNX Runtime on one CPU thread: 4 to 5 times as fast as PyTorch, cosine over 0.9999."""
 
     def __init__(self, model: bytes) -> None:
         self._session = open_session(model)
@@ -68,17 +68,17 @@ class OnnxRuntime:
         embedding_BD: NDArray[np.float32] = self._session.run(None, {"pixels": pixels_BCHW})[0]
         return embedding_BD
 
-    def begin(self, pixels_BCHW: NDArray[np.uint8]) -> Pending:
+    def submit(self, pixels_BCHW: NDArray[np.uint8]) -> Pending:
         embedding_BD = self.embed(pixels_BCHW)
         return lambda: embedding_BD
 
 
 def open_session(model: bytes) -> Any:
     """An `onnxruntime.InferenceSession` on one CPU thread."""
-    # Not above: a training process on a GPU does without it.
+    # Not at the top: a training process on a GPU does not need it.
     ort = importlib.import_module("onnxruntime")
     options = ort.SessionOptions()
-    # One thread a worker: the workers fill the machine, and sums keep their order.
+    # One thread per worker: the workers fill the machine, and sums keep their order.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -86,16 +86,14 @@ def open_session(model: bytes) -> Any:
 
 @dataclass(frozen=True)
 class PreparedEncoder:
-    """All that a worker needs to embed, ready to be sent to it."""
+    """Everything that a worker needs to embed, ready to be sent to it."""
 
     config: EncoderConfig
     preprocessing: Preprocessing
     embedding_dim: int
-    fingerprint: str  # what an embedding depends on, readable; equal ones are comparable
-    model: bytes | None  # ONNX; None where PyTorch itself runs
-    shared: RuntimeFactory | None = (
-        None  # embeds for all workers; None: each opens the encoder itself
-    )
+    fingerprint: str  # what embeddings depend on, readable; comparable if it is equal
+    model: bytes | None  # ONNX; None: PyTorch runs the encoder
+    shared: RuntimeFactory | None = None  # embeds for all workers; None: each opens the encoder
 
     def open(self) -> Runtime:
         if self.shared is not None:
@@ -110,15 +108,15 @@ class PreparedEncoder:
 
     @property
     def batch_bytes(self) -> int:
-        """Of the pixels of a full batch, and of its embeddings."""
+        """Size of the pixels and embeddings of a full batch."""
         num_pixels = 3 * self.preprocessing.image_size**2
         return self.config.batch_size * (num_pixels + 4 * self.embedding_dim)
 
 
 def prepare_encoder(config: EncoderConfig, *, gpus_per_worker: float) -> PreparedEncoder:
-    """Loads the encoder once, for all that open it: workers, or the actors that embed for them.
+    """Loads the encoder once for all processes that open it: workers or actors.
 
-    Runtime `auto` is PyTorch where they have GPUs, and for bf16; else ONNX Runtime.
+    Runtime `auto` is PyTorch if they have GPUs or the precision is bf16, else ONNX Runtime.
     """
     encoder = load_encoder(config)
     runtime = config.runtime
@@ -145,7 +143,7 @@ def export_onnx(encoder: Encoder) -> bytes:
 def export_module(
     module: torch.nn.Module, example: torch.Tensor, *, inputs: str, outputs: str
 ) -> bytes:
-    """A module of one input and one output as an ONNX model; the first dimension stays free."""
+    """A module with one input and one output as an ONNX model; the first dimension is free."""
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as directory:
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         program = torch.onnx.export(

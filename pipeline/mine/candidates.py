@@ -1,11 +1,12 @@
-"""The candidates of a data set, a ledger at a time, with what a trained model says of each.
+"""The candidates of a data set, round by round, and their scores by a trained model.
 
-Finds the embeddings that are kept or has them made, has all scored, and joins what comes back with
-the ledgers, whose order is that of the source. Holds one ledger at a time.
+Finds the embeddings that are kept, makes the tasks of embedding and scoring, and joins the scores
+with the ledger, whose order is that of the source. Holds one ledger at a time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -15,16 +16,17 @@ from more_itertools import chunked
 from numpy.typing import NDArray
 
 from pipeline import storage
-from pipeline.dataset import manifest
+from pipeline.config.schema import Config
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import SourceRecord, TableRecord
 from pipeline.dataset.schema import Partition
 from pipeline.dataset.shards import LEDGER_COLUMNS
 from pipeline.errors import InfinegError
 from pipeline.mine.worker import SCORED, EmbedTask, ScoreTask
-from pipeline.sources import Source
+from pipeline.sources import open_entry
 from pipeline.sources.survey import take_partitions
 
-# So many candidates a task: a second of work or more.
+# Candidates per task: a second of work or more.
 _FILES_PER_TASK = 16
 _SAMPLES_PER_TASK = 512
 
@@ -34,26 +36,18 @@ class MinedRound:
     """One round of a source: the rows that one ledger file lists."""
 
     source: str
-    number: int  # 1 for the source's first
+    number: int  # from 1
     ledger: TableRecord
     hashes: TableRecord
-    folder: str  # of mining's own files
+    folder: str  # of the work in progress
 
     @property
     def name(self) -> str:
         return f"{self.source}/{self.number:06d}"
 
-    def path(self, kind: str, number: int | str) -> str:
-        """Of a file of work in progress."""
-        shown = number if isinstance(number, str) else f"{number:06d}"
-        return f"{self.folder}/{kind}/{self.name}/{shown}.parquet"
-
-
-class KeptFile(NamedTuple):
-    """Embeddings of consecutive candidates."""
-
-    path: str
-    num_rows: int
+    def path(self, kind: str, number: int) -> str:
+        """Path of a file of work in progress."""
+        return f"{self.folder}/{kind}/{self.name}/{number:06d}.parquet"
 
 
 def rounds_of(source: SourceRecord, folder: str) -> list[MinedRound]:
@@ -65,21 +59,32 @@ def rounds_of(source: SourceRecord, folder: str) -> list[MinedRound]:
     ]
 
 
-def find_embeddings(root: str, round_: MinedRound) -> list[KeptFile] | None:
-    """The files that hold the embeddings of exactly these candidates, in order; None without.
+class KeptFile(NamedTuple):
+    """A file with the embeddings of consecutive candidates."""
 
-    Those of the build, or those that mining has made.
+    path: str
+    num_rows: int
+
+
+# The files of each round, by its name; None where embeddings are missing.
+Embeddings = Mapping[str, list[KeptFile] | None]
+
+
+def find_embeddings(dataset: Dataset, round_: MinedRound) -> list[KeptFile] | None:
+    """The files with the embeddings of exactly the round's candidates, in order, or None.
+
+    They were kept by the build or made by mining.
     """
-    hashes = manifest.read_table(root, round_.ledger.path, ["content_hash"])["content_hash"]
+    hashes = dataset.read_table(round_.ledger.path, ["content_hash"])["content_hash"]
     for folder in (f"embeddings/{round_.name}", f"{round_.folder}/embeddings/{round_.name}"):
         kept, position = [], 0
-        names = storage.list_files(storage.join(root, folder), (".parquet",))
+        names = storage.list_files(dataset.uri(folder), (".parquet",))
         paths = [f"{folder}/{name}" for name in names]
-        tables = manifest.read_tables(root, paths, ["content_hash"])
+        tables = dataset.read_tables(paths, ["content_hash"])
         for path, table in zip(paths, tables, strict=True):
             found = table["content_hash"]
             if position == len(hashes):
-                break  # of a plan that is no more
+                break  # the rest was left by a plan that was replaced
             if not found.equals(hashes.slice(position, len(found))):
                 position = -1
                 break
@@ -90,59 +95,78 @@ def find_embeddings(root: str, round_: MinedRound) -> list[KeptFile] | None:
     return None
 
 
-class Locator:
-    """Finds partitions of a source by name, in its order: one pass over the listing for all."""
+@dataclass(frozen=True)
+class Listing:
+    """The planned partitions of a source. They are found in its order, in one pass for all."""
 
-    def __init__(self, root: str, source: Source, name: str) -> None:
-        plan = manifest.read_plan(root, name)
-        assert plan is not None, f"no plan is committed for {name}"
-        self._name = name
-        self._listing = take_partitions(source, plan.num_partitions, plan.num_listed)
+    source: str
+    partitions: Iterator[Partition]
 
     def find(self, partition_id: str) -> Partition:
-        for partition in self._listing:
+        for partition in self.partitions:
             if partition.id == partition_id:
                 return partition
         raise InfinegError(
-            f"source {self._name!r}: partition {partition_id} is no longer listed. Restore the "
+            f"source {self.source!r}: partition {partition_id} is no longer listed. Restore the "
             "source, or mine without it (--source)"
         )
 
 
-def embed_tasks(root: str, round_: MinedRound, locator: Locator) -> Iterator[EmbedTask]:
-    for number, (partitions, num_samples) in enumerate(_spans(root, round_, locator)):
-        stem = round_.path("embeddings", number).removesuffix(".parquet")
-        yield EmbedTask(
-            source=round_.source, partitions=partitions, num_samples=num_samples, stem=stem
-        )
+def with_listings(
+    config: Config, rounds: Sequence[MinedRound]
+) -> Iterator[tuple[MinedRound, Listing]]:
+    """Each round with the listing of its source, which is opened once per source."""
+    dataset = Dataset(config.output.path)
+    for name, of_source in groupby(rounds, key=lambda round_: round_.source):
+        plan = dataset.read_plan(name)
+        assert plan is not None, f"no plan is committed for {name}"
+        entry = next(entry for entry in config.entries if entry.name == name)
+        source = open_entry(entry, config.role_of(entry))
+        listing = Listing(name, take_partitions(source, plan.num_partitions, plan.num_listed))
+        for round_ in of_source:
+            yield round_, listing
 
 
-def score_tasks(round_: MinedRound, kept: Sequence[KeptFile]) -> Iterator[ScoreTask]:
+def embed_tasks(config: Config, rounds: Sequence[MinedRound]) -> Iterator[EmbedTask]:
+    for round_, listing in with_listings(config, rounds):
+        for number, (partitions, num_samples) in enumerate(_spans(config, round_, listing)):
+            stem = round_.path("embeddings", number).removesuffix(".parquet")
+            yield EmbedTask(
+                source=round_.source, partitions=partitions, num_samples=num_samples, stem=stem
+            )
+
+
+def score_embedding_tasks(
+    rounds: Sequence[MinedRound], embeddings: Embeddings
+) -> Iterator[ScoreTask]:
     """For a model that reads embeddings."""
-    for number, files in enumerate(chunked(kept, _FILES_PER_TASK)):
-        paths = tuple(file.path for file in files)
-        path = round_.path("scored", number)
-        yield ScoreTask(source=round_.source, path=path, embeddings=paths)
+    for round_ in rounds:
+        for number, files in enumerate(chunked(embeddings[round_.name] or (), _FILES_PER_TASK)):
+            paths = tuple(file.path for file in files)
+            path = round_.path("scored", number)
+            yield ScoreTask(source=round_.source, path=path, embeddings=paths)
 
 
-def look_tasks(root: str, round_: MinedRound, locator: Locator) -> Iterator[ScoreTask]:
+def score_image_tasks(config: Config, rounds: Sequence[MinedRound]) -> Iterator[ScoreTask]:
     """For a model that reads pixels."""
-    for number, (partitions, _) in enumerate(_spans(root, round_, locator)):
-        path = round_.path("scored", number)
-        yield ScoreTask(source=round_.source, path=path, partitions=partitions)
+    for round_, listing in with_listings(config, rounds):
+        for number, (partitions, _) in enumerate(_spans(config, round_, listing)):
+            path = round_.path("scored", number)
+            yield ScoreTask(source=round_.source, path=path, partitions=partitions)
 
 
 def _spans(
-    root: str, round_: MinedRound, locator: Locator
+    config: Config, round_: MinedRound, listing: Listing
 ) -> Iterator[tuple[tuple[Partition, ...], int]]:
-    """The partitions of a round, some at a time, with their number of samples."""
+    """Consecutive partitions of a round, one tuple per task, with their number of samples."""
     span: list[Partition] = []
     num_samples = 0
-    names = manifest.read_table(root, round_.ledger.path, ["partition"])["partition"]
+    dataset = Dataset(config.output.path)
+    names = dataset.read_table(round_.ledger.path, ["partition"])["partition"]
     runs = pc.run_end_encode(names.combine_chunks())
     ends = runs.run_ends.to_pylist()
     for name, start, stop in zip(runs.values.to_pylist(), [0, *ends], ends, strict=False):
-        span.append(locator.find(name))
+        span.append(listing.find(name))
         num_samples += stop - start
         if num_samples >= _SAMPLES_PER_TASK:
             yield tuple(span), num_samples
@@ -152,26 +176,26 @@ def _spans(
 
 
 class Scored(NamedTuple):
-    """Ledger rows, and what the model says of each (nan of what is no image)."""
+    """Ledger rows and their scores, nan where there is no usable image."""
 
     rows: pa.Table
     log_odds_N: NDArray[np.float32]
     margin_N: NDArray[np.float32]
 
 
-def read_scored(root: str, round_: MinedRound) -> Scored:
-    """Raises InfinegError where the candidates that were scored are not those of the ledger."""
-    rows = manifest.read_table(root, round_.ledger.path, LEDGER_COLUMNS)
+def read_scored(dataset: Dataset, round_: MinedRound) -> Scored:
+    """Raises InfinegError if the scored candidates are not those of the ledger."""
+    rows = dataset.read_table(round_.ledger.path, LEDGER_COLUMNS)
     folder = f"{round_.folder}/scored/{round_.name}"
-    names = storage.list_files(storage.join(root, folder), (".parquet",))
-    tables = manifest.read_tables(root, (f"{folder}/{name}" for name in names))
-    said = pa.concat_tables([SCORED.empty_table(), *tables])
-    if not said["content_hash"].equals(rows["content_hash"]):
+    names = storage.list_files(dataset.uri(folder), (".parquet",))
+    tables = dataset.read_tables(f"{folder}/{name}" for name in names)
+    scored = pa.concat_tables([SCORED.empty_table(), *tables])
+    if not scored["content_hash"].equals(rows["content_hash"]):
         raise InfinegError(
-            f"source {round_.source!r}: it is not what it was when the data set was built. Restore "
-            "the source, or mine without it (--source)"
+            f"source {round_.source!r} has changed since the data set was built. Restore it, or "
+            "mine without it (--source)"
         )
-    return Scored(rows, *(_with_nan(said[name]) for name in ("log_odds", "margin")))
+    return Scored(rows, *(_with_nan(scored[name]) for name in ("log_odds", "margin")))
 
 
 def _with_nan(column: pa.ChunkedArray) -> NDArray[np.float32]:

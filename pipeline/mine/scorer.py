@@ -1,4 +1,4 @@
-"""A trained model as workers run it. Knows nothing of how it was trained.
+"""A trained model as workers run it. Does not know how it was trained.
 
 Shapes: B batch, F folds.
 """
@@ -20,28 +20,28 @@ Reads = Literal["embedding", "pixels"]
 
 @dataclass(frozen=True)
 class Scorer:
-    """A trained model as mining runs it: ONNX, one input (B first), output scored_BF2.
+    """A trained model in ONNX with one input (B first) and the output scored_BF2.
 
-    [..., 0] is the log-odds of showing a target in the mix of val, the largest of all targets;
-    [..., 1] by how much the logit is above what 95 % of the positives of val reach. Fold f was
-    scored by a model that saw no negative of fold f (`hardness`).
+    [..., 0] is the log-odds of showing a target at the prevalence of val, the largest of all
+    targets; [..., 1] is the margin of the logit over the one that 95 % of the positives of val
+    reach. Fold f is scored by a model that saw no negative of fold f (`selection.mining`).
     """
 
     model: bytes
     reads: Reads
     num_folds: int
-    preprocessing: Preprocessing  # of pixels
+    preprocessing: Preprocessing  # where it reads pixels
     fingerprint: str
     about: Mapping[str, Any]  # for `MinedRecord`
 
 
 def make_scorer(module: torch.nn.Module, example: torch.Tensor, **fields: Any) -> Scorer:
-    """A scorer of a module that maps inputs_B to scored_BF2; fields: the others of `Scorer`."""
+    """A scorer from a module that maps inputs_B to scored_BF2; `fields` are those of `Scorer`."""
     return Scorer(model=export_module(module, example, inputs="inputs", outputs="scored"), **fields)
 
 
 class OpenScorer:
-    """A scorer that runs, on one CPU core. Equal batches give equal bits on one machine."""
+    """A scorer with its ONNX session, on one CPU core; equal batches give equal bits."""
 
     def __init__(self, scorer: Scorer) -> None:
         self._session = open_session(scorer.model)

@@ -1,8 +1,8 @@
-"""What mining asks of a worker: to score candidates, and to read again those that were chosen.
+"""A worker of mining: embeds and scores candidates, and reads chosen ones again.
 
-Knows nothing of Ray, of other workers, or of what becomes of the numbers. Files of work in progress
-lie in `mining/<fingerprint>/` of the data set; one that is there is whole, and is not made again.
-Shapes: B batch, N rows, D embedding, F folds.
+Knows nothing of Ray, of other workers, or of how scores are used. Files of work in progress are in
+`mining/<fingerprint>/` of the data set; a file that exists is complete and is not made again.
+Shapes: N rows.
 """
 
 import functools
@@ -18,36 +18,43 @@ from pydantic import BaseModel
 
 from pipeline import storage
 from pipeline.config.schema import Config
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import TakenDown
-from pipeline.dataset.schema import Partition, Positioned, embedding_matrix, row_schema
+from pipeline.dataset.schema import (
+    Partition,
+    Positioned,
+    embedding_matrix,
+    row_schema,
+    with_columns,
+)
 from pipeline.dataset.shards import LEDGER_COLUMNS
 from pipeline.encoders.networks import crop_pixels
 from pipeline.encoders.runtimes import PreparedEncoder
 from pipeline.mine.scorer import OpenScorer, Scorer
 from pipeline.sources import open_entry, read_partitions
-from pipeline.worker.embedder import Embedder, origin_of, read_rows
+from pipeline.worker.embedder import Embedder
 from pipeline.worker.reread import changed_source, read_images, read_kept
 from pipeline.worker.span import SAMPLES_PER_PART
 from pipeline.worker.steps.decode import decode_batch
+from pipeline.worker.steps.read import SourceDefaults, read_rows
 
 SCORED = pa.schema(
     [("content_hash", pa.string()), ("log_odds", pa.float32()), ("margin", pa.float32())]
 )
-_ROWS_PER_PASS = 512  # of the head; of a detector, `encoder.batch_size`
+_ROWS_PER_PASS = 512  # through the head; through a detector, `encoder.batch_size`
 
 
 class EmbedTask(BaseModel, frozen=True):
-    """Consecutive partitions whose embeddings are not kept, and how many samples they have."""
+    """Consecutive partitions whose embeddings are not kept, and their number of samples."""
 
     source: str
     partitions: tuple[Partition, ...]
     num_samples: int
-    stem: str  # path of the files to write, without the number of the part
+    stem: str  # of the paths to write, without the number of the part
 
 
 class ScoreTask(BaseModel, frozen=True):
-    """Candidates by files of embeddings or, for a model that reads pixels, by partitions."""
+    """Candidates, as files of embeddings or, for a model that reads pixels, as partitions."""
 
     source: str
     path: str  # to write
@@ -56,9 +63,10 @@ class ScoreTask(BaseModel, frozen=True):
 
 
 class FetchTask(BaseModel, frozen=True):
-    """Rows of a ledger, decided, whose images are wanted.
+    """Decided rows of a ledger whose images are wanted.
 
-    rows_path: `LEDGER_COLUMNS`, embedding_path and embedding_row; of `partitions`, in their order.
+    rows_path: a table of `LEDGER_COLUMNS`, embedding_path and embedding_row, in the order of
+    `partitions`, which they come from.
     """
 
     source: str
@@ -69,66 +77,66 @@ class FetchTask(BaseModel, frozen=True):
 
 
 class MineWorker:
-    """Holds what is costly to make: the model and, where it is needed, the encoder."""
+    """Holds what is costly to make: the model and, if embeddings are missing, the encoder."""
 
     def __init__(
         self, config: Config, scorer: Scorer, encoder: PreparedEncoder | None, taken_down: TakenDown
     ) -> None:
         storage.configure(config.storage)
         self._config = config
-        self._root = config.output.path
+        self._dataset = Dataset(config.output.path)
         self._scorer = scorer
         self._encoder = encoder
         self._taken_down = taken_down
         self._entries = {entry.name: entry for entry in config.entries}
 
     def embed(self, task: EmbedTask) -> Iterator[pa.Table]:
-        """Embeds partitions anew, in parts as a build does."""
+        """Embeds partitions, in parts as a build does."""
         paths = [
             f"{task.stem}-{part:06d}.parquet"
             for part in range(-(-task.num_samples // SAMPLES_PER_PART))
         ]
-        if not all(storage.exists(storage.join(self._root, path)) for path in paths):
+        if not all(storage.exists(self._dataset.uri(path)) for path in paths):
             entry = self._entries[task.source]
             tables = (
                 self._embedder.embed(iter(samples), entry)
                 for samples in chunked(self._read(task), SAMPLES_PER_PART)
             )
-            # What the source has more or less of is no candidate that was read.
+            # A source with more or fewer samples than the ledger has changed since.
             for path, rows in _zip_same(paths, tables, task):
                 self._write(path, rows.select(["content_hash", "reject_reason", "embedding"]))
         yield pa.table({"num_rows": [task.num_samples]})
 
     def score(self, task: ScoreTask) -> Iterator[pa.Table]:
-        """Writes content_hash, log_odds and margin of each candidate, null of what is no image."""
-        if not storage.exists(storage.join(self._root, task.path)):
+        """Writes content_hash, log_odds and margin of each candidate; null if it is unusable."""
+        if not storage.exists(self._dataset.uri(task.path)):
             tables = self._score_files(task) if task.embeddings else self._score_images(task)
             self._write(task.path, pa.concat_tables([SCORED.empty_table(), *tables]))
-        with storage.open_read(storage.join(self._root, task.path)) as file:
+        with storage.open_read(self._dataset.uri(task.path)) as file:
             num_rows = pq.read_metadata(file).num_rows
         yield pa.table({"num_rows": [num_rows]})
 
     def fetch(self, task: FetchTask) -> Iterator[pa.Table]:
-        """Writes the rows as a build would have, with image and embedding."""
-        if not storage.exists(storage.join(self._root, task.path)):
-            rows = manifest.read_table(self._root, task.rows_path)
+        """Writes the rows with image and embedding, as a build would have."""
+        if not storage.exists(self._dataset.uri(task.path)):
+            rows = self._dataset.read_table(task.rows_path)
             images = read_images(self._config, task.partitions, rows)
             embeddings = self._read_embeddings(rows, images)
             schema = row_schema(embeddings.type.list_size)
             rows = rows.select(list(LEDGER_COLUMNS))
-            rows = rows.append_column("image", images).append_column("embedding", embeddings)
+            rows = with_columns(rows, image=images, embedding=embeddings)
             self._write(task.path, rows.select(schema.names).cast(schema))
         yield pa.table({"num_rows": [task.num_rows]})
 
     def _score_files(self, task: ScoreTask) -> Iterator[pa.Table]:
         for path in task.embeddings:
-            rows = manifest.read_table(self._root, path, ["content_hash", "embedding"])
+            rows = self._dataset.read_table(path, ["content_hash", "embedding"])
             usable = rows["embedding"].is_valid()
             yield self._scored(rows, usable, embedding_matrix(rows.filter(usable)), _ROWS_PER_PASS)
 
     def _score_images(self, task: ScoreTask) -> Iterator[pa.Table]:
-        origin = origin_of(self._config, self._entries[task.source])
-        for read in read_rows(self._read(task), origin, self._taken_down):
+        defaults = SourceDefaults.of(self._config, self._entries[task.source])
+        for read in read_rows(self._read(task), defaults, self._taken_down):
             rows = decode_batch(read, self._config.output.image_settings)
             usable = rows["reject_reason"].is_null()
             pixels = [
@@ -154,11 +162,11 @@ class MineWorker:
         return pa.table({"content_hash": rows["content_hash"], **columns})
 
     def _read_embeddings(self, rows: pa.Table, images: pa.Array) -> pa.Array:
-        """As they were kept; embedded anew where none are."""
+        """The kept embeddings, or new ones where they are missing."""
         if not rows["embedding_path"].null_count:
-            return read_kept(self._root, rows)
+            return read_kept(self._dataset.root, rows)
         decoded = pa.table({"image": images, "reject_reason": pa.nulls(len(images), pa.string())})
-        return self._embedder.embed_decoded([decoded])["embedding"].combine_chunks()
+        return self._embedder.embed_decoded(decoded)["embedding"].combine_chunks()
 
     def _read(self, task: EmbedTask | ScoreTask) -> Iterator[Positioned]:
         entry = self._entries[task.source]
@@ -166,7 +174,7 @@ class MineWorker:
         return read_partitions(source, task.partitions, 0)
 
     def _write(self, path: str, rows: pa.Table) -> None:
-        with storage.open_atomic(storage.join(self._root, path)) as file:
+        with storage.open_atomic(self._dataset.uri(path)) as file:
             pq.write_table(rows.combine_chunks(), file, compression="none")
 
     @functools.cached_property
@@ -175,7 +183,7 @@ class MineWorker:
 
     @functools.cached_property
     def _embedder(self) -> Embedder:
-        assert self._encoder is not None, "all embeddings are kept"
+        assert self._encoder is not None, "no encoder: all embeddings should be kept"
         return Embedder(self._config, self._encoder, self._taken_down)
 
 
@@ -188,4 +196,4 @@ def _zip_same(
         if number < len(paths):
             yield paths[number], rows
     if num_samples != task.num_samples:
-        raise changed_source(task.source, f"{task.partitions[0].id} and what follows it")
+        raise changed_source(task.source, f"{task.partitions[0].id} or a partition after it")

@@ -1,4 +1,4 @@
-"""The scale of a source's inclusion probabilities, fitted to a budget by what a pilot found.
+"""Fits the scale of a source's inclusion probabilities to a budget, from its pilot.
 
 Pure: reads a pilot's rows, opens no image and starts nothing. Shapes: N negatives of the pilot.
 """
@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
-from pipeline.config.schema import Config, SourceEntry
+from pipeline.config.schema import Config
 from pipeline.dataset.metadata import ReferenceInfo
-from pipeline.selection.pilot import PilotStats
+from pipeline.selection.pilot import Pilot
 from pipeline.selection.rule import inclusion_probability
-from pipeline.sources.survey import Listing
 
-# A pilot need not be surer than the draw itself, which varies by 1 / sqrt(wanted), nor than this.
+# A pilot need not be more exact than the draw itself, which varies by 1 / sqrt(wanted), nor than
+# this.
 _PILOT_ERROR = 0.02
 _MAX_PILOT = 8192
 _MAX_PILOT_SHARE = 0.2  # of the candidates, which are read again when the source is built
@@ -41,10 +41,10 @@ def fit_scale(
 ) -> float:
     """The scale for which the mean `inclusion_probability` is `mean_probability`.
 
-    The mean grows with the scale, so that the root is unique. A target below what the floor
-    allows gives the floor; one that is all there is takes everything.
+    The mean grows with the scale, so that the root is unique. A mean below `min_probability` gives
+    the smallest scale, one of 1 or more takes everything.
     """
-    # Sorted, for the mean to have one order: the pilot's rows come in any.
+    # Sorted, so that the mean does not depend on the order in which the pilot's rows arrive.
     similarity_N = np.sort(similarity_N)
     smallest = min_probability * math.exp(-beta * (float(similarity_N[-1]) - offset))
     largest = math.exp(beta * (1 + offset))  # takes even a similarity of -1
@@ -77,23 +77,19 @@ def probability_curve(config: Config, reference: ReferenceInfo) -> dict[str, flo
 
 
 def fit_probabilities(
-    entry: SourceEntry,
-    config: Config,
-    findings: PilotStats,
-    per_pilot: float,
-    reference: ReferenceInfo,
+    pilot: Pilot, *, config: Config, reference: ReferenceInfo, num_candidates: float
 ) -> Fitted:
-    """per_pilot: candidates of the source for each one of the pilot."""
-    selection, fractions = config.selection, config.split.fractions
-    similarity_N = findings.similarity
+    """Probabilities with which `num_candidates` of the source are expected to meet the budget."""
+    selection, fractions, weight = config.selection, config.split.fractions, pilot.entry.weight
+    similarity_N = pilot.similarity_N
     if not len(similarity_N):
         return Fitted(num_wanted=0.0, scale=1.0, eval_probability=1.0)
-    num_negatives = len(similarity_N) * per_pilot
+    num_negatives = len(similarity_N) * (num_candidates / max(pilot.num_rows, 1))
     num_train = num_negatives * fractions["train"]
     if selection.budget.selected is not None:
-        wanted = entry.weight * selection.budget.selected
+        wanted = weight * selection.budget.selected
     elif selection.budget.bytes is not None:
-        wanted = entry.weight * selection.budget.bytes / findings.mean_bytes
+        wanted = weight * selection.budget.bytes / pilot.mean_bytes
     else:
         wanted = num_train / selection.candidates_per_selected
     scale = fit_scale(
@@ -102,30 +98,23 @@ def fit_probabilities(
     num_eval = num_negatives * (fractions["val"] + fractions["test"]) / 2
     wanted_eval = wanted / 4
     if selection.eval_budget is not None:
-        wanted_eval = entry.weight * selection.eval_budget
+        wanted_eval = weight * selection.eval_budget
     eval_probability = min(1.0, wanted_eval / num_eval) if num_eval else 1.0
     return Fitted(num_wanted=wanted, scale=scale, eval_probability=eval_probability)
 
 
-def pilot_needed(
-    entry: SourceEntry,
-    *,
-    config: Config,
-    listing: Listing,
-    findings: PilotStats,
-    reference: ReferenceInfo,
-) -> int:
-    """Candidates that make the expected number of training negatives sure enough, by a first pilot.
+def pilot_needed(pilot: Pilot, *, config: Config, reference: ReferenceInfo) -> int:
+    """Candidates a second pilot must read for the expected number of training negatives to hold.
 
     The error of a mean of n probabilities is their deviation / sqrt(n): a steep curve, under which
     a few candidates have most of the mean, needs more of them.
     """
-    num_candidates = listing.num_partitions * findings.samples_per_partition
-    similarity_N = findings.similarity
+    num_candidates = pilot.listing.num_partitions * pilot.samples_per_partition
+    similarity_N = pilot.similarity_N
     if len(similarity_N) < 2:
-        return listing.num_pilot
+        return pilot.listing.num_pilot
     fit = fit_probabilities(
-        entry, config, findings, num_candidates / max(findings.num_rows, 1), reference
+        pilot, config=config, reference=reference, num_candidates=num_candidates
     )
     probability_N = inclusion_probability(
         similarity_N, scale=fit.scale, **probability_curve(config, reference)
@@ -133,4 +122,4 @@ def pilot_needed(
     variation = float(probability_N.std() / probability_N.mean())
     goal = max(_PILOT_ERROR, 1 / math.sqrt(max(fit.num_wanted, 1.0)))
     limit = min(_MAX_PILOT, int(_MAX_PILOT_SHARE * num_candidates))
-    return max(listing.num_pilot, min(math.ceil((variation / goal) ** 2), limit))
+    return max(pilot.listing.num_pilot, min(math.ceil((variation / goal) ** 2), limit))

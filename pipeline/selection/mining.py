@@ -1,14 +1,15 @@
-"""How likely a trained model makes it that a candidate is chosen, and what that changes of its row.
+"""Inclusion probabilities from a trained model: how mining chooses more training negatives.
 
-A training negative of probability p (that it shows a target) is to be chosen with pi2 = min(1, c *
-p). The gradient of its logistic loss is as long as p, so that this is the importance sampling of
-least variance (Needell, Srebro and Ward 2014; Katharopoulos and Fleuret 2018). With the permanent
-random number u of each image the union of the old draw and this one is Poisson sampling with pi =
-max(pi1, pi2) (Ohlsson 1995), where p does not depend on u. A model that was trained on a negative
-would break that: it finds what it has seen less likely. Hence folds, by a hash of their own; a
-fold is scored by a model that saw no negative of it (cross-fitting: Chernozhukov et al. 2018), and
-has a c of its own. That is exact for a first pass; in a second one pi1 itself comes from a model
-that other folds' draws went into, and u reaches p through two models.
+A training negative that the model gives probability p (of showing a target) is chosen with pi2 =
+min(1, c * p). The gradient of its logistic loss has length p, so that this is the importance
+sampling of least variance (Needell, Srebro and Ward 2014; Katharopoulos and Fleuret 2018). With
+the permanent random number u of each image the union of the old draw and this one is Poisson
+sampling with pi = max(pi1, pi2) (Ohlsson 1995), provided that p does not depend on u. A model that
+was trained on a negative would break that, since it gives images it has seen a lower p. Hence
+folds, by a hash of their own: each fold is scored by a model that saw no negative of it
+(cross-fitting: Chernozhukov et al. 2018), and has its own c. That is exact for a first pass; in a
+second one pi1 itself comes from a model that was trained on draws of other folds, and u reaches p
+through two models.
 
 Knows nothing of Ray, files or models. Shapes: N rows, F folds.
 """
@@ -24,30 +25,30 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 
 from pipeline.dataset.keys import unit_hash
-from pipeline.dataset.schema import RejectReason
+from pipeline.dataset.schema import RejectReason, with_columns
 
 Floats = NDArray[np.float64]
 
 
 class Eligible(NamedTuple):
-    """Training negatives that may be chosen, some at a time."""
+    """Some of the training negatives that may be chosen."""
 
-    log_p_N: Floats  # log of the probability of showing a target
-    probability_N: Floats  # with which they were chosen so far
+    log_p_N: Floats  # log of the model's probability that they show a target
+    probability_N: Floats  # inclusion probability so far
 
 
 class Decided(NamedTuple):
-    """Rows with new decisions, and which changed how."""
+    """Rows with new decisions, and the changes."""
 
     rows: pa.Table
     is_new_N: NDArray[np.bool_]  # selected now and not before
     is_suspect_N: NDArray[np.bool_]  # suspected now and not before
     num_eligible: int
-    num_expected: float  # of new ones, before the draw
+    num_expected: float  # of newly selected, before the draw
 
 
 def fold_of(content_hashes: Iterable[str], num_folds: int) -> NDArray[np.int64]:
-    """fold_N in [0, num_folds): by content, so that equal images are in one; independent of u."""
+    """fold_N in [0, num_folds): by content, so equal images share a fold; independent of u."""
     return np.array([int(unit_hash("fold", each) * num_folds) for each in content_hashes], np.int64)
 
 
@@ -56,10 +57,10 @@ def judge(
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """(is_eligible_N, is_suspect_N) of ledger rows.
 
-    Eligible are usable training negatives; val, test and positives are none of mining's. Suspected
-    are those of them that nobody has verified and whose logit is above what 95 % of the positives
-    of val reach (margin_N > 0): an unlabelled image that looks more like the target than a positive
-    may is not made a hard negative. What is verified absent is the best of hard negatives.
+    Usable training negatives are eligible; mining leaves val, test and positives as they are. A
+    training negative is suspected instead if nobody has verified it and its logit is above the one
+    that 95 % of the positives of val reach (margin_N > 0): an unlabelled image so much like the
+    target must not become a hard negative. One that is verified absent makes the best of them.
     """
     is_eligible = pc.and_(
         pc.and_(pc.equal(rows["split"], "train"), pc.equal(rows["label"], "")),
@@ -72,7 +73,7 @@ def judge(
 
 
 def log_probability(log_odds_N: NDArray[np.float32]) -> Floats:
-    """log sigmoid, exact far below 0 too."""
+    """log sigmoid, also exact for very negative log odds."""
     return np.asarray(-np.logaddexp(0.0, -log_odds_N.astype(np.float64)))
 
 
@@ -84,8 +85,8 @@ def mined_probability(log_p_N: Floats, log_scale_N: Floats) -> NDArray[np.float3
 def fit_log_scale(pieces: Callable[[], Iterable[Eligible]], *, budget: float) -> float:
     """log c of one fold, for which `budget` more samples are expected.
 
-    Exact: every p is known. `pieces` is called several times. A budget of more than there is takes
-    all.
+    Exact: every p is known. `pieces` is called several times. A budget larger than the number of
+    candidates takes all.
     """
     low, high, num_most = math.inf, -math.inf, 0.0
     for log_p_N, probability_N in pieces():
@@ -107,7 +108,7 @@ def fit_log_scale(pieces: Callable[[], Iterable[Eligible]], *, budget: float) ->
 
 
 def expected_new(eligible: Eligible, log_scale: float) -> float:
-    """Sum of max(pi1, pi2) - pi1."""
+    """The sum of max(pi1, pi2) - pi1."""
     log_p_N, probability_N = eligible
     mined_N = np.exp(np.minimum(log_p_N + log_scale, 0.0))
     return float(np.maximum(mined_N - probability_N, 0).sum())
@@ -121,9 +122,9 @@ def decide(
     log_scales: Sequence[float],
     seed: int,
 ) -> Decided:
-    """Ledger rows with `inclusion_probability` max(pi1, pi2), and drawn by it.
+    """Ledger rows with `inclusion_probability` max(pi1, pi2), drawn by it.
 
-    A suspect is rejected but keeps that probability: with it, it is drawn once a person has said
+    A suspect is rejected but keeps that probability, by which it is drawn after a person has said
     that it shows no target (`pipeline.curate.verdicts`).
     """
     is_eligible_N, is_suspect_N = judge(rows, margin_N)
@@ -141,13 +142,12 @@ def decide(
     is_selected_N &= ~is_suspect_N
     is_null = rows["inclusion_probability"].is_null().to_numpy()
     suspected = pa.scalar(RejectReason.SUSPECTED_POSITIVE.value)
-    changes = {
-        "inclusion_probability": pa.array(after_N, pa.float32(), mask=is_null),
-        "selected": pa.array(is_selected_N),
-        "reject_reason": pc.if_else(pa.array(is_suspect_N), suspected, rows["reject_reason"]),
-    }
-    for name, column in changes.items():
-        rows = rows.set_column(rows.schema.get_field_index(name), name, column)
+    rows = with_columns(
+        rows,
+        inclusion_probability=pa.array(after_N, pa.float32(), mask=is_null),
+        selected=pa.array(is_selected_N),
+        reject_reason=pc.if_else(pa.array(is_suspect_N), suspected, rows["reject_reason"]),
+    )
     raised_N = (after_N.astype(np.float64) - before_N)[is_eligible_N]
     return Decided(
         rows,

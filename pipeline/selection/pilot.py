@@ -1,4 +1,4 @@
-"""What a pilot tells of a source.
+"""What a small sample of a source, its pilot, says about the whole.
 
 Pure: reads a pilot's rows, opens no image and starts nothing.
 """
@@ -13,66 +13,78 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.config.schema import Config
+from pipeline.config.schema import Config, SourceEntry
 from pipeline.dataset.metadata import ReferenceInfo
 from pipeline.dataset.schema import Partition, RejectReason
+from pipeline.sources import Source
 from pipeline.sources.survey import UNKNOWN_PARTITION_SIZE, Listing
 
 
 def pilot_sample(partitions: Sequence[Partition], num_wanted: int) -> list[tuple[Partition, int]]:
-    """Partitions for the pilot, each with the samples to read of it."""
+    """Partitions for the pilot, each with the number of samples to read of it."""
     return [(partition, math.ceil(num_wanted / len(partitions))) for partition in partitions]
 
 
 @dataclass(frozen=True)
-class PilotStats:
-    """What a pilot tells of a source."""
+class Pilot:
+    """A source that has no plan yet: its listing, and statistics of the candidates read so far.
 
-    num_rows: int  # candidates read
-    usable: pa.Table
-    rejected: Mapping[str, int]  # the others, by RejectReason
-    samples_per_partition: float
-    mean_bytes: float  # of a usable picture, as it goes into a shard
-    seconds: float  # a candidate takes one worker
-
-    @property
-    def negatives(self) -> pa.Table:
-        return self.usable.filter(pc.equal(self.usable["label"], ""))
-
-    @property
-    def similarity(self) -> NDArray[np.float32]:
-        """similarity_N of `negatives`."""
-        return np.asarray(self.negatives["similarity"].to_numpy(), np.float32)
-
-
-def pilot_stats(
-    config: Config,
-    listing: Listing,
-    pilot: pa.Table,
-    reference: ReferenceInfo,
-) -> PilotStats:
-    """pilot: a row a sample with partition, label, label_state, stratum, similarity, doubt,
-    reject_reason, size_bytes, seconds, partition_size.
+    rows: one per sample, with partition, label, label_state, stratum, similarity, doubt,
+    reject_reason, read_bytes, size_bytes, seconds, partition_size.
     """
-    reasons = pc.coalesce(pilot["reject_reason"], pilot["doubt"])
+
+    entry: SourceEntry
+    source: Source
+    listing: Listing
+    rows: pa.Table
+    usable: pa.Table
+    rejected: Mapping[str, int]  # number of the other rows, by RejectReason
+    mean_bytes: float  # of a usable image as it goes into a shard
+    seconds: float  # per candidate and worker
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.rows.num_rows)
+
+    @property
+    def similarity_N(self) -> NDArray[np.float32]:
+        """Of the usable negatives."""
+        negatives = self.usable.filter(pc.equal(self.usable["label"], ""))
+        return np.asarray(negatives["similarity"].to_numpy(), np.float32)
+
+    @property
+    def samples_per_partition(self) -> float:
+        if self.listing.samples_per_partition is not None:
+            return self.listing.samples_per_partition
+        return _mean_partition_size(self.listing, self.rows)
+
+
+def make_pilot(
+    entry: SourceEntry,
+    source: Source,
+    listing: Listing,
+    rows: pa.Table,
+    *,
+    config: Config,
+    reference: ReferenceInfo,
+) -> Pilot:
+    """Computes the statistics of a pilot from its rows."""
+    reasons = pc.coalesce(rows["reject_reason"], rows["doubt"])
     if config.selection.quarantine == "auto":
-        is_unknown = pc.and_(
-            pc.equal(pilot["label"], ""), pc.equal(pilot["label_state"], "unknown")
-        )
-        is_suspected = pc.and_(is_unknown, pc.greater(pilot["similarity"], reference.ceiling))
+        is_unknown = pc.and_(pc.equal(rows["label"], ""), pc.equal(rows["label_state"], "unknown"))
+        is_suspected = pc.and_(is_unknown, pc.greater(rows["similarity"], reference.ceiling))
         suspected = pc.if_else(is_suspected, RejectReason.SUSPECTED_POSITIVE.value, None)
         reasons = pc.coalesce(reasons, suspected)
-    usable = pilot.filter(reasons.is_null())
-    samples_per_partition = listing.samples_per_partition
-    if samples_per_partition is None:
-        samples_per_partition = _samples_in_pilot(listing, pilot)
-    return PilotStats(
-        num_rows=pilot.num_rows,
+    usable = rows.filter(reasons.is_null())
+    return Pilot(
+        entry=entry,
+        source=source,
+        listing=listing,
+        rows=rows,
         usable=usable,
         rejected=Counter(reasons.drop_null().to_pylist()),
-        samples_per_partition=samples_per_partition,
         mean_bytes=_mean(usable["size_bytes"]),
-        seconds=_mean(pilot["seconds"]),
+        seconds=_mean(rows["seconds"]),
     )
 
 
@@ -80,13 +92,13 @@ def _mean(values: pa.ChunkedArray) -> float:
     return float(np.mean(values.to_numpy())) if len(values) else 0.0
 
 
-def _samples_in_pilot(listing: Listing, pilot: pa.Table) -> float:
-    """Mean size of partitions: read to the end, else by estimate, else only that it is large."""
-    counted = pilot["partition_size"].drop_null().to_numpy()
+def _mean_partition_size(listing: Listing, rows: pa.Table) -> float:
+    """From partitions read to the end if there are any, else from the source's estimates."""
+    counted = rows["partition_size"].drop_null().to_numpy()
     if len(counted):
         return float(np.mean(counted))
     limit = pilot_sample(listing.examples, listing.num_pilot)[0][1]
-    num_read = Counter(pilot["partition"].to_pylist())
+    num_read = Counter(rows["partition"].to_pylist())
     estimates = listing.estimates or (None,) * len(listing.examples)
     sizes = [
         max(limit, estimate or UNKNOWN_PARTITION_SIZE)

@@ -1,4 +1,4 @@
-"""With what probability a candidate is chosen: from a pilot to a plan.
+"""From a pilot to a plan: how much of a source is read, and with what probability it is selected.
 
 Pure: reads a pilot's rows, opens no image and starts nothing.
 """
@@ -7,53 +7,44 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from pipeline.config.schema import Config, SourceEntry, fingerprint
 from pipeline.dataset.metadata import ReferenceInfo, SourcePlan, strata_by_similarity
 from pipeline.selection.fit import Fitted, fit_probabilities, probability_curve
-from pipeline.selection.pilot import PilotStats, pilot_stats
+from pipeline.selection.pilot import Pilot
 from pipeline.selection.rule import inclusion_probability
-from pipeline.sources.survey import Listing
 
-# A task of Ray costs its driver 15 ms: partitions are read together until it has a second of work.
+# A Ray task costs its driver 15 ms: partitions are read together until it has a second of work.
 _SAMPLES_PER_SPAN = 512
 
 
 def make_plan(
-    entry: SourceEntry,
+    pilot: Pilot,
     *,
     config: Config,
-    listing: Listing,
-    pilot: pa.Table,
     reference: ReferenceInfo,
     previous: SourcePlan | None = None,
 ) -> SourcePlan:
     """Fits the inclusion probabilities so that the expected numbers meet the budget.
 
-    pilot: rows as of `pilot_stats`. What a `previous` plan of the same source with a smaller budget
-    chose stays chosen.
+    previous: an earlier plan of the same source. If its budget was smaller, what it selected stays
+    selected.
     """
-    findings = pilot_stats(config, listing, pilot, reference)
+    entry, listing = pilot.entry, pilot.listing
+    samples_per_partition = pilot.samples_per_partition
     source_fingerprint = fingerprint(_inputs_but_amounts(config, entry))
-    num_partitions = _extend_prefix(entry, config, listing, findings)
-    num_candidates = num_partitions * findings.samples_per_partition
-    per_pilot = num_candidates / max(pilot.num_rows, 1)
+    num_partitions = _num_partitions(pilot, config)
+    num_candidates = num_partitions * samples_per_partition
     fit = _keep_chosen(
-        fit_probabilities(entry, config, findings, per_pilot, reference),
+        fit_probabilities(pilot, config=config, reference=reference, num_candidates=num_candidates),
         previous,
         source_fingerprint,
     )
-    scale, eval_probability = fit.scale, fit.eval_probability
-    probability_N = inclusion_probability(
-        findings.similarity, scale=scale, **probability_curve(config, reference)
-    )
-    expected = _expect_selected(findings.usable, probability_N, eval_probability, config, reference)
-    partitions_per_span = _SAMPLES_PER_SPAN // max(findings.samples_per_partition, 1.0)
-    per_span = max(partitions_per_span, 1) * max(findings.samples_per_partition, 1.0)
+    per_row = num_candidates / max(pilot.num_rows, 1)
+    expected = _expect_selected(pilot, fit, config, reference)
+    partitions_per_span = _SAMPLES_PER_SPAN // max(samples_per_partition, 1.0)
+    per_span = max(partitions_per_span, 1) * max(samples_per_partition, 1.0)
     return SourcePlan(
         source=entry.name,
         role=config.role_of(entry),
@@ -63,25 +54,25 @@ def make_plan(
         partitions_per_budget=num_partitions,
         partitions_per_span=max(1, int(partitions_per_span)),
         spans_per_round=max(1, int(config.output.candidates_per_round // per_span)),
-        samples_per_partition=findings.samples_per_partition,
+        samples_per_partition=samples_per_partition,
         source_fingerprint=source_fingerprint,
         num_wanted=fit.num_wanted,
-        scale=scale,
-        eval_probability=eval_probability,
-        expected_selected={key: n * per_pilot for key, n in sorted(expected.items())},
+        scale=fit.scale,
+        eval_probability=fit.eval_probability,
+        expected_selected={key: n * per_row for key, n in sorted(expected.items())},
         expected_rejected={
-            reason: number * per_pilot for reason, number in sorted(findings.rejected.items())
+            reason: number * per_row for reason, number in sorted(pilot.rejected.items())
         },
-        expected_bytes=findings.mean_bytes * sum(expected.values()) * per_pilot,
+        expected_bytes=pilot.mean_bytes * sum(expected.values()) * per_row,
         num_pilot=pilot.num_rows,
-        seconds_per_candidate=findings.seconds,
+        seconds_per_candidate=pilot.seconds,
     )
 
 
 def _keep_chosen(fit: Fitted, previous: SourcePlan | None, source_fingerprint: str) -> Fitted:
-    """The fit, but no probability falls where more is wanted of the same source.
+    """The fit, with no probability below the previous one if the same source is asked for more.
 
-    A larger budget comes with another pilot, by whose chance the scale might.
+    A larger budget comes with another pilot, so that by chance the fitted scale might be lower.
     """
     is_raised = (
         previous is not None
@@ -98,7 +89,7 @@ def _keep_chosen(fit: Fitted, previous: SourcePlan | None, source_fingerprint: s
 
 
 def _inputs_but_amounts(config: Config, entry: SourceEntry) -> dict[str, Any]:
-    """What decides which samples a source has, and their order, but not how many are wanted."""
+    """Settings that decide which samples a source has and their order, not how many are wanted."""
     amounts = {"weight", "max_reject_fraction"}
     return {
         "entry": entry.model_dump(mode="json", exclude=amounts),
@@ -107,35 +98,31 @@ def _inputs_but_amounts(config: Config, entry: SourceEntry) -> dict[str, Any]:
     }
 
 
-def _extend_prefix(
-    entry: SourceEntry, config: Config, listing: Listing, findings: PilotStats
-) -> int:
-    """Partitions to take, where only the pilot tells how much a partition is.
+def _num_partitions(pilot: Pilot, config: Config) -> int:
+    """Partitions to take: as listed, unless only the pilot shows how much a partition holds.
 
-    That is so of an endless source whose budget is in bytes, and of partitions of unknown size.
+    That is so for partitions of unknown size and for an endless source with a budget in bytes.
     """
-    budget = config.selection.budget
-    num_candidates = None
-    if budget.bytes is not None:
-        num_selected = entry.weight * budget.bytes / max(findings.mean_bytes, 1.0)
-        num_candidates = num_selected * config.selection.candidates_per_selected
+    entry, listing, budget = pilot.entry, pilot.listing, config.selection.budget
     if listing.estimates and config.role_of(entry) == "negative":
-        # Positives are embedded before there is a pilot, and what was listed then is what counts.
-        return listing.num_partitions_for(findings.samples_per_partition)
+        # Not positives: they were embedded before there was a pilot, by the first listing.
+        return listing.num_partitions_for(pilot.samples_per_partition)
     is_fixed = listing.num_listed is not None or entry.max_candidates is not None
-    if num_candidates is None or is_fixed:
+    if budget.bytes is None or is_fixed:
         return listing.num_partitions
-    return max(1, math.ceil(num_candidates / max(findings.samples_per_partition, 1e-9)))
+    num_selected = entry.weight * budget.bytes / max(pilot.mean_bytes, 1.0)
+    num_candidates = num_selected * config.selection.candidates_per_selected
+    return max(1, math.ceil(num_candidates / max(pilot.samples_per_partition, 1e-9)))
 
 
 def _expect_selected(
-    usable: pa.Table,
-    probability_N: NDArray[np.float64],
-    eval_probability: float,
-    config: Config,
-    reference: ReferenceInfo,
+    pilot: Pilot, fit: Fitted, config: Config, reference: ReferenceInfo
 ) -> dict[str, float]:
-    """Expected selected by "split/stratum", of the pilot's samples; positives are a stratum."""
+    """Rows of the pilot expected to be selected, by "split/stratum"; positives are a stratum."""
+    usable = pilot.usable
+    probability_N = inclusion_probability(
+        pilot.similarity_N, scale=fit.scale, **probability_curve(config, reference)
+    )
     expected: dict[str, float] = {}
     negatives_probability = iter(probability_N)
     strata = pc.coalesce(
@@ -144,8 +131,9 @@ def _expect_selected(
     for label, of_negatives in zip(usable["label"].to_pylist(), strata, strict=True):
         stratum = "positive" if label else of_negatives
         train_probability = 1.0 if label else float(next(negatives_probability))
+        eval_probability = 1.0 if label else fit.eval_probability
         for split, fraction in config.split.fractions.items():
-            probability = eval_probability if split != "train" and not label else train_probability
+            probability = train_probability if split == "train" else eval_probability
             key = f"{split}/{stratum}"
             expected[key] = expected.get(key, 0.0) + fraction * probability
     return expected

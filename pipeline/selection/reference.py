@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import storage
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.dedup import NearDuplicateIndex, perceptual_hashes
 from pipeline.dataset.keys import sha256_hex, unit_hash
 from pipeline.dataset.metadata import ReferenceInfo
@@ -23,27 +23,27 @@ from pipeline.errors import InfinegError
 
 _PATH = "reference.parquet"
 _COLUMNS = ("content_hash", "perceptual_hash", "split", "embedding")
-# More rows of one thing hardly move the mean of the nearest five, but cost time a candidate.
+# More rows hardly change the mean of the nearest five, but cost time per candidate.
 _MAX_ROWS = 4096
-# Leave-one-out similarities of positives below which a candidate no longer looks like one.
+# Quantile of the positives' leave-one-out similarities; a candidate above it is suspected.
 _CEILING_QUANTILE = 0.05
 _MIN_POSITIVES = 10
 
 
 @dataclass(frozen=True)
 class KnownPositives:
-    """The pictures of all positives, of every split, by their bytes and by their looks."""
+    """All positives, of every split, by their bytes and by their perceptual hashes."""
 
     content_hashes: frozenset[str] = frozenset()
-    looks: NearDuplicateIndex = field(default_factory=NearDuplicateIndex)
+    near_duplicates: NearDuplicateIndex = field(default_factory=NearDuplicateIndex)
 
 
 @dataclass(frozen=True)
 class ReferenceBank:
     """embedding_KD float64 of float16 values, L2-normalised, with the content hashes of its rows.
 
-    `positives` also has those of val and test, which are known but not compared with: no similarity
-    may depend on them.
+    `positives` also has those of val and test, which are not in the bank: no similarity may depend
+    on them.
     """
 
     embedding_KD: NDArray[np.float64]
@@ -56,9 +56,9 @@ class ReferenceBank:
     ) -> NDArray[np.float32]:
         """similarity_B: the mean of the `num_neighbors` largest of K cosines.
 
-        embedding_BD: of float16 values too. A row's own entry is left out, so that a positive is
-        not similar for being itself. One neighbour favours near-duplicates; five is steadier on a
-        noisy bank.
+        embedding_BD: also of float16 values. A row is not compared with its own entry, or every
+        positive would have a similarity of 1. One neighbour favours near-duplicates; five is
+        steadier on a noisy bank.
         """
         # Exact, and so the same on any machine, with any number of threads: a float16 is a multiple
         # of 2^-24, so that these sums of products, at most about 1, need 48 of a double's 53 bits.
@@ -69,15 +69,15 @@ class ReferenceBank:
                 cosine_BK[b, position[content_hash]] = -1.0
         k = min(self.num_neighbors, len(self.content_hashes) - 1)
         nearest_BK = np.partition(cosine_BK, -k, axis=1)[:, -k:]
-        # Sorted, for the sum to have one order.
+        # Sorted, so that the order of summation is fixed.
         return np.asarray(np.sort(nearest_BK, axis=1).mean(axis=1), np.float32)
 
 
 def write_reference(root: str, positives: pa.Table, *, num_neighbors: int) -> ReferenceInfo:
-    """Fixes the reference of a data set.
+    """Writes the reference bank of a data set and the limits fitted on it.
 
-    positives: usable rows with `key` and `_COLUMNS`, in any order. Raises InfinegError where there
-    are too few in the train split.
+    positives: usable rows with `key` and `_COLUMNS`, in any order. Raises InfinegError if there are
+    too few in the train split.
     """
     positives = _distinct(positives).select(_COLUMNS)
     buffer = io.BytesIO()
@@ -97,22 +97,22 @@ def write_reference(root: str, positives: pa.Table, *, num_neighbors: int) -> Re
         num_positives=positives.num_rows,
         median=median,
         ceiling=ceiling,
-        # In units of the positives' own spread below their median: on photographs of cats the
-        # first takes in most wild felids and dogs, the second most other animals.
+        # In units of the positives' own spread below their median. On photographs of cats, most
+        # wild felids and dogs are above `near`, and most other animals are above `mid`.
         near=ceiling - 1.5 * (median - ceiling),
         mid=ceiling - 2.25 * (median - ceiling),
     )
-    manifest.write_reference_info(root, info)
+    Dataset(root).write_reference(info)
     return info
 
 
 def read_bank(root: str, *, num_neighbors: int) -> ReferenceBank:
     """The bank of a data set."""
-    return _make_bank(manifest.read_table(root, _PATH), num_neighbors)
+    return _make_bank(Dataset(root).read_table(_PATH), num_neighbors)
 
 
 def _distinct(positives: pa.Table) -> pa.Table:
-    """One row a content hash, ordered by it: the bank does not depend on the order of reading."""
+    """One row per content hash, sorted by it: the bank does not depend on the order of reading."""
     positives = positives.sort_by([("content_hash", "ascending"), ("key", "ascending")])
     hashes = positives["content_hash"].to_pylist()
     first = [i == 0 or hashes[i] != hashes[i - 1] for i in range(len(hashes))]
@@ -125,12 +125,12 @@ def _make_bank(positives: pa.Table, num_neighbors: int) -> ReferenceBank:
         range(train.num_rows), key=lambda i: unit_hash("bank", train["content_hash"][i].as_py())
     )
     train = train.take(order[:_MAX_ROWS])
-    looks = NearDuplicateIndex()
-    if "perceptual_hash" in positives.column_names:  # a data set of before has none
-        looks.add(perceptual_hashes(positives))
+    near_duplicates = NearDuplicateIndex()
+    if "perceptual_hash" in positives.column_names:  # older data sets lack it
+        near_duplicates.add(perceptual_hashes(positives))
     return ReferenceBank(
         embedding_KD=embedding_matrix(train).astype(np.float64),
         content_hashes=tuple(train["content_hash"].to_pylist()),
-        positives=KnownPositives(frozenset(positives["content_hash"].to_pylist()), looks),
+        positives=KnownPositives(frozenset(positives["content_hash"].to_pylist()), near_duplicates),
         num_neighbors=num_neighbors,
     )

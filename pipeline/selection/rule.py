@@ -1,13 +1,14 @@
-"""The rule that decides for each candidate: its inclusion probability and the draw."""
+"""The rule that decides about each candidate: its inclusion probability and its draw."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config.schema import SelectionConfig
-from pipeline.dataset import manifest
+from pipeline.config.selection import SelectionConfig
+from pipeline.dataset import Dataset
 from pipeline.dataset.keys import unit_hash
 from pipeline.dataset.metadata import ReferenceInfo, SourcePlan
 
@@ -16,8 +17,8 @@ from pipeline.dataset.metadata import ReferenceInfo, SourcePlan
 class SelectionRule:
     """How candidates of one source are chosen.
 
-    Training negatives: `inclusion_probability`. Negatives of val and test: `eval_probability`,
-    whatever they look like, so that plain binomial intervals hold. Positives: 1.
+    Training negatives have their `inclusion_probability`. Negatives of val and test all have
+    `eval_probability`, so that plain binomial intervals hold. Positives have 1.
     """
 
     scale: float
@@ -26,11 +27,26 @@ class SelectionRule:
     min_probability: float
     eval_probability: float
     seed: int
-    near: float  # similarity below which a look that is a positive's is chance
+    near: float  # similarity below which the perceptual hash of a positive is a coincidence
     ceiling: float | None  # similarity above which an unlabelled candidate is suspected
 
+    @classmethod
+    def from_plan(
+        cls, plan: SourcePlan, reference: ReferenceInfo, selection: SelectionConfig
+    ) -> Self:
+        return cls(
+            scale=plan.scale,
+            beta=selection.effective_beta,
+            offset=reference.median,
+            min_probability=selection.min_probability,
+            eval_probability=plan.eval_probability,
+            seed=selection.seed,
+            near=reference.near,
+            ceiling=reference.ceiling if selection.quarantine == "auto" else None,
+        )
+
     def train_probability(self, similarity_B: NDArray[np.floating]) -> NDArray[np.float32]:
-        """inclusion_probability_B of training negatives, as rows carry it."""
+        """inclusion_probability_B of training negatives, in the precision of the column."""
         return inclusion_probability(
             similarity_B,
             scale=self.scale,
@@ -41,26 +57,12 @@ class SelectionRule:
 
 
 def load_rule(root: str, source: str, selection: SelectionConfig) -> SelectionRule:
-    plan = manifest.read_plan(root, source)
+    """The rule of a source whose plan is committed."""
+    plan = Dataset(root).read_plan(source)
     assert plan is not None, f"no plan is committed for {source}"
-    reference = manifest.read_reference_info(root)
+    reference = Dataset(root).read_reference()
     assert reference is not None
-    return rule_of(plan, reference, selection)
-
-
-def rule_of(
-    plan: SourcePlan, reference: ReferenceInfo, selection: SelectionConfig
-) -> SelectionRule:
-    return SelectionRule(
-        scale=plan.scale,
-        beta=selection.effective_beta,
-        offset=reference.median,
-        min_probability=selection.min_probability,
-        eval_probability=plan.eval_probability,
-        seed=selection.seed,
-        near=reference.near,
-        ceiling=reference.ceiling if selection.quarantine == "auto" else None,
-    )
+    return SelectionRule.from_plan(plan, reference, selection)
 
 
 def inclusion_probability(
@@ -76,7 +78,7 @@ def inclusion_probability(
     return np.clip(scale * weight_B, min_probability, 1.0)
 
 
-def draw(
+def poisson_sample(
     rule: SelectionRule,
     *,
     similarity_B: NDArray[np.floating],
@@ -85,10 +87,10 @@ def draw(
     is_train_B: NDArray[np.bool_],
     at_least_B: NDArray[np.float32] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """inclusion_probability_B, and whether the permanent random number of each row is below it.
+    """inclusion_probability_B, and is_drawn_B: the permanent random number of a row is below it.
 
-    at_least_B: what a later rule has raised it to. The union of two draws by the same number is
-    one by the larger probability.
+    at_least_B: probabilities of another draw. The union of two draws by the same random numbers is
+    a draw by the larger probability.
     """
     probability_B = np.where(
         is_train_B, rule.train_probability(similarity_B), np.float32(rule.eval_probability)

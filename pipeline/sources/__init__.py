@@ -1,12 +1,12 @@
-"""Where samples come from. A format is one module here; a generator is one in `generated/`.
+"""Where samples come from: a file or folder per format in `kinds/`, per generator in `generated/`.
 
-A module has three names:
+Each has three names:
 
     Params   pydantic model of `params:` in the config, frozen, extra fields forbidden
     Source   made from Params; satisfies the protocol below
     toy      writes three tiny images in this format and returns Params that point at them
 
-`kind` in a config entry is the module's name: nothing is registered.
+`kind` in a config entry is the name of the file or folder; nothing is registered.
 """
 
 import importlib
@@ -31,40 +31,40 @@ _PACKAGES = ("pipeline.sources.kinds", "pipeline.sources.generated")
 
 @runtime_checkable
 class Source(Protocol):
-    """Partitions of samples, in an order that never changes."""
+    """Partitions of samples, in a fixed order."""
 
     @property
     def is_endless(self) -> bool:
-        """Whether `partitions()` never ends; the build's budget then ends it."""
+        """Whether `partitions()` never ends; then the budget of the build limits it."""
 
     def partitions(self) -> Iterator[Partition]:
         """Cheap and deterministic: lists, but opens no image."""
 
     def read(self, partition: Partition) -> Iterator[RawSample]:
-        """Lazy, in a stable order, restartable from the beginning any number of times."""
+        """Lazy, in a fixed order; may be called any number of times."""
 
 
 @runtime_checkable
 class ResumableSource(Source, Protocol):
-    """A source that need not read what it is to skip."""
+    """A source that can skip samples without reading them."""
 
     def read_from(self, partition: Partition, start: int) -> Iterator[RawSample]:
-        """What `read` yields, without the first `start` samples."""
+        """Like `read`, without the first `start` samples."""
 
 
 @runtime_checkable
 class EstimatingSource(Source, Protocol):
-    """A source that does not count its samples, but knows about how many there are."""
+    """A source that can estimate the number of its samples without reading them."""
 
     def estimate_samples(self, partition: Partition, mean_bytes: float) -> float | None:
-        """By names, sizes and footers; None where these do not tell.
+        """From names, sizes and footers; None if unknown.
 
-        `mean_bytes` is how large an encoded image of this source is.
+        `mean_bytes` is the mean size of an encoded image of this source.
         """
 
 
 class SourceModule(Protocol):
-    """What a module under `sources/` offers."""
+    """The names of a kind."""
 
     Params: type[BaseModel]
 
@@ -83,14 +83,14 @@ def read_from(source: Source, partition: Partition, start: int) -> Iterator[RawS
 def read_partitions(
     source: Source, partitions: Sequence[Partition], start: int
 ) -> Iterator[Positioned]:
-    """The samples of partitions in a row, without the first `start`."""
+    """The samples of several partitions, without the first `start`."""
     for partition in partitions:
         if partition.num_samples is not None and start >= partition.num_samples:
             start -= partition.num_samples
             continue
         if partition.num_samples is not None or len(partitions) == 1:
             samples, first, start = read_from(source, partition, start), start, 0
-        else:  # only reading tells in which partition sample `start` lies
+        else:  # only reading shows in which partition sample `start` is
             samples, first = source.read(partition), 0
         for ordinal, sample in enumerate(samples, start=first):
             if start:
@@ -100,25 +100,24 @@ def read_partitions(
 
 
 def estimate_samples(source: Source, partition: Partition, mean_bytes: float) -> float | None:
-    """About how many samples a partition has that does not say; None where nobody knows."""
+    """Estimated number of samples in a partition without a count; None if unknown."""
     if not isinstance(source, EstimatingSource):
         return None
     return source.estimate_samples(partition, mean_bytes)
 
 
 def source_kinds() -> list[str]:
-    """Every module that can be named as `kind`."""
+    """Every name that `kind` may have."""
     return sorted(
         module.name
         for package in _PACKAGES
         for module in pkgutil.iter_modules(importlib.import_module(package).__path__)
-        if module.name != "generated" and not module.name.startswith("_")
     )
 
 
 def load_source_module(kind: str) -> ModuleType:
-    """The module of a kind; raises ConfigError, listing the kinds there are."""
-    if kind != "generated" and _KIND.fullmatch(kind):
+    """The module of a kind; raises ConfigError, which lists the kinds."""
+    if _KIND.fullmatch(kind):
         for package in _PACKAGES:
             name = f"{package}.{kind}"
             if importlib.util.find_spec(name) is not None:
@@ -139,7 +138,7 @@ def _import_kind(name: str, kind: str) -> ModuleType:
 
 
 def open_source(kind: str, params: Mapping[str, Any]) -> Source:
-    """A source ready to list and read; raises ConfigError that names the field at fault."""
+    """A source by its kind and params; raises ConfigError, which names the wrong field."""
     module = load_source_module(kind)
     try:
         source: Source = module.Source(module.Params.model_validate(params))
@@ -153,10 +152,10 @@ def open_source(kind: str, params: Mapping[str, Any]) -> Source:
 
 
 def open_entry(entry: SourceEntry, role: Role) -> Source:
-    """The source of a config entry; raises ConfigError that names the entry.
+    """The source of a config entry; raises ConfigError, which names the entry.
 
-    Under `positives` all that a source yields is taken for the target, so that one with other
-    classes must leave them out.
+    Under `positives` every sample is taken for the target, so that a source with other classes
+    must leave them out.
     """
     try:
         source = open_source(entry.kind, entry.params)
@@ -164,11 +163,11 @@ def open_entry(entry: SourceEntry, role: Role) -> Source:
         raise ConfigError(f"{entry.name}: {error}") from None
     params = load_source_module(entry.kind).Params.model_validate(entry.params)
     policy = getattr(params, "target_policy", "only")
-    # Where these can be given and are not, nothing tells the classes apart.
-    tells_classes = getattr(params, "target_labels", True)
-    if role == "positive" and policy != "only" and tells_classes:
+    # Without target_labels, a labelled source does not distinguish classes.
+    has_classes = getattr(params, "target_labels", True)
+    if role == "positive" and policy != "only" and has_classes:
         raise ConfigError(
-            f"positives {entry.name}: with `params.target_policy` {policy} it has other classes, "
-            "and under `positives` all is taken for the target; set it to only"
+            f"positives {entry.name}: with `params.target_policy` {policy} it yields other "
+            "classes, and under `positives` every sample is taken for the target; set it to only"
         )
     return source

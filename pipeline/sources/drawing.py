@@ -1,7 +1,7 @@
-"""What generators draw with: scalars of a picture's stream, compiled kernels, palettes, ramps.
+"""Drawing tools of generators: random scalars, compiled kernels, palettes, colour ramps.
 
-Randomness comes from raw words alone - of Philox in Python, of SplitMix64 in kernels: the streams
-of numpy's distributions may change with its releases, these do not.
+Randomness comes only from raw words, of Philox in Python and of SplitMix64 in kernels: the streams
+of numpy's distributions may change between releases, these do not.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,12 +24,12 @@ _SCHEMES = (_ANY, _HUES, _HUES, _PALE, _DARK, _NATURAL, _GREYS)
 
 
 def compiled(kernel: Kernel) -> Kernel:
-    """Machine code at the first call, in seconds, and from a cache on disk ever after.
+    """Compiles at the first call, which takes seconds; later processes load it from a disk cache.
 
-    Numba takes the first of NUMBA_CACHE_DIR, `__pycache__` and the user's cache directory that it
-    can write to; where there is none, every process compiles for itself. Strict floating point:
-    no sum is reordered. (Numba sees no change in a kernel that another file's kernel calls:
-    after editing one here, remove the *.nbi files.)
+    Numba uses the first of NUMBA_CACHE_DIR, `__pycache__` and the user's cache directory that it
+    can write to; without one, every process compiles. Floating point is strict: no sum is
+    reordered. (Numba does not notice a change in a kernel that another file's kernel calls: after
+    editing one here, remove the *.nbi files.)
     """
     try:
         return cast(Kernel, njit(cache=True, nogil=True)(kernel))
@@ -56,24 +56,24 @@ def next_unit(state: State) -> float:
 @compiled
 def next_below(state: State, limit: int) -> int:
     """Uniform in 0 .. limit - 1; the bias is under limit / 2^32."""
-    # Signed again at once: Numba makes a float of the sum of a signed and an unsigned number.
+    # Made signed: in Numba the sum of a signed and an unsigned number is a float.
     return int(np.int64(((next_word(state) >> np.uint64(32)) * np.uint64(limit)) >> np.uint64(32)))
 
 
 @compiled
 def to_byte(level: int | np.int32) -> int:
-    """Cut off at 0 and 255."""
+    """Clipped to 0 .. 255."""
     return int(min(max(level, 0), 255))
 
 
 class Dice:
-    """Scalars from the raw words of one picture's stream: 0.2 us each, numpy's own cost 1."""
+    """Random scalars from raw words: 0.2 us each, numpy's distributions take 1 us."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._raw = rng.bit_generator.random_raw
 
     def state(self) -> State:
-        """Where a kernel's own stream begins."""
+        """A seed for a kernel's own stream."""
         return np.asarray(self._raw(1))
 
     def unit(self) -> float:
@@ -102,8 +102,8 @@ class Dice:
         return words.astype("<u8").view(np.uint8)[:count]
 
     def palette(self, num_colours: int, *, is_vivid: bool = False) -> NDArray[np.uint8]:
-        """Colours that go together, RGB in rows: any or few hues, and, where they need not be
-        vivid, pale, dark, natural ones or greys.
+        """Matching colours, RGB in rows: any or few hues, or, unless `is_vivid`, also pale, dark,
+        natural ones or greys.
         """
         colours = np.empty((num_colours, 3), np.uint8)
         scheme = self.pick(_SCHEMES[:2] if is_vivid else _SCHEMES)
@@ -112,7 +112,7 @@ class Dice:
 
 
 def ramp(colours: NDArray[np.uint8], num_steps: int = 256) -> NDArray[np.uint8]:
-    """`num_steps` colours that run evenly through all of `colours`, ends included."""
+    """`num_steps` colours, evenly interpolated through all of `colours`."""
     steps = np.empty((num_steps, 3), np.uint8)
     _fill_ramp(colours, steps)
     return steps
@@ -155,7 +155,7 @@ def _fill_palette(state: State, scheme: int, colours: NDArray[np.uint8]) -> None
             saturation, value = 0.45 * saturation, 0.75 + 0.25 * value
         elif scheme == _DARK:
             saturation, value = 0.9 * saturation, 0.05 + 0.55 * value * value
-        else:  # greys, hardly tinted
+        else:  # greys with a slight tint
             saturation = 0.08 * saturation
         for channel in range(3):
             # HSV: each channel is a trapezoid over the hue, a third of the circle apart.

@@ -1,7 +1,7 @@
-"""Which partitions of a source are taken, and how they are cut into spans and rounds.
+"""Surveys a source: how many partitions and samples it has, and which partitions are taken.
 
-A listing is passed over, never kept: a source of a million partitions costs no more memory than
-one of ten. Opens no image.
+Partitions are iterated and never kept: a source of a million takes no more memory than one of ten.
+No image is opened.
 """
 
 import math
@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config.schema import Config, SelectionConfig, SourceEntry
+from pipeline.config.schema import Config, SourceEntry
+from pipeline.config.selection import SelectionConfig
 from pipeline.dataset.metadata import SourcePlan
 from pipeline.dataset.schema import Partition
 from pipeline.errors import ConfigError, InfinegError
@@ -19,27 +20,25 @@ from pipeline.sources import EstimatingSource, Source, estimate_samples
 
 # A pilot reads a little of many partitions, because samples of one partition resemble each other.
 _MAX_PILOT_PARTITIONS = 64
-
-
-UNKNOWN_PARTITION_SIZE = 1000  # until the pilot tells; only orders of magnitude matter
+UNKNOWN_PARTITION_SIZE = 1000  # before the pilot; only the order of magnitude matters
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What one pass over the partitions of a source tells, and what is to be taken of them."""
+    """The result of one pass over the partitions of a source."""
 
-    num_listed: int | None  # None: of an endless source, of which the first ones are taken
-    num_partitions: int
-    samples_per_partition: float | None  # None where the source does not tell
+    num_listed: int | None  # None for an endless source
+    num_partitions: int  # to take
+    samples_per_partition: float | None  # None if unknown
     examples: tuple[Partition, ...]  # at even steps, for the pilot
-    num_pilot: int  # candidates that the pilot reads of them
-    can_tell_sizes: bool = True  # of partitions, before these are read
-    num_wanted: int | None = None  # candidates, of a source that ends; None for all
-    # Samples of each example by what its source knows besides; () until there is a pilot.
+    num_pilot: int  # candidates that the pilot reads in them
+    can_tell_sizes: bool = True  # whether sizes of partitions can be estimated before reading
+    num_wanted: int | None = None  # candidates of a source that ends; None for all
+    # Estimated samples of each example; () before the pilot.
     estimates: tuple[float | None, ...] = ()
 
     def num_partitions_for(self, samples_per_partition: float) -> int:
-        """How many give the candidates that are wanted of a source that ends."""
+        """Number of partitions that have the wanted candidates of a source that ends."""
         num_listed = self.num_listed or self.num_partitions
         num_candidates = num_listed * samples_per_partition
         if self.num_wanted is None or num_candidates <= self.num_wanted:
@@ -48,10 +47,10 @@ class Listing:
 
 
 def survey(source: Source, entry: SourceEntry, config: Config) -> Listing:
-    """Passes over the partitions once.
+    """Iterates over the partitions once.
 
-    An endless source gives a prefix, as long as the budget asks for. Another is read whole, or,
-    over `max_candidates`, at even steps: a prefix of a sorted list would be all of one kind.
+    Of an endless source the first partitions are taken, as many as the budget needs. Of another,
+    all, or with `max_candidates` some at even steps: the first of a sorted list may be all alike.
     """
     is_positive = config.role_of(entry) == "positive"
     wanted = entry.max_candidates if is_positive else _candidates_wanted(entry, config, source)
@@ -88,7 +87,7 @@ def survey(source: Source, entry: SourceEntry, config: Config) -> Listing:
 
 
 def estimate_sizes(listing: Listing, source: Source, pilot: pa.Table) -> Listing:
-    """With what the source knows of partitions that do not say how many samples they have."""
+    """Adds the source's estimates of partition sizes, if partitions have no counts."""
     if listing.samples_per_partition is not None or not pilot.num_rows:
         return listing
     mean_bytes = float(np.mean(pilot["read_bytes"].to_numpy()))
@@ -97,7 +96,7 @@ def estimate_sizes(listing: Listing, source: Source, pilot: pa.Table) -> Listing
 
 
 class _EvenSteps:
-    """Keeps `number` of a stream of unknown length, at nearly even steps, the first among them."""
+    """Keeps `number` items of a stream of unknown length, at nearly even steps from the first."""
 
     def __init__(self, number: int) -> None:
         self._number = number
@@ -121,7 +120,7 @@ class _EvenSteps:
 def take_partitions(
     source: Source, num_partitions: int, num_listed: int | None
 ) -> Iterator[Partition]:
-    """`num_partitions` of `num_listed`, at even steps; without a number listed the first ones."""
+    """`num_partitions` of `num_listed` at even steps; if that is None, the first ones."""
     num_taken, num_listed = 0, num_listed or num_partitions
     for position, partition in enumerate(source.partitions()):
         if num_taken == num_partitions:
@@ -135,12 +134,12 @@ def refuse_changed_listing(plan: SourcePlan, num_seen: int) -> InfinegError:
     return InfinegError(
         f"source {plan.source!r} was planned with {plan.num_listed or plan.num_partitions:,} "
         f"partitions and has {num_seen:,} now. Restore it, or remove plans/{plan.source}.json "
-        "of the data set to begin this source anew."
+        "of the data set to start this source again."
     )
 
 
 def _candidates_wanted(entry: SourceEntry, config: Config, source: Source) -> int | None:
-    """Candidates to read of a source of negatives; None for all there are."""
+    """Candidates to read of a source of negatives; None for all."""
     selection = config.selection
     budget = selection.budget
     if entry.max_candidates is not None:
@@ -151,10 +150,10 @@ def _candidates_wanted(entry: SourceEntry, config: Config, source: Source) -> in
         return None
     if budget.selected is not None:
         return math.ceil(entry.weight * budget.selected * selection.candidates_per_selected)
-    # Only the pilot tells how large a picture is and how long it takes: `make_plan` takes more.
+    # The size of an image is unknown before the pilot; `make_plan` takes more.
     return 10 * pilot_size(entry, selection)
 
 
 def pilot_size(entry: SourceEntry, selection: SelectionConfig) -> int:
-    """Candidates that a pilot reads at first; `plan.pilot_needed` may ask for more."""
+    """Candidates that the first pilot reads; `plan.pilot_needed` may ask for more."""
     return max(selection.pilot, math.ceil(0.01 * entry.weight * (selection.budget.selected or 0)))

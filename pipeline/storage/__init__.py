@@ -1,7 +1,7 @@
-"""Files and objects through fsspec: list, read, write atomically, hash, retry what is transient.
+"""Files and objects through fsspec: list, read, write atomically, hash, retry.
 
-Every path is a local path or a URL such as s3://, gs://, hf:// or https://. All that the project
-reads or writes goes through here.
+Every path is a local path or a URL such as s3://, gs://, hf:// or https://. All reads and writes
+of the project go through this package.
 """
 
 from pipeline.storage.atomic import HashingWriter, open_atomic, write_atomic
@@ -26,7 +26,6 @@ from pipeline.storage.files import (
 )
 from pipeline.storage.local_cache import LocalCache
 from pipeline.storage.locations import configure, join, redact, refuse_credentials
-from pipeline.storage.retry import retry
 
 __all__ = [
     "HashingWriter",
@@ -52,7 +51,6 @@ __all__ = [
     "remove_many",
     "remove_tree",
     "replace_if",
-    "retry",
     "sha256_of",
     "size_of",
     "sizes_of",

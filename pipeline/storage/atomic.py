@@ -1,8 +1,8 @@
-"""Writes that are seen whole or not at all.
+"""Atomic writes: a reader sees a whole file or none.
 
-On a disk: a file beside its place, synced, then renamed or linked, then the folder synced. The
-folder, too, because a record of a part must not outlive a power cut that its data did not. On an
-object store: one completed upload, of which nothing is seen before its end.
+On a disk: a temporary file in the same folder, synced, renamed, then the folder synced. The folder,
+too, because after a power cut the record of a part must not be there without its data. On an object
+store: one upload, invisible until it is complete.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ _UPLOAD_PART_BYTES = 16 * 2**20
 
 
 class HashingWriter(io.RawIOBase):
-    """A binary file that knows the sha256 and the size of what went through it."""
+    """A binary file that computes the sha256 and the size of what is written."""
 
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__()
@@ -54,10 +54,10 @@ class HashingWriter(io.RawIOBase):
 
 @contextlib.contextmanager
 def open_atomic(uri: str) -> Iterator[HashingWriter]:
-    """Writes all or nothing: readers see the file only once the block has ended well."""
+    """Writes a file that appears when the block ends, and not at all if it raises."""
     fs, path = resolve_writable(uri)
     what = f"write {redact(uri)}"
-    # Beside its place on a disk, so that the rename cannot cross file systems.
+    # In the same folder, so that the rename stays within one file system.
     directory = str(retry(lambda: make_parents(path), what)) if is_local(fs) else None
     handle, temporary = retry(lambda: tempfile.mkstemp(prefix=".tmp-", dir=directory), what)
     try:
@@ -86,7 +86,7 @@ def write_atomic(uri: str, data: bytes) -> str:
 
 
 def resolve_writable(uri: str) -> tuple[Any, str]:
-    """File system and path of a URI that is to be written."""
+    """File system and path of a URI to write to."""
     fs, path = resolve(uri)
     if is_http(fs):
         raise ConfigError(f"{redact(uri)}: http and https can only be read")
@@ -94,14 +94,14 @@ def resolve_writable(uri: str) -> tuple[Any, str]:
 
 
 def put_in_place(temporary: str, path: str) -> None:
-    """Renames a synced file, readable by all, to where it is to be."""
+    """Makes a synced temporary file readable by all and renames it to `path`."""
     os.chmod(temporary, 0o644)
     os.replace(temporary, path)
     sync_directory(Path(path).parent)
 
 
 def make_parents(path: str) -> Path:
-    """Makes the folders of a file so that they, too, outlive a power cut."""
+    """Makes the folders of a file, synced; returns its own."""
     parent = Path(path).parent
     missing = []
     while not parent.exists():

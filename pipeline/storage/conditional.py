@@ -1,9 +1,10 @@
-"""Small files that only one of many writers can win: create, compare and swap, compare and remove.
+"""Conditional writes of small files: create, compare and swap, compare and remove.
 
-On a disk: a hard link, which fails where there is a name, and a lock on the file that is to be
-replaced (both hold on NFS, too). On S3: the conditions If-None-Match and If-Match. Content has to
-be the writer's own, such as with a random id: an upload whose answer was lost is sent again, also
-by drivers unasked, and is then refused; what is there tells whose it was.
+Of several writers at once only one succeeds. On a disk: a hard link, which fails if the name is
+taken, and a lock on the file to replace (both work on NFS, too). On S3: the conditions
+If-None-Match and If-Match. Content must be unique to the writer, e.g. by a random id: an upload
+whose answer was lost is sent again (drivers do so, too) and then refused, and only the content
+shows whose it was.
 """
 
 import contextlib
@@ -27,16 +28,13 @@ from pipeline.storage.errors import s3_code
 from pipeline.storage.locations import is_local, is_protocol, redact
 from pipeline.storage.retry import retry
 
-# `memory://` is one process; its own check and write are two steps.
+# memory:// lives in one process, where a check and a write are two steps.
 _memory_lock = threading.Lock()
 _LOCK_TIMEOUT_S = 2.0
 
 
 def create_exclusive(uri: str, data: bytes) -> bool:
-    """Writes a small file if there is none, whole; False where there is one.
-
-    Of all writers at once, one gets True.
-    """
+    """Creates a small file, whole; False if it exists. Of all writers at once, one gets True."""
     fs, path = resolve_writable(uri)
     what = f"create {redact(uri)}"
     if is_local(fs):
@@ -57,10 +55,10 @@ def create_exclusive(uri: str, data: bytes) -> bool:
 
 
 def replace_if(uri: str, old: bytes, new: bytes) -> bool:
-    """Replaces a small file if its content is `old`; False where it is not.
+    """Replaces a small file if its content is `old`; else False.
 
-    Of all writers at once on a disk, on S3 or in memory, one gets True. Elsewhere the content is
-    compared, but two that write in the same moment both get True, and the last one has won.
+    Of all writers at once on a disk, on S3 or in memory, one gets True. On other storage two that
+    write at the same moment may both get True, and the last one wins.
     """
     fs, path = resolve_writable(uri)
 
@@ -74,7 +72,7 @@ def replace_if(uri: str, old: bytes, new: bytes) -> bool:
 
 
 def remove_if(uri: str, old: bytes) -> bool:
-    """Removes a small file if its content is `old`; False where it is not, or none is there."""
+    """Removes a small file if its content is `old`; else False, also if there is none."""
     fs, path = resolve_writable(uri)
 
     def remove(condition: dict[str, str]) -> None:
@@ -95,7 +93,7 @@ def _change_if(
     local: Callable[[], None],
     remote: Callable[[dict[str, str]], None],
 ) -> bool:
-    """Changes a file from `old` to `new`, None for gone; False where it is not `old`."""
+    """Changes a file from `old` to `new` (None removes it); False if it is not `old`."""
     fs, path = resolve_writable(uri)
 
     def change() -> bool:
@@ -119,14 +117,14 @@ def _change_if(
 
 @contextlib.contextmanager
 def _current(fs: Any, path: str) -> Iterator[tuple[bytes | None, dict[str, str]]]:
-    """Content of a file, None for none, and the condition under which it still has it."""
+    """Content of a file (None if missing), and a condition that holds while it is the same."""
     if is_local(fs):
         with _locked(path) as content:
             yield content, {}
         return
     with _memory_lock if is_protocol(fs, "memory") else contextlib.nullcontext():
         try:
-            # In this order: the condition must not be younger than the content.
+            # In this order: the condition must not be newer than the content.
             condition = {"IfMatch": fs.info(path)["ETag"]} if is_protocol(fs, "s3") else {}
         except FileNotFoundError:
             yield None, {}
@@ -135,7 +133,7 @@ def _current(fs: Any, path: str) -> Iterator[tuple[bytes | None, dict[str, str]]
 
 
 def _content(fs: Any, path: str) -> bytes | None:
-    """Content of a file, None for none."""
+    """Content of a file; None if missing."""
     try:
         return bytes(fs.cat_file(path))
     except FileNotFoundError:
@@ -144,9 +142,12 @@ def _content(fs: Any, path: str) -> bytes | None:
 
 @contextlib.contextmanager
 def _locked(path: str) -> Iterator[bytes | None]:
-    """Content of a local file that no other process replaces meanwhile; None for none."""
+    """Content of a local file (None if missing) that no other process replaces meanwhile.
+
+    The lock is on the file itself: a lock file beside it would stay in the user's folder.
+    """
     try:
-        handle = os.open(path, os.O_RDWR)  # NFS locks only what may be written
+        handle = os.open(path, os.O_RDWR)  # NFS locks only files opened for writing
     except FileNotFoundError:
         yield None
         return
@@ -156,12 +157,12 @@ def _locked(path: str) -> Iterator[bytes | None]:
             is_current = os.path.samestat(os.fstat(handle), os.stat(path))
         except FileNotFoundError:
             is_current = False
-        # Replaced since it was opened, the lock is on a file that is no more.
+        # If it was replaced since it was opened, the lock is on a file without a name.
         yield file.read() if is_current else None
 
 
 def _lock(handle: int) -> None:
-    """Locks an open file until it is closed; a process that stopped with the lock is no trap."""
+    """Locks an open file until it is closed; waits for at most _LOCK_TIMEOUT_S."""
     deadline = time.monotonic() + _LOCK_TIMEOUT_S
     while True:
         try:
@@ -174,7 +175,7 @@ def _lock(handle: int) -> None:
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
-            return  # a file system without locks: that the content is compared has to do
+            return  # a file system without locks: comparing the content has to do
 
 
 def _link_new(data: bytes, path: str) -> bool:
@@ -182,7 +183,7 @@ def _link_new(data: bytes, path: str) -> bool:
     try:
         os.link(temporary, path)
     except (FileExistsError, FileNotFoundError):
-        return False  # another was faster, or has swept the folder, which is for who was faster
+        return False  # another was faster, or a faster one has swept the folder
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
@@ -195,7 +196,7 @@ def _link_new(data: bytes, path: str) -> bool:
 
 
 def _open_new(data: bytes, path: str) -> bool:
-    """For a file system without links: no less exclusive, but a reader may see half of it."""
+    """For a file system without links: as exclusive, but a reader may see half a file."""
     try:
         with open(path, "xb") as file:
             file.write(data)
@@ -217,7 +218,7 @@ def _written_beside(data: bytes, path: str) -> str:
 
 
 def _is_refused(error: OSError) -> bool:
-    """True where a condition did not hold, or what it is about is gone."""
+    """Whether the condition did not hold, or the file is gone."""
     if isinstance(error, FileExistsError):
         return True
     codes = {s3_code(error), s3_code(error.__cause__)}

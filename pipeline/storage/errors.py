@@ -1,4 +1,7 @@
-"""Errors of storage drivers as errors for a user: refusals, and drivers that are missing."""
+"""Errors of storage drivers, translated into errors that a user can act on.
+
+Drivers are optional and imported late, so their errors are named instead of imported.
+"""
 
 import errno
 import http
@@ -7,7 +10,7 @@ from collections.abc import Iterator
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.storage.locations import redact
 
-# Kinds of lost connections and absent servers that will not pass.
+# Never worth another try, although they look like lost connections.
 PERMANENT = frozenset(
     {
         "ssl.SSLCertVerificationError",
@@ -17,17 +20,17 @@ PERMANENT = frozenset(
         "httpx2.UnsupportedProtocol",
         "httpx.UnsupportedProtocol",
         "huggingface_hub.errors.OfflineModeIsEnabled",
+        "s3fs.utils.FileExpired",
     }
 )
-
 
 _AWS_CREDENTIALS = (
     "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; for a public bucket, set the "
     "storage option anon: true"
 )
 
-
-_LOGIN = {
+# What to do about them.
+LOGIN = {
     "botocore.exceptions.NoCredentialsError": _AWS_CREDENTIALS,
     "botocore.exceptions.PartialCredentialsError": _AWS_CREDENTIALS,
     "botocore.exceptions.CredentialRetrievalError": _AWS_CREDENTIALS,
@@ -43,7 +46,7 @@ _LOGIN = {
     "AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY",
 }
 
-
+# By the error codes of S3.
 _CODES = {
     "NoSuchBucket": "there is no such bucket (at this endpoint)",
     "InvalidBucketName": "no bucket can have this name",
@@ -56,9 +59,8 @@ _CODES = {
     "PermanentRedirect": "the bucket is in another region: set AWS_DEFAULT_REGION",
 }
 
-
 _ERRNO = {
-    errno.EACCES: "permission denied; check who owns it and its mode",
+    errno.EACCES: "permission denied; check its owner and mode",
     errno.EPERM: "permission denied",
     errno.ENOSPC: "no space is left there",
     errno.EDQUOT: "the quota is used up",
@@ -66,25 +68,32 @@ _ERRNO = {
     errno.ENAMETOOLONG: "the name is too long",
 }
 
+# The attribute with the HTTP status, of errors that have no response.
+STATUS = {
+    "aiohttp.client_exceptions.ClientResponseError": "status",
+    "azure.core.exceptions.HttpResponseError": "status_code",
+    "gcsfs.retry.HttpError": "code",
+}
 
-def told(error: Exception, what: str) -> Exception | None:
-    """The error that a user can act on; None where this is a bug or already tells enough."""
+
+def as_user_error(error: Exception, what: str) -> Exception | None:
+    """The error that a user can act on; None if `error` is a bug, or already one of these."""
     if isinstance(error, InfinegError):
         return None
     chain = list(chain_of(error))
     names = [name for link in chain for name in names_of(link)]
     for name in names:
-        if name in _LOGIN:
-            return ConfigError(f"{what}: {first_line(error).rstrip('.')}: {_LOGIN[name]}")
-        if name in PERMANENT or name == "s3fs.utils.FileExpired":
+        if name in LOGIN:
+            return ConfigError(f"{what}: {first_line(error).rstrip('.')}: {LOGIN[name]}")
+        if name in PERMANENT:
             return InfinegError(f"{what}: {first_line(error)}")
     for link in chain:
         if (code := s3_code(link)) in _CODES:
             return ConfigError(f"{what}: {_CODES[code]}")
-    return _told_of_status(error, chain, what)
+    return _by_status(error, chain, what)
 
 
-def _told_of_status(error: Exception, chain: list[BaseException], what: str) -> Exception | None:
+def _by_status(error: Exception, chain: list[BaseException], what: str) -> Exception | None:
     status = next((status for link in chain if (status := status_of(link))), None)
     if status == 404 or (status is None and _is_bare_not_found(error)):
         return FileNotFoundError(errno.ENOENT, f"{what}: no such file")
@@ -101,16 +110,8 @@ def _told_of_status(error: Exception, chain: list[BaseException], what: str) -> 
 
 
 def _is_bare_not_found(error: Exception) -> bool:
-    """Raised by a driver, without the words of an operating system."""
+    """Whether a driver raised it, not the operating system."""
     return isinstance(error, FileNotFoundError) and error.errno is None
-
-
-# Where errors without a response have theirs.
-_STATUS = {
-    "aiohttp.client_exceptions.ClientResponseError": "status",
-    "azure.core.exceptions.HttpResponseError": "status_code",
-    "gcsfs.retry.HttpError": "code",
-}
 
 
 def first_line(error: Exception) -> str:
@@ -118,7 +119,7 @@ def first_line(error: Exception) -> str:
 
 
 def chain_of(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it was raised from: drivers wrap what a server said."""
+    """The error and its causes: drivers wrap the answer of a server."""
     link: BaseException | None = error
     for _ in range(8):
         if link is None:
@@ -132,7 +133,7 @@ def names_of(error: BaseException) -> list[str]:
 
 
 def status_of(error: BaseException) -> int | None:
-    """HTTP status that an error of a driver carries."""
+    """HTTP status of a driver's error; None without one."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore
         value = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
@@ -140,12 +141,12 @@ def status_of(error: BaseException) -> int | None:
         value = getattr(response, "status_code", None)
     else:
         value = next(
-            (getattr(error, _STATUS[n], None) for n in names_of(error) if n in _STATUS), None
+            (getattr(error, STATUS[n], None) for n in names_of(error) if n in STATUS), None
         )
     return int(value) if str(value).isdigit() else None
 
 
 def s3_code(error: BaseException | None) -> str | None:
-    """The word by which S3 names an error."""
+    """The error code of S3, such as NoSuchKey."""
     response = getattr(error, "response", None)
     return response.get("Error", {}).get("Code") if isinstance(response, dict) else None

@@ -1,4 +1,4 @@
-"""Reads, lists, removes and fetches files and objects."""
+"""Reads, lists, measures and removes files and objects."""
 
 import contextlib
 import hashlib
@@ -17,31 +17,20 @@ from pipeline.storage.retry import retry
 from pipeline.storage.streams import open_http, open_stream, read_http_range
 
 A = TypeVar("A")
-
-
 T = TypeVar("T")
-
 
 # Small requests spend their time waiting for an answer.
 _NUM_THREADS = 32
-
-
 # docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
 _MAX_DELETED = 1000
-
-
-# Of s3fs, adlfs and memory. gcsfs gives text, which is left alone.
+# Of s3fs, adlfs and memory. gcsfs gives text, which is ignored.
 _TIME_KEYS = ("LastModified", "last_modified", "created")
-
-
 _PIECE_BYTES = 2**22
+_MISSING = -1
 
 
 def open_read(uri: str) -> IO[bytes]:
-    """A buffered binary stream that outlives a lost connection.
-
-    Seekable, but for an http server that offers no ranges.
-    """
+    """A buffered binary stream that reconnects; seekable unless an http server has no ranges."""
     fs, path = resolve(uri)
     what = f"read {redact(uri)}"
     if is_local(fs):
@@ -51,18 +40,18 @@ def open_read(uri: str) -> IO[bytes]:
 
 def read_bytes(uri: str) -> bytes:
     fs, path = resolve(uri)
-    # Else s3fs asks for the size first.
+    # Otherwise s3fs asks for the size first.
     options = {"max_concurrency": 1} if is_protocol(fs, "s3") else {}
     return bytes(retry(lambda: fs.cat_file(path, **options), f"read {redact(uri)}"))
 
 
 def read_many(uris: Sequence[str]) -> list[bytes]:
-    """The content of many small files, in their order; many at once over a network."""
+    """The content of many small files, in order; in parallel over a network."""
     return map_many(read_bytes, uris, fs=resolve(uris[0])[0]) if uris else []
 
 
 def read_range(uri: str, offset: int, size: int) -> bytes:
-    """`size` bytes from `offset`, without reading what comes before; fewer at the end."""
+    """`size` bytes from `offset`, or fewer at the end; does not read what comes before."""
     fs, path = resolve(uri)
     what = f"read {redact(uri)}"
     if is_http(fs):
@@ -74,7 +63,7 @@ def exists(uri: str) -> bool:
     fs, path = resolve(uri)
     forget_listings(fs)
     try:
-        # Not fs.exists: for some drivers, whatever they cannot reach does not exist.
+        # Not fs.exists: some drivers answer False for what they cannot reach.
         retry(lambda: fs.info(path), f"look for {redact(uri)}")
     except (FileNotFoundError, NotADirectoryError):
         return False
@@ -82,9 +71,9 @@ def exists(uri: str) -> bool:
 
 
 def list_files(uri: str, suffixes: tuple[str, ...] = ("",)) -> list[str]:
-    """Every file below a folder, sorted, relative to it; [] where there is no such folder.
+    """Every file below a folder, sorted, relative to it; [] if there is no such folder.
 
-    Suffixes are given in lower case, and match in any. Links to folders are followed.
+    Suffixes are lower case and match any case. Links to folders are followed.
     """
     fs, path = resolve_listable(uri)
     root = path.rstrip("/") + "/"
@@ -94,9 +83,9 @@ def list_files(uri: str, suffixes: tuple[str, ...] = ("",)) -> list[str]:
 
 
 def list_times(uri: str, suffixes: tuple[str, ...] = ("",)) -> dict[str, datetime]:
-    """As `list_files`, each with the time of its last change, by the clock of the storage.
+    """Like `list_files`, with the time of each file's last change by the clock of the storage.
 
-    Empty where the storage tells no times.
+    Empty if the storage has no times.
     """
     fs, path = resolve_listable(uri)
     root = path.rstrip("/") + "/"
@@ -104,7 +93,7 @@ def list_times(uri: str, suffixes: tuple[str, ...] = ("",)) -> dict[str, datetim
     times: dict[str, datetime] = {}
     if is_local(fs):
         for name in list_files(uri, suffixes):
-            with contextlib.suppress(FileNotFoundError):  # gone meanwhile
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
                 times[name] = datetime.fromtimestamp(os.stat(root + name).st_mtime, UTC)
         return times
     with contextlib.suppress(FileNotFoundError):
@@ -120,7 +109,7 @@ def list_times(uri: str, suffixes: tuple[str, ...] = ("",)) -> dict[str, datetim
 def list_prefix(uri_prefix: str) -> list[str]:
     """URIs, sorted, of the files of one folder whose names begin with what follows the last `/`.
 
-    What is below the folder is not listed, nor, on S3, the rest of it.
+    Not recursive; on S3 only keys with the prefix are listed.
     """
     folder, _, prefix = uri_prefix.rpartition("/")
     fs, path = resolve_listable(folder)
@@ -132,19 +121,19 @@ def list_prefix(uri_prefix: str) -> list[str]:
 
 
 def remove_tree(uri: str) -> None:
-    """Removes a folder or a file; nothing happens where there is none."""
+    """Removes a folder or a file, if there is one."""
     fs, path = resolve_listable(uri)
     what = f"remove {redact(uri)}"
     if is_local(fs):
         with contextlib.suppress(FileNotFoundError):
             retry(lambda: fs.rm(path, recursive=True), what)
     else:
-        # Not fs.rm: it takes `[1]` in a name for a pattern, and would remove a whole bucket.
+        # Not fs.rm: it takes `[1]` in a name for a pattern, and can remove a whole bucket.
         _remove_all(fs, _find(fs, path, what), what)
 
 
 def remove_many(uris: Iterable[str]) -> None:
-    """Removes files of one storage; one that is gone already is no error."""
+    """Removes files of one storage; missing ones are no error."""
     resolved = [resolve(uri) for uri in uris]
     if resolved:
         _remove_all(resolved[0][0], [path for _, path in resolved], "remove files")
@@ -160,7 +149,7 @@ def sha256_of(uri: str) -> str:
 
 
 def fetch(uri: str, file: IO[bytes]) -> tuple[str, int]:
-    """Copies the content of `uri` into an open file; its sha256 and size."""
+    """Copies the content of `uri` into an open file; returns its sha256 and size."""
     digest, size_bytes = hashlib.sha256(), 0
     with open_read(uri) as stream:
         while piece := stream.read(_PIECE_BYTES):
@@ -171,7 +160,7 @@ def fetch(uri: str, file: IO[bytes]) -> tuple[str, int]:
 
 
 def local_path(uri: str) -> Path | None:
-    """Where `uri` is on this machine; None where it is elsewhere."""
+    """The path of `uri` on this machine; None if it is elsewhere."""
     fs, path = resolve(uri)
     return Path(path) if is_local(fs) else None
 
@@ -179,25 +168,25 @@ def local_path(uri: str) -> Path | None:
 def resolve_listable(uri: str) -> tuple[Any, str]:
     fs, path = resolve(uri)
     if is_http(fs):
-        raise ConfigError(f"{redact(uri)}: http and https list nothing; name the files themselves")
+        raise ConfigError(f"{redact(uri)}: http and https cannot be listed; name the files")
     forget_listings(fs)
     return fs, path
 
 
 def _find(fs: Any, path: str, what: str) -> list[str]:
-    """Full paths of all files below a folder, or of the file itself; [] where there is none."""
+    """Full paths of all files below a folder, or of the file itself; [] if there is none."""
     if is_local(fs):
         return retry(lambda: [f"{path.rstrip('/')}/{name}" for name in _walk(path, "", ())], what)
     try:
         found = retry(lambda: fs.find(path), what)
     except FileNotFoundError:
         return []
-    # What ends in / is a folder that some tools write as an empty object.
+    # A name that ends in / is a folder, which some tools write as an empty object.
     return [name for name in found if not name.endswith("/")]
 
 
 def _walk(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
-    """Files below a local folder, `prefix` before each; a link into a folder above ends there."""
+    """Files below a local folder, each after `prefix`; a link to a folder above is not followed."""
     try:
         status = os.stat(folder)
         with os.scandir(folder) as listing:
@@ -215,7 +204,7 @@ def _walk(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Itera
 
 
 def _names_in(fs: Any, path: str, prefix: str) -> list[str]:
-    """Names of the files of a folder, at least of all that begin with `prefix`."""
+    """Names of files in a folder: at least all that begin with `prefix`."""
     if is_local(fs):
         with os.scandir(path) as listing:
             return [e.name for e in listing if e.name.startswith(prefix) and e.is_file()]
@@ -229,7 +218,7 @@ def _remove_all(fs: Any, paths: Sequence[str], what: str) -> None:
     if is_protocol(fs, "s3"):
         batches = [paths[i : i + _MAX_DELETED] for i in range(0, len(paths), _MAX_DELETED)]
         refused = map_many(lambda batch: _delete_objects(fs, batch, what), batches, fs=fs)
-        # One by one, they are tried again, or tell why not.
+        # One by one, they are retried or raise their own error.
         paths = list(itertools.chain.from_iterable(refused))
     map_many(lambda path: _remove_file(fs, path, what), paths, fs=fs)
 
@@ -249,7 +238,7 @@ def _remove_file(fs: Any, path: str, what: str) -> None:
 
 
 def map_many(action: Callable[[A], T], arguments: Sequence[A], *, fs: Any) -> list[T]:
-    """`action` of each, in order; in threads where there is a network between."""
+    """`action` of each, in order; in threads if the storage is remote."""
     if is_local(fs) or len(arguments) < 2:
         return [action(argument) for argument in arguments]
     with ThreadPoolExecutor(min(_NUM_THREADS, len(arguments))) as pool:
@@ -257,16 +246,13 @@ def map_many(action: Callable[[A], T], arguments: Sequence[A], *, fs: Any) -> li
 
 
 def forget_listings(fs: Any) -> None:
-    """Another process may have written since: hf:// has no option against its cache."""
+    """Drops cached listings: hf:// has no option for it, and other processes write, too."""
     if is_protocol(fs, "hf"):
         fs.invalidate_cache()
 
 
-_MISSING = -1
-
-
 def size_of(uri: str) -> int | None:
-    """Bytes of a stored file, without reading it; None where its server does not tell."""
+    """Bytes of a stored file, without reading it; None if its server does not say."""
     fs, path = resolve(uri)
     forget_listings(fs)
     size = retry(lambda: fs.info(path), f"look for {redact(uri)}")["size"]
@@ -274,9 +260,9 @@ def size_of(uri: str) -> int | None:
 
 
 def sizes_of(uris: Sequence[str]) -> dict[str, int | None]:
-    """Bytes of each that is there, by URI; None where its server does not tell.
+    """Bytes of each existing file, by URI; None if its server does not say.
 
-    Of one storage, and by one listing a folder where there are listings.
+    All of one storage. Takes one listing per folder where the storage can list.
     """
     if not uris:
         return {}
@@ -293,7 +279,7 @@ def sizes_of(uris: Sequence[str]) -> dict[str, int | None]:
 
 
 def _list_sizes(fs: Any, path: str, folder: str) -> dict[str, int | None]:
-    """Bytes of what is in a folder of a storage, by URI."""
+    """Bytes of each entry of a folder, by URI."""
     entries = retry(lambda: fs.ls(path, detail=True), f"list {redact(folder)}")
     return {f"{folder}/{entry['name'].rpartition('/')[2]}": entry["size"] for entry in entries}
 
@@ -308,9 +294,9 @@ def _size_or_missing(uri: str) -> int | None:
 def map_ahead(
     function: Callable[[A], T], arguments: Iterable[A], *, num_ahead: int = 16
 ) -> Iterator[T]:
-    """`function` of each, in order, in threads; memory holds the results of `num_ahead` at most.
+    """`function` of each, in order, in threads; memory holds at most `num_ahead` results.
 
-    An error is raised where its result would be; of what comes after nothing more is begun.
+    An error is raised in place of its result, and no further call is started.
     """
     with ThreadPoolExecutor(num_ahead) as pool:
         waiting: deque[Future[T]] = deque()

@@ -1,12 +1,12 @@
-"""A folder of local copies that processes share, bounded: what was not used longest goes first.
+"""A bounded folder of local copies, shared by processes; the least recently used is evicted first.
 
-Whoever maps a copy holds a shared lock on it, so that what is in use is never evicted: its space
-would not be freed. A copy is written under an exclusive lock and then renamed: it is seen whole or
-not at all, and others that want it wait instead of fetching it, too. A process that stops frees
-its locks; what it had half written is written anew by the next, or evicted.
+A mapped copy has a shared lock and is not evicted, which would not free its space. A copy is
+written under an exclusive lock and then renamed, so that others see it whole and wait instead of
+fetching it, too. A process that ends frees its locks; a half-written copy is written again by
+the next process, or evicted.
 
-Where copies in use fill the bound, a process gives up all its maps but the one that it opens, so
-that the folder exceeds the bound by at most one copy a process.
+If copies in use fill the folder, a process closes all its maps except the one it opens, so that
+the bound is exceeded by at most one copy per process.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ from typing import IO, Any
 
 from pipeline.errors import ConfigError, InfinegError
 
-_MAX_OPEN = 256  # maps of a process; each costs a file descriptor
+_MAX_OPEN = 256  # maps per process; each costs a file descriptor
 _PART, _LOCK = ".part-", ".lock"
 
 
 class LocalCache:
-    """Read-only maps of files of `directory`, by name. Many processes and threads may share it."""
+    """Memory maps of files of `directory`, by name. Safe for many processes and threads."""
 
     def __init__(self, directory: str | os.PathLike[str], max_bytes: int | None = None) -> None:
         self._directory = Path(directory).expanduser()
@@ -36,10 +36,10 @@ class LocalCache:
         self._lock = threading.Lock()
 
     def map(self, name: str, size_bytes: int, write: Callable[[IO[bytes]], None]) -> mmap.mmap:
-        """The file `name`, written by `write` where there is none of that size.
+        """The file `name`, written by `write` if there is none of that size.
 
-        To be used at once and not kept: only while it is referenced is the file safe from
-        eviction. Errors of `write` are raised, and leave nothing behind.
+        Use it at once and drop it: the file is safe from eviction only while the map is
+        referenced. Errors of `write` are raised and leave nothing behind.
         """
         with self._lock:
             found = self._maps.get(name)
@@ -54,7 +54,7 @@ class LocalCache:
         return opened
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """For a process that is not forked: the same folder, nothing mapped yet."""
+        """In a spawned process: the same folder, nothing mapped yet."""
         return LocalCache, (self._directory, self._max_bytes)
 
     def _open(self, name: str, size_bytes: int, write: Callable[[IO[bytes]], None]) -> mmap.mmap:
@@ -69,12 +69,12 @@ class LocalCache:
                     return _map(file)
             with part.open("ab+") as file:
                 if not _try_lock(file):
-                    _flock(file, fcntl.LOCK_SH)  # until whoever writes it is done
+                    _flock(file, fcntl.LOCK_SH)  # until its writer is done
                     continue
                 if not _is_at(file, part):
-                    continue  # it has been renamed meanwhile, or evicted before it was locked
+                    continue  # renamed meanwhile, or evicted before it was locked
                 if _has_size(final, size_bytes):
-                    part.unlink()  # renamed before this one was made
+                    part.unlink()  # renamed before this one was created
                     continue
                 self._write(file, final, size_bytes, write)
                 _flock(file, fcntl.LOCK_SH)
@@ -107,7 +107,7 @@ class LocalCache:
             raise
 
     def _make_room(self, size_bytes: int, *, own: IO[bytes]) -> None:
-        """Evicts until `size_bytes` more are within the bound, and takes that room for `own`."""
+        """Evicts until `size_bytes` more are within the bound, and reserves them for `own`."""
         if self._max_bytes is None:
             return
         with (self._directory / _LOCK).open("a") as lock:
@@ -120,7 +120,7 @@ class LocalCache:
                 os.truncate(own.fileno(), size_bytes)  # so that others count it
 
     def _evict(self, max_bytes: int, own: IO[bytes]) -> bool:
-        """Whether no more than max_bytes are left."""
+        """Evicts unused files; whether at most max_bytes are left."""
         files = sorted(self._files(), key=lambda file: file[1].st_mtime_ns)
         total = sum(status.st_size for _, status in files)
         mine = os.fstat(own.fileno())
@@ -140,7 +140,7 @@ class LocalCache:
 
 
 def _remove_unused(path: Path) -> bool:
-    """False where another process, or this one, has it in use."""
+    """False if this or another process uses it."""
     try:
         with path.open("rb") as file:
             if not _try_lock(file):
@@ -152,7 +152,7 @@ def _remove_unused(path: Path) -> bool:
 
 
 def _map(file: IO[bytes]) -> mmap.mmap:
-    """The map has the lock, too: its descriptor is a copy of the file's."""
+    """The map keeps the lock: its descriptor is a copy of the file's."""
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
@@ -171,7 +171,7 @@ def _has_size(path: Path, size_bytes: int) -> bool:
 
 
 def _try_lock(file: IO[Any]) -> bool:
-    """Whether nobody else had it."""
+    """Whether nobody else has it."""
     try:
         _flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

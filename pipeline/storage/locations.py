@@ -1,7 +1,7 @@
-"""Where a URI leads: the file system behind it, the options it is opened with, how it is shown.
+"""URIs: the file system of each, its options, and how it is shown without secrets.
 
-A URI is a local path or a URL of one protocol of `_DRIVERS`. Chained URLs of fsspec (`a::b`) and
-protocols that run or reach more than files are refused: a URI may come from a config of others.
+A URI is a local path or a URL with one protocol of `_DRIVERS`. Chained URLs of fsspec (`a::b`) and
+protocols that run programs are refused: a URI may come from somebody else's config.
 """
 
 import os
@@ -35,7 +35,7 @@ _SECRET_NAME = re.compile(
     r"(?:^|_)(?:key|secret|token|password|passwd|passphrase|credentials?|authorization|cookie)$"
     r"|access_key|secret_key|account_key|customerkey|sas_token|connection_string"
 )
-# Words of gcsfs that say where its token comes from: no secrets.
+# Words of gcsfs for where its token comes from: not secret.
 _TOKEN_WORDS = ("anon", "google_default", "cloud", "cache")
 
 _USERINFO = re.compile(r"(?<=://)[^/\s@?#]+@")
@@ -46,10 +46,10 @@ _SECRET_SETTING = re.compile(
     r"(?i)((?<![\w.-])[\w.-]*(?:secret|token|passw|credential)[\w.-]*=)[^&\s'\"<>)]+"
 )
 
-# Small requests of many threads share one client; its own pool holds 10.
+# Many threads share one client, whose default pool holds 10.
 _NUM_CONNECTIONS = 64
 _HTTP_TIMEOUT_S = 60
-# s3fs reads 50 MiB ahead of whoever asked for a header of a tar.
+# By default s3fs reads 50 MiB ahead, even for the header of a tar.
 _READ_AHEAD_BYTES = 8 * 2**20
 
 _options: dict[str, dict[str, Any]] = {}
@@ -60,7 +60,7 @@ def configure(options: Mapping[str, Mapping[str, Any]]) -> None:
 
     `{"s3://public": {"anon": True}, "s3://": {"endpoint_url": "http://127.0.0.1:9000"}}`: the
     longest prefix that ends at a `/` of the URI gives all its options. Credentials come from the
-    environment or the files of the vendor, never from here: a config is stored and shown.
+    environment or the vendor's files, never from here: a config is stored and shown.
     """
     for prefix, given in options.items():
         if "://" not in prefix:
@@ -82,7 +82,7 @@ def join(root: str, *names: str) -> str:
 
 
 def resolve(uri: str) -> tuple[Any, str]:
-    """File system and path of a URI; its listings are never cached, because others write too."""
+    """File system and path of a URI. Listings are not cached: other processes write, too."""
     protocol = _protocol_of(uri)
     if protocol in ("file", "local"):
         return LocalFileSystem(), LocalFileSystem._strip_protocol(uri)
@@ -102,7 +102,7 @@ def resolve(uri: str) -> tuple[Any, str]:
     except (TypeError, ValueError, ImportError) as error:
         raise ConfigError(f"{redact(uri)}: {redact(str(error))}") from None
     if protocol in ("s3", "s3a"):
-        fs.retries = 1  # `transient.retry` alone decides what is tried again
+        fs.retries = 1  # only `pipeline.storage.retry` decides what is tried again
     return fs, str(driver._strip_protocol(uri))
 
 
@@ -120,7 +120,7 @@ def is_protocol(fs: Any, *protocols: str) -> bool:
 
 
 def _protocol_of(uri: str) -> str:
-    """Protocol of a URI, `file` for a path; raises ConfigError where it is not supported."""
+    """Protocol of a URI, `file` for a path; raises ConfigError if it is not supported."""
     if uri.startswith(("pipe:", "|")):
         raise ConfigError(f"{uri[:60]!r}: `pipe:` URLs run a shell and are refused")
     match = _PROTOCOL.match(uri)
@@ -138,7 +138,7 @@ def _protocol_of(uri: str) -> str:
 
 
 def _options_of(uri: str) -> dict[str, Any]:
-    """Options of the longest configured prefix; `s3://cats` is no prefix of `s3://cats-2`."""
+    """Options of the longest configured prefix; `s3://cats` is not one of `s3://cats-2`."""
     prefixes = [p for p in _options if f"{uri}/".startswith(p if p.endswith("/") else f"{p}/")]
     return _options[max(prefixes, key=len)] if prefixes else {}
 
@@ -147,11 +147,11 @@ def _defaults(protocol: str) -> dict[str, Any]:
     if protocol in ("http", "https"):
         import aiohttp
 
-        # By default, a body that takes longer than five minutes would be cut.
+        # By default a body that takes more than five minutes is cut.
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=_HTTP_TIMEOUT_S, sock_read=_HTTP_TIMEOUT_S
         )
-        # Environment: the proxies that any other tool uses.
+        # trust_env: the proxies of the environment.
         return {"client_kwargs": {"timeout": timeout, "trust_env": True, "read_bufsize": 2**20}}
     if protocol in ("s3", "s3a"):
         retries = {"mode": os.environ.get("AWS_RETRY_MODE", "standard"), "total_max_attempts": 3}
@@ -161,12 +161,12 @@ def _defaults(protocol: str) -> dict[str, Any]:
             "config_kwargs": config,
             "default_block_size": _READ_AHEAD_BYTES,
         }
-    # Memory keeps no listings, and would pass the option on.
+    # memory:// has no listings cache and rejects the option.
     return {} if protocol == "memory" else {"use_listings_cache": False}
 
 
 def refuse_credentials(where: str, options: Mapping[str, Any]) -> None:
-    """Raises ConfigError where a name or a value of `options` is that of a credential."""
+    """Raises ConfigError if a name or a value in `options` is that of a credential."""
     for name, value in options.items():
         if isinstance(value, Mapping):
             refuse_credentials(f"{where}, {name}", value)

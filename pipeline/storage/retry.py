@@ -1,4 +1,4 @@
-"""Which errors of storage pass by themselves, and how often one tries again."""
+"""Which storage errors are transient, and how they are retried."""
 
 import errno
 import logging
@@ -10,12 +10,12 @@ from typing import TypeVar
 from pipeline.errors import TransientStorageError
 from pipeline.storage.errors import (
     PERMANENT,
+    as_user_error,
     chain_of,
     first_line,
     names_of,
     s3_code,
     status_of,
-    told,
 )
 
 _log = logging.getLogger(__name__)
@@ -25,15 +25,15 @@ T = TypeVar("T")
 NUM_TRIES = 5
 _FIRST_WAIT_S = 0.2
 
-# Named, because an unknown error must stop the run instead of being tried again.
-_TRANSIENT = frozenset(
+# Named: an unknown error must stop the run instead of being retried.
+TRANSIENT = frozenset(
     {
         "builtins.TimeoutError",
         "builtins.ConnectionError",
         "builtins.InterruptedError",
         "ssl.SSLEOFError",
         "http.client.IncompleteRead",
-        # s3://. Some answers of a throttling S3 are no XML: github.com/fsspec/s3fs/issues/484
+        # s3://. Not all answers of a throttling S3 are XML: github.com/fsspec/s3fs/issues/484
         "botocore.exceptions.ConnectionError",
         "botocore.exceptions.HTTPClientError",
         "botocore.exceptions.IncompleteReadError",
@@ -42,10 +42,9 @@ _TRANSIENT = frozenset(
         # https:// and gs://
         "aiohttp.client_exceptions.ClientConnectionError",
         "aiohttp.client_exceptions.ClientPayloadError",
-        "gcsfs.checkers.ChecksumError",
         "gcsfs.retry.ChecksumError",
         "google.auth.exceptions.TransportError",
-        # hf://, by the client of today and those before it
+        # hf://, by its present client and earlier ones
         "httpx2.TransportError",
         "httpx.TransportError",
         "requests.exceptions.ChunkedEncodingError",
@@ -60,7 +59,7 @@ _TRANSIENT_ERRNO = frozenset(
     {errno.EAGAIN, errno.ESTALE, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN}
 )
 _TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
-# Of S3, which has them under status 400 and 409, too:
+# Of S3, which sends some of them with status 400 or 409:
 # docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
 _TRANSIENT_CODE = frozenset(
     {
@@ -78,17 +77,17 @@ _TRANSIENT_CODE = frozenset(
 
 
 def retry(action: Callable[[], T], what: str) -> T:
-    """Runs `action` again on named transient errors, waiting about 0.2, 0.4, 0.8, 1.6 s.
+    """Runs `action`, again after a transient error, waiting about 0.2, 0.4, 0.8, 1.6 s.
 
-    FileNotFoundError stays one; what a user can mend becomes an InfinegError that begins with
-    `what`; an error without a name here is raised as it is. None of them shows a secret.
+    An error that a user can mend becomes an InfinegError that begins with `what`, but
+    FileNotFoundError stays one; any other error is raised unchanged. No message shows a secret.
     """
     for attempt in range(NUM_TRIES):
         try:
             return action()
         except Exception as error:
             if not is_transient(error):
-                refusal = told(error, what)
+                refusal = as_user_error(error, what)
                 if refusal is None:
                     raise
                 raise refusal from None
@@ -96,13 +95,13 @@ def retry(action: Callable[[], T], what: str) -> T:
             if attempt == NUM_TRIES - 1:
                 raise TransientStorageError(f"{what}: {reason} ({NUM_TRIES} tries)") from None
             _log.warning("%s: %s, trying again", what, reason)
-            # Jitter: workers that failed together would otherwise come back together.
+            # With jitter, because workers that failed together would all come back together.
             time.sleep(_FIRST_WAIT_S * 2**attempt * random.uniform(0.75, 1.25))
     raise AssertionError("unreachable")
 
 
 def is_transient(error: BaseException) -> bool:
-    """True for errors that pass: the server was busy, the connection was lost."""
+    """Whether the same request may succeed later: a busy server, a lost connection."""
     chain = list(chain_of(error))
     statuses = [status for link in chain if (status := status_of(link))]
     if statuses:
@@ -112,4 +111,4 @@ def is_transient(error: BaseException) -> bool:
     if not names.isdisjoint(PERMANENT):
         return False
     numbers = {link.errno for link in chain if isinstance(link, OSError)}
-    return not (names.isdisjoint(_TRANSIENT) and numbers.isdisjoint(_TRANSIENT_ERRNO))
+    return not (names.isdisjoint(TRANSIENT) and numbers.isdisjoint(_TRANSIENT_ERRNO))

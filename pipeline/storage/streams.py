@@ -1,4 +1,4 @@
-"""Streams that outlive a lost connection: what was read stays read, the rest is asked for again."""
+"""Streams that reconnect after a lost connection and continue where they were."""
 
 import io
 import os
@@ -9,9 +9,9 @@ from fsspec.asyn import sync
 from pipeline.errors import InfinegError
 from pipeline.storage.retry import retry
 
-# What a tar reader takes at once is much smaller.
+# A tar reader reads much less at once.
 _BUFFER_BYTES = 2**20
-# Cheaper to read over than to ask anew.
+# Cheaper to read and discard than a new request.
 _MAX_SKIP_BYTES = 2**20
 
 
@@ -26,7 +26,7 @@ def open_http(fs: Any, url: str, what: str) -> IO[bytes]:
 
 
 def read_http_range(fs: Any, url: str, what: str, *, offset: int, size: int) -> bytes:
-    """`size` bytes from `offset`, also of a server that sends nothing but the whole."""
+    """`size` bytes from `offset`, also from a server without ranges."""
     data = bytearray(size)
     num_read = 0
     with (
@@ -41,7 +41,7 @@ def read_http_range(fs: Any, url: str, what: str, *, offset: int, size: int) -> 
 class _Resumed(io.RawIOBase):
     """A file of fsspec whose reads go through `retry`.
 
-    The driver's file stays open: it knows the version that it began with, where there are some.
+    The driver's file stays open: if the storage has versions, it keeps reading its own.
     """
 
     def __init__(self, fs: Any, path: str, what: str) -> None:
@@ -82,10 +82,10 @@ class _Resumed(io.RawIOBase):
 
 
 class _HttpBody(io.RawIOBase):
-    """One GET whose body is read as it comes.
+    """Bytes `start` to `end` of the body of one GET, read as they arrive.
 
-    A lost one goes on with a range (RFC 9110, section 14.2) of the same version, or, of a server
-    without ranges, from the start over what is known. Gives bytes `start` to `end`.
+    After a lost connection continues with a range (RFC 9110, section 14.2) of the same version;
+    a server without ranges sends all again, and what was read is skipped.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class _HttpBody(io.RawIOBase):
         self._body_at = 0  # of the response
         self._size: int | None = None
         self._version: str | None = None
-        self._has_ranges = True  # until the server shows that it has none
+        self._has_ranges = True  # until a response shows that it has none
         retry(self._connect, what)
 
     def readable(self) -> bool:
@@ -157,7 +157,7 @@ class _HttpBody(io.RawIOBase):
 
     async def _request(self) -> Any:
         session = await self._fs.set_session()
-        # Compressed on the way, offsets would mean something else.
+        # Offsets into a compressed body would mean something else.
         headers = {**self._fs.kwargs.get("headers", {}), "Accept-Encoding": "identity"}
         if self._has_ranges:
             headers["Range"] = f"bytes={self._at}-{'' if self._end is None else self._end - 1}"
@@ -166,10 +166,10 @@ class _HttpBody(io.RawIOBase):
         )
 
     def _take_headers(self, response: Any) -> None:
-        """Learns from an answer what it holds and what the server can do."""
+        """Takes position, size, version and support of ranges from a response."""
         if response.status == 404:
             raise FileNotFoundError(self._url)
-        if response.status == 416:  # nothing there: an empty file, or its end
+        if response.status == 416:  # an empty file, or its end
             self._size = self._at
             return
         response.raise_for_status()

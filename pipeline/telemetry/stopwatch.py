@@ -1,4 +1,4 @@
-"""Where the time of a worker goes, by stage."""
+"""Time spent by a worker in each stage."""
 
 import contextlib
 import time
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Stopwatch:
-    """Adds up the seconds of stages, which do not contain each other."""
+    """Adds up seconds by stage; stages do not nest."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
@@ -24,7 +24,7 @@ class Stopwatch:
             self._seconds[name] = self._seconds.get(name, 0.0) + passed
 
     def over(self, name: str, items: Iterator[T]) -> Iterator[T]:
-        """The same items; what it takes to get each is of the stage."""
+        """The same items; the time to get each one counts for the stage."""
         while True:
             with self.stage(name):
                 try:
@@ -34,6 +34,6 @@ class Stopwatch:
             yield item
 
     def take(self) -> dict[str, float]:
-        """Seconds by stage since it was last asked."""
+        """Seconds by stage since the last call."""
         taken, self._seconds = self._seconds, {}
         return taken

@@ -1,4 +1,4 @@
-"""When so much of the input is bad that the run must stop."""
+"""Stops a run when too much of its input is bad."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from pipeline.dataset.schema import Partition, RejectReason
 from pipeline.errors import TooManyRejects
 
 _MIN_READ_TO_STOP = 100
-# Rejects that tell of bad data. The others tell of labels, and do not stop a run.
+# Reasons that mean bad data. The others are about labels and do not stop a run.
 _BAD_DATA = frozenset(
     {
         RejectReason.UNREADABLE,
@@ -29,9 +29,9 @@ def check_rejects(
     counts: Sequence[Counts],
     rows: pa.Table,
 ) -> None:
-    """Stops a run whose input is not what the config takes it for.
+    """Raises TooManyRejects if the rejects of a span exceed `max_reject_fraction` of its source.
 
-    counts: of the parts of a span so far; rows: of its last part. Raises TooManyRejects.
+    counts: of the parts of the span so far; rows: of its last part.
     """
     total = add_counts(counts)
     bad = {reason: n for reason, n in total.rejected.items() if reason in _BAD_DATA}
@@ -45,7 +45,7 @@ def check_rejects(
         for uri, reason in zip(rows["uri"].to_pylist(), reasons, strict=True)
         if reason in _BAD_DATA
     )
-    # All may lie in parts that are committed already, where the limit has been lowered since.
+    # After the limit was lowered, all of them may be in parts that are committed already.
     example = next(examples, "in an earlier part")
     where = " to ".join(dict.fromkeys((partitions[0].id, partitions[-1].id)))
     raise TooManyRejects(

@@ -1,6 +1,6 @@
-"""Images and embeddings of candidates that were seen before: read again from where they were.
+"""Reads images and embeddings of candidates again, from their source and from kept files.
 
-Knows nothing of why they are wanted.
+Knows nothing of what they are used for.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.config.schema import Config
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.schema import ImageSettings, Partition, RawSample
 from pipeline.errors import InfinegError
 from pipeline.sources import Source, open_entry, read_from
@@ -22,10 +22,9 @@ _READ = ("source", "partition", "ordinal", "uri", "rotation", "content_hash")
 
 
 def read_images(config: Config, partitions: Sequence[Partition], rows: pa.Table) -> pa.Array:
-    """The images of rows of one source, as shards hold them.
+    """The images of rows of one source, decoded and encoded as in shards.
 
-    rows: of a ledger, in its order, of `partitions`. Raises InfinegError where the source has
-    others now.
+    rows: of a ledger, in its order, of `partitions`. Raises InfinegError if the source has changed.
     """
     entry = next(e for e in config.entries if e.name == rows["source"][0].as_py())
     source = open_entry(entry, config.role_of(entry))
@@ -41,18 +40,18 @@ def read_images(config: Config, partitions: Sequence[Partition], rows: pa.Table)
 
 
 def read_kept(root: str, rows: pa.Table) -> pa.Array:
-    """The embeddings of rows by `embedding_path` and `embedding_row`, whose paths come together."""
+    """The embeddings at `embedding_path` and `embedding_row` of rows; equal paths are adjacent."""
     tables = []
     for path in dict.fromkeys(rows["embedding_path"].to_pylist()):
         places = rows["embedding_row"].filter(pc.equal(rows["embedding_path"], path))
-        tables.append(manifest.read_table(root, path, ["embedding"]).take(places))
+        tables.append(Dataset(root).read_table(path, ["embedding"]).take(places))
     return pa.concat_tables(tables)["embedding"].combine_chunks()
 
 
 def changed_source(source: str, where: str) -> InfinegError:
     return InfinegError(
-        f"source {source!r}: {storage.redact(where)} is not what it was when the data set was "
-        "built. Restore the source, or leave it out (--source)"
+        f"source {source!r}: {storage.redact(where)} has changed since the data set was built. "
+        "Restore the source, or leave it out (--source)"
     )
 
 

@@ -1,7 +1,7 @@
-"""One span of partitions at a time: reads, decodes, embeds, scores, selects, writes its parts.
+"""Makes the parts of one span of partitions: read -> decode -> embed -> score -> select -> write.
 
 Runs inside a worker and knows nothing of Ray. The whole chain stays in one process, so that
-decoded pixels never travel; what leaves is a small record.
+decoded pixels never travel; only a small record leaves it.
 """
 
 import functools
@@ -11,16 +11,16 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-from more_itertools import chunked, ilen, peekable
+from more_itertools import chunked, ilen, peekable, side_effect
 from pydantic import BaseModel
 
 from pipeline import storage
-from pipeline.config.schema import Config
-from pipeline.dataset import manifest
+from pipeline.config.schema import Config, SourceEntry
+from pipeline.dataset.dataset import Dataset, part_stem
 from pipeline.dataset.embedding_cache import attach_embeddings, read_embeddings, write_embeddings
 from pipeline.dataset.keys import short_hash
 from pipeline.dataset.metadata import Counts, PartRecord, TakenDown
-from pipeline.dataset.schema import Partition, Positioned, row_schema
+from pipeline.dataset.schema import Partition, Positioned, row_schema, with_columns
 from pipeline.dataset.shards import count_rows, output_groups, write_part
 from pipeline.encoders.runtimes import PreparedEncoder
 from pipeline.selection.reference import ReferenceBank, read_bank
@@ -32,7 +32,7 @@ from pipeline.worker.rejects import check_rejects
 from pipeline.worker.steps.score import score_batch
 from pipeline.worker.steps.select import select_batch
 
-# A part is what a crash can cost. Part of the format: images are embedded part by part, and the
+# A crash costs at most one part. Part of the format: images are embedded part by part, and the
 # last bit of an embedding may depend on its batch.
 SAMPLES_PER_PART = 512
 _PILOT_COLUMNS = (
@@ -49,7 +49,7 @@ class ReadTask(BaseModel, frozen=True):
     round: int = 1
     span: int = 0  # number in the round
     limit: int | None = None
-    num_counted: int = 0  # samples to pass over after the limit, to see whether there are more
+    num_counted: int = 0  # samples to count after the limit, to see whether the end is near
 
     @property
     def span_id(self) -> str:
@@ -57,19 +57,18 @@ class ReadTask(BaseModel, frozen=True):
 
     @property
     def num_samples(self) -> int:
-        """0 where the source does not tell."""
+        """0 if the source does not say."""
         return sum(partition.num_samples or 0 for partition in self.partitions)
 
 
 class SpanWorker:
-    """Holds what is costly to make: the encoder and, once there is one, the reference bank."""
+    """Holds what is costly to open: the encoder and, once it is written, the reference bank."""
 
     def __init__(self, config: Config, encoder: PreparedEncoder, taken_down: TakenDown) -> None:
         storage.configure(config.storage)
         self._config = config
-        self._encoder = encoder
+        self._embedding_dim = encoder.embedding_dim
         self._embedder = Embedder(config, encoder, taken_down)
-        self._embeddings_from = config.build.embeddings_from
         self._root = config.output.path
         self._entries = {entry.name: entry for entry in config.entries}
         self._rules: dict[str, SelectionRule] = {}
@@ -83,45 +82,43 @@ class SpanWorker:
         """Rows with embeddings, from which the reference bank is made."""
         entry = self._entries[task.source]
         for samples in chunked(self._read(task), SAMPLES_PER_PART):
-            yield self._embedder.embed(iter(samples), entry).drop_columns(["image"])
+            yield self._embedder.embed(samples, entry).drop_columns(["image"])
 
     def score(self, task: ReadTask) -> Iterator[pa.Table]:
-        """What a pilot needs: a row a sample, the seconds that each took, and how many there are.
+        """One table for the pilot: a row per sample, with sizes and the mean seconds per sample.
 
-        `partition_size` is null where the end was not seen.
+        `partition_size` is null unless the end was reached.
         """
         began = time.monotonic()
         samples = self._read(task)
         read_bytes: list[int] = []
-        read = _measured(itertools.islice(samples, task.limit), read_bytes)
+        read = side_effect(
+            lambda each: read_bytes.append(len(each.sample.image)),
+            itertools.islice(samples, task.limit),
+        )
         rows = self._embedder.embed(read, self._entries[task.source])
         rows = score_batch(rows, self._bank)
         seconds = (time.monotonic() - began) / max(rows.num_rows, 1)
         num_more = ilen(itertools.islice(samples, task.num_counted))
         size = rows.num_rows + num_more if num_more < task.num_counted else None
-        columns = {
-            "read_bytes": pa.array(read_bytes, pa.int64()),
-            "size_bytes": pa.array(
-                [len(image.as_buffer()) if image.is_valid else 0 for image in rows["image"]],
-                pa.int64(),
-            ),
-            "seconds": pa.array([seconds] * rows.num_rows, pa.float64()),
-            "partition_size": pa.array([size] * rows.num_rows, pa.int64()),
-        }
-        for name, column in columns.items():
-            rows = rows.append_column(name, column)
+        sizes = [len(image.as_buffer()) if image.is_valid else 0 for image in rows["image"]]
+        rows = with_columns(
+            rows,
+            read_bytes=pa.array(read_bytes, pa.int64()),
+            size_bytes=pa.array(sizes, pa.int64()),
+            seconds=pa.array([seconds] * rows.num_rows, pa.float64()),
+            partition_size=pa.array([size] * rows.num_rows, pa.int64()),
+        )
         yield rows.select(_PILOT_COLUMNS)
 
     def build(self, task: ReadTask) -> Iterator[tuple[PartRecord, bool]]:
-        """Commits the parts of a span that are not committed yet; yields all, and which are new.
+        """Commits the parts of a span that are not committed yet.
 
-        All, because a task that Ray runs again has to yield what it yielded before. Raises
-        TooManyRejects before the part that goes over the limit is committed.
+        Yields every part with whether it is new: a task that Ray runs again has to yield what it
+        yielded before. Raises TooManyRejects before it commits the part that exceeds the limit.
         """
         counts: list[Counts] = []
-        while record := manifest.read_part_record(
-            self._root, task.source, task.round, task.span, len(counts)
-        ):
+        while record := Dataset(self._root).read_part(task, len(counts)):
             yield record, False
             counts.append(record.counts)
             if record.is_last:
@@ -135,16 +132,7 @@ class SpanWorker:
             counts.append(count_rows(rows))
             check_rejects(self._entries[task.source], task.partitions, counts, rows)
             with self.stopwatch.stage("write"):
-                record = write_part(
-                    self._root,
-                    rows,
-                    source=task.source,
-                    round_number=task.round,
-                    span=task.span,
-                    span_id=task.span_id,
-                    part=part,
-                    is_last=is_last,
-                )
+                record = write_part(self._root, rows, task, part=part, is_last=is_last)
             yield record, True
 
     def _read(self, task: ReadTask, *, start: int = 0) -> Iterator[Positioned]:
@@ -154,50 +142,45 @@ class SpanWorker:
         return read_partitions(source, task.partitions, start)
 
     def _decide(self, samples: Iterator[Positioned], task: ReadTask, part: int) -> pa.Table:
-        """Rows of one part with everything decided, as `row_schema`."""
-        stem = manifest.part_stem(task.source, task.round, task.span, part)
-        embedded = self._embeddings_from and read_embeddings(self._embeddings_from, stem)
-        if embedded is not None:
-            rows = self._select_cached(samples, embedded, task.source)
+        """Read, decode, embed, score, select: the rows of one part, as `row_schema`.
+
+        Embeddings of another data set replace decode and embed: then only images that are kept are
+        decoded, at the end.
+        """
+        entry = self._entries[task.source]
+        stem = part_stem(task, part)
+        embedded = self._read_embeddings(stem)
+        if embedded is None:
+            embedded = self._embedder.embed(samples, entry)
+            rows = self._select(embedded, entry)
         else:
-            embedded = self._embedder.embed(samples, self._entries[task.source])
-            rows = self._select(embedded, task.source)
+            tables = _attach_each(self._embedder.read(samples, entry), embedded)
+            rows = pa.concat_tables(
+                self._decode_kept(self._select(table, entry)) for table in tables
+            )
         if self._config.build.keep_embeddings:
             write_embeddings(self._root, stem, embedded)
-        schema = row_schema(self._encoder.embedding_dim)
+        schema = row_schema(self._embedding_dim)
         return rows.select(schema.names).cast(schema)
 
-    def _select(self, embedded: pa.Table, source: str) -> pa.Table:
+    def _read_embeddings(self, stem: str) -> pa.Table | None:
+        root = self._config.build.embeddings_from
+        return read_embeddings(root, stem) if root is not None else None
+
+    def _select(self, embedded: pa.Table, entry: SourceEntry) -> pa.Table:
+        """Score, select."""
         with self.stopwatch.stage("select"):
             rows = score_batch(embedded, self._bank)
-            rows = select_batch(rows, self._rule(source), self._bank.positives)
-        assert not rows.filter(rows["selected"])["embedding"].null_count, (
-            "selected without an embedding"
-        )
-        return rows
+            return select_batch(rows, self._rule(entry.name), self._bank.positives)
 
-    def _select_cached(
-        self, samples: Iterator[Positioned], embedded: pa.Table, source: str
-    ) -> pa.Table:
-        """Rows of one part, of which only those with a place in a file are decoded."""
-        decided, start = [], 0
-        for rows in self._embedder.read(samples, self._entries[source]):
-            num_rows = rows.num_rows
-            of_batch = embedded.slice(start, num_rows) if num_rows else embedded.slice(start)
-            rows = self._select(attach_embeddings(rows, of_batch), source)
-            decided.append(self._with_images(rows))
-            start += num_rows
-        return pa.concat_tables(decided)
-
-    def _with_images(self, rows: pa.Table) -> pa.Table:
-        """Decodes what goes into a shard or into quarantine; other images go."""
+    def _decode_kept(self, rows: pa.Table) -> pa.Table:
+        """Decodes the images that go into a shard or into quarantine and removes the others."""
         kept = np.array([bool(group) for group in output_groups(rows)], bool)
         read = rows.filter(pa.array(kept)).select(["image", "rotation"])
         read = read.append_column("reject_reason", pa.nulls(read.num_rows, pa.string()))
         decoded = iter(self._embedder.decode(read)["image"])
         images = [next(decoded).as_py() if is_kept else None for is_kept in kept]
-        column = rows.schema.get_field_index("image")
-        return rows.set_column(column, "image", pa.array(images, pa.large_binary()))
+        return with_columns(rows, image=pa.array(images, pa.large_binary()))
 
     @functools.cached_property
     def _bank(self) -> ReferenceBank:
@@ -209,8 +192,11 @@ class SpanWorker:
         return self._rules[source]
 
 
-def _measured(samples: Iterator[Positioned], sizes: list[int]) -> Iterator[Positioned]:
-    """The same samples; puts down the size of each as it was read, in bytes."""
-    for positioned in samples:
-        sizes.append(len(positioned.sample.image))
-        yield positioned
+def _attach_each(tables: Iterator[pa.Table], embedded: pa.Table) -> Iterator[pa.Table]:
+    """`attach_embeddings` for tables that together are the rows of `embedded`."""
+    start = 0
+    for rows in tables:
+        # The last table is empty: whatever is left then, the source has no more.
+        length = rows.num_rows or None
+        yield attach_embeddings(rows, embedded.slice(start, length))
+        start += rows.num_rows

@@ -102,17 +102,17 @@ def bare(data: Path, view: Callable[[bytes], Tensor], num_batches: int) -> dict[
 
 
 def ours(data: Path, kind: str, num_batches: int) -> Iterator[Tensor]:
-    from pipeline.dataset import manifest
+    from pipeline.dataset import Dataset
     from pipeline.encoders.networks import Preprocessing
     from support.train_runs import read_train_rows
     from train.data.batches import AugmentedImages, Batches
     from train.data.corrections import loss_terms
-    from train.data.order import BatchOrder, Portion
+    from train.data.order import BatchOrder, Stream
 
     def open_stream() -> Iterator[Tensor]:
-        rows = read_train_rows(str(data), manifest.read_generation(str(data)), ["cat"])
+        rows = read_train_rows(str(data), Dataset(str(data)).read_generation(), ["cat"])
         order = BatchOrder(
-            [Portion(rows.positives)], [Portion(rows.negatives)],
+            [Stream(rows.positives)], [Stream(rows.negatives)],
             num_positives=BATCH_SIZE // 4, batch_size=BATCH_SIZE,
             window=16, seed=0,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a build costs by the rates of docs/scale.md, as a table.
+"""The cost of a build by the rates of docs/scale.md, as a table.
 
     python tests/bench/scale_model.py
 
@@ -73,7 +73,7 @@ def _short(number: float) -> str:
 
 
 def table() -> str:
-    # A column a stream: the other way round it is too wide to read.
+    # One column per stream: with one row per stream it is too wide to read.
     first, *others = zip(COLUMNS, *(row_of(stream) for stream in STREAMS), strict=True)
     lines = [first, ["---"] * len(first), *others]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

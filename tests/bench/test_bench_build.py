@@ -1,4 +1,4 @@
-"""What grows with what: full-length measurements, `make bench`. Each prints its figures."""
+"""How times grow with sizes: full-length measurements, printed by `make bench`."""
 
 import re
 import statistics
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 NUM_RUNS = 3
 
 
-def tell(text: str) -> None:
+def print_figures(text: str) -> None:
     sys.stdout.write(f"\n{text}\n")
 
 
@@ -47,7 +47,7 @@ def test_adding_a_source_costs_the_same_beside_10_and_1000_shards(tmp_path: Path
             assert code == 0, output
             seconds[number].append(time.monotonic() - began)
     medians = {number: statistics.median(values) for number, values in seconds.items()}
-    tell(f"adding a source of 5,000: {seconds}, ratio {medians[1000] / medians[10]:.3f}")
+    print_figures(f"adding a source of 5,000: {seconds}, ratio {medians[1000] / medians[10]:.3f}")
     assert medians[1000] < 1.15 * medians[10]
 
 
@@ -72,7 +72,9 @@ def test_start_and_memory_do_not_depend_on_the_number_of_partitions(
             time.sleep(0.1)
     finally:
         kill_session(process)
-    tell(f"{num_partitions:,} partitions: first commit {seconds:.1f} s, driver {megabytes:,.0f} MB")
+    print_figures(
+        f"{num_partitions:,} partitions: first commit {seconds:.1f} s, driver {megabytes:,.0f} MB"
+    )
     assert seconds < 30
 
 
@@ -92,5 +94,5 @@ def test_generation_of_many_rounds_costs_what_the_round_costs(tmp_path: Path) ->
         for h, m, s in re.findall(r"(\d\d):(\d\d):(\d\d) committed generation", output)
     ]
     early, late = times[20] - times[10], times[-1] - times[-11]
-    tell(f"{len(times)} generations: 10 early ones {early} s, the last 10 {late} s")
+    print_figures(f"{len(times)} generations: 10 early ones {early} s, the last 10 {late} s")
     assert late < 2 * early + 2

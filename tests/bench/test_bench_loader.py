@@ -21,17 +21,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.config.schema import EncoderConfig
-from pipeline.dataset import manifest
+from pipeline.config.encoder import EncoderConfig
+from pipeline.dataset import Dataset
 from pipeline.encoders.networks import crop_pixels, encoder_identity, load_encoder
 from pipeline.encoders.runtimes import prepare_encoder
 from support.photo_shards import some_images, write_photo_shards
 from support.train_runs import write_config
-from train.config.settings import load_train_config
+from train.config import load_train_config
 from train.distributed.world import World
-from train.loop.job import Job, open_stream, prepare_job
 from train.loop.run_log import Meter
+from train.loop.state import TrainState, prepare_state
 from train.loop.step import train_step
+from train.loop.stream import open_stream
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 PEERS_PYTHON = os.environ.get("PEERS_PYTHON", "")
@@ -47,7 +48,7 @@ BATCH_SIZE, STEPS = 256, 300
 Found = dict[str, list[dict[str, float]]]
 
 
-def tell(text: str) -> None:
+def print_figures(text: str) -> None:
     sys.stdout.write(f"\n{text}\n")
 
 
@@ -104,12 +105,12 @@ def test_loader_is_at_its_ceiling_and_ahead_of_others(tmp_path: Path) -> None:
     for _ in range(ROUNDS):
         for side in SIDES:
             found[side].append(json.loads(run_side(side, data, formats).splitlines()[-1]))
-    tell(f"n = {ROUNDS}, load {os.getloadavg()[0]:.1f}\n{table_of(found)}")
+    print_figures(f"n = {ROUNDS}, load {os.getloadavg()[0]:.1f}\n{table_of(found)}")
     best = min(PEERS, key=lambda peer: statistics.median(r["cpu_ms"] for r in found[peer]))
     ratios = {name: shares(found, name, OURS) for name in (best, RECIPE)}
     for name, values in ratios.items():
-        tell(f"{OURS} against {name}: {spread(values, 2)}")
-    # The aims are 0.95, 1.4 and 2.8; a busy machine moves the median of three by some per cent.
+        print_figures(f"{OURS} against {name}: {spread(values, 2)}")
+    # The goals are 0.95, 1.4 and 2.8; a busy machine moves the median of three by a few percent.
     assert statistics.median(shares(found, BARE, OURS)) >= 0.90
     assert statistics.median(ratios[best]) >= 1.3
     assert statistics.median(ratios[RECIPE]) >= 2.4
@@ -117,36 +118,36 @@ def test_loader_is_at_its_ceiling_and_ahead_of_others(tmp_path: Path) -> None:
 
 
 def test_head_training_is_a_hundred_times_decoding_and_embedding_again(tmp_path: Path) -> None:
-    job = head_job(tmp_path)
-    model, preprocessing = job.detector.head.train(), job.detector.encoder.preprocessing
+    state = head_state(tmp_path)
+    model, preprocessing = state.detector.head.train(), state.detector.encoder.preprocessing
     runtime = prepare_encoder(ENCODER, gpus_per_worker=0).open()
     images = some_images(256, num_different=256)
     head, again, waits = [], [], []
     for number in range(ROUNDS):
         steps = range(STEPS * number, STEPS * (number + 1))
-        batches = open_stream(job, "head", steps, image_size=224)
+        batches = open_stream(state, "head", steps, image_size=224)
         first = next(batches)  # reads the cache, which is done once a run
-        train_step(job, model, first, steps.start)
+        train_step(state, model, first, steps.start)
         meter = Meter(batches, BATCH_SIZE)
         for step, batch in zip(steps[1:], meter, strict=True):
-            train_step(job, model, batch, step)
-        told = meter.read()
-        head.append(told["samples_per_s"])
-        waits.append(told["data_wait"])
+            train_step(state, model, batch, step)
+        found = meter.read()
+        head.append(found["samples_per_s"])
+        waits.append(found["data_wait"])
         began = time.perf_counter()
         for start in range(0, len(images), 64):
             views = [crop_pixels(each, preprocessing) for each in images[start : start + 64]]
             runtime.embed(torch.stack(views).numpy())
         again.append(len(images) / (time.perf_counter() - began))
     ratios = [one / other for one, other in zip(head, again, strict=True)]
-    tell(
+    print_figures(
         f"head {spread(head, 0)} images/s, data wait {spread(waits, 3)}; decoding and embedding "
         f"again {spread(again, 0)}; ratio {spread(ratios, 0)}; one thread each, n = {ROUNDS}"
     )
     assert statistics.median(ratios) >= 100
 
 
-def head_job(folder: Path) -> Job:
+def head_state(folder: Path) -> TrainState:
     """On 8,000 random embeddings of the packaged encoder's 1,280 numbers."""
     encoder = load_encoder(ENCODER)
     identity = f"{encoder_identity(encoder, ENCODER)}:toy"
@@ -160,5 +161,5 @@ def head_job(folder: Path) -> Job:
     )  # fmt: skip
     config, train_config, _ = load_train_config(path)
     world = World(rank=0, size=1, device=torch.device("cpu"))
-    info, generation = manifest.require_info(str(data)), manifest.read_generation(str(data))
-    return prepare_job(config, train_config, info, generation, world)
+    info, generation = Dataset(str(data)).read_info(), Dataset(str(data)).read_generation()
+    return prepare_state(config, train_config, info, generation, world)

@@ -1,4 +1,4 @@
-"""What a build costs its driver as data sets grow, simulated: `make bench`. Prints a table each.
+"""What a build costs its driver as data sets grow, simulated; `make bench` prints tables.
 
 Everything but reading and embedding: rows are made up, and written, listed, packed and read by
 the project's own functions. `SCALE=1000000` for the largest size, which takes ten minutes more.
@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.build.reading import PlannedSource, iterate_spans
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset import manifest
+from pipeline.dataset.dataset import Dataset, generation_path
 from pipeline.dataset.dedup import SeenImages
 from pipeline.dataset.metadata import Generation, PartRecord, ShardRecord
 from pipeline.dataset.status import read_running
@@ -39,7 +39,7 @@ LARGEST = int(os.environ.get("SCALE", 100_000))
 SIZES = [size for size in (10**3, 10**4, 10**5, 10**6) if size <= LARGEST]
 
 
-def tell(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+def print_figures(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     lines = [columns, ["---"] * len(columns), *([str(value) for value in row] for row in rows)]
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     sys.stdout.write(f"\n{title}\n{text}\n")
@@ -59,12 +59,12 @@ def list_partitions(number: int) -> int:
 
 
 def scan_parts(root: str) -> int:
-    """As a build that resumes does."""
-    return sum(1 for _ in manifest.iterate_part_records(root, SOURCE, 1))
+    """Like a build that resumes."""
+    return sum(1 for _ in Dataset(root).iterate_parts(SOURCE, 1))
 
 
 def look(root: str) -> int:
-    """As `infineg status` does."""
+    """Like `infineg status`."""
     running = read_running(root)
     assert running is not None
     return running.sources[0].num_read
@@ -75,19 +75,19 @@ def test_partitions_and_parts(tmp_path: Path) -> None:
     for size in SIZES:
         root = tmp_path / str(size)
         write_part_records(root, size)
-        manifest.write_plan(str(root), plan_of(2 * size))
+        Dataset(str(root)).write_plan(plan_of(2 * size))
         listed, scanned = cost_of(list_partitions, size), cost_of(scan_parts, str(root))
         status = cost_of(look, str(root))
         assert (scanned.value, status.value) == (size, 512 * size)
         costs = (listed, scanned, status)
         rows.append([f"{size:,}", *(f"{c.seconds:.2f} s, {c.megabytes:.0f} MB" for c in costs)])
     columns = ["partitions, or parts of a round", "list", "resume", "status"]
-    tell("partitions and parts", columns, rows)
+    print_figures("partitions and parts", columns, rows)
 
 
 def pack(root: str, number: int) -> tuple[float, int, int]:
     """Writes a round; returns seconds of its tables, bytes of its ledger, and samples packed."""
-    parts = list(manifest.iterate_part_records(root, SOURCE, 1))
+    parts = list(Dataset(root).iterate_parts(SOURCE, 1))
     assert len(parts) == number
     began = time.perf_counter()
     tables = tables_of(root, parts)
@@ -128,7 +128,7 @@ def test_pack(tmp_path: Path) -> None:
         "parts", "candidates", "part bytes a candidate", "tables, candidates a second",
         "shards, samples a second", "MB", "ledger bytes a candidate", "packed",
     ]  # fmt: skip
-    tell("pack, 1 % selected, images of 20 kB", columns, rows)
+    print_figures("pack, 1 % selected, images of 20 kB", columns, rows)
 
 
 def see(number: int) -> float:
@@ -159,11 +159,11 @@ def test_seen_images(tmp_path: Path) -> None:  # noqa: ARG001
             [f"{number:,}", f"{cost.megabytes:.0f}", f"{cost.seconds:.1f}", f"{cost.value:.2f}"]
         )
     columns = ["images in shards", "MB", "read s", "a round of 10,000 s"]
-    tell("duplicates", columns, rows)
+    print_figures("duplicates", columns, rows)
 
 
 def read_record(root: str) -> int:
-    return len(manifest.read_generation(root).shards)
+    return len(Dataset(root).read_generation().shards)
 
 
 def test_generation(tmp_path: Path) -> None:
@@ -182,13 +182,13 @@ def test_generation(tmp_path: Path) -> None:
         generation = Generation(
             number=1, parent=None, sources=(), shards=shards, quarantine=(), next_numbers={}
         )
-        manifest.commit_generation(str(root), generation)
-        size = (root / manifest.generation_path(1)).stat().st_size
+        Dataset(str(root)).commit_generation(generation)
+        size = (root / generation_path(1)).stat().st_size
         cost = cost_of(read_record, str(root))
         rows.append(
             [f"{number:,}", f"{size / 1e6:.1f}", f"{cost.seconds:.2f}", f"{cost.megabytes:.0f}"]
         )
-    tell("record of a generation", ["shards", "MB", "read s", "memory MB"], rows)
+    print_figures("record of a generation", ["shards", "MB", "read s", "memory MB"], rows)
 
 
 def verify(root: str) -> tuple[int, int]:
@@ -213,4 +213,4 @@ def test_verify(tmp_path: Path) -> None:
                 f"{cost.megabytes:.0f}",
             ]
         )
-    tell("verify", ["candidates", "packed", "candidates a second", "MB"], rows)
+    print_figures("verify", ["candidates", "packed", "candidates a second", "MB"], rows)

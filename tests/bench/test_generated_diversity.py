@@ -1,4 +1,4 @@
-"""Generators make many kinds of pictures, as the encoder sees it: counted, not only promised.
+"""Generators make many kinds of pictures, measured by the encoder.
 
 pytest -m slow tests/bench/test_generated_diversity.py -s
 """
@@ -14,7 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline.config.schema import EncoderConfig
+from pipeline.config.encoder import EncoderConfig
 from pipeline.dataset.schema import RawSample
 from pipeline.encoders.networks import Encoder, crop_any_image, load_encoder
 from pipeline.encoders.runtimes import Runtime, TorchRuntime, prepare_encoder

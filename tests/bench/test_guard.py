@@ -19,10 +19,10 @@ import yaml
 
 from pipeline.config.schema import Config
 from pipeline.curate.takedown import take_down
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation, TakenDown
 from support.builds import build_inline, config_of, folder_entry
-from train.config.settings import load_train_config
+from train.config import load_train_config
 from train.evaluate.folders import evaluate_folders
 from train.evaluate.run import evaluate_run
 from train.loop.trainer import train
@@ -105,7 +105,7 @@ def fates_of(root: str, generation: Generation, hidden: frozenset[str]) -> dict[
     for source in generation.sources:
         if source.role == "negative":
             for ledger in source.ledger:
-                for row in manifest.read_table(root, ledger.path).to_pylist():
+                for row in Dataset(root).read_table(ledger.path).to_pylist():
                     fate = row["reject_reason"] or (
                         row["split"] if row["selected"] else "not selected"
                     )

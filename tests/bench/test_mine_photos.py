@@ -14,17 +14,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from pipeline.config.loading import load_config
 from pipeline.config.schema import Config
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from support.builds import build_inline
 from support.mined_world import mine_inline, negatives_of
-from train.config.settings import load_train_config
+from train.config import load_train_config
 from train.evaluate.run import evaluate_run
 from train.loop.trainer import train
-from train.metrics.intervals import clopper_pearson
 from train.mining.scorer import prepare_scorer
 
 CONFIG = Path(__file__).parents[2] / "configs" / "photos.yaml"
@@ -67,7 +67,7 @@ def measure(config: Config, run: str, result: Result, seed: int) -> None:
     settings = {**config.train, "run": run, "seed": seed, "steps": 300}
     _, train_config, _ = load_train_config(CONFIG, [f"train.{k}={v}" for k, v in settings.items()])
     metrics = evaluate_run(train(config, train_config))
-    generation = manifest.read_generation(root)
+    generation = Dataset(root).read_generation()
     result.num_train.append(sum(shard.num_samples for shard in negatives_of(generation)))
     result.num_suspected.append(sum(file.num_samples for file in generation.quarantine))
     for tpr in (95, 99):
@@ -84,7 +84,7 @@ def shown(name: str, result: Result, tpr: int) -> str:
         if counts:
             n = result.num_test[stratum]
             # The seeds share one test split: the interval is that of n, not of 3 n.
-            low, high = clopper_pearson(float(np.mean(counts)), n)
+            low, high = binomtest(round(np.mean(counts)), n).proportion_ci(method="exact")
             each = " ".join(f"{count:.0f}" for count in counts)
             cells.append(f"{np.mean(counts) / n:6.1%} [{low:.1%}, {high:.1%}] ({each} of {n})")
     return "  ".join(cells)

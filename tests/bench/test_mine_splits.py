@@ -1,4 +1,4 @@
-"""Two rounds of mining in many splits of the same photographs, on their embeddings alone.
+"""Two rounds of mining in many splits of the same photographs, on their embeddings.
 
     PHOTOS=/path/to/photos pytest -m slow tests/bench/test_mine_splits.py -s --timeout 3600
 
@@ -20,7 +20,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.keys import unit_hash
 from pipeline.selection.mining import Eligible, decide, fit_log_scale, fold_of, log_probability
 from support.builds import build_inline
@@ -36,12 +36,12 @@ NUM_SPLITS, NUM_FIRST, NUM_MINED, NUM_STEPS, NUM_FOLDS = 10, 60, 30, 200, 3
 def read_candidates(root: str) -> pa.Table:
     """Usable rows of all sources, with embeddings."""
     tables = []
-    for source in manifest.read_generation(root).sources:
+    for source in Dataset(root).read_generation().sources:
         for number, table in enumerate(source.ledger, start=1):
-            rows = manifest.read_table(root, table.path)
+            rows = Dataset(root).read_table(table.path)
             folder = Path(root) / f"embeddings/{source.name}/{number:06d}"
             kept = pa.concat_tables(
-                manifest.read_table(root, str(path.relative_to(root)), ["embedding"])
+                Dataset(root).read_table(str(path.relative_to(root)), ["embedding"])
                 for path in sorted(folder.glob("*.parquet"))
             )
             rows = rows.append_column("embedding", kept["embedding"])

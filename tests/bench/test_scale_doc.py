@@ -13,9 +13,9 @@ def test_table_follows_from_the_rates() -> None:
 
 
 def test_rates_are_those_that_the_text_tells() -> None:
-    told = {
+    found = {
         name: float(value.replace(",", ""))
         for value, name in re.findall(r"\| ([\d.,]+) \| `([A-Z_]+)`", TEXT)
     }
-    assert told == {name: getattr(scale_model, name) for name in told}
-    assert len(told) == 7
+    assert found == {name: getattr(scale_model, name) for name in found}
+    assert len(found) == 7

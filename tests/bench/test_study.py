@@ -1,4 +1,4 @@
-"""The study: its splits, its arms, what it counts, and the whole of it on drawings."""
+"""The study: its splits, its arms, its counts, and a whole study on drawings."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ import pytest
 
 import pipeline.build.driver
 import pipeline.mine.driver
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.keys import split_of
 from pipeline.errors import ConfigError
 from study import running
@@ -246,7 +246,7 @@ def test_study_on_drawings(
 
 
 def check_images_of_arms(settings: Settings, photos: Any, out: Path) -> None:
-    """Arms differ in their training negatives alone, and are tested on nothing of these."""
+    """Arms only differ in their training negatives, and are not tested on them."""
     data_sets = DataSets(settings, photos, out)
     hashes: dict[float, dict[str, set[str]]] = {}
     for beta in (0.0, 20.0):
@@ -254,9 +254,9 @@ def check_images_of_arms(settings: Settings, photos: Any, out: Path) -> None:
             Choice(seed=0, near_share=0.1, num_positives=20, beta=beta, budget=20)
         )
         hashes[beta] = {}
-        for shard in manifest.read_generation(built.root, built.generation).shards:
+        for shard in Dataset(built.root).read_generation(built.generation).shards:
             part = f"{shard.split}/{shard.label}"
-            rows = manifest.read_sidecar(built.root, shard, ("content_hash",))
+            rows = Dataset(built.root).read_sidecar(shard, ("content_hash",))
             hashes[beta].setdefault(part, set()).update(rows["content_hash"].to_pylist())
     uniform, weighted = hashes[0.0], hashes[20.0]
     assert uniform.pop("train/") != weighted["train/"]

@@ -19,7 +19,7 @@ import pipeline.build.driver
 from pipeline import storage
 from pipeline.config.build import BuildConfig
 from pipeline.config.schema import Config
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import RawSample
 from pipeline.sources import open_source
@@ -163,8 +163,8 @@ def file_hashes(root: Path | str, prefixes: tuple[str, ...] = _KEPT) -> dict[str
 
 def sidecar_rows(root: Path | str, generation: Generation | None = None) -> pa.Table:
     """Rows of all shards."""
-    generation = generation or manifest.read_generation(str(root))
-    return pa.concat_tables(manifest.read_sidecar(str(root), s) for s in generation.shards)
+    generation = generation or Dataset(str(root)).read_generation()
+    return pa.concat_tables(Dataset(str(root)).read_sidecar(s) for s in generation.shards)
 
 
 def copy_dataset(root: Path, to: Path) -> Path:

@@ -26,7 +26,7 @@ _IDS_HEADER = (
     "Author", "Title", "OriginalSize", "OriginalMD5", "Thumbnail300KURL", "Rotation",
 )  # fmt: skip
 
-# As the Hub has it: how many rows there are is told here alone.
+# As on the Hub: only the card has the number of rows.
 _CARD = """---
 dataset_info:
   features:
@@ -54,14 +54,14 @@ configs:
 
 
 def drawings(content: str, number: int, *, seed: int = 0) -> list[bytes]:
-    """JPEGs of the generator `shapes`: no two calls with other arguments share one."""
+    """JPEGs of the generator `shapes`; calls with different arguments share none."""
     params = {"content": [content], "image_size": 64, "seed": seed, "num_pictures": number}
     samples = first_samples({"kind": "shapes", "params": params}, number)
     return [sample.image for sample in samples]
 
 
 def things(number: int, *, seed: int = 0) -> list[bytes]:
-    """JPEGs that even an encoder with random weights takes for no cat."""
+    """JPEGs that even an encoder with random weights does not take for cats."""
     entry = squares(num_pictures=number, seed=seed)
     return [sample.image for sample in first_samples(entry, number)]
 
@@ -73,7 +73,7 @@ def write_folder(folder: Path, images: Iterable[bytes]) -> None:
 
 
 def write_photos(root: Path) -> None:
-    """What configs/photos.yaml wants below PHOTOS."""
+    """The folders of configs/photos.yaml below PHOTOS."""
     write_folder(root / "cats", drawings("cat", 40, seed=1))
     write_folder(root / "near" / "dogs", drawings("dog", 12, seed=1))
     write_folder(root / "random", things(12, seed=1))
@@ -92,7 +92,7 @@ def imagenet_images(*, seed: int) -> dict[str, list[bytes]]:
 
 
 def write_ilsvrc_train(folder: Path) -> None:
-    """ILSVRC2012_img_train.tar: a tar of tars, one a class."""
+    """ILSVRC2012_img_train.tar: a tar of tars, one per class."""
     inner = []
     for wnid, images in imagenet_images(seed=3).items():
         members = [(f"{wnid}_{number}.JPEG", image) for number, image in enumerate(images)]
@@ -137,7 +137,7 @@ def write_open_images(tars: Path, labels: Path) -> None:
 
 
 def write_cats_and_dogs(folder: Path) -> None:
-    """A data set of the Hub as it lies there: parquet, the classes in its metadata."""
+    """A data set as it is on the Hub: parquet, the classes in its metadata."""
     cats, dogs = drawings("cat", 40, seed=5), drawings("dog", 40, seed=5)
     for number in range(2):
         mixed = [each for pair in zip(cats, dogs, strict=True) for each in pair][number::2]

@@ -1,7 +1,7 @@
-"""Builds that are killed, each time at a moment and in a process that a seed chooses, and resumed.
+"""Builds that are killed at moments and in processes chosen by a seed, and resumed.
 
-A moment is told by what the build writes: the files of a folder are looked at all the time, and an
-S3 server tells of each request. SIGKILL then gives nobody a chance to clean up.
+A moment is recognised by what the build writes: a folder is polled, an S3 server lists its
+requests. SIGKILL leaves no process a chance to clean up.
 """
 
 import contextlib
@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline import storage
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
+from pipeline.dataset.metadata import NO_GENERATION, Generation
 from support.processes import kill_session, session_processes, start_infineg
 from support.servers import S3Server
 
-# Ray tells its driver of the death of a node at once; it gives up on its head after 60 s.
+# Ray reports the death of a node to its driver immediately; it gives up on its head after 60 s.
 _MAX_WAIT_FOR_END_S = 30
 _MAX_WAIT_S = 180
 
@@ -37,7 +38,7 @@ class Target(StrEnum):
 
 
 class Phase(StrEnum):
-    """What a data set's files say that a build was doing."""
+    """What a build was doing, by the files of its data set."""
 
     PLANNING = "planning"
     READING = "reading"
@@ -46,14 +47,14 @@ class Phase(StrEnum):
     BETWEEN = "between rounds"
 
 
-# What a build has just done: "+path" it wrote, "-path" it removed.
+# Events of a build: it wrote "+path" or removed "-path".
 MOMENTS_OF_PLANNING = {
     "reference": r"\+reference\.",
     "plan": r"\+plans/",
 }
 MOMENTS = {
     **MOMENTS_OF_PLANNING,
-    "half a file": r"\+(.*/)?\.tmp-",  # on a disk alone
+    "half a file": r"\+(.*/)?\.tmp-",  # only on a disk
     "data of a part": r"\+parts/.*\.parquet",
     "part": r"\+parts/.*\.json",
     "ledger": r"\+(ledger|hashes)/.*\.parquet",
@@ -66,7 +67,7 @@ MOMENTS = {
 
 @dataclass(frozen=True)
 class Kill:
-    """Kill `target`, `delay_s` after the `count`-th time that `moment` has come in a run."""
+    """Kill `target`, `delay_s` after `moment` has come for the `count`-th time in a run."""
 
     target: Target
     moment: str
@@ -76,7 +77,7 @@ class Kill:
 
 @dataclass(frozen=True)
 class Struck:
-    """A kill that was done, and what it hit."""
+    """A kill that was done: what it hit, and when."""
 
     kill: Kill
     phase: Phase
@@ -84,28 +85,28 @@ class Struck:
 
 
 class Events(Protocol):
-    """What has happened to a data set's files."""
+    """What has happened to the files of a data set."""
 
     root: str
 
-    def look(self, folder: str = "") -> Sequence[str]:
-        """All so far, in order; new ones of one folder alone, which may be quicker."""
+    def poll(self, folder: str = "") -> Sequence[str]:
+        """All events so far, in order; looks for new ones only in `folder`, which may be faster."""
         ...
 
 
 @dataclass
 class LocalEvents:
-    """Looks at a folder; a part record must never be written again."""
+    """Polls a folder; a part record must never be written twice."""
 
     root: str
     _events: list[str] = field(default_factory=list)
     _stamps: dict[str, tuple[int, int]] = field(default_factory=dict)
 
-    def look(self, folder: str = "") -> Sequence[str]:
+    def poll(self, folder: str = "") -> Sequence[str]:
         now: dict[str, tuple[int, int]] = {}
         for directory, below, names in os.walk(f"{self.root}/{folder}"):
             if "embeddings" in below:
-                below.remove("embeddings")  # many, and no moment of theirs is waited for
+                below.remove("embeddings")  # many, and no kill waits for one
             for name in names:
                 path = os.path.relpath(f"{directory}/{name}", self.root)
                 with contextlib.suppress(FileNotFoundError):  # removed meanwhile
@@ -116,7 +117,7 @@ class LocalEvents:
             if before is None:
                 self._events.append(f"+{name}")
             elif re.fullmatch(r"parts/.*\.json", name):
-                assert before == stamp, f"{name} was committed and is written again"
+                assert before == stamp, f"{name} was committed and was written again"
         gone = {n for n in self._stamps.keys() - now.keys() if n.startswith(folder)}
         self._events += [f"-{name}" for name in sorted(gone)]
         self._stamps = {n: s for n, s in self._stamps.items() if n not in gone} | now
@@ -125,15 +126,15 @@ class LocalEvents:
 
 @dataclass
 class S3Events:
-    """Reads what a server tells of requests that succeeded."""
+    """Reads the requests to a server that succeeded."""
 
     root: str
     server: S3Server
     _events: list[str] = field(default_factory=list)
     _num_read: int = 0
 
-    def look(self, folder: str = "") -> Sequence[str]:
-        del folder  # it costs the same
+    def poll(self, folder: str = "") -> Sequence[str]:
+        del folder  # listing one is no faster
         root = "/" + self.root.removeprefix("s3://") + "/"
         end = len(self.server.writes)
         for request in self.server.writes[self._num_read : end]:
@@ -158,7 +159,7 @@ def draw_kill(seed: str, targets: Sequence[Target], moments: Sequence[str]) -> K
 
 
 class KilledBuild:
-    """A build of one config, killed and started again until it is finished."""
+    """A build of one config that is killed and started again until it is finished."""
 
     def __init__(self, config: Path, events: Events, folder: Path) -> None:
         self._config, self._events, self._folder = config, events, folder
@@ -166,13 +167,13 @@ class KilledBuild:
         self._started: list[subprocess.Popen[bytes]] = []
         self.struck: list[Struck] = []
         self.is_finished = False
-        # Of the process that runs; looked for beforehand, because a search takes a moment.
+        # Of the running build; found before they are needed, because the search takes a moment.
         self._node: dict[Target, list[tuple[int, str]]] = {}
-        self._num_excused = 0  # kills after which a run has failed
+        self._num_excused = 0  # kills that already excused a failed run
 
     @property
     def logs(self) -> list[Path]:
-        """Of each run."""
+        """One per run."""
         return [self._folder / f"log-{number}" for number in range(len(self._started))]
 
     @property
@@ -180,7 +181,7 @@ class KilledBuild:
         return "\n".join(log.read_text() for log in self.logs)
 
     def strike(self, kill: Kill) -> None:
-        """Starts a build if none runs, waits for the moment, kills; the build may be over then."""
+        """Runs a build until the moment and kills, unless the build ends first."""
         while not self.is_finished and self._wait_for(kill):
             time.sleep(kill.delay_s)
             assert self._process is not None
@@ -191,35 +192,35 @@ class KilledBuild:
                     os.kill(victim, signal.SIGKILL)
                 phase = phase_of(self._events.root)
                 self.struck.append(Struck(kill, phase, name))
-                self._see_the_end(kill.target)
+                self._wait_for_end(kill.target)
                 return
 
     def strike_in(self, phase: Phase, kill: Kill) -> None:
-        """Strikes, again and again where a busy machine has let the phase pass by."""
+        """Strikes until it hits the phase, which may pass unseen on a busy machine."""
         self.strike(kill)
         while self.struck[-1].phase != phase:
             assert not self.is_finished, f"never in {phase}:\n{self.output}"
             self.strike(kill)
 
     def finish(self) -> None:
-        """Lets the build do what is left."""
+        """Lets the build finish."""
         code = 1
         while code:
             process = self._running()
             deadline = time.monotonic() + _MAX_WAIT_S
             while process.poll() is None:
                 assert time.monotonic() < deadline, f"hangs:\n{self.output}"
-                self._events.look()
+                self._events.poll()
                 time.sleep(0.02)
             code = process.returncode
-            # Nobody need survive what runs beside the workers; then the next run goes on.
+            # The loss of a process beside the workers may end a run; the next one continues.
             is_excused = len(self.struck) > self._num_excused
             assert code == 0 or (is_excused and self.struck[-1].kill.target == Target.OTHER), (
                 f"exit code {code}:\n{self.output}"
             )
             self._num_excused = len(self.struck)
             self._process = None
-        self._events.look()
+        self._events.poll()
         self.is_finished = True
 
     def close(self) -> None:
@@ -235,10 +236,10 @@ class KilledBuild:
         return self._process
 
     def _wait_for(self, kill: Kill) -> bool:
-        """False if the build has ended before."""
-        process, seen = self._running(), len(self._events.look())
+        """False if the build ends first."""
+        process, seen = self._running(), len(self._events.poll())
         deadline = time.monotonic() + _MAX_WAIT_S
-        # What follows a commit on a disk is over in milliseconds.
+        # On a disk the clean-up after a commit takes milliseconds.
         folder = "generations" if kill.moment == "generation" else ""
         count = 0
         while count < kill.count:
@@ -248,26 +249,26 @@ class KilledBuild:
                 self.finish()
                 return False
             assert time.monotonic() < deadline, f"{kill} never came:\n{self.output}"
-            events = self._events.look(folder)
+            events = self._events.poll(folder)
             count += sum(1 for event in events[seen:] if re.match(MOMENTS[kill.moment], event))
             seen = len(events)
             time.sleep(0.0002 if folder else 0.002)
         return True
 
-    def _see_the_end(self, target: Target) -> None:
-        """A driver ends with its node or head; it goes on without a worker."""
+    def _wait_for_end(self, target: Target) -> None:
+        """A driver ends with its node or head, and survives the death of a worker."""
         assert self._process is not None
         if target in (Target.WORKER, Target.OTHER):
             return
         code = self._process.wait(_MAX_WAIT_FOR_END_S)
-        # It may have been done in that moment.
+        # It may have finished at that moment.
         assert code in ((-signal.SIGKILL,) if target == Target.DRIVER else (0, 1)), self.output
         self._process = None
 
 
 @contextlib.contextmanager
 def killed_build(config: Path, events: Events, folder: Path) -> Iterator[KilledBuild]:
-    """Ends with all processes of all runs."""
+    """Ends all processes of all runs on exit."""
     build = KilledBuild(config, events, folder)
     try:
         yield build
@@ -294,37 +295,35 @@ def _find_victims(leader: int, target: Target) -> list[tuple[int, str]]:
 
 
 def phase_of(root: str) -> Phase:
-    """Of a build that was just killed."""
+    """The phase of a build that was just killed."""
     files = set(storage.list_files(root))
-    numbers = [int(Path(name).stem) for name in files if re.match(MOMENTS["generation"][2:], name)]
-    generation = manifest.read_generation(root, max(numbers)) if numbers else None
+    generation = _latest_generation(root, files)
     parts = [name for name in files if name.startswith("parts/")]
-    done = {s.name: s.num_rounds for s in generation.sources} if generation else {}
+    done = {source.name: source.num_rounds for source in generation.sources}
     if any(int(part.split("/")[2]) <= done.get(part.split("/")[1], 0) for part in parts):
         return Phase.SWEEPING
     if unlisted_outputs(root, files):
         return Phase.PACKING
     if parts:
         return Phase.READING
-    return Phase.BETWEEN if generation else Phase.PLANNING
+    return Phase.BETWEEN if generation.number else Phase.PLANNING
 
 
 def unlisted_outputs(root: str, files: set[str]) -> set[str]:
     """Shards and tables that the latest generation does not list."""
-    numbers = [int(Path(name).stem) for name in files if re.match(MOMENTS["generation"][2:], name)]
-    listed: set[str] = set()
-    if numbers:
-        generation = manifest.read_generation(root, max(numbers))
-        for file in (*generation.shards, *generation.quarantine):
-            listed |= {file.path, file.sidecar_path}
-        for source in generation.sources:
-            listed |= {table.path for table in (*source.ledger, *source.hashes)}
+    listed = _latest_generation(root, files).paths()
     folders = ("shards/", "quarantine/", "ledger/", "hashes/")
     return {name for name in files if name.startswith(folders)} - listed
 
 
+def _latest_generation(root: str, files: set[str]) -> Generation:
+    """The latest of `files`: a build that goes on may commit another meanwhile."""
+    numbers = [int(Path(name).stem) for name in files if re.match(MOMENTS["generation"][2:], name)]
+    return Dataset(root).read_generation(max(numbers)) if numbers else NO_GENERATION
+
+
 def garbage_in(root: str) -> list[str]:
-    """What a finished build must not leave. The lease of a process that was killed is no harm."""
+    """Files that a finished build must not leave. The lease of a killed process may stay."""
     files = set(storage.list_files(root))
     rest = {name for name in files if re.search(r"(^|/)\.tmp-|^parts/", name)}
     return sorted(rest | unlisted_outputs(root, files))
@@ -332,6 +331,6 @@ def garbage_in(root: str) -> list[str]:
 
 def repeated_work(build: KilledBuild, events: Sequence[str]) -> list[str]:
     """Parts, and references, that were committed more than once."""
-    told = re.findall(r"committed (\w+ round \d+ span \d+ part \d+|reference bank)", build.output)
+    logged = re.findall(r"committed (\w+ round \d+ span \d+ part \d+|reference bank)", build.output)
     written = [e for e in events if re.match(r"\+parts/.*\.json", e)]
-    return [what for what, number in Counter([*told, *written]).items() if number > 1]
+    return [what for what, number in Counter([*logged, *written]).items() if number > 1]

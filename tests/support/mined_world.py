@@ -1,6 +1,6 @@
-"""A small drawn world, a head trained on it, and what the head would choose: for tests of mining.
+"""For tests of mining: a small drawn data set, a head trained on it, and the head's scores.
 
-No Ray: tasks run in this process, the last one first.
+Without Ray: tasks run in this process, the last one first.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import torch
 
 import pipeline.mine.driver
 from pipeline.config.schema import Config
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import embedding_matrix
 from pipeline.mine.driver import Mined, mine
@@ -28,7 +28,7 @@ from support.builds import (
     squares,
     write_inputs,
 )
-from train.config.settings import TrainConfig
+from train.config import TrainConfig
 from train.evaluate.run import evaluate_run
 from train.loop.trainer import train
 from train.mining.scorer import prepare_scorer
@@ -38,7 +38,7 @@ BUDGET = 40
 
 @dataclass(frozen=True)
 class World:
-    """A data set of one generation, and a calibrated run on it. Not to be changed."""
+    """A data set of one generation and a calibrated run on it. Tests must not change them."""
 
     root: Path
     run: Path
@@ -50,7 +50,7 @@ class World:
 def world_config(out: Path, entries: list[dict[str, Any]], **sections: Any) -> Config:
     defaults: dict[str, Any] = {
         "positives": [{**CATS, "params": {**CATS["params"], "num_pictures": 96}}],
-        # Off: the trained model is the only guard.
+        # Only the trained model quarantines.
         "selection": {"quarantine": "off"},
         "split": {"val": 0.2, "test": 0.2},
         "train": {
@@ -89,7 +89,7 @@ def mine_inline(config: Config, scorer: Scorer, **options: Any) -> Mined:
 
 
 def at(config: Config, root: Path) -> Config:
-    """The same config for a copy of its data set."""
+    """The config for a copy of its data set."""
     return config.model_copy(
         update={"output": config.output.model_copy(update={"path": str(root)})}
     )
@@ -107,7 +107,7 @@ def mine_copy(world: World, to: Path) -> Path:
 
 def ledger_rows(root: Path, generation: Generation) -> pa.Table:
     tables = [
-        manifest.read_table(str(root), table.path)
+        Dataset(str(root)).read_table(table.path)
         for source in generation.sources
         for table in source.ledger
     ]
@@ -115,14 +115,14 @@ def ledger_rows(root: Path, generation: Generation) -> pa.Table:
 
 
 def generations(root: Path) -> tuple[Generation, Generation]:
-    return manifest.read_generation(str(root), 1), manifest.read_generation(str(root), 2)
+    return Dataset(str(root)).read_generation(1), Dataset(str(root)).read_generation(2)
 
 
 def scores_of(world: World) -> dict[str, tuple[float, float, int]]:
-    """log p, margin and fold by content hash, straight from the kept embeddings."""
+    """log p, margin and fold by content hash, computed from the kept embeddings."""
     scorer, found = OpenScorer(world.scorer), {}
     for path in sorted((world.root / "embeddings").glob("*/*/*.parquet")):
-        rows = manifest.read_table(str(world.root), str(path.relative_to(world.root)))
+        rows = Dataset(str(world.root)).read_table(str(path.relative_to(world.root)))
         rows = rows.filter(rows["embedding"].is_valid())
         hashes = rows["content_hash"].to_pylist()
         scored_N2 = scorer.score(embedding_matrix(rows), hashes, 1000)
@@ -132,11 +132,11 @@ def scores_of(world: World) -> dict[str, tuple[float, float, int]]:
 
 
 def shard_samples(root: Path, generation: Generation) -> list[dict[str, object]]:
-    """Rows of training negatives with their images."""
+    """The training negatives in shards, with their images."""
     found = []
     for shard in negatives_of(generation):
         tar = (root / shard.path).read_bytes()
-        for row in manifest.read_sidecar(str(root), shard).to_pylist():
+        for row in Dataset(str(root)).read_sidecar(shard).to_pylist():
             start = row.pop("tar_offset")
             found.append(row | {"image": tar[start : start + row["tar_size"]]})
     return found

@@ -19,7 +19,7 @@ HOSTILE_NAME = "<img src=x onerror=\"document.title='owned'\">{{7*7}}"
 
 
 def write_suspects(folder: Path) -> Path:
-    """Builds a data set whose quarantine holds unlabelled cats; returns its root."""
+    """Builds a data set with unlabelled cats in quarantine; returns its root."""
     strays = folder / "strays" / HOSTILE_CLASS
     strays.mkdir(parents=True)
     cats = {**CATS, "params": {**CATS["params"], "seed": 7, "num_pictures": 2 * NUM_SUSPECTS}}
@@ -41,7 +41,7 @@ class Served:
     def request(
         self, path: str, body: Any = None, *, method: str | None = None, **headers: str
     ) -> tuple[int, bytes, dict[str, str]]:
-        """Status, content and headers, whatever the status."""
+        """Status, content and headers, also of errors."""
         data = None if body is None else json.dumps(body).encode()
         named = {"Content-Type": "application/json"} if data else {}
         named |= {name.replace("_", "-"): value for name, value in headers.items()}

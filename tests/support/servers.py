@@ -1,4 +1,4 @@
-"""An S3 server on loopback (moto's), which other processes reach through their environment."""
+"""Servers on loopback: S3 (moto's), reached by other processes through their environment; HTTP."""
 
 import contextlib
 import http.client
@@ -20,7 +20,7 @@ BUCKET = "infineg-test"
 
 @dataclass(frozen=True)
 class S3Server:
-    """Where it is, and the environment in which tools find it."""
+    """Its address, and the environment in which tools find it."""
 
     endpoint_url: str
     # "PUT /bucket/key", "POST /bucket?delete", ...: all that succeeded, in order.
@@ -49,7 +49,7 @@ class S3Server:
 
 
 def environment(endpoint_url: str) -> dict[str, str]:
-    """What a user would set; the files are those of nobody, lest a real account be used."""
+    """The variables a user would set; credential files are empty, so that no real one is used."""
     return {
         "AWS_ENDPOINT_URL": endpoint_url,
         "AWS_ACCESS_KEY_ID": "testing",
@@ -77,7 +77,7 @@ def run_s3_server(host: str = "127.0.0.1") -> Iterator[S3Server]:
     )
     from werkzeug.serving import make_server
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # one line per request
     writes: list[str] = []
     reads: list[str] = []
     app = _one_write_at_a_time(DomainDispatcherApplication(create_backend_app), writes, reads)
@@ -97,7 +97,7 @@ def run_s3_server(host: str = "127.0.0.1") -> Iterator[S3Server]:
 def _one_write_at_a_time(
     app: Callable[..., Iterable[bytes]], writes: list[str], reads: list[str]
 ) -> Callable[..., Iterable[bytes]]:
-    """S3 decides a condition and writes in one step; moto does so in two. Lists all requests."""
+    """Makes conditional writes one step, as in S3 (moto takes two), and records all requests."""
     lock = threading.Lock()
 
     def serve(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -131,13 +131,13 @@ _Answer = tuple[int, dict[str, str], bytes]
 
 @dataclass
 class FlakyServer:
-    """What it does: `upstream` is asked, or `files` (path -> content) are served."""
+    """Forwards to `upstream`, or serves `files` (path -> content)."""
 
     upstream: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
     has_ranges: bool = True
     faults: list[str] = field(default_factory=list)
-    # Only requests that these are true for use up a fault: (method, path with query).
+    # Only requests for which this is true use up a fault: (method, path with query).
     is_flaky: Callable[[str, str], bool] = lambda _method, _path: True
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     url: str = ""
@@ -215,7 +215,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content[: len(content) // 2] if is_cut else content)
         if is_cut:
             self.wfile.flush()
-            time.sleep(0.02)  # else the reset overtakes what was sent
+            time.sleep(0.02)  # otherwise the reset overtakes the data sent
             self._reset()
 
     def _reset(self) -> None:
@@ -225,14 +225,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.close()
 
     def log_message(self, *_: Any) -> None:
-        """Nothing: a test tells what it saw by `requests`."""
+        """Logs nothing: tests look at `requests`."""
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_: Any) -> None:
-        """Nothing: to lose connections is its work."""
+        """Ignores errors: it is made to lose connections."""
 
 
 @contextlib.contextmanager

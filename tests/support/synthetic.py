@@ -7,12 +7,13 @@ measured of a million candidates is what a build of as many does, but for readin
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.build.pack import cut_shards, pack_shard
-from pipeline.dataset import manifest
+from pipeline.dataset.dataset import Dataset, round_folder
 from pipeline.dataset.dedup import SeenImages
 from pipeline.dataset.keys import make_key, split_of, unit_hash
 from pipeline.dataset.metadata import (
@@ -85,10 +86,7 @@ def write_parts(
         write_part(
             str(root),
             decided_rows(first + n * samples_per_part, samples_per_part, **rows),  # type: ignore[arg-type]
-            source=SOURCE,
-            round_number=round_number,
-            span=n,
-            span_id="0" * 16,
+            SimpleNamespace(source=SOURCE, round=round_number, span=n, span_id="0" * 16),
             part=0,
             is_last=True,
         )
@@ -99,10 +97,10 @@ def write_parts(
 def write_part_records(root: Path, num_parts: int) -> None:
     """The records alone of the parts of a round, without the waits for the disk of a commit."""
     counts = Counts(read=512, selected=5, not_selected=505, rejected={"truncated": 2})
-    folder = root / manifest.round_folder(SOURCE, 1)
+    folder = root / round_folder(SOURCE, 1)
     folder.mkdir(parents=True)
     for span in range(num_parts):
-        stem = manifest.part_stem(SOURCE, 1, span, 0)
+        stem = f"{round_folder(SOURCE, 1)}/{span:06d}-000000"
         record = PartRecord(
             source=SOURCE, round=1, span=span, span_id=f"{span:016x}", part=0, is_last=True,
             path=f"{stem}.parquet", sha256=f"{span:064x}", counts=counts,
@@ -158,7 +156,7 @@ def write_dataset(root: Path | str, num_parts: int, **rows: float) -> Generation
         number=1, parent=None, sources=(source,), shards=tuple(shards),
         quarantine=tuple(quarantine), next_numbers={},
     )  # fmt: skip
-    manifest.write_info(str(root), info)
-    manifest.commit_generation(str(root), generation)
-    manifest.write_derived(str(root), generation)
+    Dataset(str(root)).write_info(info)
+    Dataset(str(root)).commit_generation(generation)
+    Dataset(str(root)).write_derived(generation)
     return generation

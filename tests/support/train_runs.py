@@ -26,16 +26,15 @@ import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.config.schema import EncoderConfig
-from pipeline.dataset import manifest
+from pipeline.config.encoder import EncoderConfig
+from pipeline.dataset import Dataset
 from pipeline.dataset.keys import make_key, sha256_hex
-from pipeline.dataset.manifest import require_info
 from pipeline.dataset.metadata import Counts, DatasetInfo, Generation, ShardRecord, SourceRecord
 from pipeline.dataset.schema import Split, Stratum, row_schema
 from pipeline.dataset.shards import output_group, write_shard
 from pipeline.encoders.networks import encoder_identity, load_encoder
 from support.processes import kill_session
-from train.config.settings import load_train_config
+from train.config import load_train_config
 from train.data.bad_shards import read_usable_rows
 from train.data.batches import read_eval_batches
 from train.data.rows import TrainRows
@@ -136,13 +135,13 @@ def read_train_rows(root: str, generation: Generation, targets: Sequence[str]) -
 def add_generation(root: Path, source: str = "news", *, num: int = 60, seed: int = 1) -> Generation:
     """Commits the next generation: `num` training negatives of one more source beside all else."""
     rng = np.random.default_rng(seed)
-    before = manifest.read_generation(str(root))
-    dim = manifest.require_info(str(root)).embedding_dim
+    before = Dataset(str(root)).read_generation()
+    dim = Dataset(str(root)).read_info().embedding_dim
     counts = {source: 0}
     shards = _write_group(
         root, source, "train", "", stratum="far", probability=0.5, num=num,
         direction_L=np.eye(_LATENT_DIM)[-1], axes_LD=np.linalg.qr(rng.normal(size=(dim, 16)))[0].T,
-        noise=0.5, rng=rng, targets=manifest.require_info(str(root)).targets, image_size=40,
+        noise=0.5, rng=rng, targets=Dataset(str(root)).read_info().targets, image_size=40,
         samples_per_shard=20, counts=counts, label_state="verified_absent",
     )  # fmt: skip
     record = before.sources[-1].model_copy(
@@ -156,8 +155,8 @@ def add_generation(root: Path, source: str = "news", *, num: int = 60, seed: int
             "shards": (*before.shards, *shards),
         }
     )
-    manifest.commit_generation(str(root), generation)
-    manifest.write_derived(str(root), generation)
+    Dataset(str(root)).commit_generation(generation)
+    Dataset(str(root)).write_derived(generation)
     return generation
 
 
@@ -264,7 +263,7 @@ def commit_dataset(
         targets=targets, encoder=encoder, embedding_dim=embedding_dim, fingerprint="toy",
         fingerprint_inputs={}, latest_generation=0,
     )  # fmt: skip
-    manifest.write_info(str(root), info)
+    Dataset(str(root)).write_info(info)
     sources = tuple(
         SourceRecord(
             name=name,
@@ -286,8 +285,8 @@ def commit_dataset(
         quarantine=(),
         next_numbers={},
     )
-    manifest.commit_generation(str(root), generation)
-    manifest.write_derived(str(root), generation)
+    Dataset(str(root)).commit_generation(generation)
+    Dataset(str(root)).write_derived(generation)
     return generation
 
 
@@ -310,7 +309,7 @@ def write_run(
     encoder = load_encoder(ENCODER)
     torch.manual_seed(0)
     detector = build_detector(encoder, len(targets), hidden_dim=0, dropout=0.0)
-    generation = manifest.read_generation(str(dataset))
+    generation = Dataset(str(dataset)).read_generation()
     labels: list[str] = []
     normalised: list[Tensor] = []
     with torch.inference_mode():
@@ -448,7 +447,7 @@ FINETUNE = SHORT | {"mode": "finetune", "head_steps": 5, "backbone_learning_rate
 
 def write_run_config(dataset: Path, run: Path, **section: Any) -> Path:
     run.parent.mkdir(parents=True, exist_ok=True)
-    targets = [{"name": name} for name in require_info(str(dataset)).targets]
+    targets = [{"name": name} for name in Dataset(str(dataset)).read_info().targets]
     path = run.with_suffix(".yaml")
     write_config(path, dataset=dataset, run=run, train=section, target=None, targets=targets)
     path.write_text(path.read_text().replace("target: null\n", ""))
@@ -472,10 +471,10 @@ def interrupt_training(
     """A run that ends in the middle of step `at`, as Ctrl-C would end it."""
     train_step = trainer.train_step
 
-    def interrupted(job: Any, model: Any, batch: Any, step: int) -> Any:
+    def interrupted(state: Any, model: Any, batch: Any, step: int) -> Any:
         if step == at:
             raise KeyboardInterrupt
-        return train_step(job, model, batch, step)
+        return train_step(state, model, batch, step)
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "train_step", interrupted)

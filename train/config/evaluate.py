@@ -6,11 +6,19 @@ from pydantic import BaseModel, Field
 
 
 class EvaluateConfig(BaseModel, frozen=True, extra="forbid"):
-    """Operating point, and what is told of it."""
+    """The operating point and how logits become probabilities."""
 
-    alpha: float = Field(1e-3, gt=0, lt=1)  # false-positive rate that the threshold keeps under
-    delta: float = Field(0.05, gt=0, lt=1)  # chance that it does not
-    deploy_prior: float = Field(1e-3, gt=0, lt=1)  # share of pictures with the target, in use
-    # From logits to probabilities: platt fits scale and bias; temperature the scale alone, for few
-    # val samples, the bias following from the prior trained on.
-    calibration: Literal["platt", "temperature"] = "platt"
+    alpha: float = Field(
+        1e-3, gt=0, lt=1, description="False-positive rate that the threshold stays under."
+    )
+    delta: float = Field(
+        0.05, gt=0, lt=1, description="Probability that the threshold exceeds `alpha`."
+    )
+    deploy_prior: float = Field(
+        1e-3, gt=0, lt=1, description="Share of pictures in use that show the target."
+    )
+    calibration: Literal["platt", "temperature"] = Field(
+        "platt",
+        description="From logits to probabilities. platt fits scale and bias; temperature fits "
+        "only the scale, for few val samples: the bias follows from the prior trained on.",
+    )

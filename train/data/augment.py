@@ -1,4 +1,4 @@
-"""Random views of a picture: uint8 out, all chance from the generator passed in, on any device.
+"""Random views of an image: uint8 out, randomness only from the generator passed in, any device.
 
 Shapes: C H W image.
 """
@@ -13,36 +13,35 @@ from torch.nn.functional import conv2d, interpolate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from train.config.settings import Strength
+from train.config import Strength
 
-_MIN_AREA = 0.35  # of the picture: a smaller crop of a cat is often no cat
+_Operation = Callable[[Tensor, float], Tensor]
 
-
+_MIN_AREA = 0.35  # of the image: a smaller crop of a cat is often no cat
 _JITTER = 0.3  # largest relative change of brightness, contrast and saturation
-
-
 _LUMA_C = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
-
-
 _ERASE_CHANCE = 0.25
-
-
-_MAX_ERASED_SIDE = 0.3  # of the picture's side
+_MAX_ERASED_SIDE = 0.3  # of the image's side
+_NUM_OPERATIONS = 2  # of randaugment
+_MAGNITUDE = 9 / 30  # of randaugment
+_NUM_MAGNITUDES = 31  # of trivialaugment, from 0 on
+_GREY = [128.0]
 
 
 def augment(
     pixels_CHW: Tensor, *, size: int, strength: Strength, rng: np.random.Generator
 ) -> Tensor:
-    """A random crop of `size` by `size`, flipped; re-coloured, a small rectangle greyed out.
+    """A random crop, resized to `size` by `size` and flipped by chance, then what `strength` adds.
 
-    pixels_CHW: uint8, or the same numbers as float32, in which they are then resampled.
-    randaugment and trivialaugment have their own operations after crop and flip.
+    `light` and `heavy` change colours and may grey out a small rectangle; randaugment and
+    trivialaugment have their own operations. pixels_CHW: uint8, or the same values as float32,
+    which are then resampled in float.
     """
     assert strength != "off"
     top, left, height, width = _random_crop(pixels_CHW.shape[1], pixels_CHW.shape[2], rng)
     crop_1CHW = pixels_CHW[None, :, top : top + height, left : left + width]
-    # Copied first: the resampler takes a part of a channels-last picture for no such, which costs
-    # twice the time here, and more where its result is copied into a batch.
+    # Copied first: the resampler does not recognise a part of a channels-last image as channels
+    # last, which costs twice the time here, and more when the result is copied into a batch.
     crop_1CHW = crop_1CHW.contiguous(memory_format=torch.channels_last)
     view_CHW = as_uint8(interpolate(crop_1CHW, (size, size), mode="bilinear", antialias=True)[0])
     if rng.random() < 0.5:
@@ -61,14 +60,14 @@ def augment(
 
 
 def as_uint8(pixels: Tensor) -> Tensor:
-    """Pixels resampled in float, rounded as the resampler of uint8 rounds."""
+    """Rounds pixels resampled in float as the resampler of uint8 does."""
     if pixels.dtype == torch.uint8:
         return pixels
     return pixels.round().clamp(0, 255).to(torch.uint8)
 
 
 def _random_crop(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Top, left, height, width: area and aspect (3/4 to 4/3) at random, as Inception's crop."""
+    """Top, left, height, width, of random area and aspect (3/4 to 4/3): Inception's crop."""
     area = height * width * rng.uniform(_MIN_AREA, 1)
     aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
     crop_height = min(height, max(1, round(math.sqrt(area / aspect))))
@@ -79,7 +78,7 @@ def _random_crop(height: int, width: int, rng: np.random.Generator) -> tuple[int
 
 
 def _jitter_colors(view_CHW: Tensor, rng: np.random.Generator) -> Tensor:
-    """Brightness, contrast and saturation: each is affine in a pixel's color, so all are one."""
+    """Brightness, contrast and saturation: each is affine in the color, so one product does all."""
     brightness, contrast, saturation = rng.uniform(1 - _JITTER, 1 + _JITTER, 3).tolist()
     pixels_1CHW = view_CHW[None].float()
     luma_C = _LUMA_C.to(view_CHW.device)
@@ -117,7 +116,7 @@ def _posterize(view_CHW: Tensor, magnitude: float) -> Tensor:
     return posterized
 
 
-def _grey(view_CHW: Tensor, magnitude: float) -> Tensor:
+def _fade(view_CHW: Tensor, magnitude: float) -> Tensor:
     faded: Tensor = F.adjust_saturation(view_CHW, 1 - magnitude)
     return faded
 
@@ -128,41 +127,26 @@ def _sharpen(view_CHW: Tensor, magnitude: float) -> Tensor:
 
 
 def _equalize(view_CHW: Tensor, magnitude: float) -> Tensor:
-    """Mixed in by `magnitude`: the full effect is nothing that a camera would give."""
+    """Blended in by `magnitude`: no camera gives the full effect."""
     equal_CHW = F.equalize(view_CHW)
     return torch.lerp(view_CHW.float(), equal_CHW.float(), magnitude).to(torch.uint8)
 
 
 # As RandAugment (https://arxiv.org/abs/1909.13719), without its label-breaking extremes.
-_DISTORTIONS: tuple[Callable[[Tensor, float], Tensor], ...] = (
-    _rotate, _blur, _posterize, _grey, _sharpen, _equalize,
+_DISTORTIONS: tuple[_Operation, ...] = (
+    _rotate, _blur, _posterize, _fade, _sharpen, _equalize,
 )  # fmt: skip
 
 
-_NUM_OPERATIONS = 2
-
-
-_MAGNITUDE = 9 / 30
-
-
-_NUM_MAGNITUDES = 31  # of trivialaugment, from 0 on
-
-
-_GREY = [128.0]
-
-
-_Operation = Callable[[Tensor, float], Tensor]
-
-
 def rand_augment(view_CHW: Tensor, rng: np.random.Generator) -> Tensor:
-    """Two of the operations; the same one may come twice."""
+    """Two random operations, possibly the same."""
     for index in rng.integers(len(OPERATIONS), size=_NUM_OPERATIONS):
         view_CHW = apply(view_CHW, list(OPERATIONS)[index], _MAGNITUDE, rng, is_wide=False)
     return view_CHW
 
 
 def trivial_augment(view_CHW: Tensor, rng: np.random.Generator) -> Tensor:
-    """One of the operations, at one of 31 magnitudes."""
+    """One random operation at one of 31 magnitudes."""
     name = list(OPERATIONS)[int(rng.integers(len(OPERATIONS)))]
     magnitude = int(rng.integers(_NUM_MAGNITUDES)) / (_NUM_MAGNITUDES - 1)
     return apply(view_CHW, name, magnitude, rng, is_wide=True)
@@ -171,7 +155,7 @@ def trivial_augment(view_CHW: Tensor, rng: np.random.Generator) -> Tensor:
 def apply(
     view_CHW: Tensor, name: str, magnitude: float, rng: np.random.Generator, *, is_wide: bool
 ) -> Tensor:
-    """An operation at a magnitude in [0, 1] of its range, its direction by chance."""
+    """An operation at a magnitude in [0, 1] of its range, in a random direction."""
     operation, narrow, wide, is_signed = OPERATIONS[name]
     strength = magnitude * (wide if is_wide else narrow)
     if name.startswith("Translate") and not is_wide:
@@ -202,8 +186,8 @@ def _drop_bits(view_CHW: Tensor, bits_lost: float) -> Tensor:
     return posterized
 
 
-# Operation, range of RandAugment, range of TrivialAugmentWide, whether the sign is by chance.
-# Translations: shares of the side (150 of 331 pixels), and pixels.
+# Operation, range in RandAugment, range in TrivialAugmentWide, whether the sign is random.
+# Ranges of translations: shares of the side (150 of 331 pixels), and pixels.
 OPERATIONS: dict[str, tuple[_Operation, float, float, bool]] = {
     "Identity": (lambda view, _: view, 0, 0, False),
     "ShearX": (lambda view, by: _affine(view, shear=(by, 0)), 0.3, 0.99, True),

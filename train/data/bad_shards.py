@@ -1,4 +1,4 @@
-"""Pictures of training rows, and which picture stands in for one that is damaged."""
+"""Training with missing or damaged shards: stop, or go on without them (`train.on_bad_shard`)."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline import storage
 from pipeline.dataset.metadata import Generation, ShardRecord
 from pipeline.errors import BadShard
-from train.config.settings import BadShardPolicy
+from train.config import BadShardPolicy
 from train.data.images import ShardImages
 from train.data.order import extend_segments
 from train.data.rows import TrainRows, join_rows, read_rows_of_shards
@@ -20,17 +20,15 @@ from train.distributed.world import World
 from train.model.detector import Segment
 
 _log = logging.getLogger(__name__)
-
-
 T = TypeVar("T")
 
 
 class RowImages:
-    """Decoded images by row. With `skip`, a damaged one is replaced and told, once a process.
+    """Images by row. With `skip`, another image replaces a damaged one, logged once per process.
 
-    By the next row of its shard that can be read, or of the next shard with the same label: a
-    function of the row and of what is stored, so that every process draws the same. The label is
-    right, then; the weight stays that of the row that was drawn.
+    The replacement is the next readable row of the shard, else of the next shard with the same
+    label. That depends only on the row and the stored files, so that every process takes the same
+    one. Its label is the same; the weight stays that of the row that was drawn.
     """
 
     def __init__(self, rows: TrainRows, images: ShardImages, policy: BadShardPolicy) -> None:
@@ -45,22 +43,22 @@ class RowImages:
         return self._first(row, self._decode)
 
     def read(self, row: int) -> bytes:
-        """The JPEG, which may yet be damaged. Raises BadShard."""
+        """The encoded JPEG, not checked for damage. Raises BadShard."""
         return self._first(row, self._read)
 
     def _first(self, row: int, attempt: Callable[[int], T]) -> T:
-        """Of the row, or of the first that can stand in for it."""
+        """The result for the row, or for the first replacement that can be read."""
         try:
             return attempt(row)
         except BadShard as error:
             if self._policy == "stop":
                 raise
-            for stand_in in self._stand_ins(row):
+            for other in self._replacements(row):
                 try:
-                    found = attempt(stand_in)
+                    found = attempt(other)
                 except BadShard:
                     continue
-                self._tell(row, stand_in, error)
+                self._warn_once(row, other, error)
                 return found
             raise
 
@@ -69,25 +67,25 @@ class RowImages:
             self._shard_of(row),
             self._read(row),
             offset=int(self._rows.tar_offset_N[row]),
-            key=lambda: self._rows.keys[row].as_py(),  # slow where shards are many
+            key=lambda: self._rows.keys[row].as_py(),  # slow with many shards
         )
 
     def _read(self, row: int) -> bytes:
         shard = self._shard_of(row)
         if shard in self._bad_shards:
-            raise self._images.bad(shard, "it could not be read before")
+            raise self._images.bad(shard, "reading it failed before")
         offset, size = int(self._rows.tar_offset_N[row]), int(self._rows.tar_size_N[row])
         try:
             return self._images.read(shard, offset, size)
         except BadShard:
             if self._policy == "skip":
-                self._bad_shards.add(shard)  # not to be fetched again
+                self._bad_shards.add(shard)  # not fetched again
             raise
 
     def _shard_of(self, row: int) -> int:
         return int(np.searchsorted(self._rows.starts, row, side="right")) - 1
 
-    def _stand_ins(self, row: int) -> Iterator[int]:
+    def _replacements(self, row: int) -> Iterator[int]:
         shard = self._shard_of(row)
         starts, shards = self._rows.starts, self._rows.shards
         yield from range(row + 1, starts[shard + 1])
@@ -97,13 +95,13 @@ class RowImages:
             if shards[other].label == shards[shard].label and other not in self._bad_shards:
                 yield from range(starts[other], starts[other + 1])
 
-    def _tell(self, row: int, stand_in: int, error: BadShard) -> None:
+    def _warn_once(self, row: int, other: int, error: BadShard) -> None:
         if row not in self._bad_rows:
             self._bad_rows.add(row)
             keys = self._rows.keys
             _log.warning(
-                "train.on_bad_shard: skip: %s stands in for %s, %d samples so far in this process. "
-                "%s", keys[stand_in].as_py(), keys[row].as_py(), len(self._bad_rows), error,
+                "train.on_bad_shard: skip: %s replaces %s, %d samples so far in this process. %s",
+                keys[other].as_py(), keys[row].as_py(), len(self._bad_rows), error,
             )  # fmt: skip
 
 
@@ -119,10 +117,12 @@ def read_usable_rows(
     embedding_dim: int | None,
     world: World,
 ) -> tuple[TrainRows, tuple[Segment, ...]]:
-    """Rows of the last segment, and the segments.
+    """The train rows of the last segment, and the segments.
 
-    Where more shards are damaged than the last segment knows of, `stop` raises BadShard; `skip`
-    begins another segment at first_step without them, the same in all processes.
+    Checks all shards that the last segment uses. If any is damaged, `stop` raises BadShard, and
+    `skip` begins another segment at first_step without them, the same one in all processes.
+
+    embedding_dim: of the embeddings that the run needs, None if it needs none.
     """
     known = segments[-1].skipped
     shards = [s for s in generation.shards if s.split == "train" and s.path not in known]
@@ -131,26 +131,26 @@ def read_usable_rows(
         root, shards, generation.number, verifies=policy == "skip", embedding_dim=embedding_dim
     )
     bad = {n: rows for n, rows in enumerate(found) if isinstance(rows, BadShard)} | bad
-    is_bad = _is_bad_anywhere(len(shards), bad, world)
-    for number in is_bad:
+    bad_numbers = _bad_in_any_process(len(shards), bad, world)
+    for number in bad_numbers:
         error = bad.get(number) or BadShard(
             f"shard {storage.join(root, shards[number].path)}: another process cannot use it"
         )
         if policy == "stop":
             raise error
         _log.warning("train.on_bad_shard: skip: training without a shard. %s", error)
-    if is_bad:
-        skipped = sorted({*known, *(shards[number].path for number in is_bad)})
+    if bad_numbers:
+        skipped = sorted({*known, *(shards[number].path for number in bad_numbers)})
         segments = extend_segments(segments, generation.number, first_step, tuple(skipped))
-        num_lost = sum(shards[number].num_samples for number in is_bad)
+        num_lost = sum(shards[number].num_samples for number in bad_numbers)
         _log.warning(
-            "train.on_bad_shard: skip: %d of %d shards, %s samples, are left out",
-            len(is_bad), len(shards), f"{num_lost:,}",
+            "train.on_bad_shard: skip: left out %d of %d shards, %s samples",
+            len(bad_numbers), len(shards), f"{num_lost:,}",
         )  # fmt: skip
     usable = [
         (shard, rows)
         for number, (shard, rows) in enumerate(zip(shards, found, strict=True))
-        if number not in is_bad and isinstance(rows, pa.Table)
+        if number not in bad_numbers and isinstance(rows, pa.Table)
     ]
     return join_rows(root, generation.number, targets, usable), segments
 
@@ -158,6 +158,7 @@ def read_usable_rows(
 def _find_bad_tars(
     root: str, shards: Sequence[ShardRecord], generation: int
 ) -> dict[int, BadShard]:
+    """Number of the shard -> what is wrong with its tar, by existence and size."""
     images = ShardImages(root, shards, generation=generation)
     uris = [storage.join(root, shard.path) for shard in shards]
     sizes = storage.sizes_of(uris)
@@ -170,7 +171,7 @@ def _find_bad_tars(
     return bad
 
 
-def _is_bad_anywhere(num_shards: int, bad: dict[int, BadShard], world: World) -> list[int]:
+def _bad_in_any_process(num_shards: int, bad: dict[int, BadShard], world: World) -> list[int]:
     flags = torch.zeros(num_shards, device=world.device)
     flags[list(bad)] = 1
     return world.all_reduce_sum(flags).nonzero()[:, 0].tolist()

@@ -1,4 +1,4 @@
-"""A generation of a data set -> batches to train on, and batches to evaluate on.
+"""Batches of a generation, for training and for evaluation.
 
 Shapes: B batch, C H W image, D embedding, K targets, N rows of the train split.
 """
@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import Split
 from pipeline.encoders.networks import Preprocessing, crop_decoded
-from train.config.settings import BadShardPolicy, LoaderKind, Strength
+from train.config import BadShardPolicy, LoaderKind, Strength
 from train.data.augment import as_uint8, augment
 from train.data.bad_shards import RowImages
 from train.data.corrections import LossTerms
@@ -34,24 +34,24 @@ class Batch(NamedTuple):
 
     inputs: Tensor
     targets_BK: Tensor  # float32, 1 where the sample shows the target
-    importance_B: Tensor  # this and what follows: see LossTerms
-    offset_B: Tensor
+    importance_B: Tensor  # see LossTerms
+    offset_B: Tensor  # see LossTerms
     rows_B: Tensor
 
 
 class CachedEmbeddings:
-    """The train split's embeddings, float16: an array, or local maps (train.embeddings)."""
+    """The embeddings of the train split, float16: an array, or memory-mapped files."""
 
     def __init__(self, embedding_ND: NDArray[np.float16] | MappedEmbeddings) -> None:
         self._embedding_ND = embedding_ND
 
-    def read(self, rows_B: Rows, positions_B: Rows) -> Tensor:  # noqa: ARG002 (no chance here)
+    def read(self, rows_B: Rows, positions_B: Rows) -> Tensor:  # noqa: ARG002 (deterministic)
         """embedding_BD float32."""
         return torch.from_numpy(self._embedding_ND[rows_B]).float()
 
 
 class AugmentedImages:
-    """Decoded and augmented images; what chance does to one depends on (seed, position) alone."""
+    """Decoded and augmented images. Augmentation depends only on the image, seed and position."""
 
     def __init__(
         self,
@@ -75,14 +75,14 @@ class AugmentedImages:
         self._seed = seed
 
     def read(self, rows_B: Rows, positions_B: Rows) -> Tensor:
-        """pixels_BCHW uint8, channels last, as decoders give them and convolutions like them."""
+        """pixels_BCHW uint8, channels last: decoders return that, and convolutions prefer it."""
         size = self.image_size
         pixels_BHWC = torch.empty((len(rows_B), size, size, 3), dtype=torch.uint8)
         self.fill((rows_B, positions_B), pixels_BHWC)
         return pixels_BHWC.permute(0, 3, 1, 2)
 
     def fill(self, rows_and_positions: tuple[Rows, Rows], pixels_BHWC: Tensor) -> None:
-        """`read` into memory that is there already."""
+        """As `read`, into existing memory."""
         rows_B, positions_B = rows_and_positions
         pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2)
         for i, (row, position) in enumerate(
@@ -91,7 +91,7 @@ class AugmentedImages:
             pixels_BCHW[i] = self.view(self.decoded(row), position)
 
     def encoded(self, rows_B: Rows) -> Iterator[bytes]:
-        """The JPEGs of the rows, as they lie in the shards. Raises BadShard."""
+        """The encoded JPEGs of the rows. Raises BadShard."""
         return map(self._images.read, rows_B.tolist())
 
     def decoded(self, row: int) -> Tensor:
@@ -99,7 +99,7 @@ class AugmentedImages:
         return torch.from_numpy(self._images.decode(row)).permute(2, 0, 1)
 
     def view(self, pixels_CHW: Tensor, position: int) -> Tensor:
-        """view_CHW uint8 of a decoded picture, at its place in the stream, on its device."""
+        """view_CHW uint8 of a decoded image at a position in the run, on the image's device."""
         if self._strength == "off":
             return as_uint8(crop_decoded(pixels_CHW.permute(1, 2, 0), self._preprocessing))
         rng = np.random.default_rng((self._seed, position))
@@ -107,13 +107,13 @@ class AugmentedImages:
 
 
 class Inputs(Protocol):
-    """What is read of rows; positions_B, their places in the whole stream, seed all chance."""
+    """Reads the inputs of rows. positions_B, their positions in the run, seed all randomness."""
 
     def read(self, rows_B: Rows, positions_B: Rows) -> Tensor: ...
 
 
 class Batches:
-    """Batch t is this rank's slice of global batch t, whoever asks for it and whenever."""
+    """Batch t is this rank's slice of global batch t: random access by step."""
 
     def __init__(
         self, rows: TrainRows, terms: LossTerms, order: BatchOrder, inputs: Inputs
@@ -130,16 +130,16 @@ class Batches:
     def stream(
         self, steps: range, *, workers: int, kind: LoaderKind = "process", pin: bool = False
     ) -> Iterator[Batch]:
-        """The batches of `steps` in order; images are decoded ahead by `workers`, if any.
+        """The batches of `steps` in order; `workers`, if any, prefetch images.
 
-        The inputs of a batch may be overwritten once the next but one has been asked for. `pin`
-        locks their memory for copies to a GPU.
+        The inputs of a batch stay valid until the second next one is requested. `pin` page-locks
+        their memory for copies to a GPU.
         """
         if not isinstance(self._inputs, AugmentedImages) or workers == 0 or not steps:
             yield from (self.read(step) for step in steps)
             return
         size = self._inputs.image_size
-        # Twice, since the workers are ahead; what is in between is a few integers a sample.
+        # Kept twice, since the workers are ahead; the tee holds a few integers per sample.
         ordered, ahead = tee(self._order.batch(step) for step in steps)
         slots = prefetch(
             self._inputs.fill,
@@ -174,21 +174,21 @@ def read_eval_batches(
     cache_dir: str | None = None,
     cache_gb: float | None = None,
 ) -> Iterator[tuple[pa.Table, Tensor]]:
-    """Every row of the splits once, shard after shard: (rows, inputs), at most batch_size of each.
+    """(rows, inputs) of every row of the splits once, shard by shard, at most batch_size each.
 
     rows: the sidecar's columns without `embedding`, in tar order. inputs: for `head` the cached
     embedding_BD float32 (preprocessing may be None); for `finetune` pixels_BCHW uint8, cropped
-    by `preprocessing` without any chance. Nothing is shuffled, weighted or dropped.
+    by `preprocessing` deterministically. Nothing is shuffled, weighted or dropped.
     """
     shards = [shard for shard in generation.shards if shard.split in splits]
     images = ShardImages(root, shards, cache_dir, cache_gb=cache_gb, generation=generation.number)
     for number, shard in enumerate(shards):
-        sidecar = manifest.read_sidecar(root, shard)
+        sidecar = Dataset(root).read_sidecar(shard)
         for start in range(0, sidecar.num_rows, batch_size):
             rows = sidecar.slice(start, batch_size)
-            about = rows.drop_columns(["embedding"])
+            metadata = rows.drop_columns(["embedding"])
             if mode == "head":
-                yield about, torch.from_numpy(embeddings_of(rows).astype(np.float32))
+                yield metadata, torch.from_numpy(embeddings_of(rows).astype(np.float32))
             else:
                 assert preprocessing is not None
-                yield about, crop_images(images, number, rows, preprocessing)
+                yield metadata, crop_images(images, number, rows, preprocessing)

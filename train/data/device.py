@@ -1,4 +1,4 @@
-"""Batches on their way to a GPU, and decoding there. Written without a GPU at hand: unmeasured.
+"""Copies of batches to a GPU ahead of time, and decoding there. Not yet measured on a GPU.
 
 Shapes: B batch, C H W image.
 """
@@ -15,11 +15,11 @@ from pipeline.encoders.networks import decode_rgb
 from train.data.batches import AugmentedImages, Batch
 from train.data.order import Rows
 
-Decode = Callable[..., list[Tensor]]  # as torchvision.io.decode_jpeg of a list
+Decode = Callable[..., list[Tensor]]  # torchvision.io.decode_jpeg of a list
 
 
 def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """The batches on `device`, copied (or decoded) there while the step before still runs."""
+    """The batches on `device`, copied (or decoded) there while the previous step still runs."""
     if device.type != "cuda":
         yield from batches
         return
@@ -27,7 +27,7 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
     copied: deque[torch.cuda.Event] = deque()
     while True:
         if len(copied) == 2:
-            copied.popleft().synchronize()  # the loader overwrites that batch when asked
+            copied.popleft().synchronize()  # the next request lets the loader overwrite that batch
         with torch.cuda.stream(side):
             batch = next(batches, None)
             if batch is None:
@@ -37,7 +37,7 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
         current = torch.cuda.current_stream(device)
         current.wait_event(copied[-1])
         for tensor in batch:
-            tensor.record_stream(current)  # else its memory is the side stream's to use again
+            tensor.record_stream(current)  # else the side stream may reuse its memory
         yield batch
 
 
@@ -49,9 +49,9 @@ def _copy(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class DecodedOnDevice:
-    """`AugmentedImages` whose encoded bytes travel to a GPU; chance and crops are the same.
+    """`AugmentedImages` that are decoded on a GPU; randomness and crops are the same.
 
-    Pixels differ by rounding, and by what nvJPEG does otherwise than libjpeg.
+    Pixels differ by rounding, and where nvJPEG differs from libjpeg.
     """
 
     def __init__(self, images: AugmentedImages, device: torch.device) -> None:
@@ -62,11 +62,11 @@ class DecodedOnDevice:
         """pixels_BCHW uint8 on the device, channels last."""
         try:
             pictures = decode_on(self._device, list(self._images.encoded(rows_B)))
-        except ValueError:  # of the CPU: one is damaged, which is named, or another stands in
+        except ValueError:  # from the CPU: one image is damaged; `decoded` names or replaces it
             decoded = (self._images.decoded(row) for row in rows_B.tolist())
             pictures = [pixels_CHW.to(self._device) for pixels_CHW in decoded]
         views = [
-            # In float, since CUDA's antialiased resampler knows no uint8.
+            # In float, since CUDA's antialiased resampler does not take uint8.
             self._images.view(pixels_CHW.float(), int(position))
             for pixels_CHW, position in zip(pictures, positions_B, strict=True)
         ]
@@ -76,7 +76,7 @@ class DecodedOnDevice:
 def decode_on(
     device: torch.device, images: Sequence[bytes], *, decode: Decode = decode_jpeg
 ) -> list[Tensor]:
-    """pixels_CHW uint8 of each image; one that `decode` cannot do on `device` is done by a CPU."""
+    """pixels_CHW uint8 of each image; the CPU decodes those that `decode` fails on."""
     encoded = [torch.frombuffer(bytearray(image), dtype=torch.uint8) for image in images]
     try:
         with warnings.catch_warnings():
@@ -86,6 +86,6 @@ def decode_on(
     except torch.OutOfMemoryError:
         raise
     except RuntimeError:
-        if len(images) > 1:  # one spoils them all, which is not said
+        if len(images) > 1:  # one image fails the whole list, and the error does not name it
             return [decode_on(device, [image], decode=decode)[0] for image in images]
         return [torch.from_numpy(decode_rgb(images[0])).permute(2, 0, 1).to(device)]

@@ -1,8 +1,8 @@
-"""The embeddings of a train split: in memory where they are few, else local maps of Arrow files.
+"""The embeddings of a train split: in memory if they fit, else in memory-mapped Arrow files.
 
-A sidecar is parquet, compressed and perhaps far away. One Arrow file a shard, named by the
-sidecar's sha256, is written once, is shared by all processes of a machine and by all generations
-that list the shard, and leaves what is in memory to the operating system.
+Sidecars are compressed parquet, possibly in remote storage. One Arrow file per shard, named by the
+sidecar's sha256, is written to the local cache once and shared by all processes of a machine and
+all generations that list the shard; the operating system decides what stays in memory.
 
 Shapes: B batch, D embedding, N rows of the train split.
 """
@@ -22,19 +22,19 @@ from pipeline import storage
 from train.data.images import bad_shard
 from train.data.rows import TrainRows, embeddings_of, read_embeddings
 
-_MAX_IN_MEMORY_BYTES = 2**28  # one array is faster than maps of many small files
+_MAX_IN_MEMORY_BYTES = 2**28  # up to here one array is faster than maps of many small files
 Embeddings = NDArray[np.float16]
 
 
 class MappedEmbeddings:
-    """embedding_ND of all rows, to be indexed by rows_B like an array."""
+    """embedding_ND of all rows, indexed by rows_B like an array."""
 
     def __init__(self, root: str, rows: TrainRows, dim: int, cache: storage.LocalCache) -> None:
         self._root = root
         self._rows = rows
         self._dim = dim
         self._cache = cache
-        self._data_offsets: dict[int, int] = {}  # of the numbers in a file, by number of rows
+        self._data_offsets: dict[int, int] = {}  # where a file's values start, by number of rows
 
     def __len__(self) -> int:
         return int(self._rows.starts[-1])
@@ -50,7 +50,7 @@ class MappedEmbeddings:
         return embedding_BD
 
     def _of_shard(self, shard: int) -> Embeddings:
-        """Of one shard, on its map: not to be kept."""
+        """A view of one shard's map, not to be kept."""
         record = self._rows.shards[shard]
         num_rows, dim = record.num_samples, self._dim
         mapped = self._cache.map(
@@ -69,11 +69,11 @@ class MappedEmbeddings:
         content = storage.read_bytes(uri)
         sha256 = hashlib.sha256(content).hexdigest()
         if sha256 != record.sidecar_sha256:
-            seen = f"it has {len(content):,} bytes, sha256 {sha256}"
-            told = f"sha256 {record.sidecar_sha256}"
-            raise bad_shard(uri, seen, told, self._rows.generation)
+            problem = f"it has {len(content):,} bytes, sha256 {sha256}"
+            recorded = f"sha256 {record.sidecar_sha256}"
+            raise bad_shard(uri, problem, recorded, self._rows.generation)
         rows = pq.read_table(BytesIO(content), columns=["embedding"])
-        _write_arrow(embeddings_of(rows), file)
+        write_arrow(embeddings_of(rows), file)
 
 
 def open_embeddings(
@@ -84,7 +84,7 @@ def open_embeddings(
     return MappedEmbeddings(root, rows, dim, cache)
 
 
-def _write_arrow(embedding_ND: Embeddings, file: IO[bytes] | pa.NativeFile) -> None:
+def write_arrow(embedding_ND: Embeddings, file: IO[bytes] | pa.NativeFile) -> None:
     flat = pa.array(embedding_ND.reshape(-1))
     column = pa.FixedSizeListArray.from_arrays(flat, embedding_ND.shape[1])
     table = pa.table({"embedding": column})
@@ -94,9 +94,9 @@ def _write_arrow(embedding_ND: Embeddings, file: IO[bytes] | pa.NativeFile) -> N
 
 @functools.lru_cache
 def _file_size(num_rows: int, dim: int) -> int:
-    """Bytes of the Arrow file, whatever the numbers are."""
+    """Bytes of the Arrow file, which depend only on its shape."""
     counted = pa.MockOutputStream()
-    _write_arrow(np.zeros((num_rows, dim), np.float16), counted)
+    write_arrow(np.zeros((num_rows, dim), np.float16), counted)
     return int(counted.size())
 
 

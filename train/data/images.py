@@ -1,4 +1,4 @@
-"""Images of a data set read one at a time out of its tars.
+"""Random access to single images in the tars of a data set.
 
 Shapes: B batch, C H W image.
 """
@@ -21,15 +21,15 @@ from pipeline.dataset.metadata import ShardRecord
 from pipeline.encoders.networks import Preprocessing, crop_decoded, decode_rgb
 from pipeline.errors import BadShard
 
-_MAX_OPEN_SHARDS = 128  # on a disk, a process; each costs a file descriptor
+_MAX_OPEN_SHARDS = 128  # local ones, per process; each costs a file descriptor
 _GB = 10**9
 
 
 class ShardImages:
-    """Encoded images by range; threads may share it.
+    """Encoded images by byte range; thread-safe.
 
-    A remote shard is copied to a bounded folder when first needed, and its sha256 checked; of a
-    local one the size is. `generation` is for messages alone.
+    A remote shard is copied to a bounded local cache when first needed, and its sha256 checked; of
+    a local shard the size is checked. `generation` only appears in messages.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ShardImages:
         self._maps: dict[int, mmap.mmap] = {}
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
-        """Raises BadShard where the shard is missing, or not of its record's bytes."""
+        """Raises BadShard if the shard is missing or differs from its record."""
         image = self._map(shard)[offset : offset + size]
         if len(image) != size:
             raise self.bad(shard, f"no {size:,} bytes at offset {offset:,}")
@@ -58,17 +58,17 @@ class ShardImages:
     def decode(
         self, shard: int, image: bytes, *, offset: int, key: Callable[[], str]
     ) -> NDArray[np.uint8]:
-        """RGB pixels HWC of what was read. Raises BadShard that names it where it is no image."""
+        """RGB pixels HWC. Raises BadShard that names the image if it cannot be decoded."""
         try:
             return decode_rgb(image)
-        except ValueError as error:  # of simplejpeg
+        except ValueError as error:  # from simplejpeg
             place = f"image {key()} at offset {offset:,}, {len(image):,} bytes"
             raise self.bad(shard, f"{place}, cannot be decoded ({error})") from None
 
-    def bad(self, shard: int, seen: str) -> BadShard:
+    def bad(self, shard: int, problem: str) -> BadShard:
         record = self._shards[shard]
-        told = f"{record.size_bytes:,} bytes, sha256 {record.sha256}"
-        return bad_shard(self._uris[shard], seen, told, self._generation)
+        recorded = f"{record.size_bytes:,} bytes, sha256 {record.sha256}"
+        return bad_shard(self._uris[shard], problem, recorded, self._generation)
 
     def _map(self, shard: int) -> mmap.mmap:
         if not self._is_local:
@@ -77,7 +77,7 @@ class ShardImages:
             return self._cache.map(name, record.size_bytes, lambda file: self._fetch(shard, file))
         found = self._maps.get(shard)
         if found is None:
-            # Not closed: another thread may be reading. It ends with its last reference.
+            # Not closed, since another thread may be reading: the last reference closes it.
             for oldest in list(self._maps)[: len(self._maps) - _MAX_OPEN_SHARDS + 1]:
                 self._maps.pop(oldest, None)
             found = self._maps[shard] = self._map_local(shard)
@@ -105,23 +105,22 @@ class ShardImages:
             raise self.bad(shard, f"it has {size_bytes:,} bytes, sha256 {sha256}")
 
 
-def bad_shard(uri: str, seen: str, told: str, generation: int | None) -> BadShard:
+def bad_shard(uri: str, problem: str, recorded: str, generation: int | None) -> BadShard:
     where = "" if generation is None else f" of generation {generation}"
     return BadShard(
-        f"shard {uri}{where}: {seen}; its record says {told}. Restore it from a copy "
-        "(`infineg verify` tells what else is damaged); training goes on without what is damaged "
-        "with train.on_bad_shard: skip"
+        f"shard {uri}{where}: {problem}; its record says {recorded}. Restore it from a copy "
+        "(`infineg verify` lists all damage), or train without it: train.on_bad_shard: skip"
     )
 
 
 def open_cache(cache_dir: str | None, cache_gb: float | None) -> storage.LocalCache:
-    """Local copies of what is remote, at most cache_gb of them; None is no bound."""
+    """Local copies of remote files, at most cache_gb of them; None is unlimited."""
     max_bytes = None if cache_gb is None else round(cache_gb * _GB)
     return storage.LocalCache(cache_folder(cache_dir) / "copies", max_bytes)
 
 
 def cache_folder(cache_dir: str | None) -> Path:
-    """What can be had again: default `~/.cache/infineg`."""
+    """Files that can be made again; by default in `~/.cache/infineg`."""
     cache_home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(cache_dir or f"{cache_home}/infineg").expanduser()
 
@@ -129,7 +128,7 @@ def cache_folder(cache_dir: str | None) -> Path:
 def crop_images(
     images: ShardImages, shard: int, rows: pa.Table, preprocessing: Preprocessing
 ) -> Tensor:
-    """pixels_BCHW uint8 of sidecar rows, cropped without any chance. Raises BadShard."""
+    """pixels_BCHW uint8 of sidecar rows, cropped deterministically. Raises BadShard."""
     columns = (rows[name].to_pylist() for name in ("key", "tar_offset", "tar_size"))
 
     def crop(row: tuple[str, int, int]) -> Tensor:
@@ -138,6 +137,6 @@ def crop_images(
         pixels_HWC = images.decode(shard, image, offset=offset, key=lambda: key)
         return crop_decoded(torch.from_numpy(pixels_HWC), preprocessing)
 
-    # Threads suffice: decoder and resampler let go of the interpreter.
+    # Threads suffice: decoder and resampler release the GIL.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return torch.stack(list(pool.map(crop, zip(*columns, strict=True))))

@@ -1,10 +1,11 @@
-"""Which row is drawn when: a pure function of (seed, segment, position), nothing else.
+"""The order in which rows are drawn: a pure function of (seed, segment, position).
 
-Therefore a resumed run continues with the very next sample, and any number of ranks or workers
-sees the same batches. Rows are numbered over the shards of the train split, in shard order.
+A resumed run therefore continues with the next sample, and any number of ranks or workers sees
+the same batches. Rows are numbered over the shards of the train split, in shard order.
 
-Positives and negatives are a stream each. A stream is a mix of portions, each with its share of
-every `WINDOW` consecutive positions, and each an endless order of its own.
+Every batch takes its positives from one endless order and its negatives from another. Each order
+mixes one or more streams: a stream fills a fixed number of every `WINDOW` consecutive positions
+and shuffles its rows anew in each of its epochs.
 """
 
 from collections.abc import Sequence
@@ -13,36 +14,34 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from train.config.settings import WINDOW
+from train.config import WINDOW
 from train.model.detector import Segment
 
 Rows = NDArray[np.int64]
-
-
 _POSITIVE, _NEGATIVE = 0, 1
 
 
 def extend_segments(
     segments: tuple[Segment, ...], generation: int, step: int, skipped: tuple[str, ...] = ()
 ) -> tuple[Segment, ...]:
-    """The same, going on at `step` with another generation, or without some more shards."""
+    """The segments, continued at `step` with another generation or with more shards skipped."""
     trained = tuple(segment for segment in segments if segment.first_step < step)
     return (*trained, Segment(generation=generation, first_step=step, skipped=skipped))
 
 
 @dataclass(frozen=True)
-class Portion:
-    """Shards whose rows are drawn equally often, `count` times in every `WINDOW` positions."""
+class Stream:
+    """Shards whose rows are drawn equally often: `count` draws in every `WINDOW` positions."""
 
     shards: Sequence[range]
     count: int = WINDOW
-    seed: tuple[int, ...] = ()  # beside the stream's, so that portions differ
+    seed: tuple[int, ...] = ()  # added to the order's seed, so that streams differ
 
 
 def shuffle_epoch(shards: Sequence[range], *, window: int, rng: np.random.Generator) -> Rows:
-    """Each row of `shards` once: shards in random order, then rows within `window` shards each.
+    """Each row once: shards in random order, rows shuffled within every `window` shards.
 
-    Shuffling everything at once would mix a little better and read every shard all the time.
+    Shuffling everything at once would mix slightly better but read from every shard all the time.
     """
     order = rng.permutation(len(shards))
     blocks = []
@@ -55,7 +54,7 @@ def shuffle_epoch(shards: Sequence[range], *, window: int, rng: np.random.Genera
 
 
 class EndlessOrder:
-    """Epoch after epoch of the same rows, each epoch in an order of its own."""
+    """Epochs of the same rows without end, each in another order."""
 
     def __init__(self, shards: Sequence[range], *, window: int, seed: Sequence[int]) -> None:
         self.num_rows = sum(map(len, shards))
@@ -85,21 +84,21 @@ class EndlessOrder:
 
 
 class MixedOrder:
-    """Portions taken by turns: by a table of `WINDOW` positions that repeats.
+    """Streams interleaved by a table of `WINDOW` positions that repeats.
 
-    As it repeats, any `WINDOW` consecutive positions hold the exact counts, and the place of any
-    position in its portion is found without a walk.
+    Any `WINDOW` consecutive positions therefore hold the exact counts, and any position maps
+    directly to its place in its stream.
     """
 
-    def __init__(self, portions: Sequence[Portion], *, window: int, seed: Sequence[int]) -> None:
-        drawn = [portion for portion in portions if portion.count]
-        self._counts = [portion.count for portion in drawn]
+    def __init__(self, streams: Sequence[Stream], *, window: int, seed: Sequence[int]) -> None:
+        drawn = [stream for stream in streams if stream.count]
+        self._counts = [stream.count for stream in drawn]
         self._orders = [
-            EndlessOrder(portion.shards, window=window, seed=(*seed, *portion.seed))
-            for portion in drawn
+            EndlessOrder(stream.shards, window=window, seed=(*seed, *stream.seed))
+            for stream in drawn
         ]
         self._turns = take_turns(self._counts)
-        # How many turns of its own each position of the table has before it.
+        # For each position of the table, how many earlier ones belong to the same stream.
         self._before = np.zeros(WINDOW, np.int64)
         for number, count in enumerate(self._counts):
             self._before[self._turns == number] = np.arange(count)
@@ -117,10 +116,10 @@ class MixedOrder:
 
 
 def take_turns(counts: Sequence[int]) -> Rows:
-    """Which portion has each of `WINDOW` positions: `counts` of them, spread as evenly as can be.
+    """The stream of each of `WINDOW` positions: `counts` of each, spread evenly.
 
-    Error diffusion: every position adds its count to what each portion is owed, and goes to the
-    one that is owed most (smooth weighted round-robin).
+    Smooth weighted round-robin: at every position each stream is owed its count more, and the
+    stream that is owed most gets the position.
     """
     assert sum(counts) == WINDOW
     owed = np.zeros(len(counts), np.int64)
@@ -134,19 +133,19 @@ def take_turns(counts: Sequence[int]) -> Rows:
 
 @dataclass(frozen=True)
 class Rank:
-    """Which samples of each global batch are this process's."""
+    """This process among all: selects its samples of each global batch."""
 
     rank: int = 0
     world_size: int = 1
 
 
 class BatchOrder:
-    """The rows of global batch `step`, and the slice of them that one rank takes."""
+    """The rows of each global batch that one rank takes."""
 
     def __init__(
         self,
-        positives: Sequence[Portion],
-        negatives: Sequence[Portion],
+        positives: Sequence[Stream],
+        negatives: Sequence[Stream],
         *,
         num_positives: int,
         batch_size: int,
@@ -155,7 +154,7 @@ class BatchOrder:
         first_step: int = 0,
         part: Rank = Rank(),
     ) -> None:
-        """first_step: of the segment. Its rows begin with a new epoch, in another order."""
+        """first_step: of the segment, which starts a new epoch in another order."""
         assert batch_size % part.world_size == 0
         later = (first_step,) if first_step else ()
         self._positives = MixedOrder(positives, window=window, seed=(seed, _POSITIVE, *later))
@@ -166,7 +165,7 @@ class BatchOrder:
         self._part = part
 
     def batch(self, step: int) -> tuple[Rows, Rows]:
-        """rows_B of this rank at `step`, and positions_B: their places in the whole stream."""
+        """rows_B of this rank at `step`, and positions_B: their positions in the run."""
         step_of_segment = step - self._first_step
         assert step_of_segment >= 0
         rows = np.concatenate(

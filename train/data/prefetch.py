@@ -1,9 +1,10 @@
-"""Batches made ahead by processes or threads, in a ring of memory that both sides see.
+"""Prefetching: workers (processes or threads) fill the slots of a ring buffer in shared memory.
 
-Images that travel between processes cost more than a fifth of decoding them, so that only numbers
-travel. Processes are forked and do nothing but fill slots: no CUDA, no locks of other threads.
+Sending images between processes costs more than a fifth of decoding them, so only tasks and slot
+numbers are sent. Worker processes are forked and only fill slots: no CUDA, no locks of other
+threads.
 
-Shapes: R slots of a ring.
+Shapes: R slots of the ring.
 """
 
 import atexit
@@ -27,18 +28,16 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import InfinegError
-from train.config.settings import LoaderKind
+from train.config import LoaderKind
 
 TaskT = TypeVar("TaskT")
 
+Fill = Callable[[TaskT, Tensor], object]  # writes the result of a task into a slot
+_Wait = Callable[[], Tensor]  # blocks until a slot is filled, and returns it
+_Submit = Callable[[int, Any], _Wait]  # takes the number of a task and the task
 
-Fill = Callable[[TaskT, Tensor], object]  # writes what a task asks for into a slot
-
-
-_PREFETCH = 2  # tasks that each worker is ahead
-
-
-_ORPHAN_S = 2.0  # how long a worker can miss that the process it works for was killed
+_PREFETCH_FACTOR = 2  # tasks that each worker has queued, as in torch's DataLoader
+_ORPHAN_S = 2.0  # how often a worker checks that its parent process still runs
 
 
 def prefetch(
@@ -50,29 +49,30 @@ def prefetch(
     kind: LoaderKind = "process",
     pin: bool = False,
 ) -> Generator[Tensor, None, None]:
-    """A uint8 slot a task, in the order of the tasks, filled by `workers` processes or threads.
+    """One uint8 slot per task, in the order of the tasks, filled by `workers`.
 
-    A slot may be overwritten once the next but one has been asked for. `pin` locks the ring for
-    copies to a GPU. Workers end with the iterator. Raises what `fill` raises, and InfinegError
-    where a worker process ends on its own.
+    A slot stays valid until the second next one is requested. `pin` page-locks the ring for
+    copies to a GPU. Workers end with the iterator. Raises whatever `fill` raises, and InfinegError
+    when a worker process dies.
     """
-    ring_R = _shared_ring(_PREFETCH * workers + 1, slot_shape)
+    num_queued = _PREFETCH_FACTOR * workers
+    ring_R = _shared_ring(num_queued + 1, slot_shape)
     with ExitStack() as stack:
         if pin:
             stack.enter_context(_pinned(ring_R))
         start = _start_processes if kind == "process" else _start_threads
-        begin = stack.enter_context(start(fill, ring_R, workers))
-        waiting: deque[Callable[[], Tensor]] = deque()
+        submit = stack.enter_context(start(fill, ring_R, workers))
+        pending: deque[_Wait] = deque()
         for number, task in enumerate(tasks):
-            if len(waiting) == _PREFETCH * workers:
-                yield waiting.popleft()()
-            waiting.append(begin(number, task))
-        while waiting:
-            yield waiting.popleft()()
+            if len(pending) == num_queued:
+                yield pending.popleft()()
+            pending.append(submit(number, task))
+        while pending:
+            yield pending.popleft()()
 
 
 def _shared_ring(num_slots: int, slot_shape: tuple[int, ...]) -> Tensor:
-    """Anonymous memory: it has no name to leak, and no limit of /dev/shm, 64 MB in Docker."""
+    """Anonymous memory: has no name to leak, and is not limited by /dev/shm (64 MB in Docker)."""
     num_bytes = num_slots * math.prod(slot_shape)
     return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=torch.uint8).view(-1, *slot_shape)
 
@@ -84,32 +84,28 @@ def _pinned(ring_R: Tensor) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.cuda.synchronize()  # a copy may still read
+        torch.cuda.synchronize()  # a copy may still read from it
         torch.cuda.check_error(runtime.cudaHostUnregister(ring_R.data_ptr()))
 
 
-# Takes a task's number and the task; what it returns waits for the slot.
-_Begin = Callable[[int, Any], Callable[[], Tensor]]
-
-
 @contextmanager
-def _start_threads(fill: Fill[Any], ring_R: Tensor, workers: int) -> Iterator[_Begin]:
-    # One core each. Threads that have asked for their number before keep it, as this one here.
+def _start_threads(fill: Fill[Any], ring_R: Tensor, workers: int) -> Iterator[_Submit]:
+    # One core per worker. Threads that used torch before, such as this one, keep their number.
     num_threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(workers, "loader", torch.set_num_threads, (1,))
 
-    def begin(number: int, task: Any) -> Callable[[], Tensor]:
+    def submit(number: int, task: Any) -> _Wait:
         slot = ring_R[number % len(ring_R)]
         filled: Future[object] = pool.submit(fill, task, slot)
 
-        def finish() -> Tensor:
+        def wait_for_slot() -> Tensor:
             filled.result()
             return slot
 
-        return finish
+        return wait_for_slot
 
     try:
-        yield begin
+        yield submit
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(num_threads)
@@ -120,7 +116,7 @@ class _Worker(NamedTuple):
     connection: Connection
 
     def receive(self) -> object:
-        """Its next answer. Raises InfinegError where it is dead, which it must not be."""
+        """Its next reply. Raises InfinegError if it died."""
         try:
             if self.connection in wait([self.connection, self.process.sentinel]):
                 return self.connection.recv()
@@ -128,47 +124,47 @@ class _Worker(NamedTuple):
             pass
         self.process.join()
         code = self.process.exitcode or 0
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
         raise InfinegError(
-            f"loader process {self.process.pid} {how}. A SIGKILL that nobody sent is the kernel's, "
-            "short of memory: lower train.workers, or set train.loader: thread"
+            f"loader process {self.process.pid} {how}. The kernel sends SIGKILL when memory runs "
+            "out: lower train.workers, or set train.loader: thread"
         )
 
 
 @contextmanager
-def _start_processes(fill: Fill[Any], ring_R: Tensor, workers: int) -> Iterator[_Begin]:
-    team: list[_Worker] = []
-    end = partial(_end, team)
-    # Where the interpreter ends with a stream left open: it would join them, and wait for ever.
-    atexit.register(end)
+def _start_processes(fill: Fill[Any], ring_R: Tensor, workers: int) -> Iterator[_Submit]:
+    pool: list[_Worker] = []
+    stop = partial(_stop, pool)
+    # An interpreter that exits with the iterator open would join the workers, and wait for ever.
+    atexit.register(stop)
 
-    def begin(number: int, task: Any) -> Callable[[], Tensor]:
-        worker = team[number % workers]  # each answers in the order it was asked
+    def submit(number: int, task: Any) -> _Wait:
+        worker = pool[number % workers]  # each replies in the order of its tasks
         slot = number % len(ring_R)
         _send(worker, (slot, task))
 
-        def finish() -> Tensor:
+        def wait_for_slot() -> Tensor:
             error = worker.receive()
             if error is not None:
                 assert isinstance(error, Exception)
                 raise error
             return ring_R[slot]
 
-        return finish
+        return wait_for_slot
 
     try:
         for _ in range(workers):
-            team.append(_fork(fill, ring_R))
-        yield begin
+            pool.append(_fork(fill, ring_R))
+        yield submit
     finally:
-        end()
-        atexit.unregister(end)
+        stop()
+        atexit.unregister(stop)
 
 
-def _end(team: list[_Worker]) -> None:
-    for worker in team:
-        worker.process.kill()  # it has nothing to lose
-    for worker in team:
+def _stop(pool: list[_Worker]) -> None:
+    for worker in pool:
+        worker.process.kill()  # it has no state to save
+    for worker in pool:
         worker.process.join()
         worker.connection.close()
 
@@ -177,7 +173,7 @@ def _send(worker: _Worker, message: object) -> None:
     try:
         worker.connection.send(message)
     except ConnectionError:
-        worker.receive()  # its last answer, or the error
+        worker.receive()  # its last reply, or raises
 
 
 def _fork(fill: Fill[Any], ring_R: Tensor) -> _Worker:
@@ -186,13 +182,13 @@ def _fork(fill: Fill[Any], ring_R: Tensor) -> _Worker:
     process = context.Process(
         target=_serve, args=(fill, ring_R, theirs, os.getpid()), name="loader", daemon=True
     )
-    # Sent to all processes of a run whose trainer may need batches still, before it saves: a worker
-    # has them blocked from its first moment to its last.
+    # Schedulers send these to all processes of a run, while the trainer may still need batches
+    # before it saves. Blocked here, so that a worker has them blocked from its start to its end.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
     try:
         with warnings.catch_warnings():
-            # Python 3.12 warns of forks beside threads, for the locks that these may hold: a
-            # worker takes none.
+            # Python 3.12 warns about forks beside threads, whose locks may be held: a worker takes
+            # none.
             warnings.simplefilter("ignore", DeprecationWarning)
             process.start()
     finally:
@@ -202,8 +198,8 @@ def _fork(fill: Fill[Any], ring_R: Tensor) -> _Worker:
 
 
 def _serve(fill: Fill[Any], ring_R: Tensor, connection: Connection, parent: int) -> None:
-    """All that a worker process does."""
-    torch.set_num_threads(1)  # OpenMP's threads did not come along; and one core is one worker's
+    """The main function of a worker process."""
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork, and a worker has one core
     while True:
         while not connection.poll(_ORPHAN_S):
             if os.getppid() != parent:
@@ -212,10 +208,10 @@ def _serve(fill: Fill[Any], ring_R: Tensor, connection: Connection, parent: int)
             slot, task = connection.recv()
         except EOFError:
             return
-        answer = None
+        reply = None
         try:
             fill(task, ring_R[slot])
         except Exception as error:
             error.add_note(f"in a loader process:\n{traceback.format_exc()}")
-            answer = error
-        connection.send(answer)
+            reply = error
+        connection.send(reply)

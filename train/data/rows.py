@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import ShardRecord
 from pipeline.errors import BadShard, InfinegError
 from train.data.images import bad_shard
 
-_NUM_THREADS = 16  # that wait for storage; reading itself is quick
+_NUM_THREADS = 16  # they wait for storage; reading itself is quick
 _COLUMNS = [
     "key", "tar_offset", "tar_size", "inclusion_probability", "similarity",
 ]  # fmt: skip
@@ -33,21 +33,21 @@ _COLUMNS = [
 
 @dataclass(frozen=True)
 class TrainRows:
-    """The train split without its images and embeddings: about 100 bytes a row."""
+    """The train split without its images and embeddings: about 100 bytes per row."""
 
     generation: int
     targets: tuple[str, ...]
     shards: tuple[ShardRecord, ...]
-    starts: NDArray[np.int64]  # first row of each shard, and the number of rows
+    starts: NDArray[np.int64]  # first row of each shard, then the number of rows
     keys: pa.ChunkedArray
     tar_offset_N: NDArray[np.int64]
     tar_size_N: NDArray[np.int64]
     inverse_probability_N: NDArray[np.float32]
-    similarity_N: NDArray[np.float32]  # nan where there is none
+    similarity_N: NDArray[np.float32]  # nan where unknown
 
     @property
     def positives(self) -> list[range]:
-        """Rows of each shard that shows a target."""
+        """The rows of each shard of positives."""
         return [rows for shard, rows in self._ranges() if shard.label]
 
     @property
@@ -67,12 +67,11 @@ class TrainRows:
 
     @cached_property
     def _targets_SK(self) -> Tensor:
-        """Of each shard."""
-        shown = [[shard.label == name for name in self.targets] for shard in self.shards]
-        return torch.tensor(shown).float()
+        is_target = [[shard.label == name for name in self.targets] for shard in self.shards]
+        return torch.tensor(is_target).float()
 
     def where(self, is_kept_N: NDArray[np.bool_]) -> "TrainRows":
-        """Some of the rows, numbered anew; shards may be left without any."""
+        """The rows that are kept, renumbered; shards may become empty."""
         columns = [each.name for each in fields(self) if each.name.endswith("_N")]
         return replace(
             self,
@@ -94,10 +93,10 @@ def read_rows_of_shards(
     verifies: bool = False,
     embedding_dim: int | None = None,
 ) -> list[pa.Table | BadShard]:
-    """The columns that training needs, a table a shard, or what is wrong with its sidecar.
+    """The columns that training needs, one table per shard, or what is wrong with its sidecar.
 
-    verifies: by its sha256, which takes reading all of it. Raises InfinegError where embeddings
-    are not of embedding_dim numbers, if that is given.
+    verifies: check the sha256, which reads the whole file. Raises InfinegError if embedding_dim is
+    given and differs.
     """
 
     def read(shard: ShardRecord) -> pa.Table | BadShard:
@@ -105,9 +104,9 @@ def read_rows_of_shards(
         try:
             return _read_rows(uri, shard, verifies, embedding_dim)
         except (FileNotFoundError, pa.ArrowInvalid, OSError, KeyError) as error:
-            seen = "it is missing" if isinstance(error, FileNotFoundError) else f"{error}"
-            told = f"{shard.num_samples:,} rows, sha256 {shard.sidecar_sha256}"
-            return bad_shard(uri, seen.partition("\n")[0], told, generation)
+            problem = "it is missing" if isinstance(error, FileNotFoundError) else f"{error}"
+            recorded = f"{shard.num_samples:,} rows, sha256 {shard.sidecar_sha256}"
+            return bad_shard(uri, problem.partition("\n")[0], recorded, generation)
 
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         return list(pool.map(read, shards))
@@ -128,7 +127,7 @@ def _read_rows(uri: str, shard: ShardRecord, verifies: bool, embedding_dim: int 
             if has != embedding_dim:
                 raise InfinegError(
                     f"{uri}: embeddings of {has} numbers, but dataset.json says {embedding_dim}; "
-                    "`infineg verify` tells what else differs"
+                    "`infineg verify` lists all differences"
                 )
         rows = parquet.read(_COLUMNS)
     if rows.num_rows != shard.num_samples:
@@ -142,7 +141,7 @@ def join_rows(
     targets: Sequence[str],
     of_shards: Sequence[tuple[ShardRecord, pa.Table]],
 ) -> TrainRows:
-    """Numbers the rows of shards. Raises InfinegError where a label is missing."""
+    """Concatenates the rows of shards. Raises InfinegError without positives or negatives."""
     has = {bool(shard.label) for shard, _ in of_shards}
     for wanted, is_positive in (("positives", True), ("negatives", False)):
         if is_positive not in has:
@@ -165,13 +164,13 @@ def join_rows(
 
 
 def read_embeddings(root: str, rows: TrainRows) -> NDArray[np.float16]:
-    """embedding_ND of all rows. Raises InfinegError where one has none."""
-    tables = (manifest.read_sidecar(root, shard, ("embedding",)) for shard in rows.shards)
+    """embedding_ND of all rows. Raises InfinegError if a row has none."""
+    tables = (Dataset(root).read_sidecar(shard, ("embedding",)) for shard in rows.shards)
     return np.concatenate([embeddings_of(table) for table in tables])
 
 
 def embeddings_of(rows: pa.Table) -> NDArray[np.float16]:
-    """embedding_ND float16 of a sidecar. Raises InfinegError where a row has none."""
+    """embedding_ND float16 of a sidecar. Raises InfinegError if a row has none."""
     column = rows["embedding"].combine_chunks()
     if column.null_count:
         raise InfinegError(

@@ -1,14 +1,14 @@
-"""Embeddings of augmented crops of the positives, made once and kept as Arrow files.
+"""Embeddings of augmented crops of the positives ("views"), made once and kept as Arrow files.
 
-A few hundred positives are drawn hundreds of times each: other crops, flips and colours of them
-are more to learn from. Negatives have none: there are more of them than a run can use. Which view
-a draw takes depends on (seed, position) alone, and the label and weight are the sample's, so that
-neither order nor importance weights know of views.
+A few hundred positives are drawn hundreds of times each; other crops, flips and colours give the
+head more to learn from. Negatives have no views: there are more of them than a run can use. The
+view of a draw depends only on (seed, position), and the label and weight are the sample's, so that
+order and importance weights are independent of views.
 
-One file for each shard and view, `views/<key>.arrow` in the cache folder; its key is a hash of
-all that it depends on: encoder, augmentation, seed, number of the view, and the shard's bytes.
+One file per shard and view, `views/<key>.arrow` in the cache folder; the key is a hash of all that
+it depends on: encoder, augmentation, seed, number of the view, and the shard's bytes.
 
-Shapes: B batch, C H W image, D embedding, N rows, P positives, V views but the data set's own.
+Shapes: B batch, C H W image, D embedding, N rows, P positives, V views besides the original.
 """
 
 import os
@@ -29,18 +29,18 @@ from pipeline.dataset.keys import sha256_hex
 from pipeline.dataset.metadata import ShardRecord
 from pipeline.encoders.networks import Encoder
 from pipeline.telemetry.progress import Progress
-from train.config.settings import Strength
+from train.config import Strength
 from train.data.augment import augment
-from train.data.embeddings import MappedEmbeddings
+from train.data.embeddings import MappedEmbeddings, write_arrow
 from train.data.images import ShardImages, cache_folder
-from train.data.rows import TrainRows
+from train.data.rows import TrainRows, embeddings_of
 from train.distributed.world import World
 
-_BATCH = 64  # images a forward pass
+_BATCH = 64  # images per forward pass
 
 
 class ViewedEmbeddings:
-    """The data set's embeddings; of positives, at each draw this or another view."""
+    """The data set's embeddings; each draw of a positive takes one of its views."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class ViewedEmbeddings:
         self._embedding_ND = embedding_ND
         self._view_VPD = view_VPD
         self._seed = seed
-        # Place of each row among the positives, -1 of negatives.
+        # Index of each row among the positives, -1 for negatives.
         self._place_N = np.full(len(embedding_ND), -1, np.int64)
         rows = np.concatenate([np.arange(each.start, each.stop) for each in positives])
         self._place_N[rows] = np.arange(len(rows))
@@ -69,9 +69,9 @@ class ViewedEmbeddings:
 
 
 def draw_views(positions_B: NDArray[np.int64], *, num_views: int, seed: int) -> NDArray[np.int64]:
-    """The view of each draw, 0 the data set's own: splitmix64 (Steele et al. 2014) of position.
+    """The view of each draw, 0 for the original: splitmix64 (Steele et al. 2014) of the position.
 
-    A hash and no generator, since one of numpy's a draw would take longer than a step does.
+    A hash, since one numpy generator per draw would take longer than a training step.
     """
     start = np.uint64(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
     z_B = (positions_B.astype(np.uint64) + start) * np.uint64(0x9E3779B97F4A7C15)
@@ -82,7 +82,7 @@ def draw_views(positions_B: NDArray[np.int64], *, num_views: int, seed: int) -> 
 
 @dataclass(frozen=True)
 class ViewMaker:
-    """What views depend on, and the encoder that embeds them."""
+    """Makes and reads the views of a data set."""
 
     root: str
     encoder: Encoder  # on the world's device
@@ -92,9 +92,9 @@ class ViewMaker:
     cache_dir: str | None = None
 
     def read(self, rows: TrainRows, *, num_views: int, world: World) -> NDArray[np.float16]:
-        """view_VPD of the positives in the order of their rows; makes those that are missing.
+        """view_VPD of the positives in the order of their rows; makes missing views.
 
-        The processes share the work. One whose cache is its own makes what others made elsewhere.
+        The processes share the work. Without a shared cache, each makes what others made elsewhere.
         """
         numbers = [i for i, shard in enumerate(rows.shards) if shard.label]
         images = ShardImages(self.root, rows.shards, self.cache_dir, generation=rows.generation)
@@ -120,15 +120,17 @@ class ViewMaker:
         with Progress("views of positives", total=total, unit="images") as progress:
             for view, number in missing:
                 parts = []
-                for part in self._embed(rows, images, number, view):
-                    parts.append(part)
-                    progress.advance(len(part))
-                _write(self._path(rows.shards[number], view), np.concatenate(parts))
+                for embedding_BD in self._embed(rows, images, number, view):
+                    parts.append(embedding_BD)
+                    progress.advance(len(embedding_BD))
+                path = self._path(rows.shards[number], view)
+                with storage.open_atomic(str(path)) as file:
+                    write_arrow(np.concatenate(parts), file)
 
     def _embed(
         self, rows: TrainRows, images: ShardImages, number: int, view: int
     ) -> Iterator[NDArray[np.float16]]:
-        """embedding_BD of one view of a shard's images, a batch at a time."""
+        """embedding_BD of one view of a shard's images, batch by batch."""
         shard, first = rows.shards[number], int(rows.starts[number])
         size = self.encoder.preprocessing.image_size
         device = self.encoder.mean.device
@@ -143,7 +145,7 @@ class ViewMaker:
             rng = np.random.default_rng((self.seed, view, place, int(shard.sha256[:16], 16)))
             return augment(pixels_CHW, size=size, strength=self.strength, rng=rng)
 
-        # Threads suffice: decoder and resampler let go of the interpreter.
+        # Threads suffice: decoder and resampler release the GIL.
         with ThreadPoolExecutor(os.cpu_count()) as pool, torch.inference_mode():
             for places in chunked(range(shard.num_samples), _BATCH):
                 pixels_BCHW = torch.stack(list(pool.map(view_of, places)))
@@ -158,17 +160,7 @@ def _key(parts: Sequence[str]) -> str:
     return sha256_hex("\n".join(parts).encode())[:32]
 
 
-def _write(path: Path, embedding_BD: NDArray[np.float16]) -> None:
-    flat = pa.array(embedding_BD.reshape(-1))
-    column = pa.FixedSizeListArray.from_arrays(flat, embedding_BD.shape[1])
-    table = pa.table({"embedding": column})
-    with storage.open_atomic(str(path)) as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table)
-
-
 def _read(path: Path) -> NDArray[np.float16]:
     """embedding_BD, memory-mapped."""
     with pa.memory_map(str(path)) as file:
-        column = pa.ipc.open_file(file).read_all()["embedding"].combine_chunks()
-    embeddings: NDArray[np.float16] = column.flatten().to_numpy()
-    return embeddings.reshape(len(column), -1)
+        return embeddings_of(pa.ipc.open_file(file).read_all())

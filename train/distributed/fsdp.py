@@ -1,8 +1,8 @@
-"""A backbone split over the processes, for one that with its optimizer does not fit one GPU.
+"""A backbone sharded over the processes, if with its optimizer it does not fit one GPU.
 
 PyTorch's fully_shard (FSDP2): each process keeps a part of every weight, gradient and moment, and
 has a whole block of the network only while it computes it. The head, which is small, stays whole.
-Checkpoints hold whole tensors, so that they do not depend on how a run was split.
+Checkpoints hold whole tensors, so that they do not depend on the number of processes.
 """
 
 from collections.abc import Iterator
@@ -20,16 +20,16 @@ _LISTS = (nn.ModuleList, nn.Sequential)
 
 
 def shard_backbone(backbone: nn.Module, world: World) -> None:
-    """In place; before an optimizer is made, since the parameters are others after it."""
+    """In place; before an optimizer is made, since it replaces the parameters."""
     mesh = init_device_mesh(world.device.type, (world.size,))
-    backbone.to(memory_format=torch.contiguous_format)  # no other can be split
+    backbone.to(memory_format=torch.contiguous_format)  # no other can be sharded
     for block in _blocks_of(backbone):
         fully_shard(block, mesh=mesh)
     fully_shard(backbone, mesh=mesh)
 
 
 def _blocks_of(module: nn.Module) -> Iterator[nn.Module]:
-    """The networks that its lists, and lists of lists, are made of: a transformer's blocks."""
+    """The networks in its lists, and lists of lists: a transformer's blocks."""
     for child in module.children():
         is_block = isinstance(module, _LISTS) and any(True for _ in child.children())
         if is_block and not isinstance(child, _LISTS):
@@ -39,7 +39,7 @@ def _blocks_of(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def average_whole_gradients(parameters: list[nn.Parameter], world: World) -> None:
-    """Of parameters that are in all processes whole, as DistributedDataParallel would."""
+    """Averages gradients of parameters that every process has whole, as DDP would."""
     for parameter in parameters:
         if parameter.grad is not None and not isinstance(parameter, DTensor):
             dist.all_reduce(parameter.grad)
@@ -47,11 +47,11 @@ def average_whole_gradients(parameters: list[nn.Parameter], world: World) -> Non
 
 
 def clip_gradients(parameters: list[nn.Parameter], limit: float) -> Tensor:
-    """torch.nn.utils.clip_grad_norm_ for split and whole parameters together: the norm of all."""
+    """torch.nn.utils.clip_grad_norm_ for sharded and whole parameters together."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    split = [gradient for gradient in gradients if isinstance(gradient, DTensor)]
+    sharded = [gradient for gradient in gradients if isinstance(gradient, DTensor)]
     whole = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
-    norms = [full_tensor(nn.utils.get_total_norm(part)) for part in (split, whole) if part]
+    norms = [full_tensor(nn.utils.get_total_norm(part)) for part in (sharded, whole) if part]
     norm: Tensor = torch.stack(norms).norm()
     scale = (limit / (norm + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
@@ -64,7 +64,7 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of a split tensor; every process takes part."""
+    """All of a sharded tensor; every process takes part."""
     if not isinstance(tensor, DTensor):
         return tensor
     whole: Tensor = tensor.full_tensor()
@@ -72,7 +72,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 def local_tensor(tensor: Tensor) -> Tensor:
-    """What of it is in this process."""
+    """The part of it in this process."""
     if not isinstance(tensor, DTensor):
         return tensor
     part: Tensor = tensor.to_local()
@@ -80,7 +80,7 @@ def local_tensor(tensor: Tensor) -> Tensor:
 
 
 def shard_like(tensor: Tensor, template: Tensor) -> Tensor:
-    """A whole tensor, which every process has, split as `template` is, if it is."""
+    """A whole tensor, which every process has, sharded as `template` is, if it is."""
     if not isinstance(template, DTensor) or tensor.shape != template.shape:
         return tensor
     mesh = template.device_mesh

@@ -1,4 +1,4 @@
-"""Signals that end a run well: it saves first, and `--resume` goes on from there.
+"""Signals that end a run cleanly: it saves first, and `--resume` continues from there.
 
 SIGTERM comes before a machine is taken away, SIGUSR1 before a Slurm job's time is up, SIGINT from
 the keyboard. A second one ends the process at once.
@@ -16,7 +16,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class RunStopped(InfinegError):
-    """A run that was asked to end and can go on. Exit code as a shell gives it: 128 + signal."""
+    """A run that a signal ended and that can continue. Exit code as of a shell: 128 + signal."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
@@ -32,7 +32,7 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Within the block signals are noted and do nothing else.
+    """In the block, signals are only noted.
 
     Only a main thread may handle signals: in another one, such as a worker of Ray Train, whose
     actor ends by other means, nothing is ever received.

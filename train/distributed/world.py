@@ -1,5 +1,6 @@
-"""One process or many: started by torchrun or Ray, joined by their environment variables."""
+"""One process or many: torchrun or Ray starts them, environment variables join them."""
 
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -11,21 +12,23 @@ from typing import Literal, Self
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from pipeline.errors import ConfigError, InfinegError
-from train.distributed.rendezvous import meet, uses_agent_store
 
-# What torch raises, as plain RuntimeErrors, where another process is gone or does not answer.
+_log = logging.getLogger(__name__)
+_OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"  # of torchrun: a new store for each attempt
+# Plain RuntimeErrors of torch when another process is gone or does not answer.
 _LOST = re.compile(r"gloo|nccl|timed? ?out|connection (closed|reset|refused)", re.IGNORECASE)
 
 
 class LostProcess(InfinegError):
-    """Another process is gone; what it has failed of, its own log tells."""
+    """Another process is gone; its own log says why."""
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among those that train together. Alone, every collective is the identity."""
+    """This process among those that train together. In a world of one, collectives do nothing."""
 
     rank: int
     size: int
@@ -41,7 +44,7 @@ class World:
         return self.rank == 0
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes; the input is left as it is."""
+        """The sum over all processes; the input is not changed."""
         if self.size == 1:
             return tensor
         total = tensor.clone()
@@ -49,7 +52,7 @@ class World:
         return total
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """The rows of all processes, which have equally many each, rank after rank."""
+        """The rows of all processes, rank after rank; each has equally many."""
         if self.size == 1:
             return tensor
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
@@ -57,7 +60,7 @@ class World:
         return torch.cat(parts)
 
     def any(self, claim: bool) -> bool:
-        """Whether it is true in one process at least."""
+        """Whether it is true in at least one process."""
         mine = torch.tensor(float(claim), device=self.device)
         return self.all_reduce_sum(mine).item() > 0
 
@@ -72,12 +75,11 @@ def join_world(
 ) -> Iterator[World]:
     """Joins the process group that the launcher describes, and leaves it at the end.
 
-    gloo on CPUs, nccl on GPUs, one GPU a process. A group that is there already (Ray Train makes
-    its own) is used and left alone. A process that does not answer for `timeout_s` is given up.
+    gloo on CPUs, nccl on GPUs, one GPU per process. An existing group (Ray Train makes its own) is
+    used and not destroyed. A process that does not answer for `timeout_s` counts as lost.
 
-    Raises ConfigError where a GPU is asked for and there is none, or where the environment
-    describes no group, or several tasks of srun without torchrun, and LostProcess where another one
-    is lost.
+    Raises ConfigError if a GPU is asked for and there is none, or if the environment describes no
+    group, or several tasks of srun without torchrun; LostProcess if another process is lost.
     """
     own_device = _own_device(device)
     has_group = dist.is_available() and dist.is_initialized()
@@ -97,7 +99,7 @@ def join_world(
         reason = str(error).partition("\n")[0]
         raise LostProcess(
             f"one of the processes is gone, or has not answered for {timeout_s:g} s "
-            f"(train.timeout_s): {reason}. The log of that one says why; --resume goes on from "
+            f"(train.timeout_s): {reason}. The log of that one says why; --resume continues from "
             "the last checkpoint"
         ) from error
     finally:
@@ -107,21 +109,42 @@ def join_world(
 
 def _begin_group(backend: str, size: int, timeout_s: float) -> None:
     timeout = timedelta(seconds=timeout_s)
-    if not uses_agent_store():
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         dist.init_process_group(backend, timeout=timeout)
         return
-    rank = int(os.environ["RANK"])
-    store = meet(rank, timeout)
+    # torchrun 2.14 serves one store to all attempts, with the addresses of killed processes in it.
+    # Of one agent the number of restarts keeps attempts apart; of several, only that of the agent
+    # whose process failed rises.
+    if _int_of("GROUP_WORLD_SIZE", 1) > 1:
+        _check_restarts_on_nodes()
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    shared = TCPStore(host, port, is_master=False, timeout=timeout)
+    store, rank = PrefixStore(f"attempt-{_num_restarts()}", shared), int(os.environ["RANK"])
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
 
 
+def _check_restarts_on_nodes() -> None:
+    advice = (
+        f"export {_OWN_STORE}=1 before torchrun on every node, for restarted processes to find "
+        "each other"
+    )
+    if _num_restarts() > 0:
+        raise ConfigError(f"torchrun started this process again, on several nodes: {advice}")
+    if _int_of("TORCHELASTIC_MAX_RESTARTS", 0) > 0:
+        _log.warning("torchrun --max-restarts on several nodes: %s", advice)
+
+
 def is_restart() -> bool:
-    """Whether torchrun has started this process in the place of one that failed."""
-    return _int_of("TORCHELASTIC_RESTART_COUNT", 0) > 0
+    """Whether torchrun started this process in place of one that failed."""
+    return _num_restarts() > 0
+
+
+def _num_restarts() -> int:
+    return _int_of("TORCHELASTIC_RESTART_COUNT", 0)
 
 
 def compute_deterministically() -> None:
-    """Of this process, from now on; https://pytorch.org/docs/stable/notes/randomness.html."""
+    """From now on in this process; https://pytorch.org/docs/stable/notes/randomness.html."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
@@ -139,8 +162,8 @@ def _check_environment(size: int) -> None:
 
 
 def _refuse_bare_srun() -> None:
-    """Of several tasks, each would train a model of its own and write to the same folder."""
-    # Of a step that srun started; SLURM_NTASKS is set in the script of a whole job, too.
+    """Each of several tasks would train a model of its own and write to the same folder."""
+    # Set in a step that srun started; SLURM_NTASKS is also set in the script of a whole job.
     num_tasks = _int_of("SLURM_STEP_NUM_TASKS", 1)
     if num_tasks > 1 and "WORLD_SIZE" not in os.environ:
         raise ConfigError(
@@ -155,7 +178,7 @@ def _int_of(name: str, default: int) -> int:
     try:
         return int(text)
     except ValueError:
-        raise ConfigError(f"{name}={text!r} in the environment is no number") from None
+        raise ConfigError(f"{name}={text!r} in the environment is not a number") from None
 
 
 def _own_device(wanted: str) -> torch.device:

@@ -1,4 +1,4 @@
-"""Evaluates a calibrated run on folders of images that are in no data set."""
+"""Evaluates a run on folders of images outside the data set."""
 
 import logging
 import os
@@ -11,12 +11,13 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.errors import ConfigError
-from train.config.settings import load_train_config
+from train.config import load_train_config
 from train.evaluate.predict import predict_paths
 from train.metrics.predictions import of_target, prediction_rows, write_predictions
 from train.metrics.summary import measure, write_metrics
 from train.model.detector import read_model_info
 from train.report.page import report_on_folders, target_reports
+from train.report.wording import count
 
 _log = logging.getLogger(__name__)
 
@@ -30,17 +31,17 @@ _SCHEMA = pa.schema(
 def evaluate_folders(
     run_dir: str | os.PathLike[str], folders: Sequence[tuple[str | os.PathLike[str], str]]
 ) -> dict[str, Any]:
-    """Metrics on (folder, label) pairs; label "" is none of the targets.
+    """Metrics on (folder, label) pairs; label "" means none of the targets.
 
-    Uses the calibration that the run has. Returns what it writes to
-    RUN/evaluations/<names of the folders>/metrics.json, beside report.html, as of a test split in
-    which each folder is a source; `unreadable` counts the files that are no images. Raises
-    ConfigError for a run that is not calibrated, an unknown label, and a folder that is not there.
+    Uses the run's calibration and treats each folder as a source of a test split. Writes
+    RUN/evaluations/<names of the folders>/metrics.json and report.html, and returns the content of
+    metrics.json; `unreadable` counts the files that are no images. Raises ConfigError for a run
+    that is not calibrated, an unknown label, or a missing folder.
     """
     run = Path(run_dir)
     info = read_model_info(run)
     if info is None or info.calibration is None:
-        raise ConfigError(f"{run}: no evaluated run there; `infineg evaluate {run}` makes it one")
+        raise ConfigError(f"{run}: no evaluated run there; run `infineg evaluate {run}` first")
     for folder, label in folders:
         if label and label not in info.targets:
             raise ConfigError(f"--label {label!r} of {folder}: allowed are '', {info.targets}")
@@ -60,7 +61,8 @@ def evaluate_folders(
         target_reports(tests, metrics, info.calibration),
         metrics,
         title=f"{', '.join(info.targets)}: {run.name} on {names}",
-        subtitle=f"{len(predictions):,} pictures; {num_unreadable:,} files were no images",
+        subtitle=f"{count(len(predictions), 'picture')}; "
+        + count(num_unreadable, "file is not an image", "files are not images"),
     )
     storage.write_atomic(str(out / "report.html"), page.encode())
     write_metrics(out, metrics)
@@ -71,12 +73,12 @@ def evaluate_folders(
 def _predict_folder(
     run: Path, folder: str | os.PathLike[str], label: str, targets: Sequence[str]
 ) -> tuple[pa.Table, int]:
-    """Rows as of `predictions.parquet`, the path as key; and how many files were no images."""
+    """Rows like those of predictions.parquet, with paths as keys; and the number of other files."""
     found = list(predict_paths(run, [folder]))
-    answered = [(each.path, each.answer) for each in found if each.answer is not None]
-    about = {"source": str(folder), "split": "test", "label": label, "inclusion_probability": 1.0}
-    rows = pa.Table.from_pylist([{"key": path, **about} for path, _ in answered], _SCHEMA)
-    logits = [[answer.logits[target] for target in targets] for _, answer in answered]
+    predicted = [(each.path, each.prediction) for each in found if each.prediction is not None]
+    common = {"source": str(folder), "split": "test", "label": label, "inclusion_probability": 1.0}
+    table = pa.Table.from_pylist([{"key": path, **common} for path, _ in predicted], _SCHEMA)
+    logits = [[prediction.logits[target] for target in targets] for _, prediction in predicted]
     logits_NK = np.array(logits, np.float32).reshape(-1, len(targets))
-    predicted = prediction_rows(rows, logits_NK, targets=targets, reference=None)
-    return predicted, len(found) - len(answered)
+    rows = prediction_rows(table, logits_NK, targets=targets, reference=None)
+    return rows, len(found) - len(predicted)

@@ -1,8 +1,9 @@
-"""Pictures -> a label or "", a probability a target, and how rarely a negative looks like that.
+"""Predictions of a finished run for any images: label, probabilities, and how rare they are.
 
 Shapes: B batch, C H W image, K targets.
 """
 
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,145 +11,219 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TypeAlias, TypeVar, overload
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from scipy.special import expit
 from torch import Tensor
 
 from pipeline.dataset.images import UnusableImage
 from pipeline.encoders.networks import crop_any_image
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InfinegError
 from train.metrics.calibration import calibrated_logits, conformal_p_value
-from train.model.detector import TargetCalibration, load_model
+from train.model.detector import DetectorModel, ModelInfo, load_model
 
+# A path, an encoded image, a PIL image, or an RGB or grey array of shape (H, W, 3) or (H, W).
+ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
+ImageT = TypeVar("ImageT", bound=ImageInput)
 
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """`label` is "" when no target passes its threshold, else the likeliest that does.
-
-    one_in: of this many negatives, one reaches such a logit; about the label's target, or where
-    there is none about the likeliest. Never more than the negatives that were held out.
-    """
-
-    label: str
-    logits: dict[str, float]  # raw
-    probabilities: dict[str, float]  # at the deployment prior
-    one_in: float
+_BATCH_SIZE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One file: its answer, or the reason why there is none."""
+    """The prediction for one image.
+
+    label: the most probable target above its threshold, "" if there is none. probabilities: by
+    target, at evaluate.deploy_prior. logits: by target, before calibration. one_in: of this many
+    negatives one reaches such a logit, for the label's target or (label "") the most probable one;
+    at most the number of negatives that the threshold was set on.
+    """
+
+    label: str
+    logits: dict[str, float]
+    probabilities: dict[str, float]
+    one_in: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilePrediction:
+    """The prediction for one file, or the error if it is not a usable image."""
 
     path: str
-    answer: Answer | None = None
+    prediction: Prediction | None = None
     error: str | None = None
 
     def as_json(self) -> str:
         """One line of JSON."""
-        content = {"error": self.error} if self.answer is None else vars(self.answer)
+        content = {"error": self.error} if self.prediction is None else vars(self.prediction)
         return json.dumps({"path": self.path, **content}, allow_nan=False)
 
     def as_text(self) -> str:
-        """One line, fields parted by tabs."""
-        if self.answer is None:
+        """One line, fields separated by tabs."""
+        found = self.prediction
+        if found is None:
             return f"{self.path}\terror: {self.error}"
-        shares = " ".join(
-            f"{name} {share:.4f}" for name, share in self.answer.probabilities.items()
-        )
-        return f"{self.path}\t{self.answer.label}\t{shares}\tone in {self.answer.one_in:,.0f}"
+        shares = " ".join(f"{name} {share:.4f}" for name, share in found.probabilities.items())
+        return f"{self.path}\t{found.label}\t{shares}\tone in {found.one_in:,.0f}"
 
 
-class Predictor:
-    """A calibrated run, loaded once: `infineg predict` and `infineg serve` ask it."""
+class Detector:
+    """A trained and calibrated run that predicts for images.
 
-    def __init__(self, run_dir: str | os.PathLike[str]) -> None:
-        detector, info = load_model(run_dir)
-        if info.calibration is None:
-            raise ConfigError(f"{run_dir}: not calibrated yet; run `infineg evaluate {run_dir}`")
+    >>> detector = Detector.load("runs/cat")
+    >>> detector("photos/tabby.jpg")
+    Prediction(label='cat', logits={'cat': 4.1}, probabilities={'cat': 0.97}, one_in=12000.0)
+    >>> [prediction.label for prediction in detector(["photos/tabby.jpg", "photos/wolf.jpg"])]
+    ['cat', '']
+
+    Images are paths, encoded bytes, PIL images, or uint8 arrays of shape (H, W, 3), RGB, or (H, W).
+    They are prepared like the images of a data set: upright, transparency on white, as JPEG.
+    Runs on the GPU if there is one.
+    """
+
+    def __init__(self, model: DetectorModel, info: ModelInfo) -> None:
+        assert info.calibration is not None
         self.targets = info.targets
-        self._calibrations: list[TargetCalibration] = [
-            info.calibration[target] for target in info.targets
-        ]
+        self._calibrations = [info.calibration[target] for target in info.targets]
         self._preprocessing = info.preprocessing
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._detector = detector.to(self._device)
+        self._model = model.to(self._device)
 
-    def read_pixels(self, image: bytes) -> Tensor:
-        """pixels_CHW uint8 of an encoded image. Raises UnusableImage."""
-        return crop_any_image(image, self._preprocessing)
+    @classmethod
+    def load(cls, run: str | os.PathLike[str]) -> "Detector":
+        """Loads the folder of a run. Raises ConfigError if it is not trained and evaluated."""
+        model, info = load_model(run)
+        if info.calibration is None:
+            raise ConfigError(f"{run}: not calibrated yet; run `infineg evaluate {run}`")
+        return cls(model, info)
 
-    def answer(self, pixels_BCHW: Tensor) -> list[Answer]:
+    @overload
+    def __call__(self, images: ImageInput) -> Prediction: ...
+
+    @overload
+    def __call__(self, images: list[ImageT] | tuple[ImageT, ...]) -> list[Prediction]: ...
+
+    def __call__(
+        self, images: ImageInput | list[ImageT] | tuple[ImageT, ...]
+    ) -> Prediction | list[Prediction]:
+        """One prediction for one image, a list for a list.
+
+        Raises InfinegError for the first image that cannot be used; `predict_paths` goes on.
+        """
+        if not isinstance(images, list | tuple):
+            return self([images])[0]
+        predictions = []
+        for number, (image, found) in enumerate(self.predict_each(images)):
+            if isinstance(found, str):
+                name = image if isinstance(image, str | os.PathLike) else f"image {number}"
+                raise InfinegError(f"{name}: {found}")
+            predictions.append(found)
+        return predictions
+
+    def predict_each(
+        self, images: Iterable[ImageT], *, batch_size: int = _BATCH_SIZE
+    ) -> Iterator[tuple[ImageT, Prediction | str]]:
+        """Each image with its prediction, or with the reason why it cannot be used.
+
+        Reads one batch at a time, so that memory is bounded for any number of images.
+        """
+        iterator = iter(images)
+        # Threads suffice: decoder and resampler release the GIL.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            while batch := list(islice(iterator, batch_size)):
+                read = list(pool.map(self._read, batch))
+                pixels = [each for each in read if isinstance(each, Tensor)]
+                predictions = iter(self.predict_pixels(torch.stack(pixels)) if pixels else [])
+                for image, each in zip(batch, read, strict=True):
+                    yield image, next(predictions) if isinstance(each, Tensor) else each
+
+    def predict_pixels(self, pixels_BCHW: Tensor) -> list[Prediction]:
+        """Predictions for uint8 pixels that are cropped to the model's size already."""
         with torch.inference_mode():
-            logits_BK = self._detector(pixels_BCHW.to(self._device)).cpu().tolist()
-        return [self.answer_logits(logits_K) for logits_K in logits_BK]
+            logits_BK = self._model(pixels_BCHW.to(self._device)).cpu().tolist()
+        return [self.predict_logits(logits_K) for logits_K in logits_BK]
 
-    def answer_logits(self, logits_K: Sequence[float]) -> Answer:
-        """From raw logits, in the order of `targets`."""
+    def predict_logits(self, logits_K: Sequence[float]) -> Prediction:
+        """The prediction from raw logits, in the order of `targets`."""
         calibrated = [
             float(calibrated_logits(calibration, logit))
             for calibration, logit in zip(self._calibrations, logits_K, strict=True)
         ]
         indices = range(len(self.targets))
         passing = [i for i in indices if logits_K[i] >= self._calibrations[i].threshold]
-        likeliest = max(passing or indices, key=calibrated.__getitem__)
-        return Answer(
-            label=self.targets[likeliest] if passing else "",
+        best = max(passing or indices, key=calibrated.__getitem__)
+        return Prediction(
+            label=self.targets[best] if passing else "",
             logits=dict(zip(self.targets, logits_K, strict=True)),
             probabilities={
                 target: float(expit(log_odds))
                 for target, log_odds in zip(self.targets, calibrated, strict=True)
             },
-            one_in=1 / conformal_p_value(self._calibrations[likeliest], logits_K[likeliest]),
+            one_in=1 / conformal_p_value(self._calibrations[best], logits_K[best]),
         )
+
+    def _read(self, image: ImageInput) -> Tensor | str:
+        """pixels_CHW uint8, or the reason why the image cannot be used."""
+        try:
+            return crop_any_image(_encoded(image), self._preprocessing)
+        except UnusableImage as error:
+            return f"no usable image: {error}"
+        except OSError as error:
+            return f"cannot be read: {error.strerror or error}"
+
+
+def _encoded(image: ImageInput) -> bytes:
+    """The bytes of an image file. Raises OSError."""
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, str | os.PathLike):
+        return Path(image).read_bytes()
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or not (image.ndim == 2 or image.shape[2:] == (3,)):
+            raise ConfigError(
+                f"array of {image.dtype} and shape {image.shape}: an image is uint8 of shape "
+                "(H, W, 3), RGB, or (H, W)"
+            )
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"{type(image).__name__}: not a path, bytes, PIL image or uint8 array")
+    if image.mode in ("CMYK", "YCbCr", "RGBX"):  # PNG has all other modes that are accepted
+        image = image.convert("RGB")
+    file = io.BytesIO()
+    image.save(file, "PNG", exif=image.getexif(), compress_level=1)
+    return file.getvalue()
 
 
 def predict_paths(
     run_dir: str | os.PathLike[str],
     paths: Iterable[str | os.PathLike[str]],
     *,
-    batch_size: int = 32,
-) -> Iterator[Prediction]:
-    """One prediction a file, in order; folders are walked in the order of their names.
+    batch_size: int = _BATCH_SIZE,
+) -> Iterator[FilePrediction]:
+    """One prediction per file, in order; folders are walked in alphabetical order.
 
     Raises ConfigError, before the first prediction, for a run without calibration and for a path
-    that is not there. Memory is one batch, however many files.
+    that does not exist.
     """
     given = [Path(path) for path in paths]
     for path in given:
         if not path.exists():
             raise ConfigError(f"{path}: no such file or folder")
-    return _predict_files(Predictor(run_dir), _walk(given), batch_size)
-
-
-def _predict_files(
-    predictor: Predictor, files: Iterator[Path], batch_size: int
-) -> Iterator[Prediction]:
-    # Threads suffice: decoder and resampler let go of the interpreter.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        while batch := list(islice(files, batch_size)):
-            read = list(pool.map(lambda file: _read_file(predictor, file), batch))
-            pixels = [each for each in read if isinstance(each, Tensor)]
-            answers = iter(predictor.answer(torch.stack(pixels)) if pixels else [])
-            for file, each in zip(batch, read, strict=True):
-                if isinstance(each, Tensor):
-                    yield Prediction(path=str(file), answer=next(answers))
-                else:
-                    yield Prediction(path=str(file), error=each)
-
-
-def _read_file(predictor: Predictor, file: Path) -> Tensor | str:
-    """Pixels, or in words what is wrong with the file."""
-    try:
-        return predictor.read_pixels(file.read_bytes())
-    except UnusableImage as error:
-        return f"no usable image: {error}"
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
+    found = Detector.load(run_dir).predict_each(_walk(given), batch_size=batch_size)
+    return (
+        FilePrediction(path=str(path), error=each)
+        if isinstance(each, str)
+        else FilePrediction(path=str(path), prediction=each)
+        for path, each in found
+    )
 
 
 def _walk(paths: Iterable[Path]) -> Iterator[Path]:
-    """Files; below a folder every one but hidden ones, such as .DS_Store."""
+    """Files; in folders all but hidden ones, such as .DS_Store."""
     for path in paths:
         if path.is_dir():
             yield from _walk(sorted(p for p in path.iterdir() if not p.name.startswith(".")))

@@ -1,7 +1,7 @@
 """Evaluates a run: predicts val and test, calibrates on val, measures and reports on test.
 
-Writes into the run `model.json` (with its calibration), `predictions.parquet`, `metrics.json`
-and `report.html`. Shapes: B batch, K targets.
+Writes `model.json` (with its calibration), `predictions.parquet`, `metrics.json` and `report.html`
+to the run. Shapes: B batch, K targets.
 """
 
 import logging
@@ -15,18 +15,17 @@ import pyarrow.compute as pc
 import torch
 
 from pipeline import storage
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import Split
 from pipeline.errors import InfinegError
-from train.config.evaluate import EvaluateConfig
-from train.config.settings import load_train_config
+from train.config import EvaluateConfig, load_train_config
 from train.data.batches import read_eval_batches
 from train.metrics.calibration import calibrate_target
 from train.metrics.predictions import of_target, prediction_rows, write_predictions
 from train.metrics.summary import measure, write_metrics
 from train.model.detector import (
-    Detector,
+    DetectorModel,
     ModelInfo,
     TargetCalibration,
     load_model,
@@ -44,10 +43,10 @@ _EVALUATED: tuple[Split, ...] = ("val", "test")
 def evaluate_run(
     run_dir: str | os.PathLike[str], *, overrides: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Returns what it writes to metrics.json. `overrides`: as of `--set`, on RUN/config.yaml.
+    """Returns the content of metrics.json. `overrides` of RUN/config.yaml are like those of --set.
 
-    Raises ConfigError for a folder without a finished run, InfinegError where val lacks what
-    calibration needs.
+    Raises ConfigError for a folder without a finished run, InfinegError if val lacks positives or
+    negatives.
     """
     run = Path(run_dir)
     detector, info = load_model(run)
@@ -68,7 +67,7 @@ def evaluate_run(
         of_target(predictions, target, split="test", targets=info.targets)
         for target in info.targets
     ]
-    generation = manifest.read_generation(dataset, info.generation)
+    generation = Dataset(dataset).read_generation(info.generation)
     metrics = measure(tests, info, evaluate_config) | {
         "dataset": describe_dataset(dataset, generation, config)
     }
@@ -89,7 +88,7 @@ def evaluate_run(
 
 
 def predict_splits(
-    detector: Detector,
+    detector: DetectorModel,
     info: ModelInfo,
     *,
     dataset: str,
@@ -97,7 +96,7 @@ def predict_splits(
     cache_gb: float | None = None,
 ) -> pa.Table:
     """Rows of `predictions.parquet` for val and test, in the order of the shards."""
-    generation = manifest.read_generation(dataset, info.generation)
+    generation = Dataset(dataset).read_generation(info.generation)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     detector = detector.to(device)
     to_logits = detector.head_logits if info.mode == "head" else detector
@@ -111,7 +110,7 @@ def predict_splits(
         cache_gb=cache_gb,
     )
     shard_of = _shards_by_key(dataset, generation)
-    reference = manifest.read_reference_info(dataset)
+    reference = Dataset(dataset).read_reference()
     tables = []
     with torch.inference_mode():
         for rows, inputs in batches:
@@ -127,12 +126,12 @@ def predict_splits(
 
 
 def _shards_by_key(dataset: str, generation: Generation) -> dict[str, str]:
-    """Which tar holds a sample, so that the report finds its picture."""
+    """Key of a sample -> path of its tar, so that the report finds its image."""
     return {
         key: shard.path
         for shard in generation.shards
         if shard.split in _EVALUATED
-        for key in manifest.read_sidecar(dataset, shard, ("key",))["key"].to_pylist()
+        for key in Dataset(dataset).read_sidecar(shard, ("key",))["key"].to_pylist()
     }
 
 

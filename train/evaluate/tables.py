@@ -6,7 +6,7 @@ from rich.table import Table
 
 
 def metrics_table(metrics: dict[str, Any]) -> Table:
-    """False-positive rates at TPR 95 %, a row a target and stratum."""
+    """False-positive rates at TPR 95 %, one row per target and stratum."""
     table = Table(title="test split", caption="95 % intervals")
     for column in ("target", "stratum", "FPR at TPR 95 %", "low", "high", "n"):
         table.add_column(column, justify="left" if column in ("target", "stratum") else "right")

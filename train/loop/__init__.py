@@ -1,1 +1,1 @@
-"""The run: job, trainer, step, optimizer, checkpoints, validation, log."""
+"""The run: its state, phases, steps, checkpoints, validation and log."""

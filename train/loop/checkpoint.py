@@ -1,7 +1,7 @@
 """Checkpoints: weights and optimizer state in safetensors, the rest in JSON beside it.
 
-The JSON is written last and commits the checkpoint; tensors without it are garbage. Orders,
-rates and noise are pure functions of the step, so that the step is all the state they need.
+The JSON is written last and commits the checkpoint; tensors without it are garbage. Order, rates
+and noise are pure functions of the step and need no state of their own.
 """
 
 import logging
@@ -9,8 +9,6 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import torch
 from pydantic import BaseModel, JsonValue, ValidationError
@@ -22,6 +20,8 @@ from train.distributed.fsdp import full_tensor, is_sharded, shard_like
 from train.model.detector import Segment
 from train.model.tensors import load_into, read_tensors, write_tensors
 
+_log = logging.getLogger(__name__)
+
 _MODEL, _OPTIMIZER, _EXTRA = "model.", "optimizer.", "extra."
 
 
@@ -31,16 +31,16 @@ class Checkpoint(BaseModel, frozen=True, extra="forbid"):
     step: int  # optimizer steps done; the next batch has this number
     samples_seen: int
     generation: int
-    settings: dict[str, JsonValue]  # of the run, which another config may not continue
-    segments: tuple[Segment, ...] = ()  # what was trained on which rows; the last goes on
+    settings: dict[str, JsonValue]  # of the run; a config with others may not continue it
+    segments: tuple[Segment, ...] = ()  # which steps were trained on which rows
 
 
 def snapshot(
     module: nn.Module, optimizer: torch.optim.Optimizer, extra: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """A copy, on the CPU, of what a checkpoint holds; `load_checkpoint` returns `extra` again.
+    """A copy on the CPU of what a checkpoint holds; `load_checkpoint` returns `extra` again.
 
-    Of a split model every process takes part.
+    With a sharded model every process takes part.
     """
     tensors = {_MODEL + name: tensor for name, tensor in module.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -68,15 +68,15 @@ def write_checkpoint(
 
 
 def sweep(run_dir: str | os.PathLike[str]) -> None:
-    """Removes what a killed process left: files that were never whole, tensors without record."""
+    """Removes what a killed process left: unfinished files, tensors without their JSON."""
     folder = Path(run_dir) / "checkpoints"
-    left = [p for p in folder.glob("step-*.safetensors") if not p.with_suffix(".json").exists()]
-    for path in (*left, *folder.glob(".tmp-*")):
+    stray = [p for p in folder.glob("step-*.safetensors") if not p.with_suffix(".json").exists()]
+    for path in (*stray, *folder.glob(".tmp-*")):
         path.unlink()
 
 
 def find_checkpoint(run_dir: str | os.PathLike[str]) -> Checkpoint | None:
-    """The last that was committed, or None."""
+    """The last committed one, or None."""
     committed = _committed(run_dir)
     if not committed:
         return None
@@ -94,9 +94,9 @@ def load_checkpoint(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
 ) -> dict[str, Tensor]:
-    """Brings module and optimizer to where they were, and returns the extra state.
+    """Restores module and optimizer, and returns the extra state.
 
-    Raises InfinegError where they do not fit.
+    Raises InfinegError if they do not fit.
     """
     path = f"{_stem(run_dir, checkpoint.step)}.safetensors"
     tensors = read_tensors(path)
@@ -114,7 +114,7 @@ def load_checkpoint(
 
 
 def _as_stored(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """In the parameter's memory format: sums in another order would end a bit elsewhere."""
+    """In the parameter's memory format: sums in another order would round differently."""
     if tensor.shape != parameter.shape:
         return tensor
     if is_sharded(parameter):
@@ -130,36 +130,19 @@ def _committed(run_dir: str | os.PathLike[str]) -> list[Path]:
     return sorted((Path(run_dir) / "checkpoints").glob("step-*.json"))
 
 
-_log = logging.getLogger(__name__)
-
-
 class Saver:
-    """One checkpoint is written at a time; the next one waits for it.
+    """Writes checkpoints in a thread, one at a time; the next one waits for it.
 
-    One that cannot be written (a full disk, storage that is away for a while) is told and left
-    out: the last good one stays, and training is worth more than giving up at once.
+    One that cannot be written (a full disk, storage that is away for a while) is logged and
+    skipped: the last good one stays, and training is worth more than giving up at once.
     """
 
     def __init__(self, run_dir: Path, *, keep: int) -> None:
+        sweep(run_dir)
         self._run_dir = run_dir
         self._keep = keep
         self._pool = ThreadPoolExecutor(1, "saver")
         self._writing: Future[None] | None = None
-
-    def __enter__(self) -> Self:
-        sweep(self._run_dir)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            self.wait()
-        finally:
-            self._pool.shutdown()
 
     def save(self, checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> None:
         """Begins to write a snapshot."""
@@ -167,10 +150,17 @@ class Saver:
         self._writing = self._pool.submit(self._write, checkpoint, tensors)
 
     def wait(self) -> None:
-        """Until nothing is being written. Raises what was not a failure of storage."""
+        """Until nothing is being written. Raises all errors but those of storage."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
+
+    def close(self) -> None:
+        """Waits, and ends the thread."""
+        try:
+            self.wait()
+        finally:
+            self._pool.shutdown()
 
     def _write(self, checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> None:
         try:

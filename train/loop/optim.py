@@ -1,20 +1,19 @@
 """AdamW over head and backbone, rates that are a pure function of the step, averaged weights."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from train.config.settings import TrainConfig
-from train.model.detector import Detector
-from train.model.groups import Stage, backbone_groups
+from train.config import TrainConfig
+from train.loop.phases import opening_steps
+from train.model.detector import DetectorModel
+from train.model.groups import backbone_groups
 
 _Tensors = tuple[Tensor, ...] | list[Tensor]
-
-
 _AVERAGE, _SCALER = "average.", "scaler."
 
 
@@ -38,19 +37,43 @@ class Schedule:
         return self.peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def make_optimizer(
-    parts: Iterable[tuple[Iterable[nn.Parameter], Schedule]], *, weight_decay: float
-) -> torch.optim.AdamW:
-    """AdamW with two groups a part: matrices decay, biases and norms (one-dimensional) do not."""
+def trained_part(detector: DetectorModel, train_config: TrainConfig) -> nn.Module:
+    """The module that learns: the head, or all of it."""
+    return detector.head if train_config.mode == "head" else detector
+
+
+def make_optimizer(detector: DetectorModel, train_config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with two groups for each part: matrices decay; biases and norms do not.
+
+    Not timm's param_groups_layer_decay: it needs a group_matcher, which torchvision's networks
+    lack, and each group here has a schedule of its own.
+    """
     groups = []
-    for members, schedule in parts:
-        parameters = list(members)
+    for parameters, schedule in _scheduled_parts(detector, train_config):
         decayed = [parameter for parameter in parameters if parameter.ndim > 1]
         plain = [parameter for parameter in parameters if parameter.ndim <= 1]
-        for of_group, decay in ((decayed, weight_decay), (plain, 0.0)):
-            groups.append({"params": of_group, "weight_decay": decay, "schedule": schedule})
+        for members, decay in ((decayed, train_config.weight_decay), (plain, 0.0)):
+            groups.append({"params": members, "weight_decay": decay, "schedule": schedule})
     # Fused: a head on cached embeddings is bound by this update (3 times faster on one core).
     return torch.optim.AdamW(groups, lr=0.0, fused=True)
+
+
+def _scheduled_parts(
+    detector: DetectorModel, train_config: TrainConfig
+) -> Iterator[tuple[list[nn.Parameter], Schedule]]:
+    """The head, then in finetune the groups of the backbone, with rates that decay by depth."""
+    warmup, last = train_config.warmup_steps, train_config.steps
+    head = list(detector.head.parameters())
+    yield head, Schedule(train_config.learning_rate, 0, warmup, last)
+    if train_config.mode == "head":
+        return
+    groups = backbone_groups(detector.encoder.backbone)
+    openings = opening_steps(len(groups), train_config)
+    for index, (group, first) in enumerate(zip(groups, openings, strict=True)):
+        num_behind = len(groups) - 1 - index
+        decay = train_config.finetuning.layer_decay**num_behind
+        rate = train_config.backbone_learning_rate * decay
+        yield group, Schedule(rate, first, warmup, last)
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, step: int) -> None:
@@ -59,11 +82,18 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, step: int) -> None:
         group["lr"] = group["schedule"].learning_rate(step)
 
 
+def average_weights(detector: DetectorModel, train_config: TrainConfig) -> AveragedModel | None:
+    """The moving average of `ema_decay`, if any."""
+    if train_config.ema_decay is None:
+        return None
+    return average_of(trained_part(detector, train_config), train_config.ema_decay)
+
+
 def average_of(module: nn.Module, decay: float) -> AveragedModel:
     """Exponential moving average of a module's weights (Polyak and Juditsky 1992).
 
-    After n updates it keeps min(decay, (1 + n) / (10 + n)) of itself: the first weights, which are
-    random, would else be a third of it after 1,000 steps at 0.999.
+    After n updates it keeps min(decay, (1 + n) / (10 + n)) of itself: otherwise the first weights,
+    which are random, would be a third of it after 1,000 steps at 0.999.
     """
 
     def update(averaged: _Tensors, current: _Tensors, _: Tensor | int) -> None:
@@ -76,7 +106,7 @@ def average_of(module: nn.Module, decay: float) -> AveragedModel:
 
 
 def update_state(scaler: torch.amp.GradScaler, average: AveragedModel | None) -> dict[str, Tensor]:
-    """What a checkpoint carries beside weights and optimizer."""
+    """What a checkpoint holds besides weights and optimizer."""
     state = {}
     if scaler.is_enabled():
         numbers = scaler.state_dict()
@@ -92,56 +122,12 @@ def update_state(scaler: torch.amp.GradScaler, average: AveragedModel | None) ->
 def restore_update_state(
     scaler: torch.amp.GradScaler, average: AveragedModel | None, state: Mapping[str, Tensor]
 ) -> None:
-    """Brings both to where `update_state` saw them."""
+    """Restores what `update_state` returned."""
     if scaler.is_enabled():
         scale = state[f"{_SCALER}scale"].item()
         tracker = int(state[f"{_SCALER}_growth_tracker"].item())
         numbers = {"scale": scale, "_growth_tracker": tracker}
         scaler.load_state_dict(scaler.state_dict() | numbers)
     if average is not None:
-        mine = {k.removeprefix(_AVERAGE): v for k, v in state.items() if k.startswith(_AVERAGE)}
-        average.load_state_dict(mine)
-
-
-def trained_part(detector: Detector, train_config: TrainConfig) -> nn.Module:
-    """The module that learns, and that checkpoints carry."""
-    return detector.head if train_config.mode == "head" else detector
-
-
-def optimizer_of(detector: Detector, train_config: TrainConfig) -> torch.optim.AdamW:
-    warmup, last = train_config.warmup_steps, train_config.steps
-    parts: list[tuple[Iterable[nn.Parameter], Schedule]] = [
-        (detector.head.parameters(), Schedule(train_config.learning_rate, 0, warmup, last))
-    ]
-    if train_config.mode == "finetune":
-        groups = backbone_groups(detector.encoder.backbone)
-        opening_steps = _opening_steps(detector, train_config)
-        for index, (group, first) in enumerate(zip(groups, opening_steps, strict=True)):
-            num_behind = len(groups) - 1 - index
-            rate = train_config.backbone_learning_rate
-            rate *= train_config.finetuning.layer_decay**num_behind
-            parts.append((group, Schedule(rate, first, warmup, last)))
-    return make_optimizer(parts, weight_decay=train_config.weight_decay)
-
-
-def _opening_steps(detector: Detector, train_config: TrainConfig) -> list[int]:
-    return train_config.finetuning.opening_steps(
-        len(backbone_groups(detector.encoder.backbone)),
-        first=train_config.head_steps,
-        never=train_config.steps,
-    )
-
-
-def average_of_weights(detector: Detector, train_config: TrainConfig) -> AveragedModel | None:
-    if train_config.ema_decay is None:
-        return None
-    return average_of(trained_part(detector, train_config), train_config.ema_decay)
-
-
-def stages_of(detector: Detector, train_config: TrainConfig) -> list[Stage]:
-    """Of the steps on images."""
-    return train_config.finetuning.stages(
-        _opening_steps(detector, train_config),
-        range(train_config.head_steps, train_config.steps),
-        image_size=detector.encoder.preprocessing.image_size,
-    )
+        own = {k.removeprefix(_AVERAGE): v for k, v in state.items() if k.startswith(_AVERAGE)}
+        average.load_state_dict(own)

@@ -16,7 +16,7 @@ from pipeline.cluster.ray_data import open_cluster
 from pipeline.config.build import BuildConfig
 from pipeline.config.schema import Config
 from pipeline.errors import ConfigError, InfinegError
-from train.config.settings import TrainConfig
+from train.config import TrainConfig
 from train.distributed.world import LostProcess, World
 from train.loop.run_dir import GenerationSwitch, open_run
 from train.loop.trainer import train

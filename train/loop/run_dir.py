@@ -1,4 +1,4 @@
-"""The folder of a run: whether one may begin or go on there, on which rows, and its config."""
+"""The folder of a run: whether it may begin or continue there, on which rows, and its config."""
 
 import logging
 from collections.abc import Mapping
@@ -13,21 +13,20 @@ from pydantic import JsonValue
 from pipeline import storage
 from pipeline.config.loading import drop_removed
 from pipeline.config.schema import Config
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import DatasetInfo, Generation
 from pipeline.errors import ConfigError
-from train.config.settings import Regularization, TrainConfig
-from train.data.mixture import mix
+from train.config import Regularization, TrainConfig
 from train.data.order import extend_segments
 from train.distributed.world import World
 from train.loop.checkpoint import Checkpoint, find_checkpoint
-from train.loop.job import Job
+from train.loop.state import TrainState
 from train.model.detector import ModelInfo, Segment, read_model_info
 
 _log = logging.getLogger(__name__)
 
-
 GenerationSwitch = int | Literal["latest"] | None
+_HOW_ONLY = {"batch_size", "runtime", "precision"}  # of the encoder: how it runs
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,15 @@ class Run:
     path: Path
     dataset: DatasetInfo
     generation: Generation
-    segments: tuple[Segment, ...]  # on which rows it was and is trained; the last goes on
+    segments: tuple[Segment, ...]  # on which rows it was and is trained; the last continues
     settings: dict[str, Any]  # all that the trained weights depend on
     checkpoint: Checkpoint | None
     is_finished: bool
+
+    @property
+    def first_step(self) -> int:
+        """The step that it begins or continues with."""
+        return 0 if self.checkpoint is None else self.checkpoint.step
 
 
 def open_run(
@@ -51,14 +55,14 @@ def open_run(
     resume: bool,
     wanted: GenerationSwitch = None,
 ) -> Run:
-    """Looks, and writes nothing. `wanted`: the generation to train on, or to go on with.
+    """Reads the folder and writes nothing. `wanted`: the generation to train or continue on.
 
-    Raises ConfigError where the folder holds a run with other settings, or an unfinished one
-    that `resume` was not asked to continue, or one of a newer generation.
+    Raises ConfigError if the folder holds a run with other settings, an unfinished one without
+    `resume`, or one on a newer generation.
     """
     path = Path(train_config.run)
     root = config.output.path
-    dataset = manifest.require_info(root)
+    dataset = Dataset(root).read_info()
     if dataset.targets != config.target_names:
         raise ConfigError(
             f"targets: {list(config.target_names)}, but {root} was built for "
@@ -67,11 +71,11 @@ def open_run(
     model_info, checkpoint = read_model_info(path), find_checkpoint(path)
     before = model_info or checkpoint
     number = _choose_generation(root, train_config, before if resume else None, wanted)
-    # One more may be committed while the processes look.
-    generation = manifest.read_generation(root, _of_main(number, world))
+    # One more may be committed while the processes start.
+    generation = Dataset(root).read_generation(_of_main(number, world))
     settings = _settings_of(config, train_config, dataset, generation)
     if before is not None:
-        _check_settings(path, before, settings, adopts=resume and wanted is not None)
+        _check_settings(path, before, settings, switches=resume and wanted is not None)
     if checkpoint is not None and model_info is None and not resume:
         raise ConfigError(
             f"train.run: {path} stopped at step {checkpoint.step:,} of {train_config.steps:,}; "
@@ -108,8 +112,8 @@ def _choose_generation(
     before: ModelInfo | Checkpoint | None,
     generation: GenerationSwitch,
 ) -> int:
-    """The number of the generation to train on; `before` is the run that goes on."""
-    latest = manifest.latest_generation_number(root)
+    """The number of the generation to train on; `before` is the run that continues."""
+    latest = Dataset(root).latest_number()
     wanted = latest if generation == "latest" else generation
     if before is None:
         return wanted or train_config.generation or latest
@@ -120,7 +124,7 @@ def _choose_generation(
     if wanted < before.generation:
         raise ConfigError(
             f"--generation {wanted}: {train_config.run} is trained on generation "
-            f"{before.generation} and goes on with that or a newer one ({root} has up to {latest})"
+            f"{before.generation} and continues on that or a newer one ({root} has up to {latest})"
         )
     if isinstance(before, ModelInfo) and wanted > before.generation:
         _log.warning(
@@ -132,7 +136,7 @@ def _choose_generation(
 
 
 def _segments_of(before: ModelInfo | Checkpoint | None) -> tuple[Segment, ...]:
-    """() where nothing was trained."""
+    """() if nothing was trained."""
     if before is None:
         return ()
     return before.segments or (Segment(generation=before.generation, first_step=0),)
@@ -147,10 +151,9 @@ def _of_main(number: int, world: World) -> int:
 def _settings_of(
     config: Config, train_config: TrainConfig, dataset: DatasetInfo, generation: Generation
 ) -> dict[str, Any]:
-    how_only = {"batch_size", "runtime", "precision"}
     return {
         "targets": list(config.target_names),
-        "encoder": config.encoder.model_dump(mode="json", exclude=how_only),
+        "encoder": config.encoder.model_dump(mode="json", exclude=_HOW_ONLY),
         "dataset": dataset.fingerprint,
         **train_config.result_inputs(),
         "generation": generation.number,
@@ -158,65 +161,67 @@ def _settings_of(
 
 
 def _check_settings(
-    path: Path, before: ModelInfo | Checkpoint, settings: Mapping[str, Any], *, adopts: bool
+    path: Path, before: ModelInfo | Checkpoint, settings: Mapping[str, Any], *, switches: bool
 ) -> None:
-    """Raises ConfigError where they differ, in more than the generation for a run that adopts."""
+    """Raises ConfigError if they differ; a run that switches may differ in the generation."""
     was = dict(before.settings)
     drop_removed({"train": was})
     names = {name for name in was.keys() | settings.keys() if was.get(name) != settings.get(name)}
-    if adopts:
+    if switches:
         names -= {"generation"}
     if not names:
         return
-    told = "; ".join(
+    listed = "; ".join(
         f"{name} was {was.get(name)}, is {settings.get(name)}" for name in sorted(names)
     )
     hint = ""
     if names == {"generation"} and isinstance(before, Checkpoint):
-        hint = f" --resume --generation {settings['generation']} goes on with a newer one."
+        hint = f" --resume --generation {settings['generation']} continues on a newer one."
     raise ConfigError(
-        f"train.run: {path} holds a run with other settings ({told}). Choose another train.run, "
+        f"train.run: {path} holds a run with other settings ({listed}). Choose another train.run, "
         f"or remove that folder.{hint}"
     )
 
 
-def describe_model(job: Job, settings: Mapping[str, JsonValue], *, steps: int) -> ModelInfo:
-    """`model.json` of the not yet calibrated detector, trained for `steps`."""
-    train_config, encoder = job.train_config, job.detector.encoder
+def describe_model(
+    state: TrainState, settings: Mapping[str, JsonValue], *, steps: int
+) -> ModelInfo:
+    """`model.json` of the detector trained for `steps`, before its calibration."""
+    train_config, encoder = state.train_config, state.detector.encoder
     return ModelInfo(
-        targets=job.config.target_names,
-        encoder=job.config.encoder,
+        targets=state.config.target_names,
+        encoder=state.config.encoder,
         preprocessing=encoder.preprocessing,
         embedding_dim=encoder.embedding_dim,
         hidden_dim=train_config.hidden_dim,
         dropout=train_config.dropout,
         mode=train_config.mode,
         positive_share=train_config.num_positives / train_config.batch_size,
-        trained_priors=_trained_priors(job),
-        generation=job.generation.number,
-        segments=job.segments,
-        dataset=job.dataset.fingerprint,
+        trained_priors=_trained_priors(state),
+        generation=state.generation.number,
+        segments=state.segments,
+        dataset=state.dataset.fingerprint,
         samples_seen=steps * train_config.batch_size,
         settings=dict(settings),
     )
 
 
-def _trained_priors(job: Job) -> dict[str, float] | None:
-    """Each target's share of the mix that its logits were trained on, where that is the stream's.
+def _trained_priors(state: TrainState) -> dict[str, float] | None:
+    """Each target's share of the mix at which its logits are log-odds; None without such a mix.
 
-    None where hard negatives count for more than they are, easy samples for less, or labels are
-    smoothed or mixed: then a logit is no log-odds in any mix that is known. Positives of other
-    targets are negatives as often as they are drawn.
+    There is none with correction: none, which leaves hard negatives over-represented, with focal
+    or ohem, which weigh by difficulty, and with labels that are smoothed or mixed. Positives of
+    other targets are negatives as often as they are drawn.
     """
-    train_config = job.train_config
+    train_config = state.train_config
     is_regularized = train_config.regularization != Regularization()
     if train_config.correction == "none" or train_config.loss != "bce" or is_regularized:
         return None
     share_of_label = train_config.num_positives / train_config.batch_size
-    label_N = job.rows.label_N
-    rate_N = mix(job.rows, train_config.mixture).draw_rate_N
+    label_N = state.rows.label_N
+    rate_N = state.mixture.draw_rate_N
     num_positives = rate_N[label_N != ""].sum()
     return {
         target: float(share_of_label * rate_N[label_N == target].sum() / num_positives)
-        for target in job.rows.targets
+        for target in state.rows.targets
     }

@@ -1,13 +1,14 @@
-"""The log of a run: lines in a file, curves for TensorBoard, progress for whoever waits."""
+"""The log of a run: lines in a file, curves for TensorBoard, progress, metrics."""
 
 import importlib
 import json
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TextIO, TypeVar
 
 import torch
 from pydantic import JsonValue
@@ -18,15 +19,11 @@ from pipeline.dataset.keys import sha256_hex
 from pipeline.errors import ConfigError
 from pipeline.telemetry.metrics import Metrics
 from pipeline.telemetry.progress import Progress
-from train.config.settings import WandbConfig
+from train.config import WandbConfig
 
 ItemT = TypeVar("ItemT")
-
-
 _CPU = torch.device("cpu")
-
-
-# What of a line is also a metric.
+# Logged values that are also Prometheus metrics.
 _METRICS = {
     "loss": "infineg_train_loss",
     "learning_rate": "infineg_train_learning_rate",
@@ -35,85 +32,74 @@ _METRICS = {
 }
 
 
+@dataclass(frozen=True)
 class RunLog:
-    """`log.jsonl`, a line each logged step; the same in `tensorboard/`; and a progress line.
+    """`log.jsonl`, one line per logged step; the same in `tensorboard/`; and a progress line."""
 
-    What an interrupted run logged at `first_step` or later is dropped: it happens again.
-    `settings` are told to Weights & Biases, where that is asked for; `metrics` to Prometheus.
-    """
-
-    def __init__(
-        self,
-        run_dir: Path,
-        *,
-        first_step: int,
-        num_steps: int,
-        batch_size: int,
-        wandb: WandbConfig | None = None,
-        settings: Mapping[str, JsonValue] | None = None,
-        metrics: Metrics | None = None,
-    ) -> None:
-        self._metrics = metrics or Metrics({})
-        self._metrics.set("infineg_train_steps_planned", num_steps)
-        self._run_dir = run_dir
-        self._first_step = first_step
-        self._batch_size = batch_size
-        samples_left = (num_steps - first_step) * batch_size
-        self._progress = Progress("train", total=samples_left, unit="samples")
-        self._wandb = wandb
-        self._settings = dict(settings or {})
-
-    def __enter__(self) -> Self:
-        self._wandb_run = _begin_wandb(self._wandb, self._run_dir, self._settings)
-        path = self._run_dir / "log.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if _is_before(line, self._first_step)]
-        storage.write_atomic(str(path), "".join(f"{line}\n" for line in kept).encode())
-        self._file = path.open("a", buffering=1)
-        self._tensorboard = SummaryWriter(
-            str(self._run_dir / "tensorboard"),
-            purge_step=self._first_step * self._batch_size + 1,
-        )
-        self._progress.__enter__()
-        return self
+    batch_size: int
+    file: TextIO
+    tensorboard: SummaryWriter
+    progress: Progress
+    metrics: Metrics
+    wandb_run: Any | None
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """What was measured at `step` (from 0); the curves' x axis is the samples seen by then."""
-        samples_seen = (step + 1) * self._batch_size
+        """Values measured at `step` (from 0); the curves' x axis is the samples seen by then."""
+        samples_seen = (step + 1) * self.batch_size
         line = {"step": step, "samples_seen": samples_seen, **values}
-        self._file.write(json.dumps(line) + "\n")
+        self.file.write(json.dumps(line) + "\n")
         for name, value in values.items():
-            self._tensorboard.add_scalar(f"train/{name}", value, samples_seen)
-        if self._wandb_run is not None:
+            self.tensorboard.add_scalar(f"train/{name}", value, samples_seen)
+        if self.wandb_run is not None:
             named = {f"train/{name}": value for name, value in values.items()}
-            self._wandb_run.log(named, step=samples_seen)
+            self.wandb_run.log(named, step=samples_seen)
         for name, metric in _METRICS.items():
             if name in values:
-                self._metrics.set(metric, values[name])
-        self._metrics.set("infineg_train_step", step + 1)
+                self.metrics.set(metric, values[name])
+        self.metrics.set("infineg_train_step", step + 1)
         if "data_wait" in values:
-            self._progress.note = f"data wait {values['data_wait']:.0%}"
+            self.progress.note = f"data wait {values['data_wait']:.0%}"
 
     def advance(self) -> None:
-        """Counts one step done."""
-        self._metrics.set("infineg_train_last_step_timestamp_seconds", time.time())
-        self._progress.advance(self._batch_size)
+        """Counts one step as done."""
+        self.metrics.set("infineg_train_last_step_timestamp_seconds", time.time())
+        self.progress.advance(self.batch_size)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.__exit__(kind, error, trace)
-        self._tensorboard.close()
-        self._file.close()
-        if self._wandb_run is not None:
-            self._wandb_run.finish(exit_code=0 if kind is None else 1)
+
+@contextmanager
+def open_run_log(
+    run_dir: Path,
+    *,
+    first_step: int,
+    num_steps: int,
+    batch_size: int,
+    wandb: WandbConfig | None = None,
+    settings: Mapping[str, JsonValue] | None = None,
+    metrics: Metrics | None = None,
+) -> Iterator[RunLog]:
+    """Drops what an interrupted run logged at `first_step` or later: those steps run again.
+
+    `settings` go to Weights & Biases, if configured; `metrics` to Prometheus.
+    """
+    metrics = metrics or Metrics({})
+    metrics.set("infineg_train_steps_planned", num_steps)
+    with ExitStack() as stack:
+        wandb_run = stack.enter_context(_open_wandb(wandb, run_dir, dict(settings or {})))
+        path = run_dir / "log.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if _is_before(line, first_step)]
+        storage.write_atomic(str(path), "".join(f"{line}\n" for line in kept).encode())
+        file = stack.enter_context(path.open("a", buffering=1))
+        writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step * batch_size + 1)
+        tensorboard = stack.enter_context(closing(writer))
+        samples_left = (num_steps - first_step) * batch_size
+        progress = Progress("train", total=samples_left, unit="samples")
+        stack.enter_context(progress)
+        yield RunLog(batch_size, file, tensorboard, progress, metrics, wandb_run)
 
 
 class Meter(Generic[ItemT]):
-    """Hands batches on, and measures how fast they go and how long they kept the loop waiting."""
+    """Iterates over batches and measures their rate and how long the loop waited for them."""
 
     def __init__(
         self, batches: Iterator[ItemT], batch_size: int, device: torch.device = _CPU
@@ -147,7 +133,7 @@ class Meter(Generic[ItemT]):
         self._issued = issued
 
     def read(self) -> dict[str, float]:
-        """Samples a second, and the share of the time spent waiting, since the last reading."""
+        """Samples per second, and the share of time spent waiting, since the last reading."""
         elapsed_s = time.perf_counter() - self._began
         values = {
             "samples_per_s": self._num_batches * self._batch_size / elapsed_s,
@@ -156,27 +142,36 @@ class Meter(Generic[ItemT]):
         self.restart()
         return values
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time in the block is not measured."""
+        paused = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - paused
+
     def restart(self) -> None:
-        """What passed since the last reading counts for nothing."""
+        """Forgets the time since the last reading."""
         self._began = time.perf_counter()
         self._waited_s = 0.0
         self._num_batches = 0
 
 
-def _begin_wandb(
+@contextmanager
+def _open_wandb(
     wandb: WandbConfig | None, run_dir: Path, settings: dict[str, JsonValue]
-) -> Any | None:
-    """A resumed run goes on under the same id, made of the folder's path."""
+) -> Iterator[Any | None]:
+    """A resumed run continues under the same id, which is made of the folder's path."""
     if wandb is None:
-        return None
+        yield None
+        return
     if wandb.mode == "offline":
-        # Errors of its own it would report to its makers, online or not.
+        # It would report its own errors to its makers, online or not.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     try:
         module = importlib.import_module("wandb")
     except ImportError:
         raise ConfigError("train.wandb: wandb is not installed; pip install wandb") from None
-    return module.init(
+    run = module.init(
         project=wandb.project,
         name=wandb.name or run_dir.name,
         id=sha256_hex(str(run_dir.resolve()).encode())[:16],
@@ -185,10 +180,16 @@ def _begin_wandb(
         mode=wandb.mode,
         config=settings,
     )
+    exit_code = 1
+    try:
+        yield run
+        exit_code = 0
+    finally:
+        run.finish(exit_code=exit_code)
 
 
 def _is_before(line: str, step: int) -> bool:
     try:
         return bool(json.loads(line)["step"] < step)
-    except json.JSONDecodeError:  # the line that a crash cut short
+    except json.JSONDecodeError:  # a line that a crash cut short
         return False

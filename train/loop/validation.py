@@ -1,4 +1,4 @@
-"""The val split, as a run looks at it between steps to know which weights are best.
+"""Validation between steps: measures the val split to know which weights are best.
 
 Shapes: N rows of val, K targets.
 """
@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
-from train.config.settings import EarlyStopping, Metric, Mode
+from train.config import EarlyStopping, Metric, Mode
 from train.data.batches import read_eval_batches
-from train.loop.job import Job
+from train.loop.state import TrainState
 from train.metrics.ranking import (
     Bools,
     Floats,
@@ -34,18 +34,20 @@ from train.metrics.ranking import (
 from train.model.tensors import load_into, read_tensors, write_tensors
 
 _log = logging.getLogger(__name__)
+# Names of BestSoFar's fields in a checkpoint.
+_STORED = [f"early_stopping.{name}" for name in ("step", "value", "num_worse")]
 
 
 @dataclass(frozen=True)
 class BestSoFar:
-    """The best look so far. `value` is of the metric, nan before the first look."""
+    """The best check so far. `value` is of the metric, nan before the first check."""
 
-    step: int = 0  # optimizer steps done at the best look
+    step: int = 0  # optimizer steps done at the best check
     value: float = math.nan
-    num_bad_checks: int = 0  # looks since
+    num_bad_checks: int = 0  # checks since
 
     def after(self, step: int, value: float, metric: Metric) -> "BestSoFar":
-        """What a look says. An equal value is no better one."""
+        """The best after one more check. An equal value is not better."""
         is_better = value < self.value if metric == "val_loss" else value > self.value
         if is_better or math.isnan(self.value):
             return BestSoFar(step, value)
@@ -53,106 +55,106 @@ class BestSoFar:
 
     def state(self) -> dict[str, Tensor]:
         """For a checkpoint."""
+        values = (self.step, self.value, self.num_bad_checks)
         return {
-            _PREFIX + name: torch.tensor(float(value), dtype=torch.float64)
-            for name, value in vars(self).items()
+            name: torch.tensor(float(value), dtype=torch.float64)
+            for name, value in zip(_STORED, values, strict=True)
         }
 
     @staticmethod
-    def of_state(state: Mapping[str, Tensor]) -> "BestSoFar":
-        """As `state` gave it; a new one where there is none."""
-        if _PREFIX + "step" not in state:
+    def from_state(state: Mapping[str, Tensor]) -> "BestSoFar":
+        """Restores what `state` returned; a new one if it is not there."""
+        if _STORED[0] not in state:
             return BestSoFar()
-        step, value, num_bad_checks = (
-            state[_PREFIX + name].item() for name in ("step", "value", "num_bad_checks")
-        )
+        step, value, num_bad_checks = (state[name].item() for name in _STORED)
         return BestSoFar(int(step), value, int(num_bad_checks))
 
 
 class Validation:
-    """Every process looks at its part of val, and all come to the same conclusion."""
+    """Every process computes logits of its part of val; all come to the same conclusion."""
 
-    def __init__(self, job: Job, settings: EarlyStopping, run_dir: Path, watch: BestSoFar) -> None:
-        """Raises ConfigError where val lacks what the metric needs."""
-        self.watch = watch
-        self._job, self._settings = job, settings
+    def __init__(
+        self, state: TrainState, settings: EarlyStopping, run_dir: Path, best: BestSoFar
+    ) -> None:
+        """Raises ConfigError if val lacks what the metric needs."""
+        self.best = best
+        self._state, self._settings = state, settings
         self._best_path = run_dir / "checkpoints" / "best.safetensors"
-        shards = [shard for shard in job.generation.shards if shard.split == "val"]
+        shards = [shard for shard in state.generation.shards if shard.split == "val"]
         columns = ("label", "inclusion_probability")
-        tables = [manifest.read_sidecar(job.config.output.path, each, columns) for each in shards]
+        tables = [Dataset(state.config.output.path).read_sidecar(each, columns) for each in shards]
         starts = np.cumsum([0, *(len(each) for each in tables)]).tolist()
-        mine = slice(job.world.rank, None, job.world.size)
-        self._own = list(zip(shards, starts, strict=False))[mine]
+        of_rank = slice(state.world.rank, None, state.world.size)
+        self._own_shards = list(zip(shards, starts, strict=False))[of_rank]
         rows = pa.concat_tables(tables) if tables else pa.table({column: [] for column in columns})
         self._label_N = np.array(rows["label"].to_pylist(), dtype=object)
         self._weight_N = 1 / rows["inclusion_probability"].to_numpy().astype(np.float64)
-        for target in job.config.target_names:
+        for target in state.config.target_names:
             num_positives = int((self._label_N == target).sum())
             if num_positives in (0, len(self._label_N)):
                 raise ConfigError(
-                    f"train.early_stopping: val of generation {job.generation.number} has "
+                    f"train.early_stopping: val of generation {state.generation.number} has "
                     f"{num_positives:,} samples of {target} and "
                     f"{len(self._label_N) - num_positives:,} others; it needs both"
                 )
 
     def is_due(self, done: int) -> bool:
-        """After `done` steps."""
-        return done % self._settings.every == 0 or done == self._job.train_config.steps
+        """Whether to validate after `done` steps."""
+        return done % self._settings.every == 0 or done == self._state.train_config.steps
 
     @property
     def is_over(self) -> bool:
-        """Whether no better weights are to be expected."""
-        return self.watch.num_bad_checks >= self._settings.patience
+        """Whether patience is exhausted."""
+        return self.best.num_bad_checks >= self._settings.patience
 
-    def look(self, done: int, mode: Mode) -> dict[str, float]:
+    def validate(self, done: int, mode: Mode) -> dict[str, float]:
         """Measures the weights that would be exported now, and keeps them if they are the best."""
         metric = self._settings.metric
         value = self._measure(self._logits(mode))
-        self.watch = self.watch.after(done, value, metric)
-        if self.watch.step == done and self._job.world.is_main:
-            write_tensors(self._best_path, self._job.evaluated.state_dict())
-            about = {"step": done, metric: value}
-            content = json.dumps(about, indent=1) + "\n"
+        self.best = self.best.after(done, value, metric)
+        if self.best.step == done and self._state.world.is_main:
+            write_tensors(self._best_path, self._state.evaluated.state_dict())
+            content = json.dumps({"step": done, metric: value}, indent=1) + "\n"
             storage.write_atomic(str(self._best_path.with_suffix(".json")), content.encode())
         if self.is_over:
             _log.info(
-                "stopped early at step %s: no %s better than %.5f, of step %s, in %d looks",
-                f"{done:,}", metric, self.watch.value, f"{self.watch.step:,}",
-                self.watch.num_bad_checks,
+                "stopped early at step %s: no %s better than %.5f of step %s in %d checks",
+                f"{done:,}", metric, self.best.value, f"{self.best.step:,}",
+                self.best.num_bad_checks,
             )  # fmt: skip
         return {metric: value}
 
     def load_best(self) -> None:
-        """Brings the trained module to the best weights."""
-        load_into(self._job.trained, read_tensors(self._best_path), self._best_path)
+        """Loads the best weights into the trained module."""
+        load_into(self._state.trained, read_tensors(self._best_path), self._best_path)
 
     def _logits(self, mode: Mode) -> NDArray[np.float32]:
         """logits_NK, on all processes."""
-        job = self._job
+        state = self._state
         # A copy, so that the module that learns stays in training mode, and compiled for it.
-        module = copy.deepcopy(job.evaluated).eval()
+        module = copy.deepcopy(state.evaluated).eval()
         to_logits = module
-        if mode == "head" and job.train_config.mode == "finetune":
+        if mode == "head" and state.train_config.mode == "finetune":
             to_logits = module.get_submodule("head")
-        num_targets = len(job.config.target_names)
-        logits_NK = torch.zeros(len(self._label_N), num_targets, device=job.world.device)
+        num_targets = len(state.config.target_names)
+        logits_NK = torch.zeros(len(self._label_N), num_targets, device=state.world.device)
         with torch.inference_mode():
             for places, inputs in self._read_own(mode):
-                logits_NK[places] = to_logits(inputs.to(job.world.device)).float()
-        return job.world.all_reduce_sum(logits_NK).cpu().numpy()
+                logits_NK[places] = to_logits(inputs.to(state.world.device)).float()
+        return state.world.all_reduce_sum(logits_NK).cpu().numpy()
 
     def _read_own(self, mode: Mode) -> Iterator[tuple[slice, Tensor]]:
         """Places in val, and inputs, of this process's shards."""
-        job = self._job
-        for shard, start in self._own:
+        state = self._state
+        for shard, start in self._own_shards:
             batches = read_eval_batches(
-                job.config.output.path,
-                job.generation.model_copy(update={"shards": (shard,)}),
+                state.config.output.path,
+                state.generation.model_copy(update={"shards": (shard,)}),
                 splits=("val",),
                 mode=mode,
-                preprocessing=job.detector.encoder.preprocessing,
-                cache_dir=job.train_config.cache_dir,
-                cache_gb=job.train_config.cache_gb,
+                preprocessing=state.detector.encoder.preprocessing,
+                cache_dir=state.train_config.cache_dir,
+                cache_gb=state.train_config.cache_gb,
             )
             for rows, inputs in batches:
                 yield slice(start, start + len(rows)), inputs
@@ -160,16 +162,16 @@ class Validation:
 
     def _measure(self, logits_NK: NDArray[np.float32]) -> float:
         """The mean over the targets."""
-        share = self._job.train_config.num_positives / self._job.train_config.batch_size
+        train_config = self._state.train_config
         values = [
             measure_target(
                 self._label_N == target,
                 logits_NK[:, index],
                 self._weight_N,
                 self._settings,
-                positive_share=share,
+                positive_share=train_config.num_positives / train_config.batch_size,
             )
-            for index, target in enumerate(self._job.config.target_names)
+            for index, target in enumerate(self._state.config.target_names)
         ]
         return float(np.mean(values))
 
@@ -184,7 +186,7 @@ def measure_target(
 ) -> float:
     """One target's metric; negatives weigh 1 / inclusion_probability.
 
-    val_loss is in nats, classes brought to the shares that they have in training. val_tpr_at_fpr
+    val_loss is in nats, with the classes weighted to their shares in training. val_tpr_at_fpr
     is the share of positives above the lowest threshold that keeps the weighted FPR.
     """
     metric: Metric = settings.metric
@@ -200,12 +202,9 @@ def measure_target(
 
 
 def tpr_at_fpr(is_positive_N: Bools, logits_N: Floats, weights_N: Floats, *, fpr: float) -> float:
-    """Share of positives over the highest negatives that hold more than `fpr` of their weight."""
+    """Share of positives above the highest negatives that hold more than `fpr` of their weight."""
     negative_logits, weights = logits_N[~is_positive_N], weights_N[~is_positive_N]
     descending = np.argsort(-negative_logits, kind="stable")
     mass = np.cumsum(weights[descending])
     index = int(np.searchsorted(mass, fpr * mass[-1], side="right"))
     return float(np.mean(logits_N[is_positive_N] > negative_logits[descending[index]]))
-
-
-_PREFIX = "early_stopping."

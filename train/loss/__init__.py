@@ -1,1 +1,1 @@
-"""What a step minimises."""
+"""Loss functions, importance weights, mixup and cutmix."""

@@ -1,4 +1,4 @@
-"""Importance weights, and the losses of one sample: cross-entropy and focal loss.
+"""Importance weights, and losses per sample: cross-entropy, focal loss, hard negative mining.
 
 Shapes: B samples of this process, K targets. `reduce_sum` adds a tensor over all processes.
 """
@@ -15,7 +15,7 @@ ReduceSum = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class ImportanceWeights:
-    """weight_BK, and the share of the negatives' weight that the clip took away (in [0, 1))."""
+    """weight_BK, and the share of the negatives' weight that was clipped (in [0, 1))."""
 
     weight_BK: Tensor
     clipped_mass: Tensor
@@ -30,11 +30,11 @@ def importance_weights(
 ) -> ImportanceWeights:
     """1 for positives; for negatives importance_B, self-normalised to mean 1.
 
-    The mean is that of the global batch, target by target: a positive of one target is a negative
-    of the others. A weight of more than `max_weight` times the mean is clipped (which trades a
-    little bias for variance), then the mean is brought back to 1, so that the prior trained on
-    stays the share of positives in the batch. The batch must hold negatives of every target.
-    These are Horvitz-Thompson's weights, normalised as Hajek's.
+    The mean is over the global batch, per target: a positive of one target is a negative of the
+    others. Weights above `max_weight` times the mean are clipped (trading a little bias for less
+    variance), then the mean is brought back to 1, so that the prior trained on stays the share of
+    positives in the batch. The batch must contain negatives of every target. These are the weights
+    of Horvitz and Thompson, normalised as by Hajek.
     """
     is_negative_BK = 1 - targets_BK
     raw_BK = is_negative_BK * importance_B[:, None]
@@ -55,10 +55,12 @@ def focal_loss(
 ) -> Tensor:
     """loss_BK = alpha_t (1 - p_t)^gamma * cross-entropy, p_t the probability of the true answer.
 
-    Lin et al. 2017 (arXiv:1708.02002, eq. 5). gamma 0 is cross-entropy, a larger one spends less
-    on what is easy. alpha weighs positives, 1 - alpha negatives; None weighs neither, since the
-    share of positives in a batch and the importance weights balance the classes already.
-    The power is taken in logarithms: with gamma < 1 its gradient at p_t = 1 would be infinite.
+    Lin et al. 2017 (arXiv:1708.02002, eq. 5). gamma 0 is cross-entropy, larger values give easy
+    samples less weight. alpha weighs positives, 1 - alpha negatives; None weighs neither, since the
+    share of positives in a batch and the importance weights already balance the classes.
+
+    torchvision.ops.sigmoid_focal_loss takes the power directly, whose gradient is nan for gamma < 1
+    once p_t rounds to 1; a power of logarithms stays finite.
     """
     true_logit_BK = logits_BK * (2 * targets_BK - 1)
     loss_BK = torch.exp(gamma * logsigmoid(-true_logit_BK)) * cross_entropy(logits_BK, targets_BK)
@@ -75,25 +77,25 @@ def hardest_negatives(
     share: float,
     gather: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """kept_BK in [0, 1], by which weights are to be multiplied: 1 for positives.
+    """kept_BK in [0, 1], a factor for weights: 1 for positives and for the hardest negatives.
 
-    1 also for the negatives of the largest losses that together hold `share` of the weight of the
-    global batch's negatives, target by target, and 0 for the rest (Shrivastava et al. 2016,
-    arXiv:1604.03540, who mine regions of equal weight). Shares of weight and not of number, since
-    a weight of 10 stands for ten negatives of the stream. What lies on the limit counts in part,
-    and ties in equal parts, so that the result does not depend on the order of the batch or on
-    how many processes share it. `gather` joins the rows of all processes.
+    The hardest negatives are those of the largest losses that together have `share` of the weight
+    of the global batch's negatives, per target; the others have 0 (Shrivastava et al. 2016,
+    arXiv:1604.03540, who mine regions of equal weight). The share is one of weight, not of number,
+    since a weight of 10 stands for ten negatives of the stream. A negative at the limit counts in
+    part, and ties in equal parts, so that the result does not depend on the order of the batch or
+    the number of processes. `gather` concatenates the rows of all processes.
 
     Positives keep their weight while negatives lose 1 - share of theirs: the prior trained on is
     no longer the share of positives in the batch.
     """
     negative_weight_BK = weight_BK * (1 - targets_BK)
-    # A positive has no weight here; below every loss, it is no limit either.
+    # Positives have no weight here, and rank below every negative.
     ranked_BK = torch.where(targets_BK == 1, -torch.inf, loss_BK.detach())
     ranked_GK, weight_GK = gather(torch.stack([ranked_BK, negative_weight_BK], 1)).unbind(1)
     wanted_K = share * weight_GK.sum(0)
     descending_GK, order_GK = ranked_GK.sort(0, descending=True)
-    # Doubles, so that the limit is not missed by the rounding of a long sum.
+    # In float64, so that rounding of a long sum does not move the limit.
     mass_GK = weight_GK.gather(0, order_GK).double().cumsum(0)
     position_K = (mass_GK < wanted_K * (1 - 1e-6)).sum(0).clamp(max=len(mass_GK) - 1)
     limit_K = descending_GK.gather(0, position_K[None])[0]

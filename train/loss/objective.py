@@ -1,4 +1,4 @@
-"""What a step minimises: the loss of a batch, as the settings compose it.
+"""The loss of a batch, composed from the settings.
 
 Shapes: B samples of this process, K targets.
 """
@@ -6,7 +6,7 @@ Shapes: B samples of this process, K targets.
 import torch
 from torch import Tensor
 
-from train.config.settings import TrainConfig
+from train.config import TrainConfig
 from train.data.batches import Batch
 from train.distributed.world import World
 from train.loss.losses import (
@@ -19,7 +19,7 @@ from train.loss.losses import (
 
 
 def batch_weights(batch: Batch, train_config: TrainConfig, world: World) -> ImportanceWeights:
-    """Of this process's samples, normalised over the global batch."""
+    """The weights of this process's samples, normalised over the global batch."""
     return importance_weights(
         batch.targets_BK,
         batch.importance_B,
@@ -33,10 +33,10 @@ def batch_loss(
 ) -> Tensor:
     """This process's share of the loss of the global batch.
 
-    That is the mean over its samples and the K targets of weight * loss of logit - offset, times
-    the number of processes, since DistributedDataParallel averages their gradients: the average
-    is then the gradient of the loss of one process with the whole batch. Shares of parts of the
-    batch add up to that of the batch, except with ohem, which looks at all of it.
+    The loss of the global batch is the mean over its samples and the K targets of weight *
+    loss(logit - offset). This process's share is multiplied by the number of processes, since
+    DistributedDataParallel averages their gradients. The shares of parts of a batch add up to that
+    of the batch, except with ohem, which ranks the whole batch.
     """
     targets_BK = batch.targets_BK
     shifted_BK = logits_BK.float() - batch.offset_B[:, None]
@@ -50,9 +50,9 @@ def batch_loss(
 
 
 def _sample_loss(logits_BK: Tensor, targets_BK: Tensor, train_config: TrainConfig) -> Tensor:
-    """With labels smoothed by e, that of the label and of its opposite, 1 - e/2 to e/2.
+    """loss_BK; label smoothing e blends (1 - e/2) of the label's loss with e/2 of the opposite's.
 
-    Of cross-entropy that is the loss of targets e/2 and 1 - e/2 (Szegedy et al. 2016,
+    For cross-entropy that is the loss of targets e/2 and 1 - e/2 (Szegedy et al. 2016,
     arXiv:1512.00567, two classes); weights stay those of the label.
     """
     loss_BK = _plain_loss(logits_BK, targets_BK, train_config)

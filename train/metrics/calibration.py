@@ -1,17 +1,16 @@
 """From raw logits to probabilities, a threshold with a guarantee, and "one in N".
 
-Fitted on the val split alone, which is drawn uniformly or weighted by 1 / inclusion_probability;
-in this order:
+Fitted on the val split only, which is drawn uniformly or weighted by 1 / inclusion_probability, in
+this order:
 
-1. Prior correction: a logit is log-odds at the prior trained on, so that less the log-odds of that
-   prior it is a log-likelihood ratio, whatever the mix.
-2. Platt (scale and bias) or temperature (scale alone), then the log-odds of val's own prior. To
-   Platt the first step is only another bias, and any loss and correction will do.
-3. The prior in use: one shift more.
+1. Prior correction: a logit is the log-odds at the prior trained on; minus the log-odds of that
+   prior it is a log-likelihood ratio, which does not depend on the mix.
+2. Platt scaling (scale and bias) or temperature scaling (only scale), then the log-odds of val's
+   prior. For Platt step 1 is only another bias, so that it works with any loss and correction.
+3. Another shift to the prior in use.
 
-The threshold and the negatives kept for "one in N" are raw logits:
-Platt's scale is positive, so the order is the same, and the guarantee does not hang on the fit.
-Shapes: N samples of val.
+The threshold and the negatives kept for "one in N" are raw logits: Platt's scale is positive, so
+the order is the same, and the guarantee does not depend on the fit. Shapes: N samples of val.
 """
 
 import logging
@@ -31,26 +30,15 @@ from train.model.detector import TargetCalibration
 
 Method = Literal["platt", "temperature"]
 
-
 _log = logging.getLogger(__name__)
 
-
-# Kept in model.json, about 40 kB a target: among 4 million negatives still one in a thousand.
+# Kept in model.json, about 40 kB per target: enough for the top 0.1 % of 4 million negatives.
 _MAX_NEGATIVE_LOGITS = 4096
-
-
-# Of the logits in units of their own spread; less says that they do not tell the classes apart.
-_MIN_SCALE = 1e-3
-
-
-_MAX_SCALE = 1e3
-
-
+# Bounds of the scale in units of 1 / the spread of the logits; a smaller one separates nothing.
+_MIN_SCALE, _MAX_SCALE = 1e-3, 1e3
 _NOTHING_LEARNED = "val positives have no higher logits than negatives: nothing was learned"
-
-
 _TOO_FEW = (
-    "%s: %d val negatives are too few for alpha %g at delta %g (%d would do); "
+    "%s: %d val negatives are too few for alpha %g at delta %g (it takes %d); "
     "the threshold holds for alpha %.3g"
 )
 
@@ -67,12 +55,12 @@ def calibrate_target(
     method: Method = "platt",
     trained_prior: float | None = None,
 ) -> TargetCalibration:
-    """Everything that turns this target's raw logits into answers.
+    """Fits a target's calibration and threshold.
 
-    Calibrated for the val mix: scale * f + bias; where the target's share is `deploy_prior`: the
-    same + prior_shift. weights_N: 1 / inclusion_probability, for the calibration; the threshold
-    and "one in N" speak of val negatives as they were drawn, each counted once. Raises ConfigError
-    for `temperature` without the `trained_prior`, at which logits_N are log-odds.
+    Calibrated log-odds are scale * f + bias in the val mix, and the same + prior_shift if the
+    target's share is `deploy_prior`. weights_N, 1 / inclusion_probability, are for the calibration;
+    the threshold and "one in N" are about val negatives as drawn, each counted once. Raises
+    ConfigError for `temperature` without the `trained_prior`, at which logits_N are log-odds.
     """
     num_negatives = int((~is_positive_N).sum())
     if num_negatives in (0, len(is_positive_N)):
@@ -109,8 +97,8 @@ def _require_prior(trained_prior: float | None, target: str) -> float:
     if trained_prior is None:
         raise ConfigError(
             f"evaluate.calibration: temperature needs the prior that the logits of {target} were "
-            "trained on, which is known of train.loss bce with train.correction weight or offset "
-            "alone; platt needs none"
+            "trained on, which is only known for train.loss: bce with train.correction: weight or "
+            "offset; platt does not need it"
         )
     return trained_prior
 
@@ -118,10 +106,10 @@ def _require_prior(trained_prior: float | None, target: str) -> float:
 def fit_platt(logits_N: Floats, is_positive_N: Bools, weights_N: Floats) -> tuple[float, float]:
     """(scale, bias) so that expit(scale * f + bias) is the probability in the weighted mix.
 
-    Platt 1999: logistic regression on targets (n+ + 1) / (n+ + 2) and 1 / (n- + 2), which stay
-    finite when the classes are separable. The fit gives each class its number of samples as mass,
-    so that those targets mean one doubtful sample whatever the weights; the bias then moves to
-    the weighted mix (Prentice and Pyke 1979: another mix of the classes changes the bias alone).
+    Platt 1999: logistic regression on targets (n+ + 1) / (n+ + 2) and 1 / (n- + 2), so that the fit
+    stays finite for separable classes. Each class has its number of samples as mass, so that those
+    targets mean one uncertain sample whatever the weights; the bias is then moved to the weighted
+    mix (Prentice and Pyke 1979: another mix of the classes only changes the bias).
     """
     mass_N, goal_N = _goals(is_positive_N, weights_N)
     center, spread = logits_N.mean(), max(float(logits_N.std()), 1e-12)
@@ -133,7 +121,7 @@ def fit_platt(logits_N: Floats, is_positive_N: Bools, weights_N: Floats) -> tupl
         loss = np.sum(mass_N * (np.logaddexp(0, f_N) - goal_N * f_N))
         return float(loss), np.array([error_N @ standard_N, error_N.sum()])
 
-    # Ties and order must survive: a model that ranks the wrong way gets a flat curve instead.
+    # The scale stays positive to keep order and ties: a wrong ranking gives a nearly flat curve.
     start = np.array([1.0, log_odds(is_positive_N.mean())])
     fit = minimize(
         loss_and_gradient, start, jac=True, bounds=[(_MIN_SCALE, None), (None, None)], tol=1e-10
@@ -150,12 +138,11 @@ def fit_platt(logits_N: Floats, is_positive_N: Bools, weights_N: Floats) -> tupl
 def fit_temperature(
     logits_N: Floats, is_positive_N: Bools, weights_N: Floats, *, trained_prior: float
 ) -> tuple[float, float]:
-    """(scale, bias) as of `fit_platt`, but with one free number, the temperature 1 / scale.
+    """(scale, bias) like `fit_platt`, but with one free parameter, the temperature 1 / scale.
 
-    Guo et al. 2017 (arXiv:1706.04599). What is scaled is the log-likelihood ratio, which is the
-    logit less the log-odds of `trained_prior`; the log-odds of the weighted mix are added after.
-    Masses and targets are those of `fit_platt`. The loss is convex in the scale, so that the one
-    root of its slope is it.
+    Guo et al. 2017 (arXiv:1706.04599). Scales the log-likelihood ratio, which is the logit minus
+    the log-odds of `trained_prior`, then adds the log-odds of the weighted mix. Masses and targets
+    are those of `fit_platt`. The loss is convex in the scale, so its slope has one root.
     """
     mass_N, goal_N = _goals(is_positive_N, weights_N)
     ratio_N = logits_N.astype(np.float64) - log_odds(trained_prior)
@@ -163,8 +150,8 @@ def fit_temperature(
     drawn_log_odds = log_odds(is_positive_N.mean())
 
     def slope(log_scale: float) -> float:
-        said_N = expit(np.exp(log_scale) / spread * ratio_N + drawn_log_odds)
-        return float((mass_N * (said_N - goal_N)) @ (ratio_N / spread))
+        predicted_N = expit(np.exp(log_scale) / spread * ratio_N + drawn_log_odds)
+        return float((mass_N * (predicted_N - goal_N)) @ (ratio_N / spread))
 
     low, high = math.log(_MIN_SCALE), math.log(_MAX_SCALE)
     if slope(low) >= 0:
@@ -191,7 +178,7 @@ def _goals(is_positive_N: Bools, weights_N: Floats) -> tuple[Floats, Floats]:
 
 
 def negatives_needed(alpha: float, delta: float) -> int:
-    """The fewest negatives from which P(FPR > alpha) <= delta can be had."""
+    """The fewest negatives that allow a threshold with P(FPR > alpha) <= delta."""
     return math.ceil(math.log(delta) / math.log1p(-alpha))
 
 
@@ -201,15 +188,16 @@ def umbrella_threshold(
     """(threshold, alpha reached): P(FPR of f >= threshold exceeds alpha) <= delta.
 
     The probability is over the draw of these negatives, and the FPR is that of the mix that they
-    were drawn from; no other assumption (Tong, Feng and Li, Science Advances 2018, proposition
-    1). Rejecting above the k-th smallest logit violates alpha with probability at most
-    P(Binomial(n, 1 - alpha) >= k); the smallest such k is taken, or where none exists the
-    largest negative and the alpha that it allows.
+    were drawn from; there is no other assumption (Tong, Feng and Li, Science Advances 2018,
+    proposition 1). A threshold above the k-th smallest logit violates alpha with probability at
+    most P(Binomial(n, 1 - alpha) >= k). Takes the smallest k for which that is at most delta; if
+    there is none, the largest negative and the alpha that it allows.
 
-    Negatives of several sources need not be alike: the mix is then the sources in the numbers
-    given, since of independent trials with unlike chances so few succeed at most as often as of
-    equal ones with the same mean (Hoeffding, Annals of Mathematical Statistics 1956). In another
-    mix, such as the stream's where sources were sampled at different rates, nothing is promised.
+    Negatives of several sources may differ in distribution: the mix is then the sources in the
+    numbers given, since a sum of independent trials with different probabilities is in the tail at
+    most as often as with equal probabilities of the same mean (Hoeffding, Annals of Mathematical
+    Statistics 1956). The guarantee does not extend to other mixes, such as that of the stream when
+    sources were sampled at different rates.
     """
     n = len(negative_logits_N)
     ascending_N = np.sort(negative_logits_N)
@@ -217,7 +205,7 @@ def umbrella_threshold(
     if n >= negatives_needed(alpha, delta):
         rank, reached = int(binom.isf(delta, n, 1 - alpha)) + 1, alpha
         assert rank <= n
-    # "Above the k-th" as "at least the next number", in the float32 that logits come in.
+    # "Above the k-th" as "at least the next float32", the type of logits.
     above = np.nextafter(np.float32(ascending_N[rank - 1]), np.float32(np.inf))
     return float(above), reached
 
@@ -225,17 +213,17 @@ def umbrella_threshold(
 def calibrated_logits(
     calibration: TargetCalibration, logits_N: ArrayLike, *, deployed: bool = True
 ) -> Floats:
-    """Log-odds of the target at the deployment prior, else in the mix of the val split."""
+    """Log-odds of the target at the deployment prior, or (not deployed) in the val mix."""
     raw_N = np.asarray(logits_N, dtype=np.float64)
     shift = calibration.prior_shift if deployed else 0.0
     return calibration.scale * raw_N + calibration.bias + shift
 
 
 def conformal_p_value(calibration: TargetCalibration, logit: float) -> float:
-    """The share of negatives that reach such a logit, never said too small.
+    """A conservative estimate of the share of negatives with such a logit or a higher one.
 
     Split-conformal: (1 + #{val negatives >= f}) / (n + 1), so that P(p <= u) <= u for a negative
-    of the val mix (Vovk, Gammerman and Shafer 2005). 1 below the negatives that were kept.
+    of the val mix (Vovk, Gammerman and Shafer 2005). 1 below all negatives that were kept.
     """
     kept = np.asarray(calibration.negative_logits)
     num_reaching = int(np.sum(kept >= logit))

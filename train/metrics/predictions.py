@@ -1,8 +1,8 @@
-"""`predictions.parquet`: what a run said of each val and test sample, and where its picture lies.
+"""`predictions.parquet`: a run's logits for each val and test sample, and where its image is.
 
-One row a sample: key, source, stratum, split, label, logit (raw, of the first target), with
-several targets logit_<target> each, similarity, inclusion_probability, the place of the image in
-the data set (shard, tar_offset, tar_size in bytes), and `stratum_by_similarity`.
+One row per sample: key, source, stratum, split, label, logit (raw, of the first target), with
+several targets one logit_<target> each, similarity, inclusion_probability, the location of the
+image in the data set (shard, tar_offset, tar_size in bytes), and `stratum_by_similarity`.
 Shapes: N samples, K targets.
 """
 
@@ -32,11 +32,10 @@ _COPIED = (
 
 @dataclass(frozen=True, kw_only=True)
 class TargetPredictions:
-    """The rows of one split as one target sees them: its own label is positive, all else is not.
+    """The rows of one split for one target: rows with its label are positive, all others are not.
 
-    weights_N is 1 / inclusion_probability. stratum_N is the source's own word, or by similarity
-    where it has none; similarity_stratum_N goes by similarity everywhere. Both are "" and
-    similarity_N nan where unknown.
+    weights_N is 1 / inclusion_probability. stratum_N is what the source states, else by similarity;
+    similarity_stratum_N is always by similarity. Both are "" and similarity_N is nan if unknown.
     """
 
     target: str
@@ -51,7 +50,7 @@ class TargetPredictions:
 
     @property
     def strata(self) -> list[str]:
-        """Those that some negative is in, near first."""
+        """The strata of the negatives, near first."""
         present = set(self.stratum_N[~self.is_positive_N].tolist())
         return [stratum for stratum in _STRATA if stratum in present]
 
@@ -67,7 +66,7 @@ def prediction_rows(
     targets: Sequence[str],
     reference: ReferenceInfo | None,
 ) -> pa.Table:
-    """rows: of sidecars, with the path of the tar as `shard`. Fills in the strata that are null."""
+    """Rows of predictions.parquet. rows: of sidecars, with the path of the tar as `shard`."""
     stratum, by_similarity = assign_strata(rows, reference)
     rows = rows.set_column(rows.schema.get_field_index("stratum"), "stratum", stratum)
     table = rows.select(list(_COPIED))
@@ -80,9 +79,9 @@ def prediction_rows(
 
 
 def assign_strata(rows: pa.Table, reference: ReferenceInfo | None) -> tuple[pa.Array, pa.Array]:
-    """The source's own word, else by similarity; and by similarity alone.
+    """The stratum that the source states, else by similarity; and the stratum by similarity.
 
-    Null for positives, and where neither is known.
+    Null for positives, and where unknown.
     """
     by_similarity = pa.nulls(rows.num_rows, pa.string())
     if reference is not None:
@@ -99,7 +98,7 @@ def assign_strata(rows: pa.Table, reference: ReferenceInfo | None) -> tuple[pa.A
 def of_target(
     predictions: pa.Table, target: str, *, split: Split, targets: Sequence[str]
 ) -> TargetPredictions:
-    """One target's view of one split."""
+    """The predictions of one split for one target."""
     rows = predictions.filter(pc.equal(predictions["split"], split)).combine_chunks()
 
     def texts(column: str) -> NDArray[np.str_]:

@@ -1,8 +1,8 @@
 """Ranking and calibration measures of one target.
 
-Pure numpy: knows no model, file or stratum. A sample is detected iff logit >= threshold.
-Weights are Horvitz-Thompson (1952): 1 / inclusion_probability, so that sums estimate the stream
-that was sampled from. Shapes: N samples, M bins.
+A sample is detected iff logit >= threshold. Weights are Horvitz-Thompson (1952):
+1 / inclusion_probability, so that sums estimate the stream that was sampled from.
+Shapes: N samples, M bins.
 """
 
 import math
@@ -20,7 +20,7 @@ NUM_BINS = 15  # of the reliability diagram and of ECE
 
 
 def threshold_at_tpr(positive_logits_N: Floats, *, tpr: float) -> float:
-    """The largest threshold that detects at least a share `tpr` of the positives (one or more)."""
+    """The largest threshold that detects at least a share `tpr` of the positives, at least one."""
     num_detected = max(1, math.ceil(tpr * len(positive_logits_N) - 1e-9))
     return float(np.sort(positive_logits_N)[-num_detected])
 
@@ -28,7 +28,7 @@ def threshold_at_tpr(positive_logits_N: Floats, *, tpr: float) -> float:
 def area_under_roc(
     is_positive_N: Bools, logits_N: Floats, weights_N: Floats, *, max_fpr: float | None = None
 ) -> float | None:
-    """AUROC; with `max_fpr` the part left of it, standardised to [0.5, 1] (McClish 1989)."""
+    """AUROC; with `max_fpr` the partial area, standardised to [0.5, 1] (McClish 1989)."""
     if not _has_both(is_positive_N):
         return None
     area = roc_auc_score(is_positive_N, logits_N, sample_weight=weights_N, max_fpr=max_fpr)
@@ -36,7 +36,7 @@ def area_under_roc(
 
 
 def average_precision(is_positive_N: Bools, logits_N: Floats, weights_N: Floats) -> float | None:
-    """Sum of precision times the gain in recall, without interpolation."""
+    """Sum of precision times the increase in recall, without interpolation."""
     if not _has_both(is_positive_N):
         return None
     return float(average_precision_score(is_positive_N, logits_N, sample_weight=weights_N))
@@ -48,7 +48,7 @@ def _has_both(is_positive_N: Bools) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Reliability:
-    """What was said and what was seen, a bin of probabilities each; nan in empty bins."""
+    """Predicted and observed frequencies per bin of probabilities; nan in empty bins."""
 
     mass_M: Floats  # share of the weight, sums to 1
     predicted_M: Floats  # mean probability
@@ -56,43 +56,38 @@ class Reliability:
 
     @property
     def ece(self) -> float:
-        """Expected calibration error: mean gap between said and seen, weighted by mass."""
+        """Expected calibration error: the mean of |predicted - observed|, weighted by mass."""
         return float(np.nansum(self.mass_M * np.abs(self.predicted_M - self.observed_M)))
 
 
 def reliability(is_positive_N: Bools, probabilities_N: Floats, weights_N: Floats) -> Reliability:
     """Bins of equal width over [0, 1], as in Guo et al. 2017 (arXiv:1706.04599, eq. 3).
 
-    Of the positive class (Niculescu-Mizil and Caruana 2005), not of the likelier one: nearly
-    every sample is a negative. Not bins of equal mass, where those few positives would share one
-    bin with many negatives, and their errors cancel.
+    Uses the probability of the positive class (Niculescu-Mizil and Caruana 2005), not of the
+    likelier class, since nearly every sample is a negative. Bins of equal mass would put the few
+    positives into one bin with many negatives, where their errors cancel.
     """
     bin_N = bins_of(probabilities_N)
     mass = np.bincount(bin_N, weights_N, NUM_BINS)
-    with np.errstate(invalid="ignore"):  # 0 / 0 in an empty bin is the nan that is promised
+    with np.errstate(invalid="ignore"):  # 0 / 0 in an empty bin is the documented nan
         predicted = np.bincount(bin_N, weights_N * probabilities_N, NUM_BINS) / mass
         observed = np.bincount(bin_N, weights_N * is_positive_N, NUM_BINS) / mass
     return Reliability(mass_M=mass / mass.sum(), predicted_M=predicted, observed_M=observed)
 
 
 def bins_of(probabilities_N: Floats) -> NDArray[np.intp]:
-    """The bin of each, of equal width over [0, 1]."""
+    """The bin of each probability; bins have equal width over [0, 1]."""
     return np.minimum((probabilities_N * NUM_BINS).astype(np.intp), NUM_BINS - 1)
 
 
-def brier(is_positive_N: Bools, probabilities_N: Floats, weights_N: Floats) -> float:
-    """Mean squared error of the probability (Brier 1950, two classes counted once)."""
-    return float(np.average((probabilities_N - is_positive_N) ** 2, weights=weights_N))
-
-
 def log_loss(is_positive_N: Bools, logits_N: Floats, weights_N: Floats) -> float:
-    """Mean negative log-likelihood in nats, from calibrated logits: exact far from 0."""
+    """Mean negative log-likelihood in nats, from calibrated logits: exact for large ones, too."""
     losses = np.logaddexp(0, np.where(is_positive_N, -logits_N, logits_N))
     return float(np.average(losses, weights=weights_N))
 
 
 def weights_at_prior(is_positive_N: Bools, weights_N: Floats, *, prior: float) -> Floats:
-    """The weights, scaled a class each so that positives hold the share `prior` of them."""
+    """The weights, scaled per class so that positives have the share `prior` of their sum."""
     share_N = np.where(is_positive_N, prior, 1 - prior)
     mass_N = np.where(
         is_positive_N, weights_N[is_positive_N].sum(), weights_N[~is_positive_N].sum()

@@ -1,8 +1,9 @@
-"""How often negatives are detected, stratum by stratum, with all that is needed to judge it.
+"""Detection rates of negatives by stratum, and the evidence behind them.
 
-Three views of the same test negatives: weighted to the stream that they were sampled from, the
-strata as their sources state them; the same by similarity alone; and as they were drawn, each
-counted once, which is the mix that the threshold's promise speaks of. Shapes: N samples.
+Three views of the same test negatives: weighted to the stream that they were sampled from, with
+the strata that their sources state; the same with strata by similarity only; and as they were
+drawn, each counted once, which is the mix that the threshold's guarantee is about.
+Shapes: N samples.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,22 +24,24 @@ from train.metrics.predictions import TargetPredictions
 from train.metrics.ranking import Bools
 
 _STRATA = ("near", "mid", "far", "generated")
-# Reported even where empty, so that a reader finds "n": 0 instead of nothing.
+# Reported even if empty, so that a reader finds "n": 0 instead of nothing.
 _ALWAYS = ("near", "far", "generated")
 _BY_SIMILARITY = ("near", "mid", "far")
 _CLAIMS = (1e-3, 1e-4, 1e-5, 1e-6)
 
 
 def members_by_stratum(test: TargetPredictions) -> dict[str, Bools]:
-    """Stratum as its source states it, else by similarity; and "all"."""
-    shown = {*_ALWAYS, *test.strata}
-    strata = [stratum for stratum in _STRATA if stratum in shown]
-    members = {stratum: ~test.is_positive_N & (test.stratum_N == stratum) for stratum in strata}
+    """Strata as stated by the source, else by similarity; and "all"."""
+    members = {
+        stratum: ~test.is_positive_N & (test.stratum_N == stratum)
+        for stratum in _STRATA
+        if stratum in {*_ALWAYS, *test.strata}
+    }
     return members | {"all": ~test.is_positive_N}
 
 
 def members_by_similarity(test: TargetPredictions) -> dict[str, Bools]:
-    """Generated pictures, too, lie where their similarity puts them."""
+    """Strata by similarity only, also for generated images."""
     return {
         stratum: ~test.is_positive_N & (test.similarity_stratum_N == stratum)
         for stratum in _BY_SIMILARITY
@@ -48,9 +51,9 @@ def members_by_similarity(test: TargetPredictions) -> dict[str, Bools]:
 def detection_rates(
     test: TargetPredictions, members: Mapping[str, Bools], threshold: float | None
 ) -> dict[str, Any]:
-    """Name -> rate in the stream; empty where no positive gave a threshold.
+    """Name -> rate in the stream; without values if there is no threshold.
 
-    The interval takes the threshold as given.
+    The interval takes the threshold as fixed.
     """
     return {
         name: asdict(Rate() if threshold is None else detected(test, chosen, threshold))
@@ -65,10 +68,10 @@ def detected(test: TargetPredictions, chosen_N: Bools, threshold: float) -> Rate
 def intervals_at_true_tpr(
     test: TargetPredictions, members: Mapping[str, Bools], tpr: float
 ) -> dict[str, Any]:
-    """Name -> between what the rate lies where that share of all positives is detected.
+    """Name -> interval of the rate at the threshold that detects `tpr` of all positives.
 
-    Counts the doubt of the threshold, too, which `detection_rates` takes as given. Null where
-    there is no positive or no negative.
+    Includes the uncertainty of the threshold, which `detection_rates` takes as fixed. Null without
+    positives or negatives.
     """
     positive_logits_N = test.logits_N[test.is_positive_N]
     found = {}
@@ -85,7 +88,7 @@ def intervals_at_true_tpr(
 def rates_as_drawn(
     test: TargetPredictions, members: Mapping[str, Bools], threshold: float
 ) -> dict[str, Any]:
-    """Each sample counted once, whatever its probability."""
+    """Name -> rate with each sample counted once, whatever its inclusion probability."""
     return {
         name: asdict(event_rate(test.logits_N[chosen] >= threshold, np.ones(chosen.sum())))
         for name, chosen in members.items()
@@ -95,10 +98,11 @@ def rates_as_drawn(
 def evidence(
     test: TargetPredictions, members: Mapping[str, Bools], threshold: float
 ) -> dict[str, Any]:
-    """Name -> what its rate at the threshold rests on.
+    """Name -> the evidence for its rate at the threshold.
 
-    `n_effective`: equally weighted samples that would tell as much; `below`: the rate is under it,
-    one-sided at 95 % (none of n, equally weighted: 3 / n), null where there is no sample.
+    `n_effective`: the number of equally weighted samples that are as informative; `below`: the
+    one-sided 95 % upper bound of the rate (3 / n for none of n, equally weighted), null without
+    samples.
     """
     found = {}
     for name, chosen in members.items():
@@ -113,7 +117,7 @@ def evidence(
 
 
 def claims(rates: Sequence[float]) -> dict[str, int]:
-    """Rate -> the negatives, none of them detected, that it takes to claim it at 95 %."""
+    """Rate -> how many negatives without a detection it takes to claim it at 95 %."""
     return {f"{rate:g}": samples_needed(rate) for rate in sorted({*rates, *_CLAIMS}, reverse=True)}
 
 
@@ -125,20 +129,20 @@ def per_million(fpr: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def precision(tpr: Mapping[str, Any], fpr: Mapping[str, Any], prior: float) -> dict[str, Any]:
-    """Share of the pictures called by the name that do show the target, at the prior.
+    """The share of detections that are right, at the prior.
 
-    By Bayes' rule from the two rates; the ends from their worse and better ends, so that they
-    cover at least 90 %. Null where a rate is unknown or nothing is ever detected.
+    By Bayes' rule from the two rates; the ends combine the worse and the better ends of both, so
+    that they cover at least 90 %. Null if a rate is unknown or nothing is ever detected.
     """
 
-    def share(found: float | None, mistaken: float | None) -> float | None:
-        if found is None or mistaken is None:
+    def bayes(detected: float | None, mistaken: float | None) -> float | None:
+        if detected is None or mistaken is None:
             return None
-        right, wrong = prior * found, (1 - prior) * mistaken
+        right, wrong = prior * detected, (1 - prior) * mistaken
         return right / (right + wrong) if right + wrong > 0 else None
 
     return {
-        "value": share(tpr["value"], fpr["value"]),
-        "low": share(tpr["low"], fpr["high"]),
-        "high": share(tpr["high"], fpr["low"]),
+        "value": bayes(tpr["value"], fpr["value"]),
+        "low": bayes(tpr["low"], fpr["high"]),
+        "high": bayes(tpr["high"], fpr["low"]),
     }

@@ -1,7 +1,6 @@
-"""The numbers of metrics.json, from test predictions and a calibration fitted elsewhere.
+"""The content of metrics.json, from test predictions and a calibration.
 
-Knows no network and no data set. Every rate has its interval and its n; what no sample can tell is
-null, never nan. Shapes: N samples.
+Every rate has an interval and its n; unknown values are null, never nan. Shapes: N samples.
 """
 
 import json
@@ -13,16 +12,16 @@ from typing import Any
 
 from scipy.special import expit
 from scipy.special import logit as log_odds
+from sklearn.metrics import brier_score_loss
 
 from pipeline import storage
-from train.config.evaluate import EvaluateConfig
+from train.config import EvaluateConfig
 from train.metrics.calibration import calibrated_logits
 from train.metrics.predictions import TargetPredictions
 from train.metrics.ranking import (
     Floats,
     area_under_roc,
     average_precision,
-    brier,
     log_loss,
     reliability,
     threshold_at_tpr,
@@ -65,7 +64,7 @@ def measure(
 
 
 def write_metrics(run_dir: str | os.PathLike[str], metrics: Mapping[str, Any]) -> None:
-    # nan is no JSON: it would be a bug of ours, better found here than in a reader.
+    # JSON has no nan; one would be a bug, better found here than by a reader.
     text = json.dumps(metrics, indent=1, allow_nan=False)
     storage.write_atomic(str(Path(run_dir) / "metrics.json"), f"{text}\n".encode())
 
@@ -78,9 +77,9 @@ def _measure_target(
 ) -> dict[str, Any]:
     """The block of one target.
 
-    `ece`, `brier`, `log_loss` are of the natural mix: negatives as in the stream, the target at
-    `deploy_prior`. `test_mix` has those of the stream as it was read, positives and all;
-    `train_mix` those of the mix that the loss weighs, the target at its share of a batch.
+    `ece`, `brier`, `log_loss` are those in use: negatives as in the stream, the target at
+    `deploy_prior`. `test_mix` has those of the stream as it was read, positives included;
+    `train_mix` those of the mix in the loss, the target at its share of a batch.
     """
     by_stratum, by_similarity = members_by_stratum(test), members_by_similarity(test)
     levels = {"fpr": calibration.threshold, **_thresholds_at_levels(test)}
@@ -163,7 +162,7 @@ def _calibration(
     config: EvaluateConfig,
     prior: float | None,
 ) -> dict[str, float | None]:
-    """Where the target has the share `prior`, or the one that the weights imply."""
+    """Calibration measures if the target has the share `prior`, by default that of the weights."""
     if not test.has_both:
         return {"ece": None, "brier": None, "log_loss": None}
     weights_N: Floats = test.weights_N
@@ -174,6 +173,8 @@ def _calibration(
     probabilities_N = expit(logits_N)
     return {
         "ece": reliability(test.is_positive_N, probabilities_N, weights_N).ece,
-        "brier": brier(test.is_positive_N, probabilities_N, weights_N),
+        "brier": float(
+            brier_score_loss(test.is_positive_N, probabilities_N, sample_weight=weights_N)
+        ),
         "log_loss": log_loss(test.is_positive_N, logits_N, weights_N),
     }

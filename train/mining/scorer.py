@@ -1,10 +1,12 @@
-"""The trained model as the scorer of a new generation, which `pipeline.mine` runs, and its guard.
+"""Mines with a trained model: makes the scorer that `pipeline.mine` runs.
 
-A head is scored on the embeddings that the data set keeps, by heads that each leave a fold out
-(`cross_fit`). A finetuned detector sees the images, and is its own judge: to leave folds out it
-would have to be finetuned once a fold; negatives it was trained on then seem less likely than they
-are, and weigh more than their inclusion probability should let them, up to twice.
-Shapes: B batch, N rows of val, F folds, K targets.
+In mode head, candidates are scored by their embeddings with one head per fold (`cross_fit`). In
+mode finetune, the run's own model scores images, since leaving folds out would take one finetuning
+per fold: it finds negatives that it was trained on less probable than they are, so that these
+weigh up to twice what they should.
+
+The guard quarantines suspected positives: candidates above the logit that `GUARD_TPR` of the val
+positives reach. Shapes: B batch, N rows of val, F folds, K targets.
 """
 
 import hashlib
@@ -20,11 +22,11 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from pipeline.config.schema import Config
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from pipeline.mine.driver import Mined, Tally, mine
 from pipeline.mine.scorer import Scorer, make_scorer
-from train.config.settings import load_train_config
+from train.config import load_train_config
 from train.data.batches import read_eval_batches
 from train.metrics.calibration import fit_platt
 from train.metrics.predictions import of_target
@@ -32,13 +34,12 @@ from train.metrics.ranking import threshold_at_tpr
 from train.mining.cross_fit import fold_heads
 from train.model.detector import Head, ModelInfo, load_model
 
-# A suspect is what is above the logit that this share of the positives of val reach.
 GUARD_TPR = 0.95
 NUM_FOLDS = 3  # each head is trained on two thirds of the negatives
 
 
 class MarginScorer(nn.Module):
-    """inputs_B -> scored_BF2: log-odds, and the margin over the guard; see `Scorer`."""
+    """inputs_B -> scored_BF2: log-odds, and the margin above the guard; see `Scorer`."""
 
     scale_FK: Tensor
     bias_FK: Tensor
@@ -68,14 +69,14 @@ def mine_run(
 ) -> Mined:
     """Mines the data set of a config with a run's model.
 
-    Raises ConfigError for a run that is not finished, not calibrated, or of another data set.
+    Raises ConfigError for a run that is not finished, not evaluated, or of another data set.
     """
     scorer = prepare_scorer(config, run_dir)
     return mine(config, scorer, budget=budget, only=only)
 
 
 def mined_table(mined: Mined) -> Table:
-    """One row a source and the sum: what mining looked at, and what it did."""
+    """One row per source and the total: candidates scored, and what became of them."""
     table = Table(title=f"mined generation {mined.generation.number}")
     columns = ("candidates", "expected", "selected", "quarantined", "duplicates")
     for column in ("source", *columns):
@@ -99,32 +100,32 @@ def mined_table(mined: Mined) -> Table:
 
 
 def prepare_scorer(config: Config, run_dir: str | os.PathLike[str]) -> Scorer:
-    """The run's model, ready to be sent to workers."""
+    """The run's model as a scorer that can be sent to workers."""
     run = Path(run_dir)
     detector, info = load_model(run)
     if info.calibration is None:
         raise ConfigError(f"{run}: not calibrated yet; run `infineg evaluate {run}`")
-    dataset = manifest.require_info(config.output.path)
+    dataset = Dataset(config.output.path).read_info()
     if info.dataset != dataset.fingerprint:
         raise ConfigError(
             f"--run {run}: trained on another data set than {config.output.path} (settings "
             f"{info.dataset[:12]}, not {dataset.fingerprint[:12]})"
         )
     if info.mode == "head":
-        models, constants_3FK = _fold_models(config, run, info)
+        models, constants_3FK = _fold_models(config, run, info, detector.head)
         example = torch.zeros(2, info.embedding_dim)
     else:
         models, constants_3FK = [detector], _own_constants(run, info)
         size = info.preprocessing.image_size
         example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
-    judge = MarginScorer(models, constants_3FK).eval()
+    model = MarginScorer(models, constants_3FK).eval()
     return make_scorer(
-        judge,
+        model,
         example,
         reads="embedding" if info.mode == "head" else "pixels",
         num_folds=len(models),
         preprocessing=info.preprocessing,
-        fingerprint=_fingerprint(judge),
+        fingerprint=_fingerprint(model),
         about={
             "run": run.name,
             "mode": info.mode,
@@ -136,14 +137,15 @@ def prepare_scorer(config: Config, run_dir: str | os.PathLike[str]) -> Scorer:
 
 
 def _fold_models(
-    config: Config, run: Path, info: ModelInfo
+    config: Config, run: Path, info: ModelInfo, head: Head
 ) -> tuple[list[nn.Module], NDArray[np.float64]]:
     _, train_config, _ = load_train_config(run / "config.yaml")
     heads = fold_heads(
         run,
         config,
         train_config,
-        manifest.require_info(config.output.path),
+        Dataset(config.output.path).read_info(),
+        head,
         generation=info.generation,
         num_folds=NUM_FOLDS,
         num_steps=info.samples_seen // train_config.batch_size,
@@ -152,10 +154,10 @@ def _fold_models(
 
 
 def _calibrate_heads(root: str, info: ModelInfo, heads: Sequence[Head]) -> NDArray[np.float64]:
-    """constants_3FK: scale and bias of Platt's fit on val, and the guard, of each fold's head."""
+    """constants_3FK: each head's scale and bias, by Platt's fit on val, and its guard."""
     batches = read_eval_batches(
         root,
-        manifest.read_generation(root, info.generation),
+        Dataset(root).read_generation(info.generation),
         splits=("val",),
         mode="head",
         preprocessing=None,
@@ -179,7 +181,7 @@ def _calibrate_heads(root: str, info: ModelInfo, heads: Sequence[Head]) -> NDArr
 
 
 def _own_constants(run: Path, info: ModelInfo) -> NDArray[np.float64]:
-    """constants_3FK of the run's own calibration and predictions; F is 1."""
+    """constants_3FK from the run's own calibration and predictions; F is 1."""
     assert info.calibration is not None
     predictions = pq.read_table(run / "predictions.parquet")
     constants = []
@@ -191,9 +193,9 @@ def _own_constants(run: Path, info: ModelInfo) -> NDArray[np.float64]:
     return np.array(constants).T[:, None, :]
 
 
-def _fingerprint(judge: nn.Module) -> str:
+def _fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(judge.state_dict().items()):
+    for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()

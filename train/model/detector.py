@@ -13,7 +13,7 @@ from pydantic import BaseModel, JsonValue, ValidationError
 from torch import Tensor, nn
 
 from pipeline import storage
-from pipeline.config.schema import EncoderConfig
+from pipeline.config.encoder import EncoderConfig
 from pipeline.encoders.networks import Encoder, Preprocessing, load_encoder
 from pipeline.errors import ConfigError, InfinegError
 from train.model.groups import open_last_groups
@@ -40,7 +40,7 @@ class Head(nn.Module):
         return logits_BK
 
 
-class Detector(nn.Module):
+class DetectorModel(nn.Module):
     """pixels_BCHW uint8 -> logits_BK, one a target, before any calibration."""
 
     def __init__(self, encoder: Encoder, head: Head) -> None:
@@ -115,10 +115,10 @@ class ModelInfo(BaseModel, frozen=True, extra="forbid"):
 
 def build_detector(
     encoder: Encoder, num_targets: int, *, hidden_dim: int, dropout: float
-) -> Detector:
+) -> DetectorModel:
     """A detector with a new head; its weights come from torch's global generator."""
     head = Head(encoder.embedding_dim, num_targets, hidden_dim=hidden_dim, dropout=dropout)
-    return Detector(encoder, head)
+    return DetectorModel(encoder, head)
 
 
 def save_model(
@@ -150,7 +150,7 @@ def read_model_info(run_dir: str | os.PathLike[str]) -> ModelInfo | None:
         ) from None
 
 
-def load_model(run_dir: str | os.PathLike[str]) -> tuple[Detector, ModelInfo]:
+def load_model(run_dir: str | os.PathLike[str]) -> tuple[DetectorModel, ModelInfo]:
     """A trained detector in eval mode on the CPU; needs neither network nor weight package."""
     info = read_model_info(run_dir)
     if info is None:

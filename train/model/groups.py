@@ -4,22 +4,12 @@ A *group* is what timm calls one: the stem, a stage or a transformer block; of o
 child of the top level (deeper where there are few). Group 0 is the one that sees the picture.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 from timm.models import group_parameters
 from torch import nn
 
 _MIN_GROUPS = 4  # a network of fewer children is looked into
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Steps on images in which the same groups are trained, on images of one size."""
-
-    steps: range
-    num_open: int  # of the last groups
-    image_size: int  # pixels
 
 
 def backbone_groups(backbone: nn.Module) -> list[list[nn.Parameter]]:

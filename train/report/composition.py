@@ -1,7 +1,6 @@
-"""What a data set is made of: how much was read, kept and set aside, from where, and how it was
-sampled.
+"""Counts and sampling of a data set by source: the `dataset` block of metrics.json.
 
-Reads the sidecars one at a time, and of them the columns that it counts.
+Reads one sidecar at a time, and only the columns that are counted.
 """
 
 from collections import Counter
@@ -14,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.schema import Config
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation, ReferenceInfo, ShardRecord, SourceRecord
 from pipeline.dataset.schema import SPLITS
 from train.metrics.intervals import effective_size
@@ -28,7 +27,7 @@ _NOT_STATED = "not stated"
 
 @dataclass
 class _Tally:
-    """Of one source, over its shards."""
+    """Counts of one source, over its shards."""
 
     splits: Counter[str] = field(default_factory=Counter)
     strata: dict[str, Counter[str]] = field(
@@ -60,15 +59,15 @@ def _count(column: pa.ChunkedArray, if_null: str) -> Counter[str]:
 
 
 def describe_dataset(dataset: str, generation: Generation, config: Config) -> dict[str, Any]:
-    """JSON: the `dataset` block of metrics.json. Counts of a source add up as those of a build do.
+    """The `dataset` block. Per source, read = selected + not selected + rejected.
 
-    `inclusion_probability` is of the training negatives of a source, `n_effective` how many of
-    them, equally weighted, would stand for its stream as well (Kish 1965).
+    `inclusion_probability` is that of the source's training negatives; `n_effective` is the number
+    of equally weighted ones that would represent its stream equally well (Kish 1965).
     """
-    reference = manifest.read_reference_info(dataset)
+    reference = Dataset(dataset).read_reference()
     tallies = {source.name: _Tally() for source in generation.sources}
     for shard in generation.shards:
-        rows = manifest.read_sidecar(dataset, shard, _COLUMNS)
+        rows = Dataset(dataset).read_sidecar(shard, _COLUMNS)
         tallies[shard.source].add(shard, rows, reference)
     quarantined: Counter[str] = Counter()
     for file in generation.quarantine:
@@ -131,7 +130,7 @@ def _ordered(strata: Counter[str]) -> dict[str, int]:
 
 
 def _largest(counts: Counter[str], num: int = 8) -> dict[str, int]:
-    """The commonest, the rest as one: a source may have thousands of licences."""
+    """The most common, the others as one: a source may have thousands of licences."""
     common = dict(counts.most_common(num))
     rest = counts.total() - sum(common.values())
     return common | ({"others": rest} if rest else {})

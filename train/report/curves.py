@@ -1,4 +1,4 @@
-"""The figures of one target, as (caption, what it says, SVG)."""
+"""The figures of one target, each with a caption and a note."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -25,11 +25,11 @@ from train.report.figures import (
 class Drawing(NamedTuple):
     caption: str
     note: str
-    svg: Markup  # our own, whose texts matplotlib has escaped
+    svg: Markup  # safe: matplotlib escapes its texts
 
 
 def draw_strata(test: TargetPredictions, metrics: Mapping[str, Any]) -> list[Drawing]:
-    """Every stratum's false positive rate, and how similar the pictures of each source are."""
+    """The false positive rate of each stratum, and the similarities of each source."""
     rows: dict[str, list[Mapping[str, Any]]] = {}
     by_similarity = metrics["by_similarity"]
     for stratum in metrics["fpr"]:
@@ -44,13 +44,13 @@ def draw_strata(test: TargetPredictions, metrics: Mapping[str, Any]) -> list[Dra
             rows, labels=("at the threshold", "at TPR 95 %"), goal=metrics["alpha_wanted"]
         )
         note = (
-            "Dots are rates, whiskers 95 % intervals. An open triangle is where none was detected: "
-            "the rate lies anywhere left of it. Dashed: the rate that was wanted."
+            "Dots are rates, lines 95 % intervals. An open triangle means that none was detected: "
+            "the rate is anywhere left of it. Dashed: evaluate.alpha."
         )
         drawings.append(Drawing("False positive rates", note, Markup(svg)))
     if similarities := _similarities_by_source(test):
         svg = draw_ridges(similarities, label="Similarity to the reference bank")
-        note = "How much the pictures of each source resemble the positives, model apart."
+        note = "How similar the pictures of each source are to the positives, before any training."
         drawings.append(Drawing("Similarity by source", note, Markup(svg)))
     return drawings
 
@@ -60,13 +60,13 @@ def draw_curves(
     metrics: Mapping[str, Any],
     calibration: TargetCalibration,
 ) -> list[Drawing]:
-    """None that needs both classes where one is missing."""
+    """ROC, precision, reliability and logits; only logits if a class is missing."""
     drawings = []
     if test.has_both:
         drawings += _ranking_curves(test, metrics)
         note = (
-            "In the mix of the test split, with 95 % intervals. On the diagonal, what is said is "
-            "what is seen."
+            "In the mix of the test split, with 95 % intervals. On the diagonal, predicted "
+            "probabilities equal observed frequencies."
         )
         svg = _draw_reliability(test, calibration)
         drawings.append(Drawing("Reliability", note, Markup(svg)))
@@ -76,7 +76,7 @@ def draw_curves(
             name: test.logits_N[members] for name, members in classes.items() if members.any()
         }
         svg = draw_histograms(logits, label="Raw logit", threshold=metrics["threshold"])
-        note = "The model's raw answer. Right of the threshold it says the name."
+        note = f"Before calibration. From the threshold on, pictures are called {test.target}."
         drawings.append(Drawing("Logits", note, Markup(svg)))
     return drawings
 
@@ -106,13 +106,13 @@ def _ranking_curves(test: TargetPredictions, metrics: Mapping[str, Any]) -> list
     return [
         Drawing(
             "ROC, by stratum of the negatives",
-            "Left is better: a stratum whose curve lies right is the one that is mistaken. Of n "
-            "negatives nothing is known below a rate of 1 / n.",
+            "Further left is better: strata whose curve is further right are mistaken more often. "
+            "With n negatives, rates below 1 / n are unknown.",
             Markup(roc),
         ),
         Drawing(
             "Precision and recall",
-            "For two mixes: as the test split has it, and with the target as rare as in use.",
+            "For two mixes: that of the test split, and with the target as rare as in use.",
             Markup(precision_recall),
         ),
     ]

@@ -15,7 +15,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from train.metrics.ranking import Bools, Floats, Reliability, weights_at_prior
 
-# A colour that nothing else uses, turned into CSS currentColor: light on dark pages, dark on light.
+# A colour used nowhere else, replaced by CSS currentColor: light on dark pages, dark on light ones.
 _INK = "#010203"
 _ACCENT = "#3b82f6"
 _COLOURS = ("#3b82f6", "#e8590c", "#2f9e44", "#9c36b5", "#c2a000", "#e64980", "#0c8599", "#868e96")
@@ -23,7 +23,7 @@ _MAX_HISTOGRAMS = len(_COLOURS)
 _MAX_RIDGES = 14
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text, in the page's font
-    "svg.hashsalt": "infineg",  # ids that do not change from run to run
+    "svg.hashsalt": "infineg",  # the same ids in every run
     "font.size": 9,
     "axes.edgecolor": _INK,
     "axes.labelcolor": _INK,
@@ -45,7 +45,7 @@ def draw_roc(
 ) -> str:
     """Name -> (is_positive_N, logits_N, weights_N); operating_point: (FPR, TPR) at the threshold.
 
-    The FPR axis is logarithmic: with rare targets all that matters happens below 1 %.
+    The FPR axis is logarithmic: for rare targets only rates below 1 % matter.
     """
     with matplotlib.rc_context(_STYLE):
         figure, axes = _new_figure("False positive rate (log)", "True positive rate")
@@ -69,9 +69,9 @@ def draw_roc(
 def draw_rates(
     rows: Mapping[str, Sequence[Mapping[str, Any]]], *, labels: Sequence[str], goal: float
 ) -> str:
-    """Name -> one rate a label, as in metrics.json: dots and whiskers on a logarithmic axis.
+    """Name -> one rate per label, as in metrics.json: dots and whiskers on a logarithmic axis.
 
-    Zero has no place there: its whisker comes from the left edge, its upper end is a triangle.
+    A rate of zero has a whisker from the left edge to a triangle at its upper end.
     """
     rates = [rate for row in rows.values() for rate in row if rate["n"]]
     ends = [rate[end] for rate in rates for end in ("low", "value", "high")]
@@ -110,7 +110,7 @@ def _draw_whisker(
 def draw_precision_recall(
     is_positive_N: Bools, logits_N: Floats, weights_N: Floats, *, deploy_prior: float
 ) -> str:
-    """Precision depends on how rare the target is: once for the test mix, once as deployed."""
+    """Two curves, since precision depends on how rare the target is: as tested and as deployed."""
     deploy_weights_N = weights_at_prior(is_positive_N, weights_N, prior=deploy_prior)
     with matplotlib.rc_context(_STYLE):
         figure, axes = _new_figure("Recall (TPR)", "Precision")
@@ -131,7 +131,7 @@ def draw_precision_recall(
 def draw_reliability(curve: Reliability, low_M: Floats, high_M: Floats) -> str:
     """Observed share of positives over the predicted probability, with the interval of each bin.
 
-    Marker area tells the mass.
+    The area of a marker is proportional to the mass of its bin.
     """
     with matplotlib.rc_context(_STYLE):
         figure, axes = _new_figure("Predicted probability", "Observed share of positives")
@@ -146,8 +146,10 @@ def draw_reliability(curve: Reliability, low_M: Floats, high_M: Floats) -> str:
 
 
 def draw_ridges(values: Mapping[str, Floats], *, label: str) -> str:
-    """A histogram each, on shared bins, one above the other; each as high as its row, the one with
-    the largest median on top. The largest few names, the rest as one."""
+    """One histogram per row on shared bins, the largest median on top; each fills its row.
+
+    Beyond the largest, the rest are one row.
+    """
     with matplotlib.rc_context(_STYLE):
         shown = sorted(
             _largest(values, _MAX_RIDGES).items(), key=lambda pair: -float(np.median(pair[1]))
@@ -168,7 +170,7 @@ def draw_ridges(values: Mapping[str, Floats], *, label: str) -> str:
 def draw_histograms(
     values: Mapping[str, Floats], *, label: str, threshold: float | None = None
 ) -> str:
-    """Densities on shared bins, one step line a name; the largest few names, the rest as one."""
+    """Densities on shared bins, one step line per name; beyond the largest, the rest as one."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _new_figure(label, "Density")
         shown = _largest(values, _MAX_HISTOGRAMS)

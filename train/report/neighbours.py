@@ -1,8 +1,8 @@
-"""The training images that a picture is most like, by cosine of the embeddings.
+"""The most similar training images of an image, by cosine of the embeddings.
 
-What the model has learned from explains a mistake best: a wrong label among them, a missing kind,
-or a copy on both sides of the split. Streams the sidecars of the train split, one at a time,
-through one matrix product each; keeps the best few of each query. Exact, and memory is one sidecar.
+They explain mistakes: a wrong label among them, a missing kind, or a copy on both sides of the
+split. Exact nearest neighbours by one matrix product per sidecar of the train split; only one
+sidecar is in memory at a time.
 
 Shapes: Q queries, N rows of a shard, D embedding, k neighbours.
 """
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation, ShardRecord
 from pipeline.dataset.schema import embedding_matrix
 
@@ -27,11 +27,11 @@ _Embeddings = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Neighbour:
-    """A training image, and where it lies in the data set. Ordered by cosine, then by key."""
+    """A training image and its location in the data set. Ordered by cosine, then by key."""
 
     cosine: float
     key: str
-    label: str  # "" is none of the targets
+    label: str  # "" for none of the targets
     source: str
     shard: str
     tar_offset: int
@@ -41,9 +41,9 @@ class Neighbour:
 def find_neighbours(
     dataset: str, generation: Generation, places: Sequence[tuple[str, str]], *, k: int = 3
 ) -> list[list[Neighbour]]:
-    """The k nearest of the train split, nearest first, of each (key, path of its shard).
+    """The k nearest of the train split, nearest first, for each (key, path of its shard).
 
-    Empty lists where the data set has no embeddings: `train.mode: finetune` needs none.
+    Empty lists if the data set has no embeddings, which `train.mode: finetune` does not need.
     """
     nearest: list[list[Neighbour]] = [[] for _ in places]
     query_QD = _read_queries(dataset, generation, places)
@@ -52,7 +52,7 @@ def find_neighbours(
     for shard in generation.shards:
         if shard.split != "train":
             continue
-        rows = manifest.read_sidecar(dataset, shard, _COLUMNS)
+        rows = Dataset(dataset).read_sidecar(shard, _COLUMNS)
         if rows["embedding"].null_count:
             continue
         cosine_QN = query_QD @ embedding_matrix(rows).T
@@ -66,7 +66,7 @@ def find_neighbours(
 def _describe(
     shard: ShardRecord, rows: pa.Table, cosine_N: NDArray[np.float32], row: int
 ) -> Neighbour:
-    about: dict[str, Any] = {
+    columns: dict[str, Any] = {
         name: rows[name][row].as_py() for name in ("key", "tar_offset", "tar_size")
     }
     return Neighbour(
@@ -74,14 +74,14 @@ def _describe(
         label=shard.label,
         source=shard.source,
         shard=shard.path,
-        **about,
+        **columns,
     )
 
 
 def _read_queries(
     dataset: str, generation: Generation, places: Sequence[tuple[str, str]]
 ) -> _Embeddings | None:
-    """query_QD, or None where one of them has no embedding."""
+    """query_QD, or None if one of them has no embedding."""
     wanted: dict[str, list[str]] = defaultdict(list)
     for key, shard_path in places:
         wanted[shard_path].append(key)
@@ -89,7 +89,7 @@ def _read_queries(
     for shard in generation.shards:
         if shard.path not in wanted:
             continue
-        rows = manifest.read_sidecar(dataset, shard, ("key", "embedding"))
+        rows = Dataset(dataset).read_sidecar(shard, ("key", "embedding"))
         rows = rows.filter(pc.is_in(rows["key"], pa.array(wanted[shard.path])))
         if rows["embedding"].null_count:
             return None

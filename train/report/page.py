@@ -1,4 +1,4 @@
-"""Puts the report together: shows numbers that others measured; fits and measures nothing."""
+"""Renders the report from metrics, predictions and figures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,10 +55,10 @@ def report_on_dataset(
     dataset: str,
     generation: Generation,
 ) -> str:
-    """HTML of a test split; `metrics` is all of metrics.json. Pictures come from the shards."""
+    """HTML for a test split; `metrics` is all of metrics.json. Pictures come from the shards."""
 
     def read_image(row: Mapping[str, Any]) -> bytes:
-        # The one image is read from its tar, not the tar.
+        # Reads only the image's range of the tar.
         tar = storage.join(dataset, row["shard"])
         return storage.read_range(tar, row["tar_offset"], row["tar_size"])
 
@@ -82,13 +82,13 @@ def report_on_folders(
     title: str,
     subtitle: str,
 ) -> str:
-    """HTML of folders of images, whose paths are the keys."""
+    """HTML for folders of images, whose paths are the keys."""
 
     def read_image(row: Mapping[str, Any]) -> bytes:
         settings = ImageSettings(image_size=PICTURE_SIDE)
         decoded = decode_image(Path(row["key"]).read_bytes(), rotation=0, settings=settings)
         if not isinstance(decoded, Decoded):
-            raise InfinegError(f"{row['key']}: changed while it was evaluated ({decoded})")
+            raise InfinegError(f"{row['key']}: changed during the evaluation ({decoded})")
         return decoded.image
 
     shown = [_show(target, {}, read_image, is_folder=True) for target in targets]
@@ -150,5 +150,5 @@ def _render(
         dataset=metrics.get("dataset"),
         is_folder=is_folder,
     )
-    # A line must not end between a number and its sign.
+    # No line break between a number and its sign.
     return page.replace(" %", "&nbsp;%")

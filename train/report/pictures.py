@@ -1,4 +1,4 @@
-"""The worst mistakes as pictures, each with the training images that it is most like."""
+"""The hardest test samples as pictures, each with the most similar training images."""
 
 import base64
 import io
@@ -20,7 +20,7 @@ _NUM_PICTURES = 24  # of each kind: two screens, about 150 kB, and as much again
 PICTURE_SIDE = 200  # pixels, longer side
 _NEIGHBOUR_SIDE = 112
 
-# What a row says of its place -> an upright RGB JPEG.
+# The location of a row's image -> an upright RGB JPEG.
 ReadImage = Callable[[Mapping[str, Any]], bytes]
 
 
@@ -46,7 +46,7 @@ def show_pictures(
     neighbours: Mapping[str, Sequence[Neighbour]],
     read_image: ReadImage,
 ) -> list[dict[str, Any]]:
-    """What the template shows of each row; `neighbours` by key."""
+    """The template's variables for each row; `neighbours` by key."""
     probabilities_N = expit(calibrated_logits(calibration, test.logits_N))
     return [
         {
@@ -77,7 +77,7 @@ def _take(test: TargetPredictions, rows: Sequence[int]) -> pa.Table:
 
 
 def _thumbnail(image: bytes, side: int) -> str:
-    """A data: URI of at most `side` pixels a side."""
+    """A data: URI of an image of at most `side` by `side` pixels."""
     small = io.BytesIO()
     with Image.open(io.BytesIO(image)) as picture:
         picture.draft("RGB", (side, side))

@@ -1,7 +1,4 @@
-"""The numbers of one target in words, for a reader who is no statistician.
-
-Says what the numbers say and what they do not; measures nothing.
-"""
+"""The results of one target in words, for readers who are not statisticians."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -21,7 +18,7 @@ _STRATA = {
     "far": "unlike things (far)",
     "generated": "pictures that no camera took (generated)",
 }
-_FEW = 100  # samples from which a rate of some per cent is barely told
+_FEW = 100  # with fewer samples, a rate of a few percent is very uncertain
 
 
 class Point(NamedTuple):
@@ -31,7 +28,7 @@ class Point(NamedTuple):
 
 
 def summarise(name: str, metrics: Mapping[str, Any], *, is_folder: bool = False) -> dict[str, Any]:
-    """`points` to read first, and `limits`: what the test cannot vouch for."""
+    """`points` to read first, and `limits`: what the test does not show."""
     points = [_finds(name, metrics, is_folder), _mistakes(name, metrics), _in_use(name, metrics)]
     if not is_folder:
         points.append(_promise(metrics))
@@ -45,9 +42,9 @@ def _finds(name: str, metrics: Mapping[str, Any], is_folder: bool) -> Point | No
     tpr = metrics["tpr"]
     if not tpr["n"]:
         return None
-    unseen = "" if is_folder else " that it had not seen"
+    unseen = "" if is_folder else " not seen in training"
     return Point(
-        "What it finds",
+        "What it detects",
         f"{in_hundred(tpr['value'])} pictures of a {name}",
         f"{format_percent(tpr['value'])} of {count(tpr['n'], 'picture')}{unseen}; with 95 % "
         f"confidence {format_interval(tpr)}.",
@@ -62,15 +59,15 @@ def _mistakes(name: str, metrics: Mapping[str, Any]) -> Point | None:
         return Point(
             "What it mistakes",
             f"none of {count(fpr['n'], 'other picture')}",
-            f"which says, with 95 % confidence: fewer than {one_in(basis['below'])}. Not that it "
-            "never happens.",
+            f"With 95 % confidence the rate is below {one_in(basis['below'])}; this does not "
+            "show that it is zero.",
         )
     low = f"{one_in(fpr['low'])}" if fpr["low"] > 0 else "none"
     return Point(
         "What it mistakes",
         f"about {one_in(fpr['value'])} other pictures",
-        f"{count(basis['num_detected'], 'picture was', 'pictures were')} called {name} of "
-        f"{fpr['n']:,} that show none; with 95 % confidence between {low} and "
+        f"{count(basis['num_detected'], 'picture was', 'pictures were')} called {name}, of "
+        f"{fpr['n']:,} that do not show one; with 95 % confidence between {low} and "
         f"{one_in(fpr['high'])}.",
     )
 
@@ -79,35 +76,36 @@ def _in_use(name: str, metrics: Mapping[str, Any]) -> Point | None:
     precision, prior = metrics["precision"], metrics["deploy_prior"]
     if precision["low"] is None:
         return None
-    detail = f"Where {one_in(prior)} pictures shows a {name}"
+    detail = f"If {one_in(prior)} pictures shows a {name}"
     if metrics["evidence"]["all"]["num_detected"]:
-        answer = f"{in_hundred(precision['value'])} of its calls are right"
+        answer = f"{in_hundred(precision['value'])} detections are right"
         detail += f"; between {in_hundred(precision['low'])} and {in_hundred(precision['high'])}."
     else:
-        answer = f"at least {in_hundred(precision['low'])} of its calls are right"
-        detail += "; no better bound is known, since no mistake was seen."
-    return Point("What a call is worth", answer, f"{detail} The rarer the target, the less.")
+        answer = f"at least {in_hundred(precision['low'])} detections are right"
+        detail += "; only a bound is known, since the test has no mistakes."
+    detail += " Fewer are right if the target is rarer."
+    return Point("How often a detection is right", answer, detail)
 
 
 def _promise(metrics: Mapping[str, Any]) -> Point:
     drawn = metrics["fpr_as_drawn"]["all"]
     answer = f"at most {format_percent(metrics['alpha'])} false positives"
     detail = (
-        f"Logit {metrics['threshold']:.3f}, set on {metrics['num_val_negatives']:,} other "
-        f"negatives so that this fails in {format_percent(metrics['delta'])} of such fits at most."
+        f"Logit {metrics['threshold']:.3f}, set on {metrics['num_val_negatives']:,} val negatives "
+        f"so that this fails with probability {format_percent(metrics['delta'])} at most."
     )
     if drawn["n"]:
-        kept = "in keeping with it" if drawn["low"] <= metrics["alpha"] else "in breach of it"
+        kept = "consistent with" if drawn["low"] <= metrics["alpha"] else "violating"
         detail += (
-            f" On the test negatives, drawn alike: {format_percent(drawn['value'])} "
-            f"({format_interval(drawn)}), {kept}."
+            f" On the test negatives, drawn the same way: {format_percent(drawn['value'])} "
+            f"({format_interval(drawn)}), {kept} the guarantee."
         )
-    return Point("What the threshold promises", answer, detail)
+    return Point("What the threshold guarantees", answer, detail)
 
 
 def _untested(metrics: Mapping[str, Any]) -> list[str]:
     sizes = {stratum: metrics["fpr"].get(stratum, {"n": 0})["n"] for stratum in _STRATA}
-    # Whether there should be any of the middle is a matter of taste, of the others it is not.
+    # A test needs all strata but the middle one.
     missing = [_STRATA[name] for name, n in sizes.items() if n == 0 and name != "mid"]
     few = [f"{n} {_STRATA[name]}" for name, n in sizes.items() if 0 < n < _FEW]
     limits = []
@@ -115,11 +113,11 @@ def _untested(metrics: Mapping[str, Any]) -> list[str]:
         limits.append(f"Not tested at all: {join_words(missing)}.")
     if few:
         limits.append(
-            f"Tested on few: {join_words(few)}. Even if none of n is mistaken, a rate "
-            "of 3 / n remains possible."
+            f"Tested on few: {join_words(few)}. Even if none of n is mistaken, a rate of 3 / n "
+            "remains possible."
         )
     if 0 < metrics["tpr"]["n"] < _FEW:
-        limits.append(f"Only {count(metrics['tpr']['n'], 'picture')} of the target were there.")
+        limits.append(f"Tested on only {count(metrics['tpr']['n'], 'picture')} of the target.")
     return limits
 
 
@@ -128,10 +126,10 @@ def _unclaimed(metrics: Mapping[str, Any]) -> list[str]:
     if metrics["alpha"] > wanted:
         limits.append(
             f"A false positive rate of {format_percent(wanted)} was wanted, but "
-            f"{metrics['num_val_negatives']:,} val negatives are too few to promise it: the "
-            f"threshold lies above the largest of them, which promises "
+            f"{metrics['num_val_negatives']:,} val negatives are too few to guarantee it: the "
+            f"threshold is above the largest of them, which guarantees "
             f"{format_percent(metrics['alpha'])}. "
-            f"{metrics['negatives_needed'][f'{wanted:g}']:,} would do."
+            f"It takes {metrics['negatives_needed'][f'{wanted:g}']:,}."
         )
     size = metrics["evidence"]["all"]["n_effective"]
     beyond = {
@@ -141,7 +139,7 @@ def _unclaimed(metrics: Mapping[str, Any]) -> list[str]:
         rate = max(beyond)
         limits.append(
             f"Rates under {one_in(rate)}: to claim one takes {beyond[rate]:,} negatives without a "
-            f"mistake; those of this test are worth {size:,.0f}."
+            f"mistake; this test has the equivalent of {size:,.0f}."
         )
     return limits
 
@@ -152,27 +150,27 @@ def _mix(metrics: Mapping[str, Any]) -> list[str]:
         return []
     drawn, stream = metrics["fpr_as_drawn"]["all"], metrics["fpr"]["all"]
     return [
-        "Other mixes. Sources were sampled at different rates. The threshold's promise is about "
-        f"negatives as drawn ({format_percent(drawn['value'])} of them detected), the rates here "
-        f"are weighted to what was read of each source ({format_percent(stream['value'])}). What "
-        "you meet may be a third mix: then look at the strata one by one."
+        "Other mixes. Sources were sampled at different rates. The threshold's guarantee is about "
+        f"negatives as drawn ({format_percent(drawn['value'])} of them detected); the rates here "
+        f"are weighted to what was read from each source ({format_percent(stream['value'])}). If "
+        "your pictures are another mix, go by the single strata."
     ]
 
 
 def _always(name: str, is_folder: bool) -> list[str]:
     if is_folder:
-        strangers = [
-            "Pictures unlike these folders: other cameras, places, styles, or kinds of thing.",
-            "Pictures that it has not seen, if it was trained on some of these: they flatter it.",
+        unseen = [
+            "Pictures unlike these folders: other cameras, places, styles, or kinds of object.",
+            "New pictures, if the model was trained on some of these: the results are too good.",
         ]
     else:
-        strangers = [
+        unseen = [
             "Pictures unlike the sources of this data set: other cameras, places, styles, or kinds "
-            f"of thing. If all pictures of a {name} have one origin, those of the test have it, "
-            "too: measure on folders of your own (infineg evaluate RUN --images DIR --label NAME)."
+            f"of object. If all pictures of a {name} are of one origin, so are those of the test: "
+            "measure on folders of your own (infineg evaluate RUN --images DIR --label NAME)."
         ]
     return [
-        *strangers,
-        "The labels. A wrong one counts as a mistake of the model, or hides one: look at the "
+        *unseen,
+        "Label errors. A wrong label counts as a mistake of the model, or hides one: check the "
         "pictures below first.",
     ]

@@ -1,4 +1,4 @@
-"""Numbers as a reader takes them in: two significant digits, one in so many."""
+"""Numbers as text: two significant digits, percentages, "1 in N"."""
 
 import math
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ def format_interval(rate: Mapping[str, Any]) -> str:
 
 
 def one_in(share: float) -> str:
-    """0.0037 -> "1 in 270"; of two significant digits, for a share in (0, 1]."""
+    """0.0037 -> "1 in 270", with two significant digits; the share is in (0, 1]."""
     number = 1 / share
     digits = max(0, math.floor(math.log10(number)) - 1)
     return f"1 in {round(number, -digits):,.0f}" if number >= 10 else f"1 in {number:.2g}"

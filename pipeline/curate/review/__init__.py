@@ -1,4 +1,4 @@
 """A local page on which a person decides about suspected positives, by keyboard.
 
-server -> pages -> desk -> suspects, nearest, saved
+server -> app -> session -> suspects, nearest, verdict_file
 """

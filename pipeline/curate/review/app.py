@@ -1,9 +1,9 @@
-"""The page over HTTP: HTML, JSON and pictures of one review, for a browser on this machine.
+"""The review over HTTP: the page, JSON and pictures, for a browser on this machine.
 
-Uris and class names come from strangers, and any site that the reviewer has open may send requests
-here. So: a page without a foreign or inline script (CSP), texts set as text, names looked up and
-never used as paths, only hosts that are this machine (DNS rebinding), and changes only with a token
-that a foreign site can neither read nor, for want of CORS, send.
+URIs and class names come from strangers, and any site that is open in the browser may send requests
+here. Therefore the page runs no foreign or inline script (CSP) and sets texts as text; names are
+looked up and never used as paths; only host names of this machine are accepted (DNS rebinding); and
+a change needs a token that a foreign site can neither read nor, without CORS, send.
 """
 
 import hmac
@@ -40,16 +40,16 @@ _STATIC = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "im
 
 
 class Decisions(BaseModel, frozen=True, extra="forbid"):
-    """Verdicts by key; null takes one back."""
+    """Verdicts by key; null removes one."""
 
     verdicts: dict[str, Verdict | None] = Field(min_length=1, max_length=1000)
 
 
 @dataclass(frozen=True)
 class _Served:
-    """What the application serves; desks by target, the first one is shown first."""
+    """Sessions by target, of which the first is the default, and the page with its token."""
 
-    desks: dict[str, ReviewSession]
+    sessions: dict[str, ReviewSession]
     token: str
     page: jinja2.Template
 
@@ -57,10 +57,10 @@ class _Served:
 _routes = APIRouter()
 
 
-def make_app(desks: dict[str, ReviewSession]) -> FastAPI:
-    """The application of some targets' reviews."""
+def make_app(sessions: dict[str, ReviewSession]) -> FastAPI:
+    """The application that serves reviews, by target."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.served = _Served(desks, secrets.token_urlsafe(32), _read_page())
+    app.state.served = _Served(sessions, secrets.token_urlsafe(32), _read_page())
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOCAL_NAMES), www_redirect=False)
     app.middleware("http")(_add_headers)
     app.add_exception_handler(UnknownPicture, _answer_unknown)
@@ -70,11 +70,11 @@ def make_app(desks: dict[str, ReviewSession]) -> FastAPI:
     return app
 
 
-def _find_desk(request: Request, target: str = "") -> ReviewSession:
-    desks: dict[str, ReviewSession] = request.app.state.served.desks
-    if target and target not in desks:
-        raise HTTPException(404, f"no such target: the review is of {', '.join(desks)}")
-    return desks[target or next(iter(desks))]
+def _find_session(request: Request, target: str = "") -> ReviewSession:
+    sessions: dict[str, ReviewSession] = request.app.state.served.sessions
+    if target and target not in sessions:
+        raise HTTPException(404, f"unknown target: this review has {', '.join(sessions)}")
+    return sessions[target or next(iter(sessions))]
 
 
 def _require_token(request: Request, x_review_token: Annotated[str, Header()] = "") -> None:
@@ -82,53 +82,53 @@ def _require_token(request: Request, x_review_token: Annotated[str, Header()] = 
     origin = request.headers.get("origin")
     is_same = origin is None or origin == f"http://{request.headers['host']}"
     if not is_same or not hmac.compare_digest(x_review_token.encode(), token.encode()):
-        raise HTTPException(403, "not from the page as this server shows it now: reload it")
+        raise HTTPException(403, "the request does not come from the current page: reload it")
 
 
-OfTarget = Annotated[ReviewSession, Depends(_find_desk)]
+Session = Annotated[ReviewSession, Depends(_find_session)]
 _changes = [Depends(_require_token)]
 
 
 @_routes.get("/", response_class=HTMLResponse)
-def show_page(request: Request, desk: OfTarget) -> str:
+def show_page(request: Request, session: Session) -> str:
     served: _Served = request.app.state.served
-    desk.refresh()
-    return served.page.render(desk=desk, targets=list(served.desks), token=served.token)
+    session.refresh()
+    return served.page.render(session=session, targets=list(served.sessions), token=served.token)
 
 
 @_routes.get("/api/page/{number}")
-def read_page(number: int, desk: OfTarget) -> dict[str, Any]:
-    return desk.page(max(number, 0))
+def read_page(number: int, session: Session) -> dict[str, Any]:
+    return session.page(max(number, 0))
 
 
 @_routes.get("/api/undecided")
-def find_undecided(desk: OfTarget, after: int = -1) -> dict[str, int | None]:
-    return {"position": desk.next_undecided(after)}
+def find_undecided(session: Session, after: int = -1) -> dict[str, int | None]:
+    return {"position": session.next_undecided(after)}
 
 
 @_routes.get("/api/nearest/{key}")
-def find_nearest(key: str, desk: OfTarget) -> list[dict[str, Any]]:
-    return desk.nearest(key)
+def find_nearest(key: str, session: Session) -> list[dict[str, Any]]:
+    return session.nearest(key)
 
 
 @_routes.get("/suspects/{key}")
-def read_suspect(key: str, desk: OfTarget) -> Response:
-    return _picture(desk.suspect_image(key))
+def read_suspect(key: str, session: Session) -> Response:
+    return _picture(session.suspect_image(key))
 
 
 @_routes.get("/positives/{content_hash}")
-def read_positive(content_hash: str, desk: OfTarget) -> Response:
-    return _picture(desk.positive_image(content_hash))
+def read_positive(content_hash: str, session: Session) -> Response:
+    return _picture(session.positive_image(content_hash))
 
 
 @_routes.post("/api/verdicts", dependencies=_changes)
-def save_verdicts(decisions: Decisions, desk: OfTarget) -> dict[str, Any]:
-    return desk.decide(decisions.verdicts)
+def save_verdicts(decisions: Decisions, session: Session) -> dict[str, Any]:
+    return session.decide(decisions.verdicts)
 
 
 @_routes.post("/api/apply", dependencies=_changes)
-def apply_verdicts(desk: OfTarget) -> dict[str, int]:
-    generation, num_applied = desk.apply()
+def apply_verdicts(session: Session) -> dict[str, int]:
+    generation, num_applied = session.apply()
     return {"generation": generation.number, "num_applied": num_applied}
 
 
@@ -140,7 +140,7 @@ def read_static(name: str) -> Response:
 
 
 def _picture(jpeg: bytes) -> Response:
-    # By key or content hash: never another picture.
+    # A key or content hash never gets another picture.
     headers = {"Cache-Control": "private, max-age=3600, immutable"}
     return Response(jpeg, media_type="image/jpeg", headers=headers)
 
@@ -159,8 +159,8 @@ def _answer_unknown(_: Request, error: Exception) -> Response:
 
 
 def _answer_gone(_: Request, __: Exception) -> Response:
-    """A takedown has deleted files since."""
-    return JSONResponse({"detail": "it was deleted meanwhile: reload the page"}, 404)
+    """A takedown deletes files."""
+    return JSONResponse({"detail": "the picture was deleted: reload the page"}, 404)
 
 
 def _answer_failure(_: Request, error: Exception) -> Response:

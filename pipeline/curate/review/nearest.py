@@ -1,6 +1,6 @@
-"""Which positives of the reference bank a suspect is most like, and where their pictures are.
+"""The positives of the reference bank that are most similar to a suspect, and their pictures.
 
-Shapes: B rows of a file, K reference rows, D embedding.
+Shapes: B rows of a file, K reference rows, D embedding, N nearest.
 """
 
 import functools
@@ -11,13 +11,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline import storage
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import embedding_matrix
-from pipeline.selection.reference import ReferenceBank, read_bank
+from pipeline.selection.reference import read_bank
 
 NUM_NEAREST = 3
-# Sidecars whose nearest positives are remembered: 12 kB for a thousand rows.
+# Sidecars whose nearest positives are cached: 12 kB per thousand rows.
 _MAX_FILES = 4096
 
 
@@ -32,25 +32,25 @@ class _Picture:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A positive, by content hash, and its cosine to what was asked about."""
+    """A positive, by content hash, and its cosine to the suspect."""
 
     content_hash: str
     cosine: float
 
 
-class Nearest:
-    """The reference bank, as far as its positives are in shards of a generation.
+class NearestPositives:
+    """The part of the reference bank whose positives are in shards of a generation.
 
-    One that was taken down, or that is another's duplicate, has no picture and is not shown.
+    A positive that was taken down, or is a duplicate of another, has no picture and is not shown.
     """
 
-    def __init__(self, root: str, generation: Generation) -> None:
-        self._root = root
-        self._pictures = _find_pictures(root, generation)
-        bank = read_bank(root, num_neighbors=1)
+    def __init__(self, dataset: Dataset, generation: Generation) -> None:
+        self._dataset = dataset
+        self._pictures = _find_pictures(dataset, generation)
+        bank = read_bank(dataset.root, num_neighbors=1)
         kept = [k for k, each in enumerate(bank.content_hashes) if each in self._pictures]
         self._hashes = [bank.content_hashes[k] for k in kept]
-        self._embedding_KD = _rows(bank, kept)
+        self._embedding_KD = bank.embedding_KD[kept].astype(np.float32)
         self._of_file = functools.lru_cache(_MAX_FILES)(self._compare_file)
 
     def find(self, sidecar: str, row: int) -> list[Neighbour]:
@@ -62,33 +62,27 @@ class Nearest:
         ]
 
     def read_image(self, content_hash: str) -> bytes | None:
-        """The JPEG of a positive; None where no shard has it."""
+        """The JPEG of a positive; None if it is in no shard."""
         picture = self._pictures.get(content_hash)
         if picture is None:
             return None
-        return storage.read_range(
-            storage.join(self._root, picture.tar), picture.offset, picture.size
-        )
+        return storage.read_range(self._dataset.uri(picture.tar), picture.offset, picture.size)
 
     def _compare_file(self, sidecar: str) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """The nearest of all rows of a file at once, because reading is what costs."""
-        rows = manifest.read_table(self._root, sidecar, ["embedding"])
+        """The nearest positives of all rows of a file at once: reading it is what takes time."""
+        rows = self._dataset.read_table(sidecar, ["embedding"])
         cosine_BK = embedding_matrix(rows) @ self._embedding_KD.T
         order_BN = np.argsort(-cosine_BK, axis=1, kind="stable")[:, :NUM_NEAREST]
         return order_BN.astype(np.int32), np.take_along_axis(cosine_BK, order_BN, axis=1)
 
 
-def _rows(bank: ReferenceBank, kept: list[int]) -> NDArray[np.float32]:
-    return bank.embedding_KD[kept].astype(np.float32)
-
-
-def _find_pictures(root: str, generation: Generation) -> dict[str, _Picture]:
-    """Pictures of all positives by content hash."""
+def _find_pictures(dataset: Dataset, generation: Generation) -> dict[str, _Picture]:
+    """The pictures of all positives, by content hash."""
     found: dict[str, _Picture] = {}
     for shard in generation.shards:
         if shard.label:
             columns = ["content_hash", "tar_offset", "tar_size"]
-            rows: pa.Table = manifest.read_sidecar(root, shard, columns)
+            rows: pa.Table = dataset.read_sidecar(shard, columns)
             for content_hash, offset, size in zip(
                 *(rows[name].to_pylist() for name in columns), strict=True
             ):

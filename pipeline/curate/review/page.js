@@ -1,22 +1,22 @@
 "use strict";
-// Grid, inspector and keys. What comes from the server is set as text, never as HTML.
+// Grid, inspector and keys. Texts from the server are set as text, never as HTML.
 
 const $ = (id) => document.getElementById(id);
 const token = document.querySelector("meta[name=review-token]").content;
 const target = document.body.dataset.target;
 const NAMES = { positive: "Positive", negative: "Negative", drop: "Drop" };
 const FACTS = [
-  ["similarity", "Similarity"], ["why", "Here because"], ["source", "Source"],
+  ["similarity", "Similarity"], ["why", "Reason"], ["source", "Source"],
   ["class_name", "Class"], ["label_state", "Label"], ["stratum", "Stratum"], ["split", "Split"],
-  ["uri", "From"], ["size", "Size"], ["author", "Author"], ["license", "License"], ["key", "Key"],
+  ["uri", "URI"], ["size", "Size"], ["author", "Author"], ["license", "License"], ["key", "Key"],
 ];
 
-let page = null; // as the server tells it
-let current = 0; // number of a suspect on the page
-const undone = []; // steps to undo: {page, current, verdicts: {key: what it was}}
+let page = null; // the server's last answer
+let current = 0; // position of a suspect on the page
+const undone = []; // steps to undo: {page, current, verdicts: {key: verdict before}}
 const nearestOf = new Map(); // by key
 let saving = Promise.resolve(); // changes are sent one after another
-let acting = Promise.resolve(); // what keys and clicks do
+let acting = Promise.resolve(); // the effects of keys and clicks, too
 
 function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
@@ -39,7 +39,7 @@ async function request(path, { parameters, body } = {}) {
   try {
     response = await fetch(urlOf(path, parameters), options);
   } catch {
-    throw new Error("The server does not answer. Start `infineg review` again; what was saved is kept.");
+    throw new Error("The server does not answer. Start `infineg review` again; saved verdicts are kept.");
   }
   const answer = await response.json().catch(() => ({ detail: response.statusText }));
   if (!response.ok) {
@@ -49,7 +49,7 @@ async function request(path, { parameters, body } = {}) {
   return answer;
 }
 
-function tell(text, { bad = false } = {}) {
+function notify(text, { bad = false } = {}) {
   $("notice").textContent = text;
   $("notice").hidden = text === "";
   $("notice").classList.toggle("bad", bad);
@@ -58,7 +58,8 @@ function tell(text, { bad = false } = {}) {
 const suspects = () => (page ? page.suspects : []);
 const suspect = () => suspects()[current];
 const imageOf = (each) => urlOf(`/suspects/${encodeURIComponent(each.key)}`);
-const figure = (number) => (number === null ? "" : number.toFixed(3));
+const decimal = (number) => (number === null ? "" : number.toFixed(3));
+const plural = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 
 async function openPage(number, position = 0) {
   page = await request(`/api/page/${number}`);
@@ -79,7 +80,7 @@ function makeCard(each, number) {
   const card = element(
     "button", { class: "card", role: "option", tabindex: "-1", "data-key": each.key },
     element("img", { src: imageOf(each), alt: "", loading: "lazy" }),
-    element("span", { class: "similarity" }, figure(each.similarity)),
+    element("span", { class: "similarity" }, decimal(each.similarity)),
     element("span", { class: "verdict" }),
   );
   card.addEventListener("click", () => run(() => moveTo(number)));
@@ -115,12 +116,12 @@ function show() {
   for (const button of document.querySelectorAll("#inspector .verdicts button")) {
     button.classList.toggle("chosen", button.dataset.verdict === each.verdict);
   }
-  const told = { ...each, similarity: figure(each.similarity), size: `${each.width} x ${each.height} pixels` };
-  $("facts").replaceChildren(...FACTS.filter(([name]) => told[name]).flatMap(
-    ([name, title]) => [element("dt", {}, title), element("dd", {}, String(told[name]))],
+  const shown = { ...each, similarity: decimal(each.similarity), size: `${each.width} x ${each.height} pixels` };
+  $("facts").replaceChildren(...FACTS.filter(([name]) => shown[name]).flatMap(
+    ([name, title]) => [element("dt", {}, title), element("dd", {}, String(shown[name]))],
   ));
   $("zoom").firstChild.src = imageOf(each);
-  $("zoom-caption").textContent = `${each.verdict ? NAMES[each.verdict] : "Undecided"}, similarity ${figure(each.similarity)}, ${each.source}`;
+  $("zoom-caption").textContent = `${each.verdict ? NAMES[each.verdict] : "Undecided"}, similarity ${decimal(each.similarity)}, ${each.source}`;
   showNearest(each.key);
 }
 
@@ -128,13 +129,13 @@ async function showNearest(key) {
   const places = [$("nearest"), $("zoom-nearest")];
   if (!nearestOf.has(key)) {
     places.forEach((place) => place.replaceChildren());
-    // Who holds a key down wants none of those in between.
+    // While a key is held down, the pictures passed on the way need no request.
     await new Promise((resolve) => setTimeout(resolve, 60));
     if (suspect()?.key !== key) return;
     try {
       nearestOf.set(key, await request(`/api/nearest/${encodeURIComponent(key)}`));
     } catch (error) {
-      tell(error.message, { bad: true });
+      notify(error.message, { bad: true });
       return;
     }
   }
@@ -143,7 +144,7 @@ async function showNearest(key) {
     place.replaceChildren(...nearestOf.get(key).map((each) => element(
       "figure", {},
       element("img", { src: urlOf(`/positives/${encodeURIComponent(each.content_hash)}`), alt: "" }),
-      element("figcaption", {}, figure(each.cosine)),
+      element("figcaption", {}, decimal(each.cosine)),
     )));
   }
 }
@@ -161,7 +162,7 @@ function columns() {
   return getComputedStyle($("grid")).gridTemplateColumns.split(" ").length;
 }
 
-// Shows the verdicts at once, and takes them back where they could not be saved.
+// Shows the verdicts immediately, and reloads the page if they cannot be saved.
 function change(verdicts) {
   const before = {};
   for (const each of suspects()) {
@@ -177,11 +178,11 @@ function change(verdicts) {
       const isOld = page.progress.generation !== progress.generation;
       showProgress(progress);
       if (isOld) await openPage(page.page);
-      else if (progress.decided === progress.total) tell("All are decided. Press a to apply.");
-      else tell("");
+      else if (progress.decided === progress.total) notify("All pictures are decided. Press a to apply the verdicts.");
+      else notify("");
     } catch (error) {
       await openPage(page.page, current).catch(() => {});
-      tell(`Not saved: ${error.message}`, { bad: true });
+      notify(`Not saved: ${error.message}`, { bad: true });
     }
   });
   return before;
@@ -200,7 +201,7 @@ function decide(verdict, { rest = false } = {}) {
 
 async function undo() {
   const step = undone.pop();
-  if (!step) return tell("Nothing to undo since this page was opened.");
+  if (!step) return notify("Nothing to undo since this page was opened.");
   if (step.page !== page.page) await openPage(step.page);
   current = step.current;
   change(step.verdicts);
@@ -210,7 +211,7 @@ async function goToUndecided() {
   await saving;
   const after = page.page * page.page_size + current;
   const { position } = await request("/api/undecided", { parameters: { after } });
-  if (position === null) return tell("All are decided. Press a to apply.");
+  if (position === null) return notify("All pictures are decided. Press a to apply the verdicts.");
   const number = Math.floor(position / page.page_size);
   if (number !== page.page) await openPage(number, position % page.page_size);
   else await moveTo(position % page.page_size);
@@ -223,27 +224,27 @@ function openZoom() {
 async function askToApply() {
   await saving;
   const { decided, counts } = page.progress;
-  if (!decided) return tell("Nothing is decided yet.");
-  const told = Object.keys(NAMES).filter((each) => counts[each]).map((each) => `${counts[each]} ${each}`);
-  $("apply-number").textContent = decided === 1 ? "one verdict" : `${decided} verdicts`;
-  $("apply-text").textContent = told.join(", ");
+  if (!decided) return notify("Nothing is decided yet.");
+  const parts = Object.keys(NAMES).filter((each) => counts[each]).map((each) => `${counts[each]} ${each}`);
+  $("apply-number").textContent = plural(decided, "verdict");
+  $("apply-text").textContent = parts.join(", ");
   $("apply-dialog").showModal();
   $("apply-yes").focus();
 }
 
 async function apply() {
   $("apply-dialog").close();
-  tell("Applying ...");
+  notify("Applying ...");
   $("apply").disabled = true;
   try {
     const { generation, num_applied } = await request("/api/apply", { body: {} });
     undone.length = 0;
     nearestOf.clear();
     await openPage(0);
-    tell(`Committed generation ${generation}, with ${num_applied} verdicts.`);
+    notify(`Committed generation ${generation} with ${plural(num_applied, "verdict")}.`);
   } catch (error) {
     $("apply").disabled = false;
-    tell(error.message, { bad: true });
+    notify(error.message, { bad: true });
   }
 }
 
@@ -263,17 +264,17 @@ const KEYS = {
   a: askToApply, "?": () => $("help-dialog").showModal(),
 };
 
-// One after another, however fast they are typed: a move may have to wait for its page.
+// In order, however fast they are typed: a move may have to wait for its page.
 function run(act) {
-  acting = acting.then(act).catch((error) => tell(error.message, { bad: true }));
+  acting = acting.then(act).catch((error) => notify(error.message, { bad: true }));
 }
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   if ($("help-dialog").open || $("apply-dialog").open || event.target.id === "target") return;
-  // Who goes by tab means the button that they are on.
+  // After Tab, Enter and space press the button that has the focus.
   if ((event.key === "Enter" || event.key === " ") && event.target.closest("button:not(.card)")) return;
-  // By shift and not by case: caps lock must not decide a page.
+  // Shift and not the case of the letter: caps lock must not decide a whole page.
   const isLetter = /^[a-z]$/i.test(event.key);
   const key = isLetter ? event.key[event.shiftKey ? "toUpperCase" : "toLowerCase"]() : event.key;
   const act = KEYS[key];
@@ -298,7 +299,7 @@ $("target")?.addEventListener("change", (event) => {
   location.search = new URLSearchParams({ target: event.target.value });
 });
 
-// Where one stopped: the first that is not decided.
+// Start at the first undecided picture.
 run(async () => {
   await openPage(0);
   if (page.num_pages > 0 && page.progress.decided < page.progress.total) {

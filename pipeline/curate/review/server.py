@@ -1,4 +1,4 @@
-"""Serves the page on this machine alone, until interrupted."""
+"""Serves the page on this machine until interrupted."""
 
 import contextlib
 import socket
@@ -8,7 +8,7 @@ import uvicorn
 
 from pipeline.curate.review.app import LOCAL_NAMES, make_app
 from pipeline.curate.review.session import ReviewSession
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 
 
@@ -18,26 +18,28 @@ def serve_review(
     targets: Sequence[str] = (),
     host: str = "127.0.0.1",
     port: int = 8001,
-    tell: Callable[[str, str], None],
+    announce: Callable[[str, str], None],
 ) -> None:
-    """Serves a review of some targets, by default of all that the data set has.
+    """Serves a review for some targets, by default for all of the data set.
 
-    `tell` gets the address, and where verdicts are saved, before the first request. Port 0 is any
-    free one. Raises ConfigError for a host that is not this machine and for a port that is taken.
+    announce: called before the first request with the page's address and the path of the verdict
+    file. Port 0 is any free one. Raises ConfigError for a host that is not this machine and for a
+    port that is taken.
     """
     if host not in LOCAL_NAMES:
         raise ConfigError(
-            f"--host {host}: the page has no password, so that it is for this machine alone: one "
-            f"of {', '.join(LOCAL_NAMES[:3])}. From elsewhere: ssh -L {port}:127.0.0.1:{port} HOST"
+            f"--host {host}: the page has no password and is served only on this machine: use "
+            f"{', '.join(LOCAL_NAMES[:3])}. From elsewhere: ssh -L {port}:127.0.0.1:{port} HOST"
         )
-    chosen = targets or manifest.require_info(root).targets
-    desks = {target: ReviewSession(root, target) for target in chosen}
+    chosen = targets or Dataset(root).read_info().targets
+    sessions = {target: ReviewSession(root, target) for target in chosen}
     with _listen(host.strip("[]"), port) as listener:
-        app = make_app(desks)
+        app = make_app(sessions)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
         name = f"[{host}]" if ":" in host else host
-        tell(f"http://{name}:{listener.getsockname()[1]}/", desks[chosen[0]].saved_name)
-        with contextlib.suppress(KeyboardInterrupt):  # how it is meant to end
+        url = f"http://{name}:{listener.getsockname()[1]}/"
+        announce(url, sessions[chosen[0]].verdict_path)
+        with contextlib.suppress(KeyboardInterrupt):  # the intended end
             server.run(sockets=[listener])
 
 
@@ -47,6 +49,6 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except OSError as error:
         raise ConfigError(
-            f"--port {port}: cannot listen on {host} ({error.strerror}). Give another, or 0 for "
-            "any free one"
+            f"--port {port}: cannot listen on {host} ({error.strerror}). Use another, or 0 for any "
+            "free one"
         ) from None

@@ -1,4 +1,4 @@
-"""What a reviewer has before them: suspects, verdicts given so far, and the act of applying them.
+"""One review: the suspects, the verdicts so far, and their application.
 
 Knows nothing of HTTP. All methods may be called from several threads.
 """
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import storage
-from pipeline.curate.review.nearest import Nearest
+from pipeline.curate.review.nearest import NearestPositives
 from pipeline.curate.review.suspects import Suspects, UnknownPicture, read_suspects
-from pipeline.curate.review.verdict_file import Saved, SavedVerdicts
+from pipeline.curate.review.verdict_file import VerdictFile
 from pipeline.curate.verdicts import Verdict, apply_verdicts
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation, ReferenceInfo
 from pipeline.errors import ConfigError, InfinegError
 
@@ -25,11 +25,11 @@ PAGE_SIZE = 40
 
 
 @dataclass(frozen=True)
-class _Opened:
-    """What is read of one generation: replaced as a whole."""
+class _Snapshot:
+    """What is read of one generation; replaced as a whole."""
 
     suspects: Suspects
-    nearest: Nearest
+    nearest: NearestPositives
     reference: ReferenceInfo | None
 
 
@@ -37,34 +37,35 @@ class ReviewSession:
     """The review of one data set for one target."""
 
     def __init__(self, root: str, target: str) -> None:
-        targets = manifest.require_info(root).targets
+        self._dataset = Dataset(root)
+        targets = self._dataset.read_info().targets
         if target not in targets:
             raise ConfigError(f"--target {target}: the data set has {', '.join(targets)}")
-        self.root, self.target = root, target
+        self.target = target
         self._lock = threading.Lock()
-        self._saved = SavedVerdicts(root, target)
-        self._opened = _open(root)
+        self._file = VerdictFile(root, target)
+        self._snapshot = _read_snapshot(self._dataset)
 
     @property
-    def name(self) -> str:
-        """The data set, as one may be shown it."""
-        return storage.redact(self.root)
+    def dataset_path(self) -> str:
+        """The data set's path, fit to be shown."""
+        return storage.redact(self._dataset.root)
 
     @property
-    def saved_name(self) -> str:
-        """Where verdicts are, as one may be shown it."""
-        return storage.redact(self._saved.uri)
+    def verdict_path(self) -> str:
+        """The verdict file's path, fit to be shown."""
+        return storage.redact(self._file.uri)
 
     def refresh(self) -> None:
-        """Looks for a later generation, and for verdicts of others."""
-        self._saved.reload()
+        """Reads a later generation, if there is one, and verdicts that others have saved."""
+        self._file.reload()
         with self._lock:
-            if manifest.latest_generation_number(self.root) != self._opened.suspects.generation:
-                self._opened = _open(self.root)
+            if self._dataset.latest_number() != self._snapshot.suspects.generation:
+                self._snapshot = _read_snapshot(self._dataset)
 
     def progress(self) -> dict[str, Any]:
-        """How many there are, and how many are decided, a verdict each."""
-        suspects = self._opened.suspects
+        """The number of suspects, and how many are decided, in all and per verdict."""
+        suspects = self._snapshot.suspects
         counts = Counter(filter(None, self._verdicts(suspects)))
         return {
             "generation": suspects.generation,
@@ -74,12 +75,12 @@ class ReviewSession:
         }
 
     def page(self, number: int) -> dict[str, Any]:
-        """Suspects of a page, from 0 on, with what is known of each, and the progress."""
-        opened = self._opened
-        suspects = opened.suspects
+        """The suspects of a page, counted from 0, and the progress."""
+        snapshot = self._snapshot
+        suspects = snapshot.suspects
         first = number * PAGE_SIZE
         positions = range(first, min(first + PAGE_SIZE, len(suspects)))
-        described = suspects.describe(positions, opened.reference) if positions else []
+        described = suspects.describe(positions, snapshot.reference) if positions else []
         verdicts = self._verdicts(suspects)
         for position, about in zip(positions, described, strict=True):
             about["verdict"] = verdicts[position]
@@ -92,46 +93,45 @@ class ReviewSession:
         }
 
     def next_undecided(self, after: int) -> int | None:
-        """Position of the next suspect without verdict, from the start again after the last."""
-        verdicts = self._verdicts(self._opened.suspects)
+        """Position of the next suspect without a verdict; continues at the start after the last."""
+        verdicts = self._verdicts(self._snapshot.suspects)
         num = len(verdicts)
         positions = (position % num for position in range(after + 1, after + 1 + num))
         return next((position for position in positions if verdicts[position] is None), None)
 
     def nearest(self, key: str) -> list[dict[str, Any]]:
-        """The positives that a suspect is most like; raises UnknownPicture."""
-        opened = self._opened
-        found = opened.nearest.find(*opened.suspects.place_of(key))
+        """The positives most similar to a suspect; raises UnknownPicture."""
+        snapshot = self._snapshot
+        found = snapshot.nearest.find(*snapshot.suspects.place_of(key))
         return [{"content_hash": each.content_hash, "cosine": each.cosine} for each in found]
 
     def suspect_image(self, key: str) -> bytes:
-        return self._opened.suspects.read_image(key)
+        return self._snapshot.suspects.read_image(key)
 
     def positive_image(self, content_hash: str) -> bytes:
-        image = self._opened.nearest.read_image(content_hash)
+        image = self._snapshot.nearest.read_image(content_hash)
         if image is None:
             raise UnknownPicture(f"no shard has a positive {content_hash}: reload the page")
         return image
 
     def decide(self, verdicts: Mapping[str, Verdict | None]) -> dict[str, Any]:
-        """Saves verdicts by key, None for none; returns the progress.
+        """Saves verdicts by key, where None removes one; returns the progress.
 
-        Raises UnknownPicture for what is no suspect, and then nothing is saved.
+        Raises UnknownPicture, and saves nothing, if a key is not that of a suspect.
         """
-        suspects = self._opened.suspects
-        self._saved.save({(key, suspects.hash_of(key)): each for key, each in verdicts.items()})
+        suspects = self._snapshot.suspects
+        self._file.save({(key, suspects.hash_of(key)): each for key, each in verdicts.items()})
         return self.progress()
 
     def apply(self) -> tuple[Generation, int]:
-        """Commits a generation that heeds the verdicts saved so far, and forgets these.
+        """Commits a generation with the verdicts saved so far, and removes these from the file.
 
-        Returns it, and the number of verdicts.
-
-        Raises InfinegError where a build holds the data set, ConfigError where nothing is decided.
+        Returns it and the number of verdicts. Raises InfinegError while a build holds the data set
+        and ConfigError if nothing is decided.
         """
         self.refresh()
-        suspects = self._opened.suspects
-        decided: Saved = {
+        suspects = self._snapshot.suspects
+        decided = {
             (key, content_hash): verdict
             for key, content_hash, verdict in zip(
                 suspects.position, suspects.content_hashes, self._verdicts(suspects), strict=True
@@ -140,28 +140,26 @@ class ReviewSession:
         }
         if not decided:
             raise ConfigError(
-                f"{self.name}: no verdict is saved for any of the "
-                f"{len(suspects):,} pictures in quarantine; `infineg review` opens the page"
+                f"{self.dataset_path}: no verdict is saved for the {len(suspects):,} pictures in "
+                "quarantine; `infineg review` opens the page"
             )
         by_key = {key: verdict for (key, _), verdict in decided.items()}
-        generation = apply_verdicts(self.root, by_key, target=self.target)
+        generation = apply_verdicts(self._dataset.root, by_key, target=self.target)
         try:
-            self._saved.save(dict.fromkeys(decided))
-        except (
-            InfinegError
-        ) as error:  # they count for nothing: their keys are in quarantine no more
-            _log.warning("verdicts that are applied stay in %s: %s", self.saved_name, error)
+            self._file.save(dict.fromkeys(decided))
+        except InfinegError as error:  # no harm: their keys are no longer in quarantine
+            _log.warning("applied verdicts stay in %s: %s", self.verdict_path, error)
         self.refresh()
         return generation, len(decided)
 
     def _verdicts(self, suspects: Suspects) -> list[Verdict | None]:
-        return self._saved.select(list(suspects.position), suspects.content_hashes)
+        return self._file.select(list(suspects.position), suspects.content_hashes)
 
 
-def _open(root: str) -> _Opened:
-    generation = manifest.read_generation(root)
-    return _Opened(
-        suspects=read_suspects(root, generation),
-        nearest=Nearest(root, generation),
-        reference=manifest.read_reference_info(root),
+def _read_snapshot(dataset: Dataset) -> _Snapshot:
+    generation = dataset.read_generation()
+    return _Snapshot(
+        suspects=read_suspects(dataset, generation),
+        nearest=NearestPositives(dataset, generation),
+        reference=dataset.read_reference(),
     )

@@ -1,6 +1,6 @@
 """The quarantine of one generation, most similar first.
 
-Holds what is said of each picture, never the pictures: those are read by range, one at a time.
+Holds metadata, never pictures: those are read by range, one at a time.
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,9 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation, ReferenceInfo
+from pipeline.dataset.schema import with_columns
 from pipeline.errors import InfinegError
 
 _SHOWN = (
@@ -22,14 +23,14 @@ _READ = (*_SHOWN, "doubt", "content_hash", "tar_offset", "tar_size")
 
 
 class UnknownPicture(InfinegError):
-    """Asked for is what the generation on the page does not have."""
+    """The generation on the page has no such picture."""
 
 
 @dataclass(frozen=True)
 class Suspects:
-    """`rows` in the order in which they are shown; `position` of a key in them."""
+    """`rows` in the order in which they are shown; `position` of each key in them."""
 
-    root: str
+    dataset: Dataset
     generation: int
     rows: pa.Table
     position: dict[str, int]
@@ -41,7 +42,7 @@ class Suspects:
     def describe(
         self, positions: Sequence[int], reference: ReferenceInfo | None
     ) -> list[dict[str, Any]]:
-        """What the page tells of each: `_SHOWN`, and `why` it is here."""
+        """What the page shows of each: `_SHOWN`, and `why` it is in quarantine."""
         rows = self.rows.take(pa.array(positions, pa.int64()))
         described: list[dict[str, Any]] = rows.select([*_SHOWN, "doubt"]).to_pylist()
         for about in described:
@@ -52,16 +53,16 @@ class Suspects:
     def read_image(self, key: str) -> bytes:
         """The JPEG of a key; raises UnknownPicture."""
         row = self._row(key)
-        tar = storage.join(self.root, row["tar"])
-        return storage.read_range(tar, row["tar_offset"], row["tar_size"])
+        uri = self.dataset.uri(row["tar"])
+        return storage.read_range(uri, row["tar_offset"], row["tar_size"])
 
     def place_of(self, key: str) -> tuple[str, int]:
-        """Sidecar of a key, and its row there; raises UnknownPicture."""
+        """The sidecar of a key and its row there; raises UnknownPicture."""
         row = self._row(key)
         return row["sidecar"], row["row"]
 
     def hash_of(self, key: str) -> str:
-        """Content hash of a key; raises UnknownPicture."""
+        """The content hash of a key; raises UnknownPicture."""
         return str(self._row(key)["content_hash"])
 
     def _row(self, key: str) -> dict[str, Any]:
@@ -73,23 +74,22 @@ class Suspects:
         return row
 
 
-def read_suspects(root: str, generation: Generation) -> Suspects:
-    """Lists the quarantine; without similarity, which none should be, goes last."""
+def read_suspects(dataset: Dataset, generation: Generation) -> Suspects:
+    """Lists the quarantine. Rows without similarity, of which there should be none, come last."""
     tables = [_EMPTY]
     for file in generation.quarantine:
-        rows = manifest.read_table(root, file.sidecar_path, _READ)
-        places = {
-            "tar": pa.array([file.path] * rows.num_rows, pa.string()),
-            "sidecar": pa.array([file.sidecar_path] * rows.num_rows, pa.string()),
-            "row": pa.array(range(rows.num_rows), pa.int64()),
-        }
-        for name, column in places.items():
-            rows = rows.append_column(name, column)
+        rows = dataset.read_table(file.sidecar_path, _READ)
+        rows = with_columns(
+            rows,
+            tar=pa.repeat(file.path, rows.num_rows),
+            sidecar=pa.repeat(file.sidecar_path, rows.num_rows),
+            row=pa.array(range(rows.num_rows), pa.int64()),
+        )
         tables.append(rows.select(_EMPTY.column_names).cast(_EMPTY.schema))
     rows = pa.concat_tables(tables).sort_by([("similarity", "descending"), ("key", "ascending")])
     keys = rows["key"].to_pylist()
     return Suspects(
-        root=root,
+        dataset=dataset,
         generation=generation.number,
         rows=rows.combine_chunks(),
         position={key: position for position, key in enumerate(keys)},
@@ -99,7 +99,7 @@ def read_suspects(root: str, generation: Generation) -> Suspects:
 
 def _why(doubt: str | None, similarity: float, reference: ReferenceInfo | None) -> str:
     if doubt is not None:
-        return "its source is not sure"
+        return "its source is unsure"
     if reference is not None and similarity <= reference.ceiling:
         return "looks the same as a positive"
     return "as similar as positives are to each other"

@@ -1,9 +1,9 @@
-"""Verdicts as they are given, in `reviews/<target>.csv` of the data set.
+"""The verdict file: verdicts that are not applied yet, `reviews/<target>.csv` in the data set.
 
-Written whole, atomically, at each change, before the page is told that it is saved; and only over
-what was read, so that two who review at once lose nothing of each other. The columns are those of
-`infineg review --verdicts`, and the content hash: a key whose picture has changed since, as after
-a build with another listing, has no verdict.
+Each change replaces the whole file atomically before the page shows it as saved, and only if the
+file still has the content that was read, so that two people who review at once lose nothing. The
+columns are those of `infineg review --verdicts` and the content hash: if a key gets another
+picture, in a build with another listing for example, its verdict no longer counts.
 """
 
 import csv
@@ -12,24 +12,23 @@ import threading
 from collections.abc import Mapping, Sequence
 
 from pipeline import storage
-from pipeline.curate.verdicts import VERDICTS, Verdict
-from pipeline.errors import InfinegError, TransientStorageError
+from pipeline.curate.verdicts import Verdict, parse_verdicts
+from pipeline.errors import TransientStorageError
 
 _COLUMNS = ("key", "verdict", "content_hash")
 _NUM_TRIES = 10
 
-# By key and content hash.
-Saved = dict[tuple[str, str], Verdict]
+Picture = tuple[str, str]  # key and content hash
 
 
-class SavedVerdicts:
-    """The file, and what it held when it was last read or written."""
+class VerdictFile:
+    """The file, and its content when it was last read or written."""
 
     def __init__(self, root: str, target: str) -> None:
         self.uri = storage.join(root, "reviews", f"{target}.csv")
         self._lock = threading.Lock()
         self._content: bytes | None = None
-        self._verdicts: Saved = {}
+        self._verdicts: dict[Picture, Verdict] = {}
         self.reload()
 
     def reload(self) -> None:
@@ -38,27 +37,27 @@ class SavedVerdicts:
             self._read()
 
     def select(self, keys: Sequence[str], content_hashes: Sequence[str]) -> list[Verdict | None]:
-        """The verdict of each, None where there is none of this very picture."""
+        """The verdict on each picture, or None."""
         verdicts = self._verdicts
         return [verdicts.get(each) for each in zip(keys, content_hashes, strict=True)]
 
-    def save(self, changes: Mapping[tuple[str, str], Verdict | None]) -> None:
-        """Returns once the changes are on disk; None takes a verdict back.
+    def save(self, changes: Mapping[Picture, Verdict | None]) -> None:
+        """Returns once the changes are on disk; None removes a verdict.
 
-        Raises TransientStorageError where others write all the time.
+        Raises TransientStorageError if others keep changing the file.
         """
         with self._lock:
             for _ in range(_NUM_TRIES):
                 wanted = dict(self._verdicts)
                 for each, verdict in changes.items():
-                    wanted.pop(each, None)  # the order of the file is that of deciding
+                    wanted.pop(each, None)  # the file is in the order of decisions
                     if verdict is not None:
                         wanted[each] = verdict
                 if self._write(_encode(wanted)):
                     self._verdicts = wanted
                     return
                 self._read()
-        raise TransientStorageError(f"{storage.redact(self.uri)} changes all the time; try again")
+        raise TransientStorageError(f"{storage.redact(self.uri)} keeps changing; try again")
 
     def _write(self, content: bytes) -> bool:
         if self._content is None:
@@ -78,7 +77,7 @@ class SavedVerdicts:
         self._verdicts = _decode(self.uri, self._content)
 
 
-def _encode(verdicts: Saved) -> bytes:
+def _encode(verdicts: Mapping[Picture, Verdict]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
@@ -86,16 +85,8 @@ def _encode(verdicts: Saved) -> bytes:
     return text.getvalue().encode()
 
 
-def _decode(uri: str, content: bytes) -> Saved:
-    verdicts: Saved = {}
-    rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig")))
-    for row in rows:
-        key, content_hash = row.get("key"), row.get("content_hash")
-        verdict = VERDICTS.get(row.get("verdict") or "")
-        if not key or not content_hash or verdict is None:
-            raise InfinegError(
-                f"{storage.redact(uri)}, line {rows.line_num}: wanted {', '.join(_COLUMNS)}, got "
-                f"{row}. Mend the line, or move the file away to begin anew"
-            )
-        verdicts[key, content_hash] = verdict
-    return verdicts
+def _decode(uri: str, content: bytes) -> dict[Picture, Verdict]:
+    return {
+        (row["key"], row["content_hash"]): verdict
+        for row, verdict in parse_verdicts(uri, content, _COLUMNS)
+    }

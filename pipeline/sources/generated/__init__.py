@@ -1,12 +1,13 @@
-"""Generators: endless sources that draw picture `i` of a seed, the same anywhere.
+"""Generators: endless sources that draw picture `i` of a seed, the same on any machine.
 
-Every module offers `draw(rng, params) -> uint8 pixels HWC` beside the names of any source; what
-they share - addresses, partitions, encoding - is here, what they draw with is in
-`pipeline.sources.drawing`.
-A generator of several families of pictures is its drawing functions and this:
+Every module has `draw(rng, params) -> uint8 pixels HWC` besides the names of any source. Addresses,
+partitions and encoding are here, drawing tools in `pipeline.sources.drawing`. A generator of
+several families of pictures is its drawing functions and this:
+
+    Family = Literal["dots", "lines"]
 
     class Params(PictureParams, frozen=True, extra="forbid"):
-        families: tuple[Literal["dots", "lines"], ...] = Field(("dots", "lines"), min_length=1)
+        families: tuple[Family, ...] = all_families(Family)
 
     def draw(rng, params, family=""):
         return draw_family({"dots": _draw_dots, "lines": _draw_lines}, rng, params, family)
@@ -14,10 +15,11 @@ A generator of several families of pictures is its drawing functions and this:
     Source = partial(PictureSource, "doodles", draw)
 """
 
+import abc
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args
 
 import numpy as np
 import simplejpeg
@@ -39,22 +41,8 @@ def picture_rng(generator: str, seed: int, index: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big")))
 
 
-def addressed_partitions(
-    num_pictures: int | None, pictures_per_partition: int
-) -> Iterator[Partition]:
-    """Consecutive runs of indices, `[first, last)`; endless when `num_pictures` is None."""
-    for number in itertools.count():
-        first = number * pictures_per_partition
-        last = first + pictures_per_partition
-        if num_pictures is not None:
-            last = min(last, num_pictures)
-            if first >= last:
-                return
-        yield Partition(f"{number:09d}", [first, last], last - first)
-
-
 def encode(pixels: Pixels) -> bytes:
-    """JPEG at quality 90, 4:2:0: what the build writes, so that it passes through unchanged."""
+    """JPEG at quality 90, 4:2:0, as the build writes it, so that it passes through unchanged."""
     jpeg: bytes = simplejpeg.encode_jpeg(
         np.ascontiguousarray(pixels), quality=90, colorspace="RGB", colorsubsampling="420"
     )
@@ -69,7 +57,7 @@ def drawn_sample(
     stratum: Stratum | None = "generated",
     label: str = "",
 ) -> RawSample:
-    """A drawing's label is known: what was drawn is there, and nothing else is."""
+    """A drawing's label is known: it shows what was drawn and nothing else."""
     return RawSample(
         uri=uri,
         image=encode(pixels),
@@ -80,60 +68,87 @@ def drawn_sample(
     )
 
 
-def read_pictures(
-    partition: Partition,
-    *,
-    generator: str,
-    seed: int,
-    draw: Callable[[np.random.Generator], tuple[Pixels, str]],
-) -> Iterator[RawSample]:
-    """Draws one partition of stratum "generated". `draw` returns pixels and the class name."""
-    first, last = partition.locator
-    for index in range(first, last):
-        pixels, class_name = draw(picture_rng(generator, seed, index))
-        yield drawn_sample(pixels, uri=f"{generator}://{seed}/{index}", class_name=class_name)
+class AddressedParams(BaseModel, frozen=True, extra="forbid"):
+    """Settings of every generator; picture i depends on the seed and on i."""
+
+    seed: int = Field(0, description="Another seed, other pictures.")
+    image_size: int = Field(256, gt=0, description="Side of a picture in pixels.")
+    num_pictures: int | None = Field(None, ge=0, description="Default: the source never ends.")
+    pictures_per_partition: int = Field(
+        256, gt=0, description="Pictures per partition; the default takes about 0.2 s to draw."
+    )
 
 
-class PictureParams(BaseModel, frozen=True, extra="forbid"):
-    """What every generator of families is told. Picture i is of family i modulo their number."""
-
-    families: tuple[str, ...]
-    seed: int = Field(0, description="another seed, other pictures")
-    image_size: int = Field(256, ge=32, le=4096, description="side of a picture in pixels")
-    num_pictures: int | None = Field(None, ge=0, description="null never ends")
-    pictures_per_partition: int = Field(256, gt=0, description="about 0.2 s of work")
+A = TypeVar("A", bound=AddressedParams)
 
 
-P = TypeVar("P", bound=PictureParams)
+class AddressedSource(abc.ABC, Generic[A]):
+    """Draws `sample(index)` for every index, endlessly unless `num_pictures` is set."""
 
-
-class PictureSource(Generic[P]):
-    """Draws of every family in turn; every picture is verified to show no target."""
-
-    def __init__(
-        self, generator: str, draw: Callable[[np.random.Generator, P, str], Pixels], params: P
-    ) -> None:
-        self._generator = generator
-        self._draw = draw
+    def __init__(self, params: A) -> None:
         self._params = params
         self.is_endless = params.num_pictures is None
 
+    @abc.abstractmethod
+    def sample(self, index: int) -> RawSample:
+        """A pure function of the params and the index."""
+
     def partitions(self) -> Iterator[Partition]:
-        return addressed_partitions(self._params.num_pictures, self._params.pictures_per_partition)
+        """Consecutive runs of indices, `[first, last)`."""
+        num_pictures, size = self._params.num_pictures, self._params.pictures_per_partition
+        for number in itertools.count():
+            first, last = number * size, (number + 1) * size
+            if num_pictures is not None:
+                last = min(last, num_pictures)
+                if first >= last:
+                    return
+            yield Partition(f"{number:09d}", [first, last], last - first)
 
     def read(self, partition: Partition) -> Iterator[RawSample]:
         return self.read_from(partition, 0)
 
     def read_from(self, partition: Partition, start: int) -> Iterator[RawSample]:
-        """The same without the first `start`, which cost nothing."""
+        """Without the first `start`, which are not drawn."""
         first, last = partition.locator
+        return map(self.sample, range(first + start, last))
+
+
+def all_families(literal: object) -> Any:
+    """The field `families`; `literal` is the Literal of their names, all of them the default."""
+    return Field(
+        get_args(literal),
+        min_length=1,
+        description="Picture i is of family i modulo their number.",
+    )
+
+
+class PictureParams(AddressedParams, frozen=True, extra="forbid"):
+    """Settings of every generator of families."""
+
+    families: tuple[str, ...]
+    image_size: int = Field(256, ge=32, le=4096, description="Side of a picture in pixels.")
+
+
+P = TypeVar("P", bound=PictureParams)
+
+
+class PictureSource(AddressedSource[P]):
+    """Draws all families in turn; every picture is verified to show no target."""
+
+    def __init__(
+        self, generator: str, draw: Callable[[np.random.Generator, P, str], Pixels], params: P
+    ) -> None:
+        super().__init__(params)
+        self._generator = generator
+        self._draw = draw
+
+    def sample(self, index: int) -> RawSample:
         families, seed = self._params.families, self._params.seed
-        for index in range(first + start, last):
-            family = families[index % len(families)]
-            # The family is part of the address: two families of one index share nothing.
-            name = f"{self._generator}.{family}"
-            pixels = self._draw(picture_rng(name, seed, index), self._params, family)
-            yield drawn_sample(pixels, uri=f"{name}://{seed}/{index}", class_name=name)
+        family = families[index % len(families)]
+        # The family is part of the address: two families of one index share nothing.
+        name = f"{self._generator}.{family}"
+        pixels = self._draw(picture_rng(name, seed, index), self._params, family)
+        return drawn_sample(pixels, uri=f"{name}://{seed}/{index}", class_name=name)
 
 
 def draw_family(
@@ -142,7 +157,7 @@ def draw_family(
     params: PictureParams,
     family: str,
 ) -> Pixels:
-    """uint8[image_size, image_size, 3] of that family; of one of the params' where "" is named."""
+    """uint8[image_size, image_size, 3] of a family; "" is any of the params."""
     if not family:
         family = params.families[int(rng.integers(len(params.families)))]
     return families[family](rng, params.image_size)

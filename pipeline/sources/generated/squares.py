@@ -1,30 +1,33 @@
-"""Recursive squares: a square is one random colour, or four squares that are each the same again.
+"""Recursive squares: a square is one random colour, or four squares that are made the same way.
 
-The recursion ends at the smallest side that the eye still tells apart.
+By default the recursion ends at the smallest side that the eye can distinguish.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
 import numpy as np
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
-from pipeline.dataset.schema import Partition, RawSample
-from pipeline.sources.generated import Pixels, addressed_partitions, read_pictures
+from pipeline.dataset.schema import RawSample
+from pipeline.sources.generated import (
+    AddressedParams,
+    AddressedSource,
+    Pixels,
+    drawn_sample,
+    picture_rng,
+)
 
 
-class Params(BaseModel, frozen=True, extra="forbid"):
-    """Settings of the recursion; picture i depends on `seed`, the sides and the probability."""
+class Params(AddressedParams, frozen=True, extra="forbid"):
+    """Settings of the recursion."""
 
-    seed: int = Field(0, description="another seed, other pictures")
-    image_size: int = Field(256, gt=0, description="side of a picture in pixels")
-    smallest_side: int = Field(4, gt=0, description="side in pixels below which nothing splits")
-    split_probability: float = Field(
-        0.75, ge=0, le=1, description="of each square, the whole picture included"
+    smallest_side: int = Field(
+        4, gt=0, description="Side in pixels of the smallest square; image_size halved n times."
     )
-    num_pictures: int | None = Field(None, ge=0, description="null never ends")
-    pictures_per_partition: int = Field(256, gt=0, description="about 0.1 s of work")
+    split_probability: float = Field(
+        0.75, ge=0, le=1, description="Of each square, the whole picture included."
+    )
 
     @model_validator(mode="after")
     def _halves_evenly(self) -> Self:
@@ -42,35 +45,21 @@ class Params(BaseModel, frozen=True, extra="forbid"):
         return (self.image_size // self.smallest_side).bit_length() - 1
 
 
-class Source:
-    """Endless unless `num_pictures` says otherwise; every picture is verified to show no target."""
+class Source(AddressedSource[Params]):
+    """Every picture is verified to show no target."""
 
-    def __init__(self, params: Params) -> None:
-        self._params = params
-        self.is_endless = params.num_pictures is None
-
-    def partitions(self) -> Iterator[Partition]:
-        return addressed_partitions(self._params.num_pictures, self._params.pictures_per_partition)
-
-    def read(self, partition: Partition) -> Iterator[RawSample]:
-        return self.read_from(partition, 0)
-
-    def read_from(self, partition: Partition, start: int) -> Iterator[RawSample]:
-        first, last = partition.locator
-        return read_pictures(
-            Partition(partition.id, [first + start, last]),
-            generator="squares",
-            seed=self._params.seed,
-            draw=lambda rng: (draw(rng, self._params), "squares"),
-        )
+    def sample(self, index: int) -> RawSample:
+        seed = self._params.seed
+        pixels = draw(picture_rng("squares", seed, index), self._params)
+        return drawn_sample(pixels, uri=f"squares://{seed}/{index}", class_name="squares")
 
 
 def draw(rng: np.random.Generator, params: Params) -> Pixels:
-    """uint8[image_size, image_size, 3]. Takes all levels at once, one raw word a square.
+    """uint8[image_size, image_size, 3]. Draws all levels at once, one raw word per square.
 
     Raw words, because the stream of a distribution may change with numpy while that of Philox
     does not: the low 24 bits are the colour, the high 32 decide on the split. A square that does
-    not split hands its own word down, so its descendants do not split either.
+    not split passes its own word on, so its descendants do not split either.
     """
     threshold = np.uint64(round(params.split_probability * 2**32))
     sides = [2**level for level in range(params.num_levels + 1)]

@@ -1,6 +1,6 @@
 """A folder of image files, at any depth; the folder of a file is its class name.
 
-A file counts as an image by its suffix alone: whether it is one is the decode step's to say.
+A file is taken for an image by its suffix; the decode step rejects it if it is none.
 """
 
 from collections.abc import Iterator
@@ -17,15 +17,18 @@ from pipeline.sources.readers.files import read_image, spread_partitions, toy_jp
 class Params(BaseModel, frozen=True, extra="forbid"):
     """Where the files are."""
 
-    path: str  # folder or fsspec URL, e.g. s3://bucket/photos
-    suffixes: tuple[str, ...] = (  # lower case; "IMG_1.JPG" matches ".jpg"
-        ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff",
-    )  # fmt: skip
-    files_per_partition: int = Field(256, ge=1)  # files a task reads, and a resume repeats at most
+    path: str = Field(description="Folder or URL, e.g. s3://bucket/photos.")
+    suffixes: tuple[str, ...] = Field(
+        (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+        description='In lower case; "IMG_1.JPG" matches ".jpg".',
+    )
+    files_per_partition: int = Field(
+        256, ge=1, description="Files that a task reads, and that a resume repeats at most."
+    )
 
 
 class Source:
-    """Every file with one of the suffixes, but hidden files and those in hidden folders."""
+    """Every file with one of the suffixes, except hidden files and those in hidden folders."""
 
     is_endless = False
 
@@ -33,8 +36,10 @@ class Source:
         self._params = params
 
     def partitions(self) -> Iterator[Partition]:
-        """Lists the folder once, all names in memory (0.2 GB a million), because they have to be
-        sorted; raises ConfigError where it holds no image."""
+        """Lists the folder once; names are sorted in memory (0.2 GB per million).
+
+        Raises ConfigError if it holds no image.
+        """
         params = self._params
         names = [
             name

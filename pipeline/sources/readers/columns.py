@@ -1,23 +1,26 @@
-"""Which columns of a table hold the image and what is known of it, and the bytes of an image.
+"""From a row of a table to a sample: which columns hold the image, its class and the rest.
 
 An image is bytes, or an address as text, or a struct of both as Hugging Face `datasets` stores it
-(https://huggingface.co/docs/datasets/about_dataset_features): `bytes` null means to read `path`.
+(https://huggingface.co/docs/datasets/about_dataset_features): if `bytes` is null, `path` is read.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import pyarrow as pa
+from pydantic import Field
 
+from pipeline.dataset.schema import RawSample
 from pipeline.errors import ConfigError
 from pipeline.sources.readers import tars
 from pipeline.sources.readers.files import read_named_image
+from pipeline.sources.readers.labels import LabelledParams, LabelRule, label_rule
 
 _log = logging.getLogger(__name__)
 
-# How surely a column of a type holds images; a text may also be an address.
+# What a column may hold; a text may be the address of an image.
 Holds = Literal["images", "texts", "other"]
 Row = Mapping[str, Any]
 
@@ -25,24 +28,31 @@ _IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo"
 _LABEL_NAMES = ("label", "labels", "fine_label")
 
 
-class ColumnSettings(Protocol):
-    """Params that name columns; None is the column of a usual name, where there is one."""
+class TableParams(LabelledParams, frozen=True, extra="forbid"):
+    """Settings of a source that is a table."""
 
-    @property
-    def image_column(self) -> str | None: ...
-    @property
-    def label_column(self) -> str | None: ...
-    @property
-    def license_column(self) -> str | None: ...
-    @property
-    def author_column(self) -> str | None: ...
-    @property
-    def group_column(self) -> str | None: ...
+    image_column: str | None = Field(
+        None, description="Default: image, img, jpg ..., or the only column of images."
+    )
+    label_column: str | None = Field(
+        None, description="Default: label, labels or fine_label, if there is one."
+    )
+    license_column: str | None = Field(None, description="Default: license, if there is one.")
+    author_column: str | None = Field(None, description="Default: author, if there is one.")
+    group_column: str | None = Field(
+        None, description="Samples with the same value share a split, e.g. patient_id."
+    )
+    rows_per_partition: int = Field(
+        512,
+        ge=1,
+        description="Rows per partition. Row groups of a parquet file are joined until they have "
+        "as many; of a data set that `datasets` streams, a partition is a file.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Names of columns; None where there is none."""
+    """Names of columns; None if there is none."""
 
     image: str
     label: str | None
@@ -70,8 +80,8 @@ def holds(kind: pa.DataType) -> Holds:
     return "other"
 
 
-def choose_columns(settings: ColumnSettings, columns: Mapping[str, Holds], where: str) -> Columns:
-    """The columns named, else those of usual names; raises ConfigError where that fails."""
+def choose_columns(settings: TableParams, columns: Mapping[str, Holds], where: str) -> Columns:
+    """The columns by settings or usual names; raises ConfigError if that is not clear."""
     image = _named("image_column", settings.image_column, columns, where)
     if image is not None and columns[image] == "other":
         raise ConfigError(
@@ -103,8 +113,10 @@ def _usual(name: str, columns: Mapping[str, Holds]) -> str | None:
 
 
 def _find_image(columns: Mapping[str, Holds], where: str) -> str:
-    """A usual name, or the only column of images. Never a text of another name: it might be any
-    address, and reading it would fetch what nobody asked for."""
+    """A usual name, or the only column of images.
+
+    Never a text of another name: it may be any address, and reading it would fetch that.
+    """
     sure = [name for name, kind in columns.items() if kind == "images"]
     lowered = {name.lower(): name for name in reversed(list(columns))}
     usual = [lowered[name] for name in _IMAGE_NAMES if name in lowered]
@@ -126,10 +138,42 @@ def _those_with_images(columns: Mapping[str, Holds]) -> str:
     return "there are " + ", ".join(f"{name} ({kind})" for name, kind in columns.items())
 
 
-def image_bytes(value: object, folder: str) -> bytes:
-    """Encoded bytes of one value of an image column; b"" where there are none.
+def columns_and_rule(
+    params: TableParams,
+    columns: Mapping[str, Holds],
+    class_names: Callable[[str], Sequence[str]],
+    where: str,
+) -> tuple[Columns, LabelRule]:
+    """`class_names` gives the names of the numbered classes in a column, if the data has them."""
+    chosen = choose_columns(params, columns, where)
+    rule = label_rule(
+        params,
+        names=class_names(chosen.label) if chosen.label else (),
+        is_labelled=chosen.label is not None,
+        hint=f"give `params.label_column`; {where} has {', '.join(columns)}",
+    )
+    return chosen, rule
 
-    `folder` is the table's own: relative paths start there.
+
+def row_sample(uri: str, row: Row, columns: Columns, rule: LabelRule, folder: str) -> RawSample:
+    """The sample of a row; `folder` is that of the table, where relative paths start."""
+    facts = rule.facts(None if columns.label is None else row[columns.label])
+    return RawSample(
+        uri=uri,
+        image=image_bytes(row[columns.image], folder),
+        label=facts.label,
+        label_state=facts.label_state,
+        class_name=facts.class_name,
+        group=text_of(row, columns.group),
+        license=text_of(row, columns.license),
+        author=text_of(row, columns.author),
+    )
+
+
+def image_bytes(value: object, folder: str) -> bytes:
+    """Encoded bytes of one value of an image column; b"" if there are none.
+
+    `folder` is that of the table, where relative paths start.
     """
     content, path = value, value
     if isinstance(value, Mapping):
@@ -145,6 +189,6 @@ def image_bytes(value: object, folder: str) -> bytes:
 
 
 def text_of(row: Row, column: str | None) -> str | None:
-    """A value as text; None for null, "" and where there is no such column."""
+    """A value as text; None for null, "" and without such a column."""
     value = None if column is None else row[column]
     return None if value is None or value == "" else str(value)

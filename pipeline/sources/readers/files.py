@@ -1,4 +1,4 @@
-"""Single images by their address, also by addresses that data names and nobody has vouched for."""
+"""Reads single images by address, also by untrusted addresses in data; spreads lists of files."""
 
 import json
 import logging
@@ -17,19 +17,16 @@ from pipeline.sources.readers import tars
 
 _log = logging.getLogger(__name__)
 
-
-# Where data may lead to; the others log in somewhere.
+# Protocols that data may name.
 _SCHEMES = frozenset({"http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "memory"})
-
-
 _SCHEME = re.compile(r"([A-Za-z0-9+.-]+)://")
 
 
 def read_image(uri: str) -> bytes:
-    """The file's bytes; b"" where there are none to read, so that the sample is counted.
+    """The file's bytes; b"" if it cannot be read, so that the sample is counted.
 
-    Raises ConfigError where no file could be read that way, and TransientStorageError where
-    running again may help.
+    Raises ConfigError if no file could be read this way, and TransientStorageError if running
+    again may help.
     """
     limit = tars.MAX_MEMBER_BYTES
     try:
@@ -39,7 +36,7 @@ def read_image(uri: str) -> bytes:
         return b""
     except (ConfigError, TransientStorageError):
         raise
-    except InfinegError as error:  # not allowed; gone; an empty object has no range to ask for
+    except InfinegError as error:  # forbidden; removed; empty, so that it has no range
         _log.info("%s", error)
         return b""
     if len(content) > limit:
@@ -49,14 +46,13 @@ def read_image(uri: str) -> bytes:
 
 
 def read_named_image(path: str, folder: str) -> bytes:
-    """The bytes of the file that a table in `folder` names; b"" where it cannot be had.
+    """The bytes of the file that a table in `folder` names; b"" if it cannot be read.
 
-    A host that does not answer is a dead link here, and so is an address that cannot be one: one
-    row must not end a run.
+    Invalid addresses and hosts that do not answer are dead links: one row must not end a run.
     """
     uri = locate(path, folder)
     if uri is None:
-        _log.warning("%s: names %r, which is not followed", folder, path[:200])
+        _log.warning("%s: %r is not followed", folder, path[:200])
         return b""
     try:
         return read_image(uri)
@@ -65,15 +61,15 @@ def read_named_image(path: str, folder: str) -> bytes:
         if is_own and isinstance(error, TransientStorageError):
             raise
         _log.warning("%s", error)
-    except ValueError as error:  # of aiohttp: no URL at all
+    except ValueError as error:  # from aiohttp: not a URL
         _log.warning("%s: %r: %s", folder, path[:200], error)
     return b""
 
 
 def locate(path: str, folder: str) -> str | None:
-    """The address of a file that a table in `folder` names; None where it is not followed.
+    """The address of a file that a table in `folder` names; None if it is not followed.
 
-    A table elsewhere names no file of this machine, and a relative path stays below `folder`.
+    A remote table may not name files of this machine; relative paths stay below `folder`.
     """
     if not path.isprintable() or "::" in path or ".." in path.split("/"):
         return None
@@ -90,10 +86,9 @@ def locate(path: str, folder: str) -> str | None:
 def spread_partitions(
     addresses: list[Any], *, size: int, images_per_address: int | None = 1
 ) -> Iterator[Partition]:
-    """At most `size` addresses each: every n-th, so that the first partition shows all classes.
+    """At most `size` addresses each: every n-th, so that the first partition has all classes.
 
-    The addresses are part of the id, so that a folder that has changed never resumes into parts
-    made of the old one.
+    The id depends on the addresses, so that a changed folder does not resume into its old parts.
     """
     num_partitions = -(-len(addresses) // size)
     for number in range(num_partitions):

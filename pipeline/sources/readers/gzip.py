@@ -1,4 +1,4 @@
-"""Byte streams as they come: their first bytes looked at, and gzip inflated on the way."""
+"""Byte streams: peeking at the first bytes, and inflating gzip up to a damage."""
 
 import contextlib
 import io
@@ -6,7 +6,7 @@ import zlib
 from typing import IO, Any, cast
 
 GZIP_MAGIC = b"\x1f\x8b"
-# What reading a damaged GzipStream raises.
+# Raised by reading a damaged GzipStream.
 GZIP_ERRORS = (zlib.error, EOFError)
 _PIECE = 1 << 16  # bytes of a gzip file inflated at once
 
@@ -15,7 +15,7 @@ def peek(file: IO[bytes], size: int) -> tuple[bytes, IO[bytes], bool]:
     """The next bytes, a stream that still begins with them, and whether it can seek."""
     head = file.read(size)
     try:
-        # Some streams, fsspec's for plain HTTP among them, claim to be seekable and are not.
+        # Some streams claim to be seekable and are not, e.g. fsspec's for plain HTTP.
         file.seek(-len(head), io.SEEK_CUR)
     except (OSError, ValueError):
         return head, cast(IO[bytes], _Rejoined(head, file)), False
@@ -23,7 +23,7 @@ def peek(file: IO[bytes], size: int) -> tuple[bytes, IO[bytes], bool]:
 
 
 class _Rejoined(io.RawIOBase):
-    """A stream whose first bytes have been read already."""
+    """A stream whose first bytes have been read."""
 
     def __init__(self, head: bytes, rest: IO[bytes]) -> None:
         self._head = head
@@ -42,19 +42,19 @@ class _Rejoined(io.RawIOBase):
 
 
 class GzipStream(io.RawIOBase):
-    """What a gzip file holds, up to the very byte where it is damaged.
+    """The content of a gzip file, up to the byte where it is damaged.
 
     tarfile's own reader checks no checksum and stops after the first of several members (RFC
-    1952, 2.2); gzip.GzipFile drops up to a whole read of sound bytes before the damage.
+    1952, 2.2); gzip.GzipFile drops up to a whole read of sound bytes before a damage.
     Reading raises one of GZIP_ERRORS at a damage.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._inflater = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
-        self._rest = b""  # compressed, not inflated yet
+        self._rest = b""  # compressed, not yet inflated
         self._error: zlib.error | EOFError | None = None
-        self._last = b""  # what the damaged piece held before the damage
+        self._last = b""  # content of the damaged piece before the damage
 
     def readable(self) -> bool:
         return True
@@ -65,7 +65,7 @@ class GzipStream(io.RawIOBase):
         return len(data)
 
     def drain(self) -> None:
-        """Reads to the end, so that the checksum is compared."""
+        """Reads to the end, which checks the checksum."""
         while self.read(_PIECE):
             pass
 
@@ -101,7 +101,7 @@ class GzipStream(io.RawIOBase):
             return content
         except zlib.error as error:
             self._error = error
-        # Once more, byte by byte, up to the damage.
+        # Again, byte by byte, up to the damage.
         sound = bytearray()
         with contextlib.suppress(zlib.error):
             for position in range(len(piece)):

@@ -1,22 +1,24 @@
-"""What the class of a sample says of the target, by the settings that labelled formats share.
+"""From the class of a sample to its label: settings and rules that labelled formats share.
 
-A table or a tar has one label a sample, or a list of them: a number among known names, or a text.
+Each sample has one class or a list of them: a number among known names, or a text.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple, Protocol
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from pipeline import storage
 from pipeline.dataset.schema import LabelState
 from pipeline.errors import ConfigError
 
+TargetPolicy = Literal["exclude", "positive", "only"]
+
 
 def _texts(value: object) -> object:
-    """One value or several, YAML's numbers included, as texts."""
+    """One value or several, numbers included, as texts."""
     if isinstance(value, str | int):
         value = (value,)
     if isinstance(value, list | tuple):
@@ -28,55 +30,34 @@ def _texts_or_path(value: object) -> object:
     return value if isinstance(value, str) else _texts(value)
 
 
-Target = Annotated[
-    str, Field(description="label of the target's own, e.g. cat; '' is the first of target_labels")
-]
-TargetLabels = Annotated[
-    tuple[str, ...],
-    BeforeValidator(_texts),
-    Field(description="classes that are the target, names or numbers, e.g. [cat] or [3]"),
-]
-TargetPolicy = Annotated[
-    Literal["exclude", "positive", "only"],
-    Field(
-        description="what to do with the target's own: leave them out, yield them with the "
-        "target as label among all others, or yield nothing else (a source of positives)"
-    ),
-]
-LabelsAreExhaustive = Annotated[
-    bool,
-    Field(
-        description="whether a sample of another class surely does not show the target, as in "
-        "CIFAR-10; else its label_state is unknown"
-    ),
-]
-LabelNames = Annotated[
-    tuple[str, ...] | str,
-    BeforeValidator(_texts_or_path),
-    Field(
-        description="names of numbered classes, in order, or the path of a file of them: a name "
-        "a line, a JSON list, or JSON id2label; () is what the data itself says"
-    ),
-]
+class LabelledParams(BaseModel, frozen=True, extra="forbid"):
+    """Settings of a source whose samples have classes."""
 
-
-class LabelSettings(Protocol):
-    """Params that have the fields above."""
-
-    @property
-    def target(self) -> str: ...
-    @property
-    def target_labels(self) -> tuple[str, ...]: ...
-    @property
-    def target_policy(self) -> Literal["exclude", "positive", "only"]: ...
-    @property
-    def labels_are_exhaustive(self) -> bool: ...
-    @property
-    def label_names(self) -> tuple[str, ...] | str: ...
+    target: str = Field(
+        "", description="Label of the target's images, e.g. cat; '' is the first of target_labels."
+    )
+    target_labels: Annotated[tuple[str, ...], BeforeValidator(_texts)] = Field(
+        (), description="Classes that are the target, names or numbers, e.g. [cat] or [3]."
+    )
+    target_policy: TargetPolicy = Field(
+        "exclude",
+        description="What to do with the target's images: leave them out, yield them among all "
+        "others with the target as label, or yield only them (a source of positives).",
+    )
+    labels_are_exhaustive: bool = Field(
+        False,
+        description="Whether an image of another class surely does not show the target, as in "
+        "CIFAR-10. Otherwise its label_state is unknown.",
+    )
+    label_names: Annotated[tuple[str, ...] | str, BeforeValidator(_texts_or_path)] = Field(
+        (),
+        description="Names of numbered classes, in order, or the path of a file of them: one name "
+        "per line, a JSON list, or JSON id2label. () takes the names that the data has.",
+    )
 
 
 class ClassFacts(NamedTuple):
-    """The fields of a RawSample that follow from its class."""
+    """Fields of a RawSample that follow from its class."""
 
     class_name: str | None
     label: str
@@ -85,19 +66,20 @@ class ClassFacts(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelRule:
-    """From the value of a label column to what a source yields."""
+    """Which samples a source yields, and with which label, by their classes."""
 
     target: str
     targets: frozenset[str]
-    policy: Literal["exclude", "positive", "only"]
+    policy: TargetPolicy
     is_exhaustive: bool
-    names: tuple[str, ...]  # of numbered classes; () where labels are texts or numbers are all
+    names: tuple[str, ...]  # of numbered classes; () if they have none
 
     @property
     def leaves_some_out(self) -> bool:
         return bool(self.targets) and self.policy != "positive"
 
     def is_offered(self, label: object) -> bool:
+        """Whether the source yields samples of this class."""
         if not self.leaves_some_out:
             return True
         is_target = not self.targets.isdisjoint(self.class_names(label))
@@ -112,7 +94,7 @@ class LabelRule:
         return ClassFacts(class_name, "", "verified_absent" if is_absent else "unknown")
 
     def class_names(self, label: object) -> list[str]:
-        """Names of one label or of a list; a null, "" or negative number is no label."""
+        """Names of one class or of a list; a null, "" or negative number is no class."""
         labels = label if isinstance(label, list | tuple) else [label]
         return [name for each in labels if (name := self._class_name(each)) is not None]
 
@@ -120,7 +102,7 @@ class LabelRule:
         if isinstance(label, bytes):
             label = label.decode(errors="replace")
         if isinstance(label, float):
-            label = int(label) if label.is_integer() else None  # as pandas writes nulls
+            label = int(label) if label.is_integer() else None  # pandas writes nulls as nan
         text = "" if label is None else str(label).strip()
         if not text or (isinstance(label, int) and label < 0):
             return None
@@ -135,19 +117,19 @@ class LabelRule:
 
 
 def label_rule(
-    settings: LabelSettings, *, names: Sequence[str] = (), is_labelled: bool, hint: str
+    settings: LabelledParams, *, names: Sequence[str] = (), is_labelled: bool, hint: str
 ) -> LabelRule:
-    """`names` are the data's own; raises ConfigError where settings and data do not fit.
+    """`names` are those of the data; raises ConfigError if settings and data do not fit.
 
-    A target label that no class has would turn the target's images into negatives.
+    A target label that is no class would turn the target's images into negatives.
     """
     names = tuple(_read_names(settings.label_names) or names)
     targets = settings.target_labels
     if targets and not is_labelled:
-        raise ConfigError(f"`params.target_labels` needs to know the classes: {hint}")
+        raise ConfigError(f"`params.target_labels` needs classes: {hint}")
     if settings.labels_are_exhaustive and not targets:
         raise ConfigError(
-            "`params.labels_are_exhaustive` needs `params.target_labels`; where no class of the "
+            "`params.labels_are_exhaustive` needs `params.target_labels`; if no class of the "
             "set is the target, give the source `label_state: verified_absent`"
         )
     if settings.target_policy != "exclude" and not targets:
@@ -184,7 +166,7 @@ def _read_names(names: tuple[str, ...] | str) -> list[str]:
         text = storage.read_bytes(names).decode()
     except (FileNotFoundError, UnicodeDecodeError):
         raise ConfigError(
-            f"{names}: no such text; check `params.label_names`, a list or a file's path"
+            f"{names}: no such text file; check `params.label_names`, a list or a path"
         ) from None
     if not names.endswith(".json"):
         return [line.strip() for line in text.splitlines() if line.strip()]
@@ -196,7 +178,7 @@ def _read_names(names: tuple[str, ...] | str) -> list[str]:
         parsed = None
     if not isinstance(parsed, list) or not all(isinstance(name, str) for name in parsed):
         raise ConfigError(
-            f"{names}: wanted a list of names or an object of numbers from 0 on and names; "
+            f"{names}: expected a list of names, or an object from numbers (0, 1, ...) to names; "
             "check `params.label_names`"
         )
     return parsed

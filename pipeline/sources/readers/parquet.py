@@ -1,4 +1,4 @@
-"""Parquet files a few rows at a time: from footers to ranges of row groups, from those to rows."""
+"""Reads parquet files a few rows at a time: footers, ranges of row groups, rows."""
 
 import contextlib
 import json
@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.errors import ConfigError, InfinegError, TransientStorageError
 
-# Rows in memory at once: of photographs some MB.
+# Rows in memory at once: a few MB of photographs.
 _ROWS_PER_BATCH = 16
-# A column is read in pieces of this size. Else a row group, often half a GB, is read whole.
+# A column is read in pieces of this size; otherwise a whole row group is, often half a GB.
 _BUFFER_BYTES = 1 << 20
 
 
@@ -26,7 +26,7 @@ class RowRange(NamedTuple):
 
 
 class Table(NamedTuple):
-    """An open file; reading a footer has shown that it is parquet."""
+    """An open parquet file."""
 
     uri: str
     file: pq.ParquetFile
@@ -44,7 +44,7 @@ class Table(NamedTuple):
 
 @contextlib.contextmanager
 def open_table(uri: str) -> Iterator[Table]:
-    """Reads the footer only; raises InfinegError where there is none."""
+    """Reads only the footer; raises InfinegError if there is none."""
     try:
         file = storage.open_read(uri)
     except (FileNotFoundError, IsADirectoryError):
@@ -69,7 +69,7 @@ def row_ranges(table: Table, rows_per_range: int) -> Iterator[RowRange]:
 
 
 def class_names_of(schema: pa.Schema, column: str) -> list[str]:
-    """Names of a column's numbered classes, where the file was written by `datasets`."""
+    """Names of a column's numbered classes, if the file was written by `datasets`."""
     try:
         described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         feature = described["info"]["features"][column]
@@ -90,12 +90,11 @@ def read_rows(
     is_offered: Callable[[object], bool] | None = None,
     start: int = 0,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Row number in the file and values, of the row groups from `groups[0]` to before `groups[1]`.
+    """Row number in the file and values, for row groups `groups[0]` to `groups[1]` - 1.
 
-    With `is_offered` there are only the rows whose value in `label_column` it accepts. That column
-    is read first, and a row group without such a row is passed over, as is one whose rows all lie
-    before the `start`-th of those that there are. Where the file is broken, raises InfinegError
-    after all that could be read.
+    With `is_offered`, only rows whose value in `label_column` it accepts: that column is read
+    first, and row groups without such a row are skipped. So are row groups whose rows all come
+    before the `start`-th. If the file is broken, raises InfinegError after all readable rows.
     """
     broken: InfinegError | None = None
     sizes = table.group_sizes
@@ -128,7 +127,7 @@ def _offered_rows(
     label_column: str | None,
     is_offered: Callable[[object], bool] | None,
 ) -> set[int] | None:
-    """Numbers of rows in the group; None for all."""
+    """Row numbers in the group; None for all."""
     if is_offered is None or label_column is None:
         return None
     with _errors_of(f"{table.uri}: row group {group}: broken parquet"):
@@ -141,7 +140,7 @@ def _read_group(
     table: Table, group: int, columns: Sequence[str]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     row = 0
-    # At a damage once more from there on row by row: a batch fails whole.
+    # After a damaged batch again, row by row: a batch fails as a whole.
     for size in (_ROWS_PER_BATCH, 1):
         batches = table.file.iter_batches(size, row_groups=[group], columns=list(columns))
         seen = 0

@@ -1,22 +1,33 @@
-"""From what a config writes for many files to their addresses: braces, globs and folders."""
+"""Addresses of many files from the patterns of a config: braces, globs and folders."""
 
 import itertools
 import re
 from collections.abc import Iterable, Iterator
+from typing import Annotated
 
 from fsspec.utils import glob_translate
+from pydantic import BeforeValidator
 
 from pipeline import storage
 from pipeline.dataset.keys import short_hash
 from pipeline.errors import ConfigError
 
+# A field of patterns; a single one may stand without a list.
+OneOrMore = Annotated[
+    tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+]
+
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
-_QUERY = re.compile(r"https?://[^*\[?]+\?", re.IGNORECASE)  # no wildcard: as of a signed address
+_QUERY = re.compile(r"https?://[^*\[?]+\?", re.IGNORECASE)  # as in a signed address
 _WILDCARD = re.compile(r"[*?\[]")
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
-    """`a-{000..012}-{x,y}.tar` to names, as bash does; zero padding is kept. Lazy."""
+    """`a-{000..012}-{x,y}.tar` to names as in bash, zero padding included.
+
+    Lazy: a pattern may stand for millions. (bracex.iexpand holds them all: 22 s and 128 MB for a
+    million.)
+    """
     braces = _BRACES.search(pattern)
     if braces is None:
         yield pattern
@@ -34,17 +45,17 @@ def expand_braces(pattern: str) -> Iterator[str]:
 
 
 def address_id(url: str) -> str:
-    """An address as the id of a partition, which is stored and shown: without its secrets."""
+    """An address as the id of a partition, which is stored and shown, so without secrets."""
     visible = storage.redact(url)
-    # Two addresses may differ in what is hidden alone.
+    # Two addresses may differ only in what is hidden.
     return visible if visible == url else f"{visible}~{short_hash(url)}"
 
 
 def refuse_repeats(patterns: Iterable[str]) -> Iterator[str]:
-    """All names of the patterns; raises ConfigError at one that comes again.
+    """All names of the patterns; raises ConfigError at a repeated one.
 
-    Keeps the patterns and no name: a pattern may stand for a million. Within one, names differ
-    as long as the choices of its braces do.
+    Keeps patterns, not names: one may stand for millions. Names of one pattern differ if the
+    choices of its braces do.
     """
     plain: set[str] = set()
     earlier: list[re.Pattern[str]] = []
@@ -63,7 +74,7 @@ def refuse_repeats(patterns: Iterable[str]) -> Iterator[str]:
 
 
 def find_all_files(patterns: Iterable[str], suffixes: tuple[str, ...]) -> Iterator[str]:
-    """Addresses of all patterns, braces included; raises ConfigError at one that comes again."""
+    """Addresses of all patterns, braces included; raises ConfigError at a repeated one."""
     seen: set[str] = set()
     for pattern in patterns:
         for name in expand_braces(pattern):
@@ -77,8 +88,8 @@ def find_all_files(patterns: Iterable[str], suffixes: tuple[str, ...]) -> Iterat
 def find_files(pattern: str, suffixes: tuple[str, ...]) -> Iterator[str]:
     """Addresses of one pattern without braces: a file, a glob, or a folder at any depth.
 
-    Hidden names and those with an underscore in front, as Spark's `_temporary`, are left out of
-    folders. What is neither glob nor folder is taken for a file, unseen.
+    In folders, hidden names and those that begin with an underscore, such as Spark's
+    `_temporary`, are skipped. Anything else is taken for a file, unchecked.
     """
     if _QUERY.match(pattern):
         yield pattern
@@ -101,7 +112,7 @@ def find_files(pattern: str, suffixes: tuple[str, ...]) -> Iterator[str]:
 
 
 def _candidates(pattern: str) -> Iterator[str]:
-    """Files that a glob may mean: of one folder, where only its last part has a wildcard."""
+    """Files that a glob may match: of one folder, if only its last part has a wildcard."""
     before = re.split(_WILDCARD, pattern, maxsplit=1)[0]
     if "/" not in pattern[len(before) :]:
         yield from storage.list_prefix(before)

@@ -1,8 +1,8 @@
 """Samples of a tar in the WebDataset layout.
 
 Members of one sample follow each other and share a key: the path up to the first dot of the base
-name (`base_plus_ext` in webdataset). Unlike there a second image under a key is a sample of its
-own, and a sample without an image is read too, so that counts add up.
+name. Unlike in webdataset, a second image under a key is a sample of its own, and a sample without
+an image is read, too, so that counts add up.
 """
 
 import itertools
@@ -17,30 +17,29 @@ from pipeline.sources.readers.tars import read_members
 
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 
-_KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
-_META = re.compile(r"__[^/]*__($|/)")  # top-level names that webdataset skips too
-# Members of one key in memory at once. Names may all begin alike: v1.0_1.jpg, v1.0_2.jpg, ...
+_META = re.compile(r"__[^/]*__($|/)")  # top-level names that webdataset skips, too
+# Members of one key in memory at once: all names may begin alike, as v1.0_1.jpg, v1.0_2.jpg, ...
 _MAX_MEMBERS = 64
-# Of img2dataset: what it could not fetch or resize is no image, whatever is in the tar.
+# Status in img2dataset's json of an image that it could not fetch or resize.
 _FAILED = "failed_to_"
 
 
 class Member(NamedTuple):
-    """A file of a tar; `content` is None where nobody has a use for it."""
+    """A file of a tar; `content` is None if it was not read."""
 
     key: str
-    field: str  # what follows the first dot of the base name, lower case
+    field: str  # after the first dot of the base name, lower case
     name: str
     content: bytes | None
 
 
 class TarSample(NamedTuple):
-    """One image, or none, with the address that is its own and the texts of its group."""
+    """One image, or none, with its address and the members of its key."""
 
     uri: str
     image: bytes
-    members: Sequence[Member]  # of its key; of a key with very many, those around it
-    has_siblings: bool  # whether there are other images of its key
+    members: Sequence[Member]  # of its key; if these are very many, those around it
+    has_siblings: bool  # whether its key has other images
 
     @property
     def key(self) -> str:
@@ -48,10 +47,10 @@ class TarSample(NamedTuple):
 
 
 class TarReader:
-    """Reads one tar once, from the sample number `start` on.
+    """Reads one tar once, from sample number `start` on.
 
-    The images before are counted by the names of the members and not read. `is_offered` says of
-    the members of a key, images aside, whether they are to be had at all.
+    Earlier images are counted by member names and not read. `is_offered` decides by the members of
+    a key, without images, whether its samples are yielded.
     """
 
     def __init__(
@@ -68,13 +67,13 @@ class TarReader:
         self._image_fields = frozenset(image_fields)
         self._text_fields = frozenset(text_fields)
         self._is_offered = is_offered
-        self._group: list[Member] = []  # members of the key that is being read
+        self._group: list[Member] = []  # members of the current key
         self._num_images = 0  # in the group
-        self._is_continued = False  # whether members of its key came before the group
+        self._is_continued = False  # whether earlier members of its key were another group
         self._num_before = 0  # samples of the groups before
 
     def read(self) -> Iterator[TarSample]:
-        """Raises InfinegError, after all that could be read, where the tar is broken."""
+        """Raises InfinegError, after all readable samples, if the tar is broken."""
         ordinal = 0
         seen: set[str] = set()
         for members, is_partial, num_samples in self._groups():
@@ -89,9 +88,9 @@ class TarReader:
                 ordinal += 1
 
     def _groups(self) -> Iterator[tuple[list[Member], bool, int]]:
-        """Runs of one key, whether each is a part of one, and how many samples it has.
+        """Runs of members of one key, whether each is only a part, and its number of samples.
 
-        Where the tar breaks, first what there is of the last one.
+        If the tar is broken, the last run comes before the error.
         """
         try:
             for member in self._members():
@@ -119,7 +118,7 @@ class TarReader:
                     yield Member(*parts, name, content)
 
     def _is_wanted(self, name: str) -> bool:
-        """Asked once a name, in order, when all members before it have gone into the group."""
+        """Called once per name, in order, after all earlier members are in the group."""
         parts = _parse(name)
         if parts is None:
             return False
@@ -138,7 +137,7 @@ class TarReader:
         return members, is_partial, num_samples
 
     def _count(self) -> int:
-        """Samples of the group: its images; or one to count, where its key has none at all."""
+        """Samples of the group: its images, or one without an image if its key has none."""
         if self._is_offered is not None and not self._is_offered(self._group):
             return 0
         return self._num_images or int(not self._is_continued)
@@ -148,7 +147,7 @@ class TarReader:
 
 
 def described(members: Sequence[Member]) -> dict[str, Any]:
-    """The sample's json; one that is broken says nothing, and costs no picture."""
+    """The json of a sample; {} if it is missing or broken."""
     content = next((m.content for m in members if m.field == "json" and m.content), b"{}")
     try:
         parsed = json.loads(content)
@@ -158,7 +157,7 @@ def described(members: Sequence[Member]) -> dict[str, Any]:
 
 
 def text_of(members: Sequence[Member], field: str) -> str | None:
-    """Text of a member, or with `json.<name>` of a value in the sample's json."""
+    """Text of a member, or of a value of the json with `json.<name>`."""
     for member in members:
         if member.field == field and member.content is not None:
             return member.content.decode(errors="replace").strip()
@@ -169,13 +168,15 @@ def text_of(members: Sequence[Member], field: str) -> str | None:
 
 
 def _parse(name: str) -> tuple[str, str] | None:
-    """Key and field of a member's name; None where it is of no sample."""
-    match = _KEY.fullmatch(name)
-    return (match[1], match[2].lower()) if match and not _META.match(name) else None
+    """Key and field of a member's name; None if it belongs to no sample."""
+    from webdataset.tariterators import base_plus_ext  # imports torch, which takes 2 s
+
+    key, field = base_plus_ext(name)
+    return None if key is None or _META.match(name) else (key, field.lower())
 
 
 def _unique(uri: str, seen: set[str]) -> str:
-    """A tar may hold a name twice; a URI is one sample's."""
+    """A tar may hold a name twice, but URIs are unique."""
     for candidate in itertools.chain([uri], (f"{uri}@{n}" for n in itertools.count(2))):
         if candidate not in seen:
             seen.add(candidate)

@@ -1,4 +1,4 @@
-"""Tars as streams: members in order, one at a time, and an error that says where a tar breaks."""
+"""Reads tars as streams: one member at a time, with errors that say where a tar is broken."""
 
 import logging
 import tarfile
@@ -10,15 +10,15 @@ from pipeline.sources.readers.gzip import GZIP_ERRORS, GZIP_MAGIC, GzipStream, p
 
 _log = logging.getLogger(__name__)
 
-# A photograph is a few MB; what is larger would only eat memory before it is rejected.
+# A photograph is a few MB; larger files would only take memory before they are rejected.
 MAX_MEMBER_BYTES = 256 << 20
 
 _BZIP2, _XZ = b"BZh", b"\xfd7zXZ\x00"
-_READ_BYTES = 1 << 16  # at once; of gzip all that is sound before a damage comes, whatever this is
+_READ_BYTES = 1 << 16  # at once
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """tarfile takes a damaged header for the end of the archive and drops the rest in silence."""
+    """tarfile takes a damaged header for the end of the archive and silently drops the rest."""
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
@@ -33,12 +33,12 @@ class _StrictTarInfo(tarfile.TarInfo):
 def read_members(
     file: IO[bytes], uri: str, is_wanted: Callable[[str], bool]
 ) -> Iterator[tuple[str, bytes | None]]:
-    """Name of each regular file of the tar that starts here, and its bytes where wanted.
+    """Name of each regular file of the tar that starts here, and its bytes if wanted.
 
-    What is not wanted is passed over by seeking where the file can seek and is not compressed,
-    else by reading; gz, bz2 and xz are seen by their first bytes. `is_wanted` is asked once for
-    each name, in order. A member over MAX_MEMBER_BYTES comes as b"", so that it is counted.
-    Raises InfinegError, after all that could be read, where the tar or its compression is broken.
+    Other members are skipped by seeking if the file can seek and is not compressed, else by
+    reading; gz, bz2 and xz are detected by their first bytes. `is_wanted` is called once per name,
+    in order. A member over MAX_MEMBER_BYTES is b"", so that it is counted. Raises InfinegError,
+    after all readable members, if the tar or its compression is broken.
     """
     where = "at its start"
     try:
@@ -51,10 +51,10 @@ def read_members(
                 if member.isreg():
                     yield member.name, _content(archive, member, uri, is_wanted)
                 where = f"after {member.name!r}, byte {member.offset_data + member.size}"
-                # Else the headers of all members stay in memory.
+                # Otherwise the headers of all members stay in memory.
                 archive.members.clear()
         if isinstance(stream, GzipStream):
-            stream.drain()  # its checksums follow the tar's end
+            stream.drain()  # its checksums come after the end of the tar
     except (tarfile.TarError, *GZIP_ERRORS) as error:
         raise InfinegError(f"{uri}: broken tar {where}: {error}") from None
 
@@ -73,16 +73,13 @@ def _content(
 
 
 def estimate_members(size: int | None, mean_bytes: float) -> float | None:
-    """About how many images of `mean_bytes` a tar of `size` bytes holds.
-
-    Compressed or not: images hardly shrink any more.
-    """
-    # A header, and on average half a block that is not filled.
+    """Estimated number of images of `mean_bytes` in a tar of `size` bytes, compressed or not."""
+    # A header, and on average half a block of padding.
     return None if size is None else size / (mean_bytes + 1.5 * tarfile.BLOCKSIZE)
 
 
 def list_members(file: IO[bytes], uri: str) -> Iterator[tuple[str, int, int]]:
-    """Name, offset and size in bytes of each regular file; reads headers only, by seeking."""
+    """Name, offset and size in bytes of each regular file; seeks from header to header."""
     try:
         with tarfile.open(fileobj=file, mode="r:", tarinfo=_StrictTarInfo) as archive:
             for member in archive:
@@ -93,7 +90,7 @@ def list_members(file: IO[bytes], uri: str) -> Iterator[tuple[str, int, int]]:
 
 
 def _open_stream(file: IO[bytes]) -> tuple[IO[bytes], str]:
-    """What tarfile is to read, and in which mode."""
+    """The stream and the mode for tarfile."""
     head, stream, is_seekable = peek(file, len(_XZ))
     if head.startswith(GZIP_MAGIC):
         return cast(IO[bytes], GzipStream(stream)), "r|"

@@ -1,13 +1,13 @@
-"""Replaces `image` by an upright RGB JPEG of the output size and adds what is read off its pixels.
+"""Replaces `image` by an upright RGB JPEG of the output size; adds its hash and size.
 
-Adds `perceptual_hash`, `width` and `height`, and rejects what is no usable picture.
+Adds `perceptual_hash`, `width` and `height`, and rejects images that are unusable.
 Knows nothing of Ray, labels or selection.
 """
 
 import pyarrow as pa
 
 from pipeline.dataset.images import Decoded, decode_image
-from pipeline.dataset.schema import ImageSettings
+from pipeline.dataset.schema import ImageSettings, with_columns
 
 READS = ("image", "rotation", "reject_reason")
 ADDS = ("perceptual_hash", "width", "height")
@@ -16,7 +16,7 @@ ADDS = ("perceptual_hash", "width", "height")
 def decode_batch(rows: pa.Table, settings: ImageSettings) -> pa.Table:
     """Decodes the rows that have no `reject_reason` yet.
 
-    Where there is one afterwards, `image` and the three new columns are null.
+    Rows with a `reject_reason` afterwards have null in `image` and the three new columns.
     """
     found: list[Decoded | str] = [
         reason.as_py()
@@ -25,18 +25,11 @@ def decode_batch(rows: pa.Table, settings: ImageSettings) -> pa.Table:
     ]
     usable = [each if isinstance(each, Decoded) else None for each in found]
     reasons = [None if isinstance(each, Decoded) else each for each in found]
-    columns = {
-        "image": pa.array([each and each.image for each in usable], pa.large_binary()),
-        "reject_reason": pa.array(reasons, pa.string()),
-        "perceptual_hash": pa.array(
-            [each and each.perceptual_hash for each in usable], pa.uint64()
-        ),
-        "width": pa.array([each and each.width for each in usable], pa.int32()),
-        "height": pa.array([each and each.height for each in usable], pa.int32()),
-    }
-    for name, column in columns.items():
-        if name in rows.column_names:
-            rows = rows.set_column(rows.column_names.index(name), name, column)
-        else:
-            rows = rows.append_column(name, column)
-    return rows
+    return with_columns(
+        rows,
+        image=pa.array([each and each.image for each in usable], pa.large_binary()),
+        reject_reason=pa.array(reasons, pa.string()),
+        perceptual_hash=pa.array([each and each.perceptual_hash for each in usable], pa.uint64()),
+        width=pa.array([each and each.width for each in usable], pa.int32()),
+        height=pa.array([each and each.height for each in usable], pa.int32()),
+    )

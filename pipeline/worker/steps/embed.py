@@ -1,6 +1,6 @@
-"""Adds `embedding`: float16, L2-normalised, of the image that a shard would hold.
+"""Adds `embedding`: float16, L2-normalised, of the decoded image.
 
-Knows nothing of Ray, of where the encoder is and came from, or of what the embedding is for.
+Knows nothing of Ray, of where the encoder runs, or of what the embedding is for.
 """
 
 import numpy as np
@@ -15,10 +15,10 @@ ADDS = ("embedding",)
 
 
 class BatchEmbedder:
-    """Rows that come bit by bit, `batch_size` usable images a forward pass, begun once it is full.
+    """Collects rows table by table and embeds each batch of `batch_size` images once it is full.
 
-    Rejected rows get null. Which images share a forward pass follows from the rows alone, and not
-    from how they came: sums in a network may differ in the last bit with the shape of the batch.
+    Rejected rows get null. Which images share a batch depends only on the rows, not on the tables:
+    with the shape of the batch, sums in a network may differ in the last bit.
     """
 
     def __init__(
@@ -35,28 +35,28 @@ class BatchEmbedder:
         self._batch_size = batch_size
         self._tables: list[pa.Table] = []
         self._num_rows = 0
-        self._places: list[int] = []  # in all rows, of the pixels of the next forward pass
+        self._places: list[int] = []  # among all rows, of the pixels of the next batch
         self._pixels: list[NDArray[np.uint8]] = []
-        self._begun: list[tuple[list[int], Pending]] = []
+        self._pending: list[tuple[list[int], Pending]] = []
 
     def add(self, rows: pa.Table) -> None:
-        """Takes the next rows, decoded."""
+        """Adds decoded rows and starts the batches that they fill."""
         images = rows["image"]
         for i in np.flatnonzero(rows["reject_reason"].is_null().to_numpy()):
             self._places.append(self._num_rows + int(i))
             self._pixels.append(crop_pixels(images[int(i)].as_py(), self._preprocessing).numpy())
             if len(self._places) == self._batch_size:
-                self._begin()
+                self._submit()
         self._tables.append(rows)
         self._num_rows += rows.num_rows
 
     def finish(self) -> pa.Table:
-        """All rows, in order, once all are embedded."""
+        """Waits for all batches; returns all rows in order."""
         if self._places:
-            self._begin()
+            self._submit()
         embedding_ND = np.zeros((self._num_rows, self._embedding_dim), np.float16)
         is_null_N = np.ones(self._num_rows, bool)
-        for places, wait in self._begun:
+        for places, wait in self._pending:
             embedding_ND[places] = wait()
             is_null_N[places] = False
         column = pa.FixedSizeListArray.from_arrays(
@@ -64,6 +64,6 @@ class BatchEmbedder:
         )
         return pa.concat_tables(self._tables).append_column("embedding", column)
 
-    def _begin(self) -> None:
-        self._begun.append((self._places, self._runtime.begin(np.stack(self._pixels))))
+    def _submit(self) -> None:
+        self._pending.append((self._places, self._runtime.submit(np.stack(self._pixels))))
         self._places, self._pixels = [], []

@@ -1,16 +1,20 @@
-"""Makes rows of what a source yields: key, hashes, position, split, and the entry's overrides.
+"""Turns samples into rows: key, hashes, position, split, and the entry's overrides.
 
-The one place where these are made, so that two sources cannot disagree on how.
+The only place where these are made, so that two sources cannot disagree on how.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from more_itertools import chunked
 
 from pipeline import storage
+from pipeline.config.schema import Config, SourceEntry
 from pipeline.dataset.keys import make_key, split_of
 from pipeline.dataset.metadata import TakenDown, is_taken_down
 from pipeline.dataset.schema import (
@@ -21,62 +25,84 @@ from pipeline.dataset.schema import (
     Split,
     Stratum,
     row_schema,
+    with_columns,
 )
 from pipeline.errors import ConfigError
 
 ADDS = READ_COLUMNS
 
-
 _SCHEMA = pa.schema([row_schema(1).field(name) for name in READ_COLUMNS])
+# This many original images are in memory at once.
+_SAMPLES_PER_TABLE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceDefaults:
-    """Where samples come from, and what the config says of all of them."""
+    """The values that the config gives to every sample of a source."""
 
     source: str
     targets: tuple[str, ...]
     split_fractions: Mapping[Split, float]
     target: str | None = None  # positives: every sample shows this
     stratum: Stratum | None = None
-    label_state: LabelState | None = None
+    label_state: LabelState | None = None  # for samples whose source does not know
+
+    @classmethod
+    def of(cls, config: Config, entry: SourceEntry) -> Self:
+        is_positive = config.role_of(entry) == "positive"
+        return cls(
+            source=entry.name,
+            targets=config.target_names,
+            split_fractions=config.split.fractions,
+            target=(entry.target or config.target_names[0]) if is_positive else None,
+            stratum=entry.stratum,
+            label_state=entry.label_state,
+        )
 
 
-def read_batch(samples: Sequence[Positioned], origin: SourceDefaults) -> pa.Table:
+def read_rows(
+    samples: Iterable[Positioned], defaults: SourceDefaults, taken_down: TakenDown
+) -> Iterator[pa.Table]:
+    """Tables of rows, read but not decoded; the last one is empty."""
+    for batch in itertools.chain(chunked(samples, _SAMPLES_PER_TABLE), [[]]):
+        yield refuse_batch(read_batch(batch, defaults), taken_down)
+
+
+def read_batch(samples: Sequence[Positioned], defaults: SourceDefaults) -> pa.Table:
     """Rows with `READ_COLUMNS`; raises ConfigError for a label that is no target."""
-    rows = [_read_sample(positioned, origin) for positioned in samples]
+    rows = [_read_sample(positioned, defaults) for positioned in samples]
     return pa.Table.from_pylist(rows, schema=_SCHEMA)
 
 
-def _read_sample(positioned: Positioned, origin: SourceDefaults) -> dict[str, object]:
+def _read_sample(positioned: Positioned, defaults: SourceDefaults) -> dict[str, object]:
     partition, ordinal, sample = positioned
-    label = origin.target or sample.label
-    if label and label not in origin.targets:
+    label = defaults.target or sample.label
+    if label and label not in defaults.targets:
         raise ConfigError(
-            f"source {origin.source!r}: {storage.redact(sample.uri)} is labelled {label!r}, "
-            f"but the targets are {', '.join(origin.targets)}"
+            f"source {defaults.source!r}: {storage.redact(sample.uri)} is labelled {label!r}, "
+            f"but the targets are {', '.join(defaults.targets)}"
         )
     state = sample.label_state
     if label:
         state = "verified_present"
-    elif state == "unknown" and origin.label_state is not None:
-        state = origin.label_state
+    elif state == "unknown" and defaults.label_state is not None:
+        state = defaults.label_state
     content_hash = hashlib.sha256(sample.image).hexdigest()
-    # Where nothing else is known, equal bytes are the leakage unit.
+    # Without a group from the source, equal bytes are the leakage unit.
     group = storage.redact(sample.group or content_hash)
     return {
-        "key": make_key(origin.source, partition, ordinal),
-        "source": origin.source,
+        "key": make_key(defaults.source, partition, ordinal),
+        "source": defaults.source,
         "partition": partition,
         "ordinal": ordinal,
-        # Rows are stored and shown, and an address may hold a password or a signature.
+        # Rows are stored and shown, and a URI may contain a password or a signature.
         "uri": storage.redact(sample.uri),
         "label": label,
         "label_state": state,
         "class_name": sample.class_name,
-        "stratum": None if label else origin.stratum or sample.stratum,
+        "stratum": None if label else defaults.stratum or sample.stratum,
         "group": group,
-        "split": split_of(group, origin.split_fractions),
+        "split": split_of(group, defaults.split_fractions),
         "license": sample.license,
         "author": sample.author,
         "rotation": sample.rotation,
@@ -88,9 +114,8 @@ def _read_sample(positioned: Positioned, origin: SourceDefaults) -> dict[str, ob
 
 
 def refuse_batch(rows: pa.Table, taken_down: TakenDown) -> pa.Table:
-    """Rejects the rows that are taken down; their image goes."""
+    """Rejects the rows that are taken down and removes their image."""
     refused = is_taken_down(rows, taken_down)
     reasons = pc.if_else(refused, RejectReason.TAKEN_DOWN.value, rows["reject_reason"])
     images = pc.if_else(refused, pa.scalar(None, pa.large_binary()), rows["image"])
-    rows = rows.set_column(rows.schema.get_field_index("reject_reason"), "reject_reason", reasons)
-    return rows.set_column(rows.schema.get_field_index("image"), "image", images)
+    return with_columns(rows, reject_reason=reasons, image=images)

@@ -1,4 +1,4 @@
-"""Adds `similarity`: how much a row looks like the positives, by the reference bank.
+"""Adds `similarity`: how much a row resembles the positives, by the reference bank.
 
 Knows nothing of Ray, files or selection.
 """
@@ -14,7 +14,7 @@ ADDS = ("similarity",)
 
 
 def score_batch(rows: pa.Table, bank: ReferenceBank) -> pa.Table:
-    """Adds `similarity`: similarity_B float32 in [-1, 1]; null where `embedding` is."""
+    """Adds `similarity`: similarity_B float32 in [-1, 1]; null if `embedding` is."""
     usable = rows["embedding"].is_valid()
     embedded = rows.filter(usable)
     similarity_B = np.full(rows.num_rows, np.nan, np.float32)

@@ -1,4 +1,4 @@
-"""What others would do with the same embeddings: logits of the held-out images, by scikit-learn.
+"""Baselines on the same embeddings, by scikit-learn: logits of the held-out images.
 
 Shapes: N training samples, M held-out samples, D embedding, H hidden, K things.
 """
@@ -21,10 +21,10 @@ _NEIGHBOURS = 5
 
 @dataclass(frozen=True)
 class Material:
-    """What a baseline may learn from, and what it is asked about.
+    """The training data of a baseline, and the images that it predicts.
 
     embeddings are L2-normalised. others: name -> embedding_ND of training images of other things
-    that `multi_label` knows besides.
+    that `multi_label` also learns.
     """
 
     positive_ND: Floats
@@ -46,20 +46,20 @@ def logistic(material: Material) -> Floats:
 
 
 def neighbours(material: Material) -> Floats:
-    """The mean of the 5 largest cosines to the positives: no negative at all."""
+    """The mean of the 5 largest cosines to the positives: no negatives."""
     cosine_MN = material.held_out_MD @ material.positive_ND.T
     k = min(_NEIGHBOURS, cosine_MN.shape[1])
     return _float32(np.partition(cosine_MN, -k, axis=1)[:, -k:].mean(axis=1))
 
 
 def one_class_svm(material: Material) -> Floats:
-    """RBF kernel, nu 0.05 (Scholkopf et al., Neural Computation 2001): no negative at all."""
+    """RBF kernel, nu 0.05 (Scholkopf et al., Neural Computation 2001): no negatives."""
     model = OneClassSVM(kernel="rbf", gamma="scale", nu=0.05).fit(material.positive_ND)
     return _float32(model.decision_function(material.held_out_MD))
 
 
 def multi_label(material: Material) -> Floats:
-    """A network that knows K things, a sigmoid each, and was shown nothing else.
+    """A network for K classes with one sigmoid each, trained without background.
 
     It answers "" where no sigmoid passes its threshold. One hidden layer of 256, binary
     cross-entropy; the logit is the one of the target.
@@ -76,7 +76,7 @@ def multi_label(material: Material) -> Floats:
         random_state=material.seed,
     )
     with warnings.catch_warnings():
-        # The number of passes is fixed: that the loss would go on falling is no news.
+        # The number of passes is fixed, so a warning about convergence is expected.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(scaler.transform(embedding_ND), labels_NK)
     hidden_MH = scaler.transform(material.held_out_MD) @ model.coefs_[0] + model.intercepts_[0]
@@ -85,7 +85,7 @@ def multi_label(material: Material) -> Floats:
 
 
 def _float32(logits_M: Floats) -> Floats:
-    """As the detector's logits come: thresholds are set between neighbours of this type."""
+    """The type of a detector's logits: thresholds are set between adjacent values of this type."""
     return logits_M.astype(np.float32)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline import storage
 from pipeline.build.driver import build
 from pipeline.config.schema import Config
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.schema import Split
 from study.photos import (
     Photo,
@@ -35,7 +35,7 @@ _ALL = 1_000_000  # val and test keep every negative
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Which images a model is trained on. beta 0 is uniform; near_share as of `thin_out`."""
+    """Which images a model is trained on. beta 0 is uniform; near_share: see `thin_out`."""
 
     seed: int
     near_share: float | None
@@ -46,19 +46,19 @@ class Choice:
 
     @property
     def stream(self) -> str:
-        """Names the images that are there to choose from."""
+        """Identifies the images to choose from."""
         return f"s{self.seed}_{'common' if self.near_share is None else 'rare'}"
 
     @property
     def name(self) -> str:
-        """Of the data set: budgets are generations of it."""
+        """The name of the data set; budgets are its generations."""
         mined = f"-m{self.mined_budget}" if self.mined_budget else ""
         return f"{self.stream}-n{self.num_positives}-b{self.beta:g}{mined}"
 
 
 @dataclass(frozen=True)
 class Built:
-    """A generation of a data set on disk, and the config that it is of."""
+    """A generation of a data set on disk, and its config."""
 
     config: Config
     generation: int
@@ -69,7 +69,7 @@ class Built:
 
 
 class DataSets:
-    """Builds what is asked for, once, into `out`/data."""
+    """Builds data sets into `out`/data, each once."""
 
     def __init__(self, settings: Settings, photos: Photos, out: Path) -> None:
         self._settings = settings
@@ -87,7 +87,7 @@ class DataSets:
         return list(self._stream(0, self._settings.near_share)[1].values()).count("train")
 
     def get(self, choice: Choice) -> Built:
-        """Builds it where it is not there. Raises what `build` raises."""
+        """Builds it if it does not exist. Raises what `build` raises."""
         config = self.config_of(choice)
         record = self.record_of(choice, f"{choice.budget}")
         if record.exists():
@@ -100,7 +100,7 @@ class DataSets:
         return Built(config, generation.number)
 
     def record_of(self, choice: Choice, what: str) -> Path:
-        """Where the number of a generation is kept: of a budget, or of what was mined."""
+        """The file with the number of a generation, of a budget or mined."""
         return self._out / "data" / f"{choice.name}.{what}.json"
 
     def stream_source(self, choice: Choice) -> str:
@@ -143,13 +143,13 @@ class DataSets:
         )
 
     def embeddings(self, built: Built) -> dict[str, NDArray[np.float16]]:
-        """content hash -> embedding_D, of every negative that a build has looked at."""
+        """content hash -> embedding_D, of every negative that a build has read."""
         found: dict[str, NDArray[np.float16]] = {}
         for source in built.config.sources:
             folder = f"embeddings/{source.name}"
             for name in storage.list_files(storage.join(built.root, folder), (".parquet",)):
-                table = manifest.read_table(
-                    built.root, f"{folder}/{name}", ("content_hash", "embedding")
+                table = Dataset(built.root).read_table(
+                    f"{folder}/{name}", ("content_hash", "embedding")
                 )
                 table = table.filter(table["embedding"].is_valid())
                 embedding_ND = embeddings_of(table)
@@ -167,7 +167,7 @@ class DataSets:
         }
 
     def _base_of(self, choice: Choice) -> Choice | None:
-        """The choice whose data set has embedded the same images already; None of the first."""
+        """The choice whose data set has already embedded the same images; None for the first."""
         uniform = replace(choice, beta=0.0, budget=self._settings.budgets[0], mined_budget=0)
         if choice.beta:
             return uniform
@@ -188,14 +188,14 @@ class DataSets:
         photos, seed = self._photos.positives, choice.seed
         splits = assign_splits(photos, seed=seed, shares=POSITIVE_SHARES)
         taken = take_positives(photos, splits, seed=seed, number=choice.num_positives)
-        # Not called `cats`: of another seed or number they are other images, which a cache of
-        # embeddings must not take for the same.
+        # Not just `cats`: another seed or number means other images, which a cache of
+        # embeddings must not confuse.
         return self._entry(f"cats_s{seed}_n{choice.num_positives}", taken, splits)
 
     def _entry(
         self, name: str, photos: Sequence[Photo], splits: Mapping[str, Split]
     ) -> dict[str, object]:
-        """An entry of the config, and the table that it names."""
+        """A source entry of the config, and its table."""
         path = self._out / "data" / f"{name}.parquet"
         if not path.exists():
             write_table(path, photos, splits, fractions=_FRACTIONS)

@@ -1,4 +1,4 @@
-"""The figure of a study: false positives over the number of positives, a line an arm."""
+"""The figure of a study: false positives over the number of positives, one line per arm."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from study.pooling import Case, Groups, Result, group_runs, pool_rate
 
-# Okabe and Ito's colours, which the colour-blind tell apart; markers do so, too.
+# Okabe and Ito's colours, distinct for the colour-blind; markers differ, too.
 _LOOKS = (("#0072B2", "o"), ("#E69F00", "s"), ("#D55E00", "D"), ("#009E73", "^"), ("#CC79A7", "v"))
 _BASELINE_COLOUR, _BASELINE_LINES = "#8a8a8a", ("-", "--", ":", "-.")
 _STYLE: dict[Any, Any] = {
@@ -32,7 +32,7 @@ _STEP = 0.09  # between arms that lie side by side; numbers of positives are 1 a
 
 @dataclass(frozen=True)
 class _Line:
-    """One arm's way through a panel."""
+    """The line of one arm in a panel."""
 
     arm: str
     is_baseline: bool
@@ -141,7 +141,7 @@ def _draw_line(
     shift: float | None,
     look: dict[str, Any],
 ) -> None:
-    """Rates with their intervals; without `shift` the rates alone."""
+    """Rates with their intervals; without `shift` only the rates."""
     pooled = [(numbers.index(number), pool_rate(runs, *strata)) for number, runs in line.points]
     known = [(x, rate) for x, rate in pooled if rate is not None]
     x = [place + (shift or 0) for place, _ in known]

@@ -1,4 +1,4 @@
-"""What a model says of the held-out images -> the numbers of one run.
+"""The metrics of one run, from the logits of the held-out images.
 
 Shapes: N samples of val and test, D embedding.
 """
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from study.datasets import HELD_OUT, TARGET, Built
 from study.photos import STRATA, strata_of
 from train.data.batches import read_eval_batches
@@ -33,11 +33,11 @@ class HeldOut:
     kinds_N: NDArray[np.str_]
     is_positive_N: Bools
     is_test_N: Bools
-    is_stream_N: Bools  # less the look-alikes that are held out beside it; positives are in it
+    is_stream_N: Bools  # without the extra held-out look-alikes; includes positives
     embedding_ND: NDArray[np.float32]
 
     def in_stratum(self, stratum: str) -> Bools:
-        """Which test negatives are in it; "stream" has those of the stream, in its mix."""
+        """The test negatives of a stratum; "stream" has those of the stream, in its mix."""
         is_negative_N = ~self.is_positive_N & self.is_test_N
         if stratum == "stream":
             return is_negative_N & self.is_stream_N
@@ -46,7 +46,7 @@ class HeldOut:
 
 
 def read_held_out(built: Built) -> HeldOut:
-    generation = manifest.read_generation(built.root, built.generation)
+    generation = Dataset(built.root).read_generation(built.generation)
     batches = read_eval_batches(
         built.root, generation, splits=("val", "test"), mode="head", preprocessing=None
     )

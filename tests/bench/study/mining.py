@@ -1,4 +1,4 @@
-"""Negatives of which half were mined: a model trained on the first half chooses the second."""
+"""Data sets whose negatives are half mined: a model trained on the first half mines the rest."""
 
 import json
 import shutil
@@ -6,14 +6,14 @@ from pathlib import Path
 
 from pipeline import storage
 from study.datasets import Built, Choice, DataSets
-from train.config.settings import TrainConfig
+from train.config import TrainConfig
 from train.evaluate.run import evaluate_run
 from train.loop.trainer import train
 from train.mining.scorer import mine_run
 
 
 def get_mined(data_sets: DataSets, choice: Choice, *, train_config: TrainConfig) -> Built:
-    """Build, train, calibrate, mine; where it is done already, only the generation is told.
+    """Build, train, calibrate, mine; if that is done already, only returns the generation.
 
     choice: `budget` negatives by similarity, then `mined_budget` more by the model.
     """

@@ -1,4 +1,4 @@
-"""The results as a page in Markdown: one row an arm, and how to read it."""
+"""The results as a Markdown page: tables with one row per arm, and notes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +25,7 @@ _MULTI_LABEL = "multi-label, no background"
 
 
 def markdown(results: Sequence[Result], settings: Settings) -> str:
-    """All arms, the ratios that the method is judged by, and how to read both."""
+    """All arms, their ratios to uniform sampling, and notes."""
     groups = group_runs(results)
     rare = {case: runs for case, runs in groups.items() if case.near_share is not None}
     paragraphs = [_opening(results, settings), *_summary(rare), "## All arms"]
@@ -75,7 +75,7 @@ def _stream_title(near_share: float | None, groups: Groups) -> str:
     tested = next(iter(groups.values()))[0]["tested"]
     sizes = ", ".join(f"{_TITLES[s]} {len(tested[s])}" for s in STRATA if s in tested)
     stream = "as the folders have them" if near_share is None else f"{near_share:.0%} of the stream"
-    return f"**Look-alikes {stream}.** Negatives held out a seed: {sizes}."
+    return f"**Look-alikes {stream}.** Negatives held out per seed: {sizes}."
 
 
 def _arms_table(groups: Groups) -> str:
@@ -128,21 +128,21 @@ def _ratio_table(groups: Groups) -> str:
 def _notes(results: Sequence[Result]) -> str:
     notes = [
         "Rates are pooled over seeds, alarms over images tested; intervals by a bootstrap over "
-        "both seeds and pictures (pigeonhole), Clopper-Pearson of 0 of the different pictures "
-        "where there was no alarm. `study.csv` has Clopper-Pearson for every run. The threshold "
+        "both seeds and pictures (pigeonhole), or Clopper-Pearson of 0 of the different pictures "
+        "if there was no alarm. `study.csv` has Clopper-Pearson for every run. The threshold "
         "of `TPR at threshold` is set on val so that the false-positive rate stays under alpha "
         f"{results[0]['alpha']:.2g} with 95 % confidence; ECE in the mix of val and test.",
-        "felids: near/ folders of tigers, lions and the like; others: the rest of near/. Training "
-        "negatives are expected to be as many in all arms of a budget; the realised mean is shown.",
+        "felids: near/ folders of tigers, lions and the like; others: the rest of near/. Arms "
+        "of a budget have the same expected number of training negatives; the mean is shown.",
     ]
     others = next((r["others"] for r in results if r.get("others")), None)
     if others:
         known = ", ".join(f"{kind} {number}" for kind, number in others.items())
         notes.append(
-            f"{_MULTI_LABEL}: one network with a sigmoid each for cat and for {known} (training "
-            "images, seed 0), shown nothing else. To the sigmoid of cat these others are "
-            f"negatives: {sum(others.values())} look-alikes, whatever the budget of other arms. "
-            "near/ is what it knows, far and ImageNet are what it does not."
+            f"{_MULTI_LABEL}: one network with one sigmoid each for cat and for {known} "
+            "(training images, seed 0), trained on nothing else. For the sigmoid of cat the others "
+            f"are negatives: {sum(others.values())} look-alikes, for any budget of other arms. It "
+            "has seen the kinds of near/, but not those of far and ImageNet."
         )
     return "\n\n".join(notes)
 

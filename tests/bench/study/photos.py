@@ -44,7 +44,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class Photos:
-    """All usable files; of equal bytes the first."""
+    """All usable files; of files with equal bytes only the first."""
 
     positives: tuple[Photo, ...]
     negatives: tuple[Photo, ...]
@@ -56,7 +56,7 @@ class Photos:
 
 
 def find_photos(root: str) -> Photos:
-    """Raises ConfigError without positives or without any negatives; tells of what is missing."""
+    """Raises ConfigError without positives or without any negatives; logs other missing folders."""
     seen: set[str] = set()
     by_folder = {name: _photos_in(root, name, seen) for name in (_POSITIVES, *_NEGATIVES)}
     positives = by_folder.pop(_POSITIVES)
@@ -67,7 +67,7 @@ def find_photos(root: str) -> Photos:
             _log.warning("%s: no image below %s/, the study goes on without", root, name)
     negatives = tuple(photo for photos in by_folder.values() for photo in photos)
     if not negatives:
-        raise ConfigError(f"{root}: no image below {', '.join(_NEGATIVES)}: nothing to tell apart")
+        raise ConfigError(f"{root}: no image below {', '.join(_NEGATIVES)}: nothing to compare")
     return Photos(positives, negatives)
 
 
@@ -113,7 +113,7 @@ def thin_out(
 def assign_splits(
     photos: Iterable[Photo], *, seed: int, shares: Mapping[Split, float]
 ) -> dict[str, Split]:
-    """Split by content hash, another for every seed; `shares` of each kind exactly, but rounding.
+    """Split by content hash, another for every seed; exactly `shares` of each kind, up to rounding.
 
     ImageNet is one kind, with an image or so of each class.
     """

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
-from train.metrics.intervals import clopper_pearson
 from train.metrics.ranking import Floats
 
 _NUM_RESAMPLES = 2000
@@ -35,8 +35,8 @@ def pool_rate(results: Sequence[Result], *strata: str) -> Pooled | None:
 
     The same picture is tested by several seeds, and seeds differ in split, draw and weights: both
     are resampled, independently (the pigeonhole bootstrap, Owen, Annals of Applied Statistics
-    2007), which is conservative. Where no picture raised an alarm that has no width; the interval
-    is then Clopper-Pearson's of 0 of as many as there are different pictures.
+    2007), which is conservative. Without any alarm it has no width; the interval is
+    then Clopper-Pearson's for 0 of the number of different pictures.
     """
     counts = _Counts.of(results, strata)
     if counts is None:
@@ -44,7 +44,7 @@ def pool_rate(results: Sequence[Result], *strata: str) -> Pooled | None:
     num_alarms, n = int(counts.alarms_RP.sum()), int(counts.tested_RP.sum())
     num_images = counts.tested_RP.shape[1]
     if num_alarms == 0:
-        low, high = clopper_pearson(0, num_images)
+        low, high = binomtest(0, num_images).proportion_ci(method="exact")
     else:
         low, high = _interval(counts.rates(*_weights(counts.tested_RP.shape)))
     return Pooled(num_alarms / n, low, high, num_alarms, n, num_images)
@@ -55,7 +55,7 @@ def pool_ratio(
 ) -> Pooled | None:
     """The rate of one arm over that of another, resampled together: same seeds, same pictures.
 
-    None where the other arm raised no alarm. One half is added to both numbers of alarms.
+    None if the other arm raised no alarm. Adds one half to both numbers of alarms.
     """
     counts = _Counts.of([*results, *baseline], (stratum,))
     if counts is None or len(results) != len(baseline):
@@ -84,7 +84,7 @@ class _Counts:
 
     @classmethod
     def of(cls, results: Sequence[Result], strata: Sequence[str]) -> "_Counts | None":
-        """None where a run lacks one of the strata."""
+        """None if a run lacks one of the strata."""
         if not results or any(each not in r["tested"] for r in results for each in strata):
             return None
         tested = [_images_of(result, "tested", strata) for result in results]
@@ -136,7 +136,7 @@ def _interval(values_B: Floats) -> tuple[float, float]:
 
 
 def mean_of(results: Sequence[Result], *path: str) -> float | None:
-    """The mean over runs of a number that lies at `path`; None where one lacks it."""
+    """The mean over runs of the number at `path`; None if a run lacks it."""
     values = []
     for result in results:
         value: Any = result
@@ -149,7 +149,7 @@ def mean_of(results: Sequence[Result], *path: str) -> float | None:
 
 
 class Case(NamedTuple):
-    """What runs have in common that differ in their seed alone."""
+    """What runs that only differ in their seed have in common."""
 
     arm: str
     near_share: float | None

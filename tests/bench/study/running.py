@@ -1,4 +1,4 @@
-"""Does the runs of a study one by one and keeps what each gives."""
+"""Performs the runs of a study one by one and keeps their results."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import storage
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from pipeline.telemetry.progress import Progress
 from study.baselines import BASELINES, Material
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Study:
-    """What every run needs."""
+    """Inputs of every run."""
 
     settings: Settings
     photos: Photos
@@ -41,7 +41,7 @@ class Study:
 
 
 def run_study(settings: Settings, photos: Photos, out: Path) -> list[dict[str, Any]]:
-    """The results of all runs, in their order; those that are kept are only read."""
+    """The results of all runs, in order; kept results are read, not computed again."""
     _claim(out, settings, photos)
     study = Study(settings, photos, out, DataSets(settings, photos, out))
     runs = plan_runs(
@@ -62,7 +62,7 @@ def run_study(settings: Settings, photos: Photos, out: Path) -> list[dict[str, A
 
 
 def _claim(out: Path, settings: Settings, photos: Photos) -> None:
-    """Raises ConfigError where the folder has the data sets of other photographs or settings."""
+    """Raises ConfigError if the folder has data sets of other photographs or settings."""
     inputs = (photos.fingerprint, settings.near_share, settings.pilot, settings.encoder,
               settings.image_size)  # fmt: skip
     ours, path = json.dumps(inputs, sort_keys=True), out / "data" / "of.json"
@@ -112,7 +112,7 @@ def _build(study: Study, run: Run, name: str) -> Built:
 
 
 def _train_and_predict(study: Study, run: Run, built: Built, name: str) -> Floats:
-    """logits_N of the held-out images, in the order of the shards; leaves no run behind."""
+    """logits_N of the held-out images, in the order of the shards; removes the run."""
     path = study.out / "train" / name
     train_config = run.train_config(study.settings, path)
     train_config = train_config.model_copy(update={"generation": built.generation})
@@ -125,7 +125,7 @@ def _train_and_predict(study: Study, run: Run, built: Built, name: str) -> Float
 
 
 def _material(study: Study, run: Run, built: Built, held_out: HeldOut) -> Material:
-    generation = manifest.read_generation(built.root, built.generation)
+    generation = Dataset(built.root).read_generation(built.generation)
     batches = read_eval_batches(
         built.root, generation, splits=("train",), mode="head", preprocessing=None
     )
@@ -154,17 +154,17 @@ def _others(study: Study, run: Run, built: Built) -> dict[str, Floats]:
 
 
 def _trained_on(built: Built, run: Run) -> dict[str, Any]:
-    """How many negatives there really were, and the share of look-alikes among them."""
+    """The actual number of negatives, and the share of look-alikes among them."""
     if run.arm.negatives in ("none", "others"):
         return {"num_negatives": 0, "near_in_training": None}
-    generation = manifest.read_generation(built.root, built.generation)
+    generation = Dataset(built.root).read_generation(built.generation)
     kinds = [
         kind
         for shard in generation.shards
         if shard.split == "train" and not shard.label
-        for kind in manifest.read_sidecar(built.root, shard, ("class_name",))[
-            "class_name"
-        ].to_pylist()
+        for kind in Dataset(built.root)
+        .read_sidecar(shard, ("class_name",))["class_name"]
+        .to_pylist()
     ]
     num_near = sum("near" in strata_of(kind) for kind in kinds)
     return {"num_negatives": len(kinds), "near_in_training": num_near / len(kinds)}

@@ -1,7 +1,7 @@
-"""The runs of a study: which there are, and how each is done.
+"""The runs of a study and their settings.
 
-A run is an arm with a seed, a number of positives and a budget of negatives. What it gives is kept
-in `out`/runs by a hash of its settings, and not done again.
+A run is an arm with a seed, a number of positives and a budget of negatives. Its results are
+kept in `out`/runs by a hash of its settings, and not computed again.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -13,11 +13,11 @@ from pipeline.errors import ConfigError
 from study.baselines import BASELINES
 from study.datasets import Choice
 from study.settings import Settings
-from train.config.settings import TrainConfig
+from train.config import TrainConfig
 
 Negatives = Literal["uniform", "weighted", "mined", "none", "others"]
 _FINETUNED = "finetuned"
-# Settings that say which runs there are, and of none how it goes.
+# Settings that select runs but do not affect their results.
 _AXES = (
     "seeds", "positives", "budgets", "betas", "corrections", "has_mined", "baselines",
     "near_share", "common_positives", "finetune_positives",
@@ -26,7 +26,7 @@ _AXES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One way to a model. `baseline` names one of BASELINES; else it is infineg's trainer."""
+    """A way to make a model: one of BASELINES by name, else infineg's trainer."""
 
     negatives: Negatives
     beta: float = 0.0
@@ -57,16 +57,16 @@ _BASELINE_NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """budget: training negatives that are expected; 0 where an arm takes none."""
+    """budget: the expected number of training negatives; 0 for arms without negatives."""
 
     arm: Arm
     seed: int
-    near_share: float | None  # in the stream; None: as of the folders
+    near_share: float | None  # in the stream; None: that of the folders
     num_positives: int
     budget: int
 
     def choice(self, first_budget: int) -> Choice:
-        """The images that it is trained or, without negatives, measured on."""
+        """The images that it is trained on or, without negatives, measured on."""
         budget = self.budget or first_budget
         mined_budget = budget // 2 if self.arm.negatives == "mined" else 0
         return Choice(
@@ -79,7 +79,7 @@ class Run:
         )
 
     def key(self, settings: Settings, photos: str) -> str:
-        """Of all that the result depends on."""
+        """A hash of all that the result depends on."""
         kept = asdict(settings)
         for axis in _AXES:
             del kept[axis]
@@ -113,10 +113,10 @@ class Run:
 def plan_runs(
     settings: Settings, *, num_train_positives: int, num_train_negatives: int
 ) -> list[Run]:
-    """All runs, those that take longest last. Budgets over what there is are left out.
+    """All runs, the longest last. Leaves out budgets larger than the stream.
 
-    Mining is done at the smallest budget where look-alikes are rare. What knows the look-alikes
-    is measured where they are not: elsewhere nearly all that it was trained on is held out.
+    Mining is done at the smallest budget with rare look-alikes. The baseline that knows the
+    look-alikes is measured with common ones: else nearly all its training images are held out.
     """
     budgets = [budget for budget in settings.budgets if budget < num_train_negatives]
     if not budgets:

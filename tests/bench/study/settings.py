@@ -1,21 +1,21 @@
-"""What a study varies, and what it keeps."""
+"""Settings of a study."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.dataset.schema import Split
 
-# Of the stream of negatives, of each kind. Many are held out, for intervals; the rest is the pool
-# to choose from. The config's `split` says the same, since the plan counts with it.
+# Shares of each kind of the stream of negatives. Many are held out, for narrow intervals; the rest
+# is the pool to choose from. The config's `split` is the same, since the plan uses it.
 NEGATIVE_SHARES: dict[Split, float] = {"val": 0.15, "test": 0.35}
-# Of the positives: val and test in the proportion of the negatives, so that both have one mix.
+# Shares of the positives, in the proportion of the negatives, so that val and test have one mix.
 POSITIVE_SHARES: dict[Split, float] = {"val": 0.09, "test": 0.21}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """One study. `positives`: numbers of training positives, in the order in which they are done;
-    one over what there is means all.
+    """One study. `positives`: numbers of training positives, in the order of the runs; a number
+    above the available one means all.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -25,11 +25,11 @@ class Settings:
     corrections: tuple[str, ...] = ("weight", "none")
     has_mined: bool = True
     baselines: tuple[str, ...] = ("logistic", "neighbours", "one_class_svm", "multi_label")
-    # Share of near/ in the stream that is chosen from: in what comes along, look-alikes are rare.
-    # All that is left of near/ is held out.
+    # Share of near/ in the stream of candidates: in real streams look-alikes are rare. The rest of
+    # near/ is held out.
     near_share: float = 0.02
-    # Numbers of positives for which there also is a stream with its part of all of near/, on which
-    # `multi_label` is measured, too.
+    # Numbers of positives that are also run with all of near/ in the stream; `multi_label` is
+    # measured there.
     common_positives: tuple[int, ...] = (200,)
     pilot: int = 1000  # candidates that fix the scale of the inclusion probabilities
     steps: int = 300  # of the head, of `batch_size` samples
@@ -44,7 +44,7 @@ class Settings:
 
 
 def quick(settings: Settings) -> Settings:
-    """The smallest study that goes every way but finetuning and mining."""
+    """The smallest study with every kind of arm but finetuning and mining."""
     return replace(
         settings,
         seeds=settings.seeds[:1],

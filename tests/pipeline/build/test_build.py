@@ -10,7 +10,7 @@ import pytest
 from conftest import Built
 from pipeline import storage
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.keys import unit_hash
 from pipeline.dataset.metadata import add_counts
 from pipeline.dataset.shards import count_rows
@@ -29,7 +29,7 @@ from support.corpus import odd_but_usable, unusable
 def ledger_of(built: Built, name: str) -> list[dict[str, Any]]:
     source = next(s for s in built.generation.sources if s.name == name)
     (ledger,) = source.ledger
-    rows: list[dict[str, Any]] = manifest.read_table(str(built.root), ledger.path).to_pylist()
+    rows: list[dict[str, Any]] = Dataset(str(built.root)).read_table(ledger.path).to_pylist()
     return rows
 
 
@@ -43,7 +43,7 @@ def test_counts_add_up_in_ledgers_sources_shards_and_generation(built: Built) ->
     generation = built.generation
     for source in generation.sources:
         (ledger,) = source.ledger
-        rows = manifest.read_table(str(built.root), ledger.path)
+        rows = Dataset(str(built.root)).read_table(ledger.path)
         counts = count_rows(rows)
         assert counts.adds_up()
         assert counts == source.counts
@@ -93,7 +93,7 @@ def test_each_sample_is_seen_once_and_each_selected_key_is_in_one_shard(built: B
 
 def test_shards_hold_one_source_split_and_label_at_most_so_many_samples(built: Built) -> None:
     for shard in built.generation.shards:
-        rows = manifest.read_sidecar(str(built.root), shard)
+        rows = Dataset(str(built.root)).read_sidecar(shard)
         for column, value in (
             ("source", shard.source), ("split", shard.split), ("label", shard.label),
         ):  # fmt: skip
@@ -105,12 +105,12 @@ def test_shards_hold_one_source_split_and_label_at_most_so_many_samples(built: B
 
 def test_inclusion_probability_follows_from_plan_and_similarity(built: Built) -> None:
     rows = sidecar_rows(built.root)
-    reference = manifest.read_reference_info(str(built.root))
+    reference = Dataset(str(built.root)).read_reference()
     assert reference is not None
     selection = built.config.selection
     seen = Counter[str]()
     for row in rows.drop_columns(["embedding"]).to_pylist():
-        plan = manifest.read_plan(str(built.root), row["source"])
+        plan = Dataset(str(built.root)).read_plan(row["source"])
         assert plan is not None
         weight = pc.exp(selection.beta * (row["similarity"] - reference.median)).as_py()
         if row["label"]:
@@ -143,7 +143,7 @@ def test_the_very_bytes_of_a_positive_are_no_negative(built: Built) -> None:
 def test_unlabelled_lookalikes_are_in_quarantine_with_their_image_and_in_no_shard(
     built: Built,
 ) -> None:
-    reference = manifest.read_reference_info(str(built.root))
+    reference = Dataset(str(built.root)).read_reference()
     assert reference is not None
     rows = ledger_of(built, "strays")
     for row in rows:
@@ -157,7 +157,7 @@ def test_unlabelled_lookalikes_are_in_quarantine_with_their_image_and_in_no_shar
     for file in built.generation.quarantine:
         assert file.source == "strays", "the others are verified to show no cat"
         tar = storage.read_bytes(storage.join(str(built.root), file.path))
-        sidecar = manifest.read_table(str(built.root), file.sidecar_path)
+        sidecar = Dataset(str(built.root)).read_table(file.sidecar_path)
         columns = (sidecar[name].to_pylist() for name in ("key", "tar_offset", "tar_size"))
         for key, offset, size in zip(*columns, strict=True):
             found[key] = tar[offset : offset + size]

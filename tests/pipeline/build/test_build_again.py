@@ -7,7 +7,7 @@ import pytest
 from conftest import Built
 from pipeline.build.driver import build
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import add_counts
 from pipeline.errors import ConfigError
 from support.builds import (
@@ -44,7 +44,7 @@ def test_sources_added_one_by_one_by_other_workers_give_the_same_bytes(
     assert {n for n, stamp in kept.items() if stamp != then[n]} == derived
     assert kept.keys() == then.keys(), "an old file is gone"
     assert second.shards[: len(first.shards)] == first.shards
-    assert manifest.read_generation(str(root), 1) == first
+    assert Dataset(str(root)).read_generation(1) == first
     assert second.counts == built.generation.counts
     assert verify_dataset(str(root)).problems == []
 
@@ -62,11 +62,11 @@ def test_second_build_repairs_what_a_crash_after_the_commit_left_behind(
     built: Built, tmp_path: Path
 ) -> None:
     root = copy_dataset(built.root, tmp_path / "data")
-    info = manifest.require_info(str(root))
-    manifest.write_info(str(root), info.model_copy(update={"latest_generation": 0}))
+    info = Dataset(str(root)).read_info()
+    Dataset(str(root)).write_info(info.model_copy(update={"latest_generation": 0}))
     (root / "_info.json").unlink()
     left = [
-        root / f"{manifest.part_stem('squares', 1, 0, 0)}.json",
+        root / "parts/squares/000001/000000-000000.json",
         root / "shards/train/squares-000099.tar",
         root / ".tmp-half",
     ]
@@ -76,7 +76,7 @@ def test_second_build_repairs_what_a_crash_after_the_commit_left_behind(
     _, is_new = build(config_of(root, built.entries))
     assert not is_new
     assert [path for path in left if path.exists()] == []
-    assert manifest.require_info(str(root)).latest_generation == 1
+    assert Dataset(str(root)).read_info().latest_generation == 1
     assert verify_dataset(str(root)).problems == []
 
 
@@ -100,7 +100,7 @@ def test_source_that_left_the_config_leaves_the_next_generation(
     assert second.counts == add_counts(s.counts for s in second.sources)
     changed = {name for name, stamp in before.items() if stamps(root).get(name) != stamp}
     assert changed == {"dataset.json", "_info.json"}, "no shard is touched"
-    assert manifest.read_generation(str(root), 1) == built.generation
+    assert Dataset(str(root)).read_generation(1) == built.generation
     assert verify_dataset(str(root)).problems == []
 
 
@@ -144,8 +144,8 @@ def test_reweighted_source_is_drawn_anew_under_new_names(built: Built, tmp_path:
 
 def test_other_encoder_weights_are_refused(built: Built, tmp_path: Path) -> None:
     root = copy_dataset(built.root, tmp_path / "data")
-    info = manifest.require_info(str(root))
-    manifest.write_info(str(root), info.model_copy(update={"encoder": "other:0123:last:64px"}))
+    info = Dataset(str(root)).read_info()
+    Dataset(str(root)).write_info(info.model_copy(update={"encoder": "other:0123:last:64px"}))
     more = [*built.entries, squares("more", num_pictures=10, seed=3)]
     with pytest.raises(ConfigError, match=r"embedded by other:0123.*this would be timm/test_eff"):
         build_inline(config_of(root, more))

@@ -9,12 +9,12 @@ import pytest
 from conftest import Built
 from pipeline import storage
 from pipeline.config.schema import Config
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.lease import lease_uri
 from support.builds import build_inline, config_of, file_hashes, write_config
 from support.processes import kill_session, run_infineg, start_infineg, wait_until
 from train.cli import main
-from train.config.settings import load_train_config
+from train.config import load_train_config
 from train.loop.trainer import train
 
 
@@ -65,7 +65,7 @@ def test_data_set_on_s3_grows_is_verified_and_trained_on(
     assert "good." in call(capsys, "verify", s3_root)
     status = json.loads(call(capsys, "status", s3_root, "--json"))
     assert status["counts"]["selected"] == built.generation.counts.selected
-    assert manifest.require_info(s3_root).latest_generation == 2
+    assert Dataset(s3_root).read_info().latest_generation == 2
     assert losses(config, tmp_path / "s3") == losses(built.config, tmp_path / "local")
 
 

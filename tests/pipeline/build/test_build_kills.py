@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.lease import lease_uri
 from pipeline.dataset.metadata import PartRecord
 from support.builds import build_inline, config_of, file_hashes, squares, write_config, write_inputs
@@ -81,8 +81,8 @@ def assert_as_undisturbed(build: KilledBuild, events: Events, expected: Undistur
     assert file_hashes(events.root) == expected.hashes
     assert verify_dataset(events.root).problems == []
     assert garbage_in(events.root) == []
-    assert repeated_work(build, events.look()) == []
-    assert manifest.require_info(events.root).latest_generation > 1
+    assert repeated_work(build, events.poll()) == []
+    assert Dataset(events.root).read_info().latest_generation > 1
 
 
 def leave_garbage(root: Path) -> None:

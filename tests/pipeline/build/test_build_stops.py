@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from support.builds import (
     build_inline,
     config_of,
@@ -18,7 +18,7 @@ from support.builds import (
 from support.processes import run_infineg
 
 BUGGY_SOURCE = """
-from pipeline.records import Partition, RawSample
+from pipeline.dataset.schema import Partition, RawSample
 from pipeline.sources.generated.squares import Params, toy
 
 
@@ -53,7 +53,7 @@ def test_a_bug_in_a_source_stops_the_run_with_a_traceback(tmp_path: Path) -> Non
     assert "Traceback" in output
     assert "ZeroDivisionError" in output
     assert "buggy.py" in output
-    assert manifest.latest_generation_number(config.output.path) == 0
+    assert Dataset(config.output.path).latest_number() == 0
 
 
 @pytest.mark.timeout(120)
@@ -75,7 +75,7 @@ def test_too_many_rejects_stop_the_run_and_a_raised_limit_resumes_it(tmp_path: P
         r"\(unreadable 20, truncated 15\), limit 20%\. Example: .*/pictures/\d+\.jpg\.",
         output,
     ), output
-    parts = list(manifest.iterate_part_records(config.output.path, "cats", 1))
+    parts = list(Dataset(config.output.path).iterate_parts("cats", 1))
     assert len(parts) == 1, "what was good is committed"
     raised = {**entry, "max_reject_fraction": 0.3}
     generation = build_inline(config_of(tmp_path / "data", [raised], selection={"pilot": 40}))

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset import manifest
+from pipeline.dataset.dataset import Dataset, round_folder
 from pipeline.dataset.dedup import SeenImages
 from pipeline.dataset.status import read_running
 from support.builds import build_inline, config_of, squares
@@ -82,13 +82,13 @@ def rounds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
     for number in (500, 3000):
         root = tmp_path_factory.mktemp("parts")
         write_part_records(root, number)
-        manifest.write_plan(str(root), plan_of(2 * number))
+        Dataset(str(root)).write_plan(plan_of(2 * number))
         roots[number] = str(root)
     return roots
 
 
 def scan(root: str) -> None:
-    for _ in manifest.iterate_part_records(root, SOURCE, 1):
+    for _ in Dataset(root).iterate_parts(SOURCE, 1):
         pass
 
 
@@ -105,10 +105,10 @@ def test_memory_holds_the_names_of_parts_and_not_their_records(
 
 def test_records_come_in_the_order_of_spans(tmp_path: Path) -> None:
     write_part_records(tmp_path, 3)
-    folder = tmp_path / manifest.round_folder(SOURCE, 1)
+    folder = tmp_path / round_folder(SOURCE, 1)
     content = (folder / "000000-000000.json").read_text().replace('"span": 0', '"span": 1000000')
     (folder / "1000000-000000.json").write_text(content)
-    spans = [record.span for record in manifest.iterate_part_records(str(tmp_path), SOURCE, 1)]
+    spans = [record.span for record in Dataset(str(tmp_path)).iterate_parts(SOURCE, 1)]
     assert spans == [0, 1, 2, 1_000_000]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.config.schema import Config
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation
 from pipeline.errors import ConfigError
 from support.builds import (
@@ -51,9 +51,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_long_source_ends_a_generation_every_so_many_candidates(whole: Path) -> None:
     root = str(whole)
-    generation = manifest.read_generation(root)
+    generation = Dataset(root).read_generation()
     reads = [
-        record_of(manifest.read_generation(root, n), "squares").counts.read
+        record_of(Dataset(root).read_generation(n), "squares").counts.read
         for n in range(1, generation.number + 1)
     ]
     assert reads[0] == 1000
@@ -78,17 +78,17 @@ def test_interrupted_rounds_go_on_with_the_next_one(whole: Path, tmp_path: Path)
     """The process ends between two generations, with an error that a later run does not meet."""
     config = rounds_config(tmp_path / "data")
     with pytest.MonkeyPatch.context() as patch:
-        commit = manifest.commit_generation
+        commit = Dataset.commit_generation
 
-        def stop_after_two(root: str, generation: Generation) -> None:
-            commit(root, generation)
+        def stop_after_two(dataset: Dataset, generation: Generation) -> None:
+            commit(dataset, generation)
             if generation.number == 2:
                 raise KeyboardInterrupt
 
-        patch.setattr(manifest, "commit_generation", stop_after_two)
+        patch.setattr(Dataset, "commit_generation", stop_after_two)
         with pytest.raises(KeyboardInterrupt):
             build_inline(config)
-    assert manifest.latest_generation_number(config.output.path) == 2
+    assert Dataset(config.output.path).latest_number() == 2
     build_inline(config)
     kept = (*FILES, "generations/")
     assert file_hashes(tmp_path / "data", kept) == file_hashes(whole, kept)
@@ -120,7 +120,7 @@ def test_budget_in_bytes_is_met(tmp_path: Path) -> None:
     rows = [
         size
         for shard in shards
-        for size in manifest.read_sidecar(config.output.path, shard)["tar_size"].to_pylist()
+        for size in Dataset(config.output.path).read_sidecar(shard)["tar_size"].to_pylist()
     ]
     assert sum(rows) == pytest.approx(300_000, rel=0.15)
 
@@ -149,13 +149,13 @@ def test_followed_source_makes_generations_until_it_is_interrupted(tmp_path: Pat
         assert process.wait(timeout=30) == 130, log.read_text()
     finally:
         kill_session(process)
-    generation = manifest.read_generation(str(root))
+    generation = Dataset(str(root)).read_generation()
     assert record_of(generation, "endless").counts.read > 3 * 600
     assert record_of(generation, "squares").counts.read == 3000, "what ends is read once"
     assert verify_dataset(str(root)).problems == []
     # A plain build finishes what was begun, and comes to what one budget more would have given.
     finished = build_inline(config)
-    plan = manifest.read_plan(str(root), "endless")
+    plan = Dataset(str(root)).read_plan("endless")
     assert plan is not None
     assert record_of(finished, "endless").num_partitions == plan.num_partitions
     assert plan.num_partitions % plan.partitions_per_budget == 0
@@ -167,7 +167,7 @@ def test_nothing_to_follow_is_a_mistake(tmp_path: Path) -> None:
 
 
 def test_shards_are_full_within_a_round(whole: Path) -> None:
-    generation = manifest.read_generation(str(whole))
+    generation = Dataset(str(whole)).read_generation()
     train = [s for s in generation.shards if (s.source, s.split) == ("squares", "train")]
     full = [shard for shard in train if shard.num_samples == SAMPLES_PER_SHARD]
     assert len(full) / len(train) > 0.6

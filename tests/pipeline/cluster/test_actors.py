@@ -1,4 +1,4 @@
-"""Actors that embed for all workers: the same bytes, also when one is killed; what is refused."""
+"""Actors that embed for all workers: same bytes, also when one is killed; refused settings."""
 
 import logging
 import os
@@ -20,7 +20,8 @@ from pipeline.cluster.actors import EncoderActors
 from pipeline.cluster.placement import Node, Placement, place
 from pipeline.cluster.ray_data import open_cluster
 from pipeline.config.build import BuildConfig
-from pipeline.config.schema import Config, EncoderConfig
+from pipeline.config.encoder import EncoderConfig
+from pipeline.config.schema import Config
 from pipeline.curate.verify import verify_dataset
 from pipeline.encoders.networks import crop_pixels
 from pipeline.encoders.runtimes import PreparedEncoder, prepare_encoder
@@ -60,7 +61,7 @@ def entries() -> list[dict[str, Any]]:
 
 
 @pytest.mark.timeout(150)
-def test_data_set_is_the_same_whoever_embeds(tmp_path: Path) -> None:
+def test_data_set_is_the_same_with_actors(tmp_path: Path) -> None:
     build_inline(config_of(tmp_path / "fused", entries()))
     config = config_of(tmp_path / "actors", entries(), build={**ON_CPUS, "actors": 2})
     build(config)
@@ -105,14 +106,16 @@ def actor_of(session: int) -> int:
 def test_gpus_that_ray_does_not_have_are_refused_before_work(tmp_path: Path) -> None:
     settings = {"embed_on": "actors", "actors": 2}
     config = config_of(tmp_path / "data", entries(), build=settings)
-    with pytest.raises(ConfigError, match=r"wants 2 of 1 GPUs.* Ray reports 0 GPUs and \d+ CPUs\."):
+    with pytest.raises(
+        ConfigError, match=r"2 actors of 1 GPUs.* Ray reports 0 GPUs and \d+ CPUs\."
+    ):
         build(config)
     assert list((tmp_path / "data").rglob("*.json")) == []
 
 
 @pytest.mark.timeout(90)
 def test_worker_waits_rather_than_fill_the_object_store() -> None:
-    class SlowActor:  # in here for Ray to send its code along
+    class SlowActor:  # in here, and Ray sends its code along
         """Takes its time, and says which batch it was."""
 
         def embed(self, _: object, pixels_BCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -125,8 +128,8 @@ def test_worker_waits_rather_than_fill_the_object_store() -> None:
     with open_cluster(BuildConfig(workers=1, object_store_gb=0.1)):
         remote: Any = ray.remote(SlowActor)
         runtime = EncoderActors((remote.remote(),), []).open()
-        begun = [runtime.begin(batch) for batch in batches]
-        assert all((wait() == number).all() for number, wait in enumerate(begun))
+        pending = [runtime.submit(batch) for batch in batches]
+        assert all((wait() == number).all() for number, wait in enumerate(pending))
         with pytest.raises(ConfigError, match=r"^no such weights here$"):
             runtime.embed(batches[0] + 50)
         assert sum(batch.nbytes for batch in batches) > 200e6, "twice the store"
@@ -163,7 +166,7 @@ def test_actors_and_workers_are_as_many_as_the_machines_have_room_for(
     assert placed(onnx_encoder, *cluster, **on_cpus, actors=3) == Placement(9, 3)
 
 
-def test_workers_embed_where_nobody_asked_for_gpus_or_there_are_none(
+def test_workers_embed_if_no_gpus_are_asked_for_or_there_are_none(
     torch_encoder: PreparedEncoder, onnx_encoder: PreparedEncoder
 ) -> None:
     assert placed(torch_encoder, CPU_NODE) == Placement(8, 0), "a laptop"
@@ -205,9 +208,9 @@ def test_settings_that_contradict_each_other_are_refused(onnx_encoder: PreparedE
         placed(onnx_encoder, CPU_NODE, GPU_NODE, embed_on="actors")
     with pytest.raises(ValidationError, match=r"gpus_per_worker is 0\.5: leave it out"):
         BuildConfig(embed_on="actors", gpus_per_worker=0.5)
-    with pytest.raises(ValidationError, match="a part of one GPU, or whole ones"):
+    with pytest.raises(ValidationError, match="a fraction of one GPU, or whole GPUs"):
         BuildConfig(gpus_per_actor=1.5)
-    with pytest.raises(ValidationError, match="precision bf16 is of PyTorch alone"):
+    with pytest.raises(ValidationError, match="only PyTorch has precision bf16"):
         EncoderConfig(precision="bf16", runtime="onnxruntime")
 
 
@@ -216,7 +219,7 @@ def test_bf16_is_another_fingerprint_and_nearly_the_same_embedding(
 ) -> None:
     settings = {**ENCODER, "runtime": "auto", "precision": "bf16"}
     prepared = prepare_encoder(EncoderConfig(**settings), gpus_per_worker=0)  # type: ignore[arg-type]
-    assert ":torch-bf16:" in prepared.fingerprint, "auto is PyTorch, which alone has it"
+    assert ":torch-bf16:" in prepared.fingerprint, "auto is PyTorch, the only runtime with bf16"
     assert prepared.fingerprint.replace("bf16", "fp32") == torch_encoder.fingerprint
     pixels = np.stack(
         [
@@ -232,7 +235,7 @@ def test_bf16_is_another_fingerprint_and_nearly_the_same_embedding(
         for extra in ({}, {"precision": "bf16"})
     )
     assert half == {**plain, "precision": "bf16"}
-    assert "precision" not in plain, "or no data set of before could be added to"
+    assert "precision" not in plain, "or older data sets could not be extended"
 
 
 def test_config_without_these_settings_is_what_it_was(tmp_path: Path) -> None:

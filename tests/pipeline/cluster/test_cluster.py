@@ -1,14 +1,19 @@
-"""A Ray of our own; what Ray says of dead machines is a message, what it says of code is a bug."""
+"""A local Ray: errors that it reports of machines and of code, and errors of workers."""
 
+from collections.abc import Iterator
+
+import pyarrow as pa
 import pytest
 from ray.exceptions import NodeDiedError, RayTaskError
 
 from pipeline.cluster.ray_data import named_deaths, open_cluster
 from pipeline.config.build import BuildConfig
-from pipeline.errors import InfinegError
+from pipeline.dataset.lease import Held
+from pipeline.errors import InfinegError, TooManyRejects
+from pipeline.worker.span import ReadTask
 
 
-def test_death_of_a_node_tells_how_to_go_on() -> None:
+def test_death_of_a_node_says_how_to_go_on() -> None:
     with pytest.raises(InfinegError, match=r"again: it resumes\. Ray says: node-7"), named_deaths():
         raise NodeDiedError("node-7 is gone")
 
@@ -26,6 +31,29 @@ def test_cluster_of_others_on_this_machine_is_not_joined(monkeypatch: pytest.Mon
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     with open_cluster(BuildConfig(workers=3)) as cluster:
         assert cluster.num_workers == 3
+
+
+@pytest.mark.timeout(120)
+def test_error_of_a_worker_is_raised_as_it_was_there() -> None:
+    def make() -> str:  # in here, and Ray sends its code along
+        return "worker"
+
+    def fail_to_make() -> str:
+        raise Held("no worker")
+
+    def run(worker: str, task: ReadTask) -> Iterator[pa.Table]:
+        yield pa.table({"by": [worker], "task": [task.source]})
+        if task.source == "bad":
+            raise TooManyRejects("all of it")
+
+    good, bad = (ReadTask(source=name, partitions=()) for name in ("good", "bad"))
+    with open_cluster(BuildConfig(workers=1)) as cluster:
+        tables = list(cluster.map(run, [good, good], make_worker=make))
+        assert [table.to_pylist() for table in tables] == [[{"by": "worker", "task": "good"}]] * 2
+        with pytest.raises(TooManyRejects, match=r"^all of it$"):
+            list(cluster.map(run, [bad], make_worker=make))
+        with pytest.raises(Held, match=r"^no worker$"):
+            list(cluster.map(run, [good], make_worker=fail_to_make))
 
 
 def test_cluster_that_cannot_be_joined_is_named_with_what_to_look_at(

@@ -72,13 +72,13 @@ class Build:
 
 
 def num_parts(events: S3Events) -> int:
-    return sum(e.startswith("+parts/squares/") and e.endswith(".json") for e in events.look())
+    return sum(e.startswith("+parts/squares/") and e.endswith(".json") for e in events.poll())
 
 
 def assert_as_undisturbed(events: S3Events, expected: Undisturbed) -> None:
     assert file_hashes(events.root) == expected.hashes
     assert verify_dataset(events.root).problems == []
-    written = [e for e in events.look() if e.startswith("+parts/") and e.endswith(".json")]
+    written = [e for e in events.poll() if e.startswith("+parts/") and e.endswith(".json")]
     assert len(written) == len(set(written)), "a part that was committed is not built again"
 
 
@@ -130,7 +130,7 @@ def test_gpus_are_refused_or_waited_for_as_the_cluster_can_grow_or_not(
                 assert command.wait(timeout=60) == 2
         finally:
             kill_session(command)
-    assert "wants 1 of 1 GPUs and 1 CPUs" in log.read_text()
+    assert "needs 1 actors of 1 GPUs and 1 CPUs" in log.read_text()
     assert "Ray reports 0 GPUs and 1 CPUs" in log.read_text()
     assert (tmp_path / "data/generations").exists() == has_autoscaler
 
@@ -162,7 +162,7 @@ def test_a_build_whose_head_is_killed_resumes_on_another_cluster(
 
 
 def test_a_training_goes_on_with_the_worker_that_is_left(net: Network, tmp_path: Path) -> None:
-    """Of two, on two nodes; the batches are the same, whoever reads them."""
+    """One of two, on two nodes; the batches do not depend on who reads them."""
     dataset, run, log = tmp_path / "dataset", tmp_path / "run", tmp_path / "log"
     undisturbed = tmp_path / "undisturbed"
     write_dataset(dataset, image_size=40)
@@ -170,8 +170,8 @@ def test_a_training_goes_on_with_the_worker_that_is_left(net: Network, tmp_path:
         "steps": 1500, "batch_size": 16, "warmup_steps": 3, "log_every": 5, "checkpoint_every": 50,
         "hidden_dim": 32, "workers": 0, "deterministic": True, "device": "cpu", "timeout_s": 20,
     }  # fmt: skip
-    code, told = run_infineg("train", write_job(dataset, undisturbed, **settings), log=log)
-    assert code == 0, told
+    code, output = run_infineg("train", write_job(dataset, undisturbed, **settings), log=log)
+    assert code == 0, output
     config = write_job(dataset, run, **settings)
     with ray_nodes(net.hosts[:2]) as cluster:
         command = start_infineg(

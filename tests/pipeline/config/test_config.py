@@ -61,7 +61,7 @@ def test_mistake_is_named(tmp_path: Path, sections: dict[str, Any], message: str
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: [", "not YAML"), ("- a", "a mapping is wanted, got list"), ("", "got NoneType")],
+    [("a: [", "not YAML"), ("- a", "expected a mapping, got list"), ("", "got NoneType")],
 )
 def test_file_that_is_no_config_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "bad.yaml").write_text(text)
@@ -97,10 +97,10 @@ def test_override_reaches_any_value(path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("selection.beta", r"--set selection\.beta: wanted FIELD=VALUE"),
+        ("selection.beta", r"--set selection\.beta: expected FIELD=VALUE"),
         ("selection.bta=1", r"selection\.bta: Extra inputs"),
         ("sources.circles.weight=1", r"--set sources\.circles.*'circles' is none of \['squares'\]"),
-        ("output.path.x=1", r"'path' is 'data/cats', which has no fields"),
+        ("output.path.x=1", r"'path' is 'data/cats' and has no fields"),
         ("selection.beta=[", r"--set selection\.beta=\["),
     ],
 )

@@ -13,7 +13,7 @@ from pipeline.cli.commands import app
 from pipeline.config.loading import load_config
 from pipeline.config.schema import Config
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation
 from support.builds import build_inline, file_hashes, sidecar_rows
 from support.inputs import (
@@ -30,7 +30,7 @@ from support.inputs import (
     write_photos,
 )
 from support.servers import S3Server
-from train.config.settings import load_train_config
+from train.config import load_train_config
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -72,7 +72,7 @@ def quarantined(config: Config, generation: Generation) -> Counter[str]:
     return Counter(
         name
         for file in generation.quarantine
-        for name in manifest.read_table(config.output.path, file.sidecar_path)["source"].to_pylist()
+        for name in Dataset(config.output.path).read_table(file.sidecar_path)["source"].to_pylist()
     )
 
 
@@ -128,7 +128,7 @@ def buckets(tmp_path: Path, s3_server: S3Server, s3_root: str) -> str:
 
 
 def test_object_storage(buckets: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # the config alone says where
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # only the config says where
     endpoints = [
         f"storage.{prefix}.endpoint_url={s3_server.endpoint_url}"
         for prefix in ("s3://", f"s3://{PUBLIC_BUCKET}")

@@ -1,4 +1,4 @@
-"""What the review promises below its page: over HTTP, in the data set, and to others at once."""
+"""The review below its page: over HTTP, in the data set, and with several at once."""
 
 import json
 import os
@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from pipeline import storage
-from pipeline.curate.review import session as desk_module
+from pipeline.curate.review import session as session_module
 from pipeline.curate.review.server import serve_review as serve_here
 from pipeline.curate.review.session import ReviewSession
-from pipeline.curate.review.verdict_file import SavedVerdicts
+from pipeline.curate.review.verdict_file import VerdictFile
 from pipeline.curate.takedown import take_down
 from pipeline.curate.verdicts import read_verdicts
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.lease import hold_lease
 from pipeline.dataset.metadata import TakenDown
 from pipeline.errors import ConfigError, InfinegError
@@ -40,14 +40,14 @@ def served(suspects: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield server
 
 
-def keys_of(desk: ReviewSession) -> list[str]:
-    return [each["key"] for each in desk.page(0)["suspects"]]
+def keys_of(session: ReviewSession) -> list[str]:
+    return [each["key"] for each in session.page(0)["suspects"]]
 
 
 # Over HTTP
 
 
-def test_suspects_come_most_similar_first_with_what_is_known_of_them(served: Served) -> None:
+def test_suspects_come_most_similar_first_with_their_metadata(served: Served) -> None:
     page = served.get("api/page/0")
     similarities = [each["similarity"] for each in page["suspects"]]
     assert len(similarities) == page["progress"]["total"] >= NUM_SUSPECTS
@@ -88,7 +88,7 @@ def test_changes_need_the_token_of_the_page_and_its_origin(served: Served) -> No
 def test_other_names_of_this_machine_are_refused(served: Served, host: str) -> None:
     for path in ("", "api/page/0", "static/page.js"):
         assert served.request(path, Host=host)[0] == 400
-    assert served.request("", Host="localhost:9000")[0] == 200, "as through ssh -L"
+    assert served.request("", Host="localhost:9000")[0] == 200, "as with ssh -L"
 
 
 @pytest.mark.parametrize(
@@ -100,14 +100,14 @@ def test_other_names_of_this_machine_are_refused(served: Served, host: str) -> N
         "positives/..%2freference.json",
         "positives/0",
         "api/nearest/nobody",
-        "static/..%2fdesk.py",
-        "static/desk.py",
+        "static/..%2fapp.py",
+        "static/app.py",
         "docs",
         "openapi.json",
         "?target=dog",
     ],
 )
-def test_only_what_is_listed_is_served(served: Served, path: str) -> None:
+def test_only_listed_files_are_served(served: Served, path: str) -> None:
     status, content, headers = served.request(path)
     assert status == 404, content
     assert b"root:" not in content
@@ -117,14 +117,14 @@ def test_only_what_is_listed_is_served(served: Served, path: str) -> None:
 @pytest.mark.parametrize(
     "body", [{"verdicts": {}}, {"verdicts": {"k": "maybe"}}, {"verdicts": {"k": "drop"}}, {}, []]
 )
-def test_verdicts_that_are_none_are_refused(served: Served, body: Any) -> None:
+def test_invalid_verdicts_are_refused(served: Served, body: Any) -> None:
     status, content, _ = served.request("api/verdicts", body, X_Review_Token=served.token)
     assert status in (404, 422), content
 
 
-def test_of_several_targets_each_has_its_own_review(root: Path, tmp_path: Path) -> None:
-    info = manifest.require_info(str(root))
-    manifest.write_info(str(root), info.model_copy(update={"targets": ("cat", "dog")}))
+def test_each_target_has_its_own_review(root: Path, tmp_path: Path) -> None:
+    info = Dataset(str(root)).read_info()
+    Dataset(str(root)).write_info(info.model_copy(update={"targets": ("cat", "dog")}))
     with serve_review(root, tmp_path / "log") as served:
         assert b"<option selected>dog</option>" in b" ".join(
             served.request("?target=dog")[1].split()
@@ -136,12 +136,12 @@ def test_of_several_targets_each_has_its_own_review(root: Path, tmp_path: Path) 
         assert served.get("api/page/0?target=cat")["progress"]["decided"] == 0
         status, content, _ = served.request("api/apply?target=dog", {}, X_Review_Token=token)
         assert (status, json.loads(content)) == (200, {"generation": 2, "num_applied": 1})
-    shards = manifest.read_generation(str(root)).shards
+    shards = Dataset(str(root)).read_generation().shards
     assert [s.num_samples for s in shards if s.label == "dog"] == [1]
     assert verify_dataset(str(root)).problems == []
 
 
-def test_interrupt_ends_the_server_well(root: Path, tmp_path: Path) -> None:
+def test_interrupt_ends_the_server_with_code_0(root: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     process = start_infineg("review", root, "--port", 0, log=log)
     wait_until(lambda: "Every verdict" in log.read_text(), process, log)
@@ -150,23 +150,23 @@ def test_interrupt_ends_the_server_well(root: Path, tmp_path: Path) -> None:
     assert "Traceback" not in log.read_text()
 
 
-def test_a_host_of_others_and_a_port_that_is_taken_are_refused(root: Path) -> None:
+def test_a_public_host_and_a_taken_port_are_refused(root: Path) -> None:
     with pytest.raises(ConfigError, match=r"no password.* ssh -L 8001:127\.0\.0\.1:8001"):
-        serve_here(str(root), host="0.0.0.0", tell=print)
+        serve_here(str(root), host="0.0.0.0", announce=print)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"--port {port}: cannot listen"):
-            serve_here(str(root), port=port, tell=print)
+            serve_here(str(root), port=port, announce=print)
 
 
 # In the data set
 
 
 def test_saved_verdicts_are_a_csv_that_the_command_takes(root: Path, tmp_path: Path) -> None:
-    desk = ReviewSession(str(root), "cat")
-    keys = keys_of(desk)
-    desk.decide({keys[0]: "positive", keys[1]: "negative"})
-    desk.decide({keys[0]: None, keys[2]: "drop"})
+    session = ReviewSession(str(root), "cat")
+    keys = keys_of(session)
+    session.decide({keys[0]: "positive", keys[1]: "negative"})
+    session.decide({keys[0]: None, keys[2]: "drop"})
     path = root / "reviews" / "cat.csv"
     assert read_verdicts(str(path)) == {keys[1]: "negative", keys[2]: "drop"}
     again = ReviewSession(str(root), "cat")
@@ -175,20 +175,20 @@ def test_saved_verdicts_are_a_csv_that_the_command_takes(root: Path, tmp_path: P
     code, output = run_infineg("review", root, "--apply", log=tmp_path / "log")
     assert code == 0, output
     assert "committed generation 2" in output
-    assert read_verdicts(str(path)) == {}, "what is applied is forgotten"
+    assert read_verdicts(str(path)) == {}, "applied verdicts are removed"
     assert verify_dataset(str(root)).problems == []
     code, output = run_infineg("review", root, "--apply", log=tmp_path / "log-2")
     assert code == 2
     assert "no verdict is saved" in output
 
 
-def test_two_who_review_at_once_lose_nothing(root: Path) -> None:
+def test_several_who_review_at_once_lose_nothing(root: Path) -> None:
     keys = keys_of(ReviewSession(str(root), "cat"))
-    desks = [ReviewSession(str(root), "cat") for _ in range(3)]
+    sessions = [ReviewSession(str(root), "cat") for _ in range(3)]
 
     def decide(number: int) -> None:
         for key in keys[number::3]:
-            desks[number].decide({key: "drop"})
+            sessions[number].decide({key: "drop"})
 
     threads = [threading.Thread(target=decide, args=(number,)) for number in range(3)]
     for thread in threads:
@@ -199,62 +199,62 @@ def test_two_who_review_at_once_lose_nothing(root: Path) -> None:
     assert {each["verdict"] for each in saved} == {"drop"}
 
 
-def test_a_verdict_is_of_a_picture_not_of_its_key(root: Path) -> None:
-    desk = ReviewSession(str(root), "cat")
-    key = keys_of(desk)[0]
-    SavedVerdicts(str(root), "cat").save({(key, "0" * 64): "positive"})
-    desk.refresh()
-    assert desk.progress()["decided"] == 0, "the key had another picture then"
+def test_a_verdict_belongs_to_a_picture_not_to_its_key(root: Path) -> None:
+    session = ReviewSession(str(root), "cat")
+    key = keys_of(session)[0]
+    VerdictFile(str(root), "cat").save({(key, "0" * 64): "positive"})
+    session.refresh()
+    assert session.progress()["decided"] == 0, "the key had another picture"
 
 
 def test_a_data_set_on_an_object_store_is_reviewed_there(root: Path, s3_root: str) -> None:
     for name in storage.list_files(str(root)):
         if not name.startswith("embeddings/"):
             storage.write_atomic(storage.join(s3_root, name), (root / name).read_bytes())
-    desk = ReviewSession(s3_root, "cat")
-    keys = keys_of(desk)
-    desk.decide({keys[0]: "positive"})
-    desk.decide({keys[1]: "drop"})
+    session = ReviewSession(s3_root, "cat")
+    keys = keys_of(session)
+    session.decide({keys[0]: "positive"})
+    session.decide({keys[1]: "drop"})
     assert ReviewSession(s3_root, "cat").progress()["decided"] == 2
-    assert desk.suspect_image(keys[0])[:2] == b"\xff\xd8"
-    assert len(desk.nearest(keys[0])) == 3
-    generation, num_applied = desk.apply()
+    assert session.suspect_image(keys[0])[:2] == b"\xff\xd8"
+    assert len(session.nearest(keys[0])) == 3
+    generation, num_applied = session.apply()
     assert (generation.number, num_applied) == (2, 2)
     assert verify_dataset(s3_root).problems == []
 
 
-def test_damaged_verdicts_are_named_with_their_line(root: Path) -> None:
+def test_a_damaged_verdict_file_is_named_with_its_line(root: Path) -> None:
     storage.write_atomic(str(root / "reviews" / "cat.csv"), b"key,verdict\na,drop\n")
     with pytest.raises(InfinegError, match=r"reviews/cat\.csv, line 2: wanted key, verdict, cont"):
         ReviewSession(str(root), "cat")
 
 
 def test_reviewing_goes_on_during_a_build_and_applying_waits(root: Path) -> None:
-    desk = ReviewSession(str(root), "cat")
-    key = keys_of(desk)[0]
+    session = ReviewSession(str(root), "cat")
+    key = keys_of(session)[0]
     with hold_lease(str(root)):
-        assert desk.decide({key: "negative"})["decided"] == 1
+        assert session.decide({key: "negative"})["decided"] == 1
         with pytest.raises(InfinegError, match=f"is being built by .*process {os.getpid()}"):
-            desk.apply()
-    assert desk.progress()["decided"] == 1, "and nothing is lost"
-    generation, num_applied = desk.apply()
+            session.apply()
+    assert session.progress()["decided"] == 1, "and nothing is lost"
+    generation, num_applied = session.apply()
     assert (generation.number, num_applied) == (2, 1)
-    assert desk.progress() == {
-        "generation": 2, "total": len(keys_of(desk)), "decided": 0, "counts": {},
+    assert session.progress() == {
+        "generation": 2, "total": len(keys_of(session)), "decided": 0, "counts": {},
     }  # fmt: skip
 
 
-def test_what_left_the_quarantine_meanwhile_is_not_applied(root: Path) -> None:
-    desk = ReviewSession(str(root), "cat")
-    keys = keys_of(desk)
-    desk.decide({keys[0]: "positive", keys[1]: "negative"})
+def test_a_verdict_on_a_picture_that_left_the_quarantine_is_not_applied(root: Path) -> None:
+    session = ReviewSession(str(root), "cat")
+    keys = keys_of(session)
+    session.decide({keys[0]: "positive", keys[1]: "negative"})
     take_down(str(root), TakenDown(keys=frozenset([keys[0]])))
-    generation, num_applied = desk.apply()
+    generation, num_applied = session.apply()
     assert (generation.number, num_applied) == (3, 1)
     assert generation.taken_down.keys == {keys[0]}
 
 
-def test_pictures_that_are_deleted_meanwhile_are_not_found(root: Path, tmp_path: Path) -> None:
+def test_a_deleted_picture_is_not_found(root: Path, tmp_path: Path) -> None:
     with serve_review(root, tmp_path / "log") as served:
         key = served.get("api/page/0")["suspects"][0]["key"]
         take_down(str(root), TakenDown(keys=frozenset([key])), purge=True)
@@ -263,32 +263,32 @@ def test_pictures_that_are_deleted_meanwhile_are_not_found(root: Path, tmp_path:
         assert key not in {each["key"] for each in served.get("api/page/0")["suspects"]}
 
 
-def test_positives_that_are_taken_down_are_not_shown(root: Path) -> None:
-    desk = ReviewSession(str(root), "cat")
-    key = keys_of(desk)[0]
-    before = [each["content_hash"] for each in desk.nearest(key)]
-    shards = [s for s in manifest.read_generation(str(root)).shards if s.label == "cat"]
-    rows = [row for s in shards for row in manifest.read_sidecar(str(root), s).to_pylist()]
+def test_a_positive_that_was_taken_down_is_not_shown(root: Path) -> None:
+    session = ReviewSession(str(root), "cat")
+    key = keys_of(session)[0]
+    before = [each["content_hash"] for each in session.nearest(key)]
+    shards = [s for s in Dataset(str(root)).read_generation().shards if s.label == "cat"]
+    rows = [row for s in shards for row in Dataset(str(root)).read_sidecar(s).to_pylist()]
     uri = next(row["uri"] for row in rows if row["content_hash"] == before[0])
     take_down(str(root), TakenDown(uris=frozenset([uri])), purge=True)
-    desk.refresh()
-    after = [each["content_hash"] for each in desk.nearest(key)]
+    session.refresh()
+    after = [each["content_hash"] for each in session.nearest(key)]
     assert after[:2] == before[1:]
     assert len(after) == 3
     with pytest.raises(InfinegError, match="no shard has a positive"):
-        desk.positive_image(before[0])
+        session.positive_image(before[0])
 
 
 def test_large_quarantines_are_paged(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(desk_module, "PAGE_SIZE", 5)
-    desk = ReviewSession(str(root), "cat")
-    total = desk.progress()["total"]
-    pages = [desk.page(number) for number in range(desk.page(0)["num_pages"])]
+    monkeypatch.setattr(session_module, "PAGE_SIZE", 5)
+    session = ReviewSession(str(root), "cat")
+    total = session.progress()["total"]
+    pages = [session.page(number) for number in range(session.page(0)["num_pages"])]
     keys = [each["key"] for page in pages for each in page["suspects"]]
     assert len(set(keys)) == len(keys) == total
     assert {len(page["suspects"]) for page in pages[:-1]} == {5}
-    assert desk.page(len(pages))["suspects"] == []
-    desk.decide(dict.fromkeys(keys[3:7], "drop"))
-    assert [desk.next_undecided(after) for after in (-1, 2, 6, total - 1)] == [0, 7, 7, 0]
-    desk.decide(dict.fromkeys(keys, "drop"))
-    assert desk.next_undecided(0) is None
+    assert session.page(len(pages))["suspects"] == []
+    session.decide(dict.fromkeys(keys[3:7], "drop"))
+    assert [session.next_undecided(after) for after in (-1, 2, 6, total - 1)] == [0, 7, 7, 0]
+    session.decide(dict.fromkeys(keys, "drop"))
+    assert session.next_undecided(0) is None

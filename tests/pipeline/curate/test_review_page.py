@@ -1,4 +1,4 @@
-"""The review page in a real browser, by keyboard alone."""
+"""The review page in a real browser, only by keyboard."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from support.builds import copy_dataset
 from support.review import HOSTILE_CLASS, HOSTILE_NAME, NUM_SUSPECTS, Served, serve_review
 
@@ -40,7 +40,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
     options.binary_location = CHROMIUM
     for argument in (
         "--headless=new",
-        "--no-sandbox",  # which needs what containers seldom grant
+        "--no-sandbox",  # the sandbox needs rights that containers rarely have
         "--disable-dev-shm-usage",
         "--disable-background-networking",
         "--disable-component-update",
@@ -57,12 +57,12 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
 
 
 class Page:
-    """What a person sees and types."""
+    """The page as a person sees it and types on it."""
 
     def __init__(self, driver: Chrome, served: Served) -> None:
         self.driver = driver
         for log in ("performance", "browser"):
-            driver.get_log(log)  # of an earlier page
+            driver.get_log(log)  # discards those of an earlier page
         driver.get(served.url)
         self.wait_for(lambda: self.cards and self.text("total") != "0")
 
@@ -95,14 +95,14 @@ class Page:
 
     @property
     def num_nearest(self) -> int:
-        """Of the pictures of positives that are there."""
+        """How many pictures of positives are loaded."""
         script = """return [...document.querySelectorAll('#nearest img')].filter(
             (picture) => picture.naturalWidth > 0).length"""
         return int(self.driver.execute_script(script))
 
     @property
     def requested(self) -> list[str]:
-        """Addresses of all requests since the last time this was asked."""
+        """URLs of all requests since the last call."""
         messages = [json.loads(e["message"])["message"] for e in self.driver.get_log("performance")]
         return [
             message["params"]["request"]["url"]
@@ -112,11 +112,11 @@ class Page:
 
     @property
     def complaints(self) -> list[str]:
-        """Errors on the console, those of the content security policy among them."""
+        """Errors on the console, including violations of the content security policy."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
 
-def test_a_review_by_keyboard_alone_becomes_a_generation(
+def test_a_review_by_keyboard_becomes_a_generation(
     driver: Chrome, root: Path, tmp_path: Path
 ) -> None:
     with serve_review(root, tmp_path / "log") as served:
@@ -151,14 +151,14 @@ def test_a_review_by_keyboard_alone_becomes_a_generation(
         page.wait_for(lambda: page.text("notice").startswith("Committed generation 2"))
         assert [card["key"] for card in page.cards] == keys[3:]
         assert page.verdicts == [None] * (len(keys) - 3)
-    generation = manifest.read_generation(str(root))
+    generation = Dataset(str(root)).read_generation()
     assert (generation.number, generation.parent) == (2, 1)
     assert verify_dataset(str(root)).problems == []
     ledgers = [ledger for source in generation.sources for ledger in source.ledger]
     rows = {
         row["key"]: row
         for ledger in ledgers
-        for row in manifest.read_table(str(root), ledger.path).to_pylist()
+        for row in Dataset(str(root)).read_table(ledger.path).to_pylist()
     }
     assert [rows[key]["label"] for key in keys[:3]] == ["cat", "", ""]
     assert rows[keys[0]]["label_state"] == "verified_present"
@@ -166,7 +166,7 @@ def test_a_review_by_keyboard_alone_becomes_a_generation(
     assert [rows[key]["reject_reason"] for key in keys[2:4]] == ["taken_down", "suspected_positive"]
 
 
-def test_names_of_strangers_are_text_and_nothing_foreign_is_asked_for(
+def test_hostile_names_are_shown_as_text_and_nothing_foreign_is_requested(
     driver: Chrome, root: Path, tmp_path: Path
 ) -> None:
     with serve_review(root, tmp_path / "log") as served:

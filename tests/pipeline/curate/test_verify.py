@@ -1,4 +1,4 @@
-"""`infineg verify` finds what has changed, is missing, doubled or at odds, and names it."""
+"""`infineg verify` finds and names what is changed, missing, doubled or contradictory."""
 
 import json
 from pathlib import Path
@@ -10,15 +10,16 @@ import pytest
 from conftest import Built
 from pipeline import storage
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset import manifest
-from pipeline.dataset.metadata import Generation, ShardRecord
+from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import generation_path
 from pipeline.errors import ConfigError, InfinegError
 from support.builds import copy_dataset
+from support.damage import change_sidecar, rewrite_generation
 
 
 @pytest.fixture
 def root(built: Built, tmp_path: Path) -> Path:
-    """A copy to be damaged."""
+    """A copy to damage."""
     return copy_dataset(built.root, tmp_path / "copy")
 
 
@@ -26,7 +27,7 @@ def problems_of(root: Path) -> list[str]:
     return verify_dataset(str(root)).problems
 
 
-def test_undamaged_copy_is_good_as_no_path_in_it_is_absolute(root: Path) -> None:
+def test_an_undamaged_copy_is_sound_because_no_path_in_it_is_absolute(root: Path) -> None:
     assert problems_of(root) == []
 
 
@@ -34,22 +35,6 @@ def flip(path: Path, position: float) -> None:
     content = bytearray(path.read_bytes())
     content[int(position * (len(content) - 1))] ^= 0x20
     path.write_bytes(content)
-
-
-def rewrite(root: Path, generation: Generation) -> None:
-    """Replaces the record of the latest generation, as no build ever does."""
-    text = generation.model_dump_json()
-    (root / manifest.generation_path(generation.number)).write_text(text)
-
-
-def with_own_hashes(root: Path, shard: ShardRecord) -> ShardRecord:
-    """The record that fits the files as they are now: the checksums no longer tell."""
-    return shard.model_copy(
-        update={
-            "sha256": storage.sha256_of(str(root / shard.path)),
-            "sidecar_sha256": storage.sha256_of(str(root / shard.sidecar_path)),
-        }
-    )
 
 
 @pytest.mark.parametrize("position", [0, 0.01, 0.3, 0.5, 0.7, 0.9, 1])
@@ -82,7 +67,7 @@ def test_missing_file_is_named(root: Path, name: str) -> None:
 
 
 def test_doubled_shard_is_found_by_its_keys(root: Path) -> None:
-    generation = manifest.read_generation(str(root))
+    generation = Dataset(str(root)).read_generation()
     shard = next(s for s in generation.shards if s.source == "drawn" and s.split == "train")
     update = {}
     for field in ("path", "sidecar_path"):
@@ -90,24 +75,12 @@ def test_doubled_shard_is_found_by_its_keys(root: Path) -> None:
         update[field] = name.replace("-000000", "-000007")
         (root / update[field]).write_bytes((root / name).read_bytes())
     doubled = shard.model_copy(update=update)
-    rewrite(root, generation.model_copy(update={"shards": (*generation.shards, doubled)}))
+    rewrite_generation(
+        root, generation.model_copy(update={"shards": (*generation.shards, doubled)})
+    )
     problems = problems_of(root)
-    key = manifest.read_sidecar(str(root), shard)["key"][0].as_py()
+    key = Dataset(str(root)).read_sidecar(shard)["key"][0].as_py()
     assert f"{key}: in shards/train/drawn and {doubled.path}" in problems
-
-
-def change_sidecar(root: Path, column: str, value: object) -> str:
-    """Sets one value of one sidecar and makes the checksums fit; returns the sample's key."""
-    generation = manifest.read_generation(str(root))
-    shard = next(s for s in generation.shards if s.source == "squares" and s.split == "train")
-    rows = manifest.read_sidecar(str(root), shard)
-    values = rows[column].to_pylist()
-    index = rows.schema.get_field_index(column)
-    changed = pa.array([value, *values[1:]], rows.schema.field(column).type)
-    pq.write_table(rows.set_column(index, column, changed), root / shard.sidecar_path)
-    shards = tuple(with_own_hashes(root, s) if s == shard else s for s in generation.shards)
-    rewrite(root, generation.model_copy(update={"shards": shards}))
-    return str(rows["key"][0].as_py())
 
 
 @pytest.mark.parametrize(
@@ -120,16 +93,18 @@ def change_sidecar(root: Path, column: str, value: object) -> str:
         ("key", "another", "shards/train/squares-000000.tar: keys of tar and sidecar differ"),
     ],
 )
-def test_sidecar_at_odds_with_its_tar_is_found(
+def test_a_sidecar_that_contradicts_its_tar_is_found(
     root: Path, column: str, value: object, problem: str
 ) -> None:
-    key = change_sidecar(root, column, value)
+    shards = Dataset(str(root)).read_generation().shards
+    shard = next(s for s in shards if s.source == "squares" and s.split == "train")
+    key = change_sidecar(root, shard, column, value)
     assert problem.format(key=key) in problems_of(root)
 
 
 def change_ledger(root: Path, change: dict[str, object]) -> str:
     """Changes the first row that was not selected and makes checksum and counts fit."""
-    generation = manifest.read_generation(str(root))
+    generation = Dataset(str(root)).read_generation()
     (source,) = (s for s in generation.sources if s.name == "squares")
     path = root / source.ledger[0].path
     table = pq.read_table(path)
@@ -140,7 +115,7 @@ def change_ledger(root: Path, change: dict[str, object]) -> str:
     ledger = source.ledger[0].model_copy(update={"sha256": storage.sha256_of(str(path))})
     changed = source.model_copy(update={"ledger": (ledger,)})
     sources = tuple(changed if s == source else s for s in generation.sources)
-    rewrite(root, generation.model_copy(update={"sources": sources}))
+    rewrite_generation(root, generation.model_copy(update={"sources": sources}))
     return str(row["key"])
 
 
@@ -155,36 +130,36 @@ def change_ledger(root: Path, change: dict[str, object]) -> str:
         ({"ordinal": 1}, "squares: ordinals missing or doubled"),
     ],
 )
-def test_ledger_at_odds_with_the_rules_is_found(
+def test_a_ledger_that_contradicts_the_rules_is_found(
     root: Path, change: dict[str, object], problem: str
 ) -> None:
     key = change_ledger(root, change)
     assert problem.format(key=key) in problems_of(root)
 
 
-def test_sample_that_no_ledger_knows_is_found(root: Path) -> None:
-    generation = manifest.read_generation(str(root))
+def test_a_sample_in_no_ledger_is_found(root: Path) -> None:
+    generation = Dataset(str(root)).read_generation()
     sources = tuple(s for s in generation.sources if s.name != "cats")
-    rewrite(root, generation.model_copy(update={"sources": sources}))
+    rewrite_generation(root, generation.model_copy(update={"sources": sources}))
     shard = next(s for s in generation.shards if s.source == "cats")
-    key = manifest.read_sidecar(str(root), shard)["key"][0].as_py()
+    key = Dataset(str(root)).read_sidecar(shard)["key"][0].as_py()
     assert f"{key}: in a shard but in no ledger" in problems_of(root)
 
 
-def test_list_for_timm_that_lags_is_found(root: Path) -> None:
+def test_an_outdated_list_for_timm_is_found(root: Path) -> None:
     info = json.loads((root / "_info.json").read_text())
     info["splits"]["train"]["filenames"].pop()
     (root / "_info.json").write_text(json.dumps(info))
     assert problems_of(root) == ["_info.json lists other shards than the latest generation"]
 
 
-def test_folder_that_is_no_dataset_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_dataset_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no data set there \(no dataset\.json\)"):
         verify_dataset(str(tmp_path))
 
 
 def test_record_of_another_version_is_named(root: Path) -> None:
-    path = root / manifest.generation_path(1)
+    path = root / generation_path(1)
     path.write_text(path.read_text().replace('"number"', '"numero"'))
     with pytest.raises(InfinegError, match=r"000001\.json: not a Generation .*\(number: Field req"):
         verify_dataset(str(root))

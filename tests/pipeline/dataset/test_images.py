@@ -6,7 +6,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from pipeline.config.schema import OutputConfig
+from pipeline.config.output import OutputConfig
 from pipeline.dataset.images import Decoded, decode_image, perceptual_hash
 from pipeline.dataset.schema import READ_COLUMNS, ImageSettings, row_schema
 from pipeline.worker.steps.decode import ADDS, READS, decode_batch

@@ -24,7 +24,7 @@ from pipeline.errors import InfinegError
 HOLDER = """
 import sys
 from pipeline.errors import InfinegError
-from pipeline.lease import hold_lease
+from pipeline.dataset.lease import hold_lease
 try:
     with hold_lease(sys.argv[1], ttl_s=float(sys.argv[2])) as lease:
         print("held", flush=True)

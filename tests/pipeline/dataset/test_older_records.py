@@ -8,7 +8,7 @@ import pytest
 
 from conftest import Built
 from pipeline.build.changes import find_changes
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.errors import InfinegError
 from support.builds import build_inline, config_of, copy_dataset
 
@@ -25,19 +25,18 @@ def test_data_set_without_the_removed_settings_opens_and_is_up_to_date(
     root = copy_dataset(built.root, tmp_path / "data")
     add_field(root / "dataset.json", "cheap_encoder", None)
     add_field(root / "plans/squares.json", "cascade", None)
-    assert manifest.read_info(str(root)) == manifest.read_info(str(built.root))
-    assert manifest.read_plan(str(root), "squares") == manifest.read_plan(
-        str(built.root), "squares"
-    )
-    assert not find_changes(config_of(root, built.entries))
+    older, dataset = Dataset(str(root)), Dataset(str(built.root))
+    assert older.read_info() == dataset.read_info()
+    assert older.read_plan("squares") == dataset.read_plan("squares")
+    assert not find_changes(config_of(root, built.entries), older.read_latest())
 
 
 def test_data_set_of_a_cascade_is_refused(built: Built, tmp_path: Path) -> None:
     root = copy_dataset(built.root, tmp_path / "data")
-    refused = r"\(built with selection\.cascade by version 0\.1; build it anew, or use 0\.1\)"
+    refused = r"\(built with selection\.cascade by version 0\.1; build it again, or use 0\.1\)"
     add_field(root / "plans/squares.json", "cascade", CASCADE)
     with pytest.raises(InfinegError, match=rf"plans/squares\.json: not a SourcePlan .*{refused}"):
-        manifest.read_plan(str(root), "squares")
+        Dataset(str(root)).read_plan("squares")
     add_field(root / "dataset.json", "cheap_encoder", "lite0:96px")
     with pytest.raises(InfinegError, match=rf"dataset\.json: not a DatasetInfo .*{refused}"):
         build_inline(config_of(root, built.entries))

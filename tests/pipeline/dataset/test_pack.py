@@ -12,12 +12,13 @@ import pytest
 from conftest import Built
 from pipeline import storage
 from pipeline.build.pack import ShardTask, cut_shards, pack_shard
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.dedup import SeenImages
 from pipeline.dataset.metadata import Counts, PartRecord
 from pipeline.dataset.schema import row_schema
 from pipeline.dataset.shards import write_part, write_shard
 from pipeline.dataset.tables import PartRows, RoundTables, write_tables
+from pipeline.worker.span import ReadTask
 from support.builds import build_inline, config_of, file_hashes, squares
 
 GROUP, OTHER = "shards/train/a", "shards/val/a"
@@ -133,7 +134,7 @@ def test_sidecar_says_where_each_image_lies(tmp_path: Path) -> None:
     file = write_shard(
         str(tmp_path), rows_of(5), stem="s", targets=("cat",), encoder="", round_number=1
     )
-    sidecar = manifest.read_table(str(tmp_path), file.sidecar_path)
+    sidecar = Dataset(str(tmp_path)).read_table(file.sidecar_path)
     assert "image" not in sidecar.column_names
     for row, image in zip(sidecar.to_pylist(), rows_of(5)["image"].to_pylist(), strict=True):
         tar = str(tmp_path / file.path)
@@ -148,23 +149,22 @@ def test_part_keeps_images_and_embeddings_that_are_packed_and_no_other(tmp_path:
         embedding=[[n, 0, 0, 1] for n in range(4)],
     )
     record = write_part_of(tmp_path, rows)
-    written = manifest.read_table(str(tmp_path), record.path)
+    written = Dataset(str(tmp_path)).read_table(record.path)
     assert written["image"].is_valid().to_pylist() == [True, False, True, False]
     assert written["embedding"].to_pylist() == [[0, 0, 0, 1], None, [2, 0, 0, 1], None]
     assert record.counts == Counts(
         read=4, selected=1, not_selected=1, rejected={"suspected_positive": 1, "truncated": 1}
     )
-    assert manifest.read_part_record(str(tmp_path), "a", 1, 3, 0) == record
-    assert manifest.read_part_record(str(tmp_path), "a", 1, 3, 1) is None
+    assert Dataset(str(tmp_path)).read_part(record, 0) == record
+    assert Dataset(str(tmp_path)).read_part(record, 1) is None
     tables = tables_of(tmp_path, record)
     assert tables.parts[0].rows == {"shards/train/a": [0], "quarantine/a": [2]}
     assert (tables.counts, tables.ledger.num_rows, tables.hashes.num_rows) == (record.counts, 4, 1)
 
 
 def write_part_of(root: Path, rows: pa.Table) -> PartRecord:
-    return write_part(
-        str(root), rows, source="a", round_number=1, span=3, span_id="", part=0, is_last=True
-    )
+    task = ReadTask(source="a", partitions=(), span=3)
+    return write_part(str(root), rows, task, part=0, is_last=True)
 
 
 def tables_of(root: Path, *parts: PartRecord) -> RoundTables:
@@ -187,7 +187,7 @@ def test_shard_takes_the_rows_of_its_group_alone(tmp_path: Path) -> None:
         next_numbers={},
     )
     file = pack_shard(str(tmp_path), val, targets=("cat",), encoder="")
-    assert manifest.read_table(str(tmp_path), file.sidecar_path)["ordinal"].to_pylist() == [1, 3, 5]
+    assert Dataset(str(tmp_path)).read_table(file.sidecar_path)["ordinal"].to_pylist() == [1, 3, 5]
     assert (train.stem, val.stem) == (f"{GROUP}-000000", f"{OTHER}-000000")
 
 
@@ -196,7 +196,7 @@ def test_duplicates_are_refused_in_ledger_and_shard_alike(tmp_path: Path) -> Non
     record = write_part_of(tmp_path, rows_of(4, content_hash=same))
     tables = tables_of(tmp_path, record)
     assert tables.counts == Counts(read=4, selected=3, rejected={"duplicate": 1})
-    ledger = manifest.read_table(str(tmp_path), tables.ledger.path).to_pylist()
+    ledger = Dataset(str(tmp_path)).read_table(tables.ledger.path).to_pylist()
     assert [row["reject_reason"] for row in ledger] == [None, None, "duplicate", None]
     assert [row["selected"] for row in ledger] == [True, True, False, True]
     assert ledger[2]["inclusion_probability"] is None
@@ -205,7 +205,7 @@ def test_duplicates_are_refused_in_ledger_and_shard_alike(tmp_path: Path) -> Non
 
 def test_missing_images_never_shift_a_key(built: Built) -> None:
     for shard in built.generation.shards:
-        for row in manifest.read_sidecar(str(built.root), shard).to_pylist():
+        for row in Dataset(str(built.root)).read_sidecar(shard).to_pylist():
             assert re.fullmatch(r"[a-z0-9_]+-[0-9a-f]{16}-\d{8}", row["key"]), row["key"]
             assert int(row["key"][-8:]) == row["ordinal"]
             assert row["key"].startswith(f"{row['source']}-")

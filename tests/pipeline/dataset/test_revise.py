@@ -10,7 +10,7 @@ from pipeline import storage
 from pipeline.curate.takedown import take_down
 from pipeline.curate.verdicts import Verdict, apply_verdicts, read_verdicts
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation, TakenDown
 from pipeline.errors import ConfigError
 from support.builds import (
@@ -36,13 +36,13 @@ def keys_of(root: Path, generation: Generation) -> set[str]:
 
 
 def suspects_of(root: Path, generation: Generation) -> list[str]:
-    tables = [manifest.read_table(str(root), f.sidecar_path) for f in generation.quarantine]
+    tables = [Dataset(str(root)).read_table(f.sidecar_path) for f in generation.quarantine]
     return [key for table in tables for key in table["key"].to_pylist()]
 
 
 def reasons_of(root: Path, generation: Generation) -> dict[str, str | None]:
     tables = [
-        manifest.read_table(str(root), ledger.path, ["key", "reject_reason"])
+        Dataset(str(root)).read_table(ledger.path, ["key", "reject_reason"])
         for source in generation.sources
         for ledger in source.ledger
     ]
@@ -100,9 +100,9 @@ def test_purge_deletes_the_files_that_held_it(built: Built, root: Path) -> None:
 
 
 def test_nothing_found_is_a_mistake_and_changes_nothing(root: Path) -> None:
-    with pytest.raises(ConfigError, match="generation 1 has none of what is named"):
+    with pytest.raises(ConfigError, match="generation 1 has no such sample"):
         take_down(str(root), TakenDown(authors=frozenset(["nobody"])))
-    assert manifest.latest_generation_number(str(root)) == 1
+    assert Dataset(str(root)).latest_number() == 1
 
 
 def test_verdicts_move_suspects_where_they_belong(built: Built, root: Path) -> None:
@@ -157,4 +157,4 @@ def test_commands_commit_generations(built: Built, root: Path, tmp_path: Path) -
         csv.writer(file).writerows([("key", "verdict"), (suspect, "negative")])
     code, output = run_infineg("review", root, "--verdicts", path, log=tmp_path / "log")
     assert code == 0, output
-    assert manifest.read_generation(str(root)).taken_down.keys == {key}
+    assert Dataset(str(root)).read_generation().taken_down.keys == {key}

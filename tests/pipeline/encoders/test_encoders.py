@@ -8,7 +8,7 @@ import timm
 import torch
 from numpy.typing import NDArray
 
-from pipeline.config.schema import EncoderConfig
+from pipeline.config.encoder import EncoderConfig
 from pipeline.encoders.networks import Encoder, crop_pixels, encoder_identity, load_encoder
 from pipeline.encoders.runtimes import PreparedEncoder, prepare_encoder
 from pipeline.errors import ConfigError

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from support.builds import folder_entry
 from support.launching import (
@@ -391,7 +391,7 @@ def test_local_launch_builds(tmp_path: Path) -> None:
     code, output = run_infineg(*arguments, log=tmp_path / "log", cwd=tmp_path)
     assert code == 0, output
     assert "IMPOSTOR" not in output
-    assert manifest.read_generation(str(tmp_path / "data")).counts.read == 248
+    assert Dataset(str(tmp_path / "data")).read_generation().counts.read == 248
 
 
 _RAY_HEAD = """
@@ -448,4 +448,4 @@ def test_job_submitted_to_a_running_ray_builds(tmp_path: Path) -> None:
     assert "committed generation 1" in output
     # Wrapped to the width of a terminal that is none.
     assert f"dashboard: {address}" in " ".join(output.split()), output
-    assert manifest.read_generation(str(tmp_path / "data")).counts.read == 248
+    assert Dataset(str(tmp_path / "data")).read_generation().counts.read == 248

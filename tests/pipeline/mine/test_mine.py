@@ -1,4 +1,4 @@
-"""`infineg mine`: what a trained model adds to a data set, and that nothing else changes."""
+"""`infineg mine` adds negatives that a trained model chooses, and changes nothing else."""
 
 import itertools
 import shutil
@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import pipeline.mine.driver
+import pipeline.mine.pack
 from pipeline import storage
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.keys import unit_hash
 from pipeline.dataset.schema import embedding_matrix
 from pipeline.mine.worker import MineWorker
@@ -47,7 +48,7 @@ def test_every_row_has_the_larger_of_both_probabilities_and_is_drawn_by_it(
     for row in ledger_rows(mined_root, after).to_pylist():
         old = then[row["key"]]
         if row["split"] != "train" or row["label"] or old["reject_reason"]:
-            assert row == old, "val, test, positives and rejects are none of mining's"
+            assert row == old, "mining leaves val, test, positives and rejects as they are"
             continue
         log_p, margin, fold = scores[row["content_hash"]]
         pi2 = np.float32(np.exp(min(0.0, log_p + scales[fold])))
@@ -68,7 +69,9 @@ def test_every_row_has_the_larger_of_both_probabilities_and_is_drawn_by_it(
     assert num_risen > num_new
 
 
-def test_what_is_new_is_likelier_than_what_is_left(world: World, mined_root: Path) -> None:
+def test_newly_selected_rows_are_likelier_than_those_left_out(
+    world: World, mined_root: Path
+) -> None:
     before, after = generations(mined_root)
     scores = scores_of(world)
     was = set(sidecar_rows(mined_root, before)["key"].to_pylist())
@@ -81,7 +84,7 @@ def test_what_is_new_is_likelier_than_what_is_left(world: World, mined_root: Pat
         [scores[r["content_hash"]][0] for r in rows if r["selected"] and r["key"] not in was]
     )
     left = np.exp([scores[r["content_hash"]][0] for r in rows if not r["selected"]])
-    # This encoder has random weights and tells little: no candidate stands out.
+    # This encoder has random weights and separates little: no candidate stands out.
     error = np.hypot(new.std() / len(new) ** 0.5, left.std() / len(left) ** 0.5)
     assert new.mean() > left.mean() + 2 * error
 
@@ -106,7 +109,7 @@ def test_suspects_go_to_quarantine_whether_they_were_selected_or_not(
 ) -> None:
     before, after = generations(mined_root)
     suspects = pa.concat_tables(
-        manifest.read_table(str(mined_root), file.sidecar_path) for file in after.quarantine
+        Dataset(str(mined_root)).read_table(file.sidecar_path) for file in after.quarantine
     )
     assert not before.quarantine
     keys = set(suspects["key"].to_pylist())
@@ -115,7 +118,7 @@ def test_suspects_go_to_quarantine_whether_they_were_selected_or_not(
     then = {row["key"]: row for row in ledger_rows(mined_root, before).to_pylist()}
     assert {then[key]["selected"] for key in keys} == {True, False}
     assert not keys & set(sidecar_rows(mined_root, after)["key"].to_pylist())
-    # Verified pictures may be as likely, and are just what is wanted.
+    # Verified negatives may be as likely; they are the hard negatives that mining is for.
     scores = scores_of(world)
     states = {
         row["label_state"]
@@ -124,13 +127,13 @@ def test_suspects_go_to_quarantine_whether_they_were_selected_or_not(
     }
     assert states == {"verified_absent"}
     for file in after.quarantine:
-        rows = manifest.read_table(str(mined_root), file.sidecar_path)
+        rows = Dataset(str(mined_root)).read_table(file.sidecar_path)
         offset, size = rows["tar_offset"][0].as_py(), rows["tar_size"][0].as_py()
         image = storage.read_range(str(mined_root / file.path), offset, size)
         assert image.startswith(b"\xff\xd8")
 
 
-def test_no_file_changes_and_a_risen_probability_is_in_a_new_sidecar_of_the_same_tar(
+def test_a_risen_probability_is_in_a_new_sidecar_of_the_same_tar_and_no_file_changes(
     world: World, mined_root: Path
 ) -> None:
     before, after = generations(mined_root)
@@ -142,7 +145,7 @@ def test_no_file_changes_and_a_risen_probability_is_in_a_new_sidecar_of_the_same
     for shard in risen:
         assert shard.sidecar_path == shard.path.replace(".tar", ".g000002.parquet")
         assert shard.sha256 == old[shard.path].sha256
-        now, then = (manifest.read_sidecar(str(mined_root), s) for s in (shard, old[shard.path]))
+        now, then = (Dataset(str(mined_root)).read_sidecar(s) for s in (shard, old[shard.path]))
         name = "inclusion_probability"
         assert now.drop_columns([name]).equals(then.drop_columns([name]))
         assert (now[name].to_numpy() >= then[name].to_numpy()).all()
@@ -151,7 +154,7 @@ def test_no_file_changes_and_a_risen_probability_is_in_a_new_sidecar_of_the_same
             assert shard in before.shards, "val, test and positives stay as they were"
 
 
-def test_what_mining_selects_is_as_if_it_had_been_selected_at_first(
+def test_mined_samples_are_the_same_as_if_a_build_had_selected_them(
     world: World, mined_root: Path, tmp_path: Path
 ) -> None:
     _, after = generations(mined_root)
@@ -175,7 +178,7 @@ def test_what_mining_selects_is_as_if_it_had_been_selected_at_first(
     [
         (MineWorker, "_score_files"),
         (MineWorker, "fetch"),
-        (pipeline.mine.driver, "pack_shards"),
+        (pipeline.mine.pack, "pack_shards"),
         (pipeline.mine.driver, "commit"),
     ],
     ids=lambda each: getattr(each, "__name__", each),
@@ -202,7 +205,7 @@ def test_interrupted_mining_leaves_nothing_half_done_and_ends_the_same(
         patch.setattr(module, name, second_call_fails)
         with pytest.raises(KeyboardInterrupt):
             mine_inline(config, world.scorer, budget=BUDGET)
-    assert manifest.latest_generation_number(str(world_copy)) == 1
+    assert Dataset(str(world_copy)).latest_number() == 1
     assert verify_dataset(str(world_copy)).problems == []
     mine_inline(config, world.scorer, budget=BUDGET)
     assert file_hashes(world_copy, FILES) == file_hashes(mined_root, FILES)
@@ -214,7 +217,7 @@ def test_interrupted_mining_leaves_nothing_half_done_and_ends_the_same(
 def test_a_detector_that_reads_pixels_mines_what_its_head_would(
     world: World, world_copy: Path, tmp_path: Path
 ) -> None:
-    """The run as if it had been finetuned: the whole detector sees every image."""
+    """The run is marked as finetuned, so that the whole detector reads every image."""
     run = Path(shutil.copytree(world.run, tmp_path / "run"))
     info = read_model_info(run)
     assert info is not None
@@ -232,7 +235,7 @@ def test_a_detector_that_reads_pixels_mines_what_its_head_would(
     then = ledger_rows(world_copy, before).to_pylist()
     pi1 = {row["key"]: row["inclusion_probability"] for row in then}
     rows = pa.concat_tables(
-        manifest.read_sidecar(str(world_copy), shard) for shard in negatives_of(mined.generation)
+        Dataset(str(world_copy)).read_sidecar(shard) for shard in negatives_of(mined.generation)
     )
     with torch.inference_mode():
         logits = detector.head_logits(torch.from_numpy(embedding_matrix(rows))).numpy()[:, 0]

@@ -1,26 +1,24 @@
-"""Data sets that were mined: what later builds, minings, takedowns and verdicts make of them."""
+"""Mined data sets under later builds, mining, takedowns and verdicts; and what mining refuses."""
 
 import dataclasses
 import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from pipeline import storage
 from pipeline.config.build import BuildConfig
 from pipeline.curate.takedown import take_down
 from pipeline.curate.verdicts import apply_verdicts
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.keys import unit_hash
-from pipeline.dataset.metadata import ShardRecord, TakenDown
+from pipeline.dataset.metadata import TakenDown
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.mine.driver import mine
 from pipeline.sources.kinds import image_folder
 from support.builds import build_inline, file_hashes, sidecar_rows, squares, write_config
+from support.damage import change_sidecar
 from support.mined_world import (
     BUDGET,
     World,
@@ -39,7 +37,7 @@ from train.model.detector import read_model_info, write_model_info
 FILES = ("shards/", "quarantine/", "ledger/", "hashes/", "generations/")
 
 
-def test_the_same_again_is_nothing_to_do_and_more_of_it_is_a_generation(
+def test_mining_again_does_nothing_and_another_budget_makes_a_generation(
     world: World, mined_copy: Path
 ) -> None:
     config = at(world.config, mined_copy)
@@ -76,7 +74,7 @@ def test_build_after_mining_keeps_what_was_mined(world: World, mined_copy: Path)
 
 
 def test_sidecars_of_earlier_minings_outlive_a_sweep(world: World, mined_copy: Path) -> None:
-    """A changed source is drawn anew: the sweep looks at all of its files."""
+    """A changed source is drawn anew, and the sweep checks all of its files."""
     mine_inline(at(world.config, mined_copy), world.scorer, budget=20)
     before = file_hashes(mined_copy, FILES)
     stray = mined_copy / "shards/train/drawn-000000.g000009.parquet"
@@ -89,7 +87,9 @@ def test_sidecars_of_earlier_minings_outlive_a_sweep(world: World, mined_copy: P
     assert before.items() <= file_hashes(mined_copy, FILES).items()
     assert not stray.exists()
     assert verify_dataset(str(mined_copy)).problems == []
-    assert mine_inline(config, world.scorer, budget=20).is_new, "what is drawn anew is not mined"
+    assert mine_inline(config, world.scorer, budget=20).is_new, (
+        "a source that is drawn anew is not mined yet"
+    )
     assert verify_dataset(str(mined_copy)).problems == []
 
 
@@ -100,7 +100,7 @@ def test_verdict_on_a_mined_suspect_draws_it_with_its_own_probability(
     suspects = {
         row["key"]: row
         for file in mined.quarantine
-        for row in manifest.read_table(str(mined_copy), file.sidecar_path).to_pylist()
+        for row in Dataset(str(mined_copy)).read_table(file.sidecar_path).to_pylist()
     }
     generation = apply_verdicts(str(mined_copy), dict.fromkeys(suspects, "negative"), target="cat")
     assert not generation.quarantine
@@ -124,7 +124,7 @@ def test_takedown_of_a_mined_sample_and_its_purge(mined_copy: Path) -> None:
     first, mined = generations(mined_copy)
     old = {shard.path: shard for shard in first.shards}
     shard = next(s for s in mined.shards if s.path in old and s != old[s.path])
-    key = manifest.read_sidecar(str(mined_copy), shard, ("key",))["key"][0].as_py()
+    key = Dataset(str(mined_copy)).read_sidecar(shard, ("key",))["key"][0].as_py()
     generation, number = take_down(str(mined_copy), TakenDown(keys=frozenset([key])), purge=True)
     assert number == 1
     assert verify_dataset(str(mined_copy)).problems == []
@@ -136,22 +136,7 @@ def test_takedown_of_a_mined_sample_and_its_purge(mined_copy: Path) -> None:
         if row["key"] in now:
             assert now[row["key"]] == row["inclusion_probability"]
     gone = (shard.path, shard.sidecar_path, old[shard.path].sidecar_path)
-    assert not [path for path in gone if (mined_copy / path).exists()], "no sidecar tells of it"
-
-
-def change_sidecar(root: Path, shard: ShardRecord, path: str, column: str, value: object) -> str:
-    """Writes one value at `path` and makes the record fit; returns the key of the sample."""
-    rows = manifest.read_sidecar(str(root), shard)
-    index = rows.schema.get_field_index(column)
-    values = pa.array([value, *rows[column].to_pylist()[1:]], rows.schema.field(column).type)
-    pq.write_table(rows.set_column(index, column, values), root / path)
-    sha256 = storage.sha256_of(str(root / path))
-    other = shard.model_copy(update={"sidecar_path": path, "sidecar_sha256": sha256})
-    generation = manifest.read_generation(str(root))
-    shards = tuple(other if s == shard else s for s in generation.shards)
-    record = generation.model_copy(update={"shards": shards})
-    (root / manifest.generation_path(generation.number)).write_text(record.model_dump_json())
-    return str(rows["key"][0].as_py())
+    assert not [path for path in gone if (mined_copy / path).exists()], "no sidecar lists it"
 
 
 @pytest.mark.parametrize(
@@ -162,7 +147,7 @@ def test_verify_accepts_a_risen_probability_and_nothing_else(
 ) -> None:
     _, mined = generations(mined_copy)
     shard = next(s for s in mined.shards if s.sidecar_path.endswith(".g000002.parquet"))
-    key = change_sidecar(mined_copy, shard, shard.sidecar_path, column, value)
+    key = change_sidecar(mined_copy, shard, column, value)
     problems = verify_dataset(str(mined_copy)).problems
     assert any(f"{key}: {column} is {value}" in problem for problem in problems), problems
 
@@ -170,13 +155,13 @@ def test_verify_accepts_a_risen_probability_and_nothing_else(
 def test_verify_finds_a_probability_that_rose_without_mining(mined_copy: Path) -> None:
     first, mined = generations(mined_copy)
     shard = next(s for s in mined.shards if s in first.shards and s.split == "val" and not s.label)
-    key = change_sidecar(mined_copy, shard, shard.sidecar_path, "inclusion_probability", 1.0)
+    key = change_sidecar(mined_copy, shard, "inclusion_probability", 1.0)
     problems = verify_dataset(str(mined_copy)).problems
-    assert any(f"{key}: inclusion_probability is 1.0, json tells" in each for each in problems)
+    assert any(f"{key}: inclusion_probability is 1.0, but" in each for each in problems)
     assert any(f"{key}: inclusion_probability is 1.0 in the sidecar" in each for each in problems)
 
 
-def test_embeddings_that_are_gone_are_made_again(
+def test_deleted_embeddings_are_made_again(
     world: World, mined_root: Path, world_copy: Path
 ) -> None:
     shutil.rmtree(world_copy / "embeddings/drawn")
@@ -187,7 +172,7 @@ def test_embeddings_that_are_gone_are_made_again(
 
 @pytest.mark.cluster
 @pytest.mark.timeout(120)
-def test_embeddings_that_are_gone_are_made_again_by_actors(
+def test_deleted_embeddings_are_made_again_by_actors(
     world: World, mined_root: Path, world_copy: Path
 ) -> None:
     shutil.rmtree(world_copy / "embeddings/drawn")
@@ -201,9 +186,7 @@ def test_embeddings_that_are_gone_are_made_again_by_actors(
     assert file_hashes(world_copy, FILES) == file_hashes(mined_root, FILES)
 
 
-def test_source_that_has_changed_since_is_refused_and_changes_nothing(
-    world: World, world_copy: Path
-) -> None:
+def test_a_changed_source_is_refused_and_nothing_changes(world: World, world_copy: Path) -> None:
     config = at(world.config, world_copy)
     with pytest.MonkeyPatch.context() as patch:
         read = image_folder.Source.read
@@ -213,13 +196,13 @@ def test_source_that_has_changed_since_is_refused_and_changes_nothing(
                 yield dataclasses.replace(sample, image=sample.image + b"\0")
 
         patch.setattr(image_folder.Source, "read", read_others)
-        with pytest.raises(InfinegError, match=r"source 'strays': .* is not what it was when"):
+        with pytest.raises(InfinegError, match=r"source 'strays': .* has changed since"):
             mine_inline(config, world.scorer, budget=BUDGET)
-    assert manifest.latest_generation_number(str(world_copy)) == 1
+    assert Dataset(str(world_copy)).latest_number() == 1
     assert verify_dataset(str(world_copy)).problems == []
 
 
-def test_what_cannot_be_mined_is_refused_by_name(
+def test_each_refusal_to_mine_names_its_reason(
     world: World, world_copy: Path, tmp_path: Path
 ) -> None:
     config = at(world.config, world_copy)
@@ -240,10 +223,10 @@ def test_what_cannot_be_mined_is_refused_by_name(
     entries = [{**world.entries[0], "weight": 9.0}, *world.entries[1:]]
     with pytest.raises(ConfigError, match="'drawn' is not built as the config says"):
         mine_inline(world_config(world_copy, entries), world.scorer)
-    assert manifest.latest_generation_number(str(world_copy)) == 1
+    assert Dataset(str(world_copy)).latest_number() == 1
 
 
-def test_one_source_alone_is_mined_and_others_keep_their_files(
+def test_only_the_named_source_is_mined_and_others_keep_their_files(
     world: World, world_copy: Path
 ) -> None:
     mined = mine_inline(at(world.config, world_copy), world.scorer, budget=10, only=["drawn"])
@@ -257,7 +240,7 @@ def test_one_source_alone_is_mined_and_others_keep_their_files(
     assert verify_dataset(str(world_copy)).problems == []
 
 
-def test_command_mines_on_ray_what_is_mined_without(
+def test_the_command_on_ray_mines_the_same_bytes(
     world: World, mined_root: Path, world_copy: Path, tmp_path: Path
 ) -> None:
     path = write_config(tmp_path / "config.yaml", at(world.config, world_copy))

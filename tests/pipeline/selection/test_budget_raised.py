@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from support.builds import build_inline, config_of, squares
 
 SOURCES = {
@@ -19,12 +19,12 @@ SOURCES = {
 
 
 def selected_uris(root: Path) -> set[str]:
-    generation = manifest.read_generation(str(root))
+    generation = Dataset(str(root)).read_generation()
     return {
         uri
         for shard in generation.shards
         if not shard.label
-        for uri in manifest.read_sidecar(str(root), shard, ("uri",))["uri"].to_pylist()
+        for uri in Dataset(str(root)).read_sidecar(shard, ("uri",))["uri"].to_pylist()
     }
 
 

@@ -3,12 +3,12 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from test_plan import ENTRY, REFERENCE, config_with, pilot_of
+from test_plan import ENTRY, REFERENCE, config_with, pilot_of, rows_of
 
 from pipeline.config.schema import Config
 from pipeline.dataset.schema import Partition
 from pipeline.selection.fit import fit_probabilities, pilot_needed, probability_curve
-from pipeline.selection.pilot import PilotStats, pilot_stats
+from pipeline.selection.pilot import Pilot
 from pipeline.selection.rule import inclusion_probability
 from pipeline.sources.survey import Listing, pilot_size
 
@@ -17,7 +17,7 @@ NUM_CANDIDATES = 100_000
 
 @pytest.fixture(scope="module")
 def similarity_N() -> NDArray[np.float32]:
-    """A stream as photographs are: most of it far away, few look-alikes."""
+    """Similarities like those of photographs: most far away, few near."""
     rng = np.random.default_rng(0)
     far = rng.normal(0.3, 0.06, NUM_CANDIDATES * 99 // 100)
     near = rng.normal(0.5, 0.05, NUM_CANDIDATES // 100)
@@ -35,19 +35,13 @@ def listing_of(config: Config) -> Listing:
     )
 
 
-def findings_of(config: Config, similarity_N: NDArray[np.float32]) -> PilotStats:
-    pilot = pilot_of(len(similarity_N), similarity=list(map(float, similarity_N)))
-    return pilot_stats(config, listing_of(config), pilot, REFERENCE)
+def read_pilot(config: Config, similarity_N: NDArray[np.float32]) -> Pilot:
+    rows = rows_of(len(similarity_N), similarity=list(map(float, similarity_N)))
+    return pilot_of(listing_of(config), rows, config)
 
 
 def needed(config: Config, similarity_N: NDArray[np.float32]) -> int:
-    return pilot_needed(
-        ENTRY,
-        config=config,
-        listing=listing_of(config),
-        findings=findings_of(config, similarity_N),
-        reference=REFERENCE,
-    )
+    return pilot_needed(read_pilot(config, similarity_N), config=config, reference=REFERENCE)
 
 
 @pytest.mark.parametrize("beta", [0.0, 8.0, 16.0])
@@ -60,8 +54,10 @@ def test_counts_meet_a_budget_of_ten_thousand_within_five_percent(
     errors = []
     for _ in range(100):
         size = needed(config, rng.choice(similarity_N, 500))
-        findings = findings_of(config, rng.choice(similarity_N, size))
-        fit = fit_probabilities(ENTRY, config, findings, NUM_CANDIDATES / size, REFERENCE)
+        pilot = read_pilot(config, rng.choice(similarity_N, size))
+        fit = fit_probabilities(
+            pilot, config=config, reference=REFERENCE, num_candidates=NUM_CANDIDATES
+        )
         probability_N = inclusion_probability(
             similarity_N, scale=fit.scale, **probability_curve(config, REFERENCE)
         )
@@ -90,12 +86,12 @@ def test_suspected_positives_are_not_expected_to_be_selected() -> None:
         "similarity": [0.1, 0.2, REFERENCE.ceiling + 0.1, REFERENCE.ceiling + 0.1],
         "label_state": ["unknown", "unknown", "unknown", "verified_absent"],
     }
-    pilot = pilot_of(4, **columns)
+    rows = rows_of(4, **columns)
     for quarantine, num_usable, rejected in (
         ("auto", 3, {"suspected_positive": 1}),
         ("off", 4, {}),
     ):
         config = config_with(quarantine=quarantine)
-        findings = pilot_stats(config, listing_of(config), pilot, REFERENCE)
-        assert findings.usable.num_rows == num_usable
-        assert findings.rejected == rejected
+        pilot = pilot_of(listing_of(config), rows, config)
+        assert pilot.usable.num_rows == num_usable
+        assert pilot.rejected == rejected

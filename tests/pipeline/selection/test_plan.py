@@ -12,14 +12,16 @@ import pyarrow as pa
 import pytest
 
 from pipeline.build.reading import PlannedSource, iterate_spans
-from pipeline.config.schema import Config, SelectionConfig, SourceEntry
-from pipeline.dataset import manifest
+from pipeline.config.schema import Config, SourceEntry
+from pipeline.config.selection import SelectionConfig
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import ReferenceInfo, strata_by_similarity
 from pipeline.dataset.schema import Partition, RawSample
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.selection.fit import fit_scale
-from pipeline.selection.pilot import pilot_sample
+from pipeline.selection.pilot import Pilot, make_pilot, pilot_sample
 from pipeline.selection.plan import make_plan
+from pipeline.sources import survey as survey_of
 from pipeline.sources.survey import pilot_size, survey, take_partitions
 from support.builds import build_inline, config_of, first_samples, folder_entry, squares
 from support.corpus import write_tar
@@ -104,13 +106,8 @@ def test_pilot_reads_a_little_of_many_partitions() -> None:
 def planned_of(num_listed: int, *, samples: int, **committed: int) -> PlannedSource:
     source = Listing(num_listed, samples)
     config = config_of("unused", [ENTRY.model_dump()], output={"candidates_per_round": 10_000})
-    plan = make_plan(
-        ENTRY,
-        config=config,
-        listing=survey(source, ENTRY, config),
-        pilot=pilot_of(500),
-        reference=REFERENCE,
-    )
+    pilot = pilot_of(survey(source, ENTRY, config), rows_of(500), config)
+    plan = make_plan(pilot, config=config, reference=REFERENCE)
     return PlannedSource(ENTRY, source, plan, **committed)
 
 
@@ -145,8 +142,9 @@ def test_size_of_partitions_that_nobody_knows_is_counted_in_the_pilot() -> None:
     source, config = Listing(3000, None), config_with()
     listing = survey(source, ENTRY, config)
     assert not listing.can_tell_sizes
-    pilot = pilot_of(500, partition_size=[16] * 250 + [None] * 250)
-    plan = make_plan(ENTRY, config=config, listing=listing, pilot=pilot, reference=REFERENCE)
+    rows = rows_of(500, partition_size=[16] * 250 + [None] * 250)
+    pilot = pilot_of(listing, rows, config)
+    plan = make_plan(pilot, config=config, reference=REFERENCE)
     assert (plan.samples_per_partition, plan.partitions_per_span) == (16.0, 32)
 
 
@@ -195,7 +193,12 @@ def test_budget_beyond_what_is_possible_gives_the_floor_or_everything(
     np.testing.assert_allclose(probability, expected, rtol=1e-6)
 
 
-def pilot_of(num_rows: int, **columns: list[object]) -> pa.Table:
+def pilot_of(listing: survey_of.Listing, rows: pa.Table, config: Config) -> Pilot:
+    return make_pilot(ENTRY, Listing(1), listing, rows, config=config, reference=REFERENCE)
+
+
+def rows_of(num_rows: int, **columns: list[object]) -> pa.Table:
+    """Rows of a pilot."""
     similarity = np.linspace(0, 0.6, num_rows)
     given: dict[str, object] = {
         "label": [""] * num_rows,
@@ -214,19 +217,14 @@ def pilot_of(num_rows: int, **columns: list[object]) -> pa.Table:
     return pa.table({name: pa.array(v, types.get(name)) for name, v in given.items()})
 
 
-def plan_of(pilot: pa.Table, *, num_partitions: int = 100, **selection: Any) -> Any:
+def plan_of(rows: pa.Table, *, num_partitions: int = 100, **selection: Any) -> Any:
     config = config_with(**selection)
-    return make_plan(
-        ENTRY,
-        config=config,
-        listing=survey(Listing(num_partitions), ENTRY, config),
-        pilot=pilot,
-        reference=REFERENCE,
-    )
+    pilot = pilot_of(survey(Listing(num_partitions), ENTRY, config), rows, config)
+    return make_plan(pilot, config=config, reference=REFERENCE)
 
 
 def test_plan_expects_the_budget_in_each_split() -> None:
-    plan = plan_of(pilot_of(500), budget=800, eval_budget=300)
+    plan = plan_of(rows_of(500), budget=800, eval_budget=300)
     by_split = {
         split: sum(n for key, n in plan.expected_selected.items() if key.startswith(f"{split}/"))
         for split in ("train", "val", "test")
@@ -256,7 +254,7 @@ def test_size_of_tars_that_nobody_counted_is_estimated_by_their_bytes(tmp_path: 
         tmp_path / "data", [{**entry, "label_state": "verified_absent"}], selection={"pilot": 30}
     )
     generation = build_inline(config)
-    plan = manifest.read_plan(str(tmp_path / "data"), "tars")
+    plan = Dataset(str(tmp_path / "data")).read_plan("tars")
     assert plan is not None
     assert plan.samples_per_partition == pytest.approx(160, rel=0.05)
     (tars,) = (source for source in generation.sources if source.name == "tars")
@@ -277,15 +275,15 @@ def test_limit_of_candidates_holds_for_tars_that_nobody_counted(tmp_path: Path) 
 
 def test_plan_makes_up_for_rejected_candidates() -> None:
     reasons: list[object] = ["truncated", "too_small", None, None] * 125
-    plan = plan_of(pilot_of(500, reject_reason=reasons), budget=800, eval_budget=300)
+    plan = plan_of(rows_of(500, reject_reason=reasons), budget=800, eval_budget=300)
     assert plan.expected_rejected == {"too_small": 2500, "truncated": 2500}
     assert sum(plan.expected_selected.values()) == pytest.approx(1400, rel=1e-4)
 
 
 def test_plan_takes_every_positive_and_what_is_all_there_is() -> None:
-    plan = plan_of(pilot_of(500, label=["cat"] * 500), budget=10)
+    plan = plan_of(rows_of(500, label=["cat"] * 500), budget=10)
     assert sum(plan.expected_selected.values()) == pytest.approx(10_000)
-    scarce = plan_of(pilot_of(500), budget=100_000)
+    scarce = plan_of(rows_of(500), budget=100_000)
     assert scarce.eval_probability == 1.0
     assert sum(scarce.expected_selected.values()) == pytest.approx(10_000)
 
@@ -305,13 +303,13 @@ def test_plan_is_kept_until_its_entry_is_changed(tmp_path: Path) -> None:
         (tmp_path / f"bad/{number}.jpg").write_bytes(b"no picture")
     with pytest.raises(InfinegError, match="120 of 120"):
         build_inline(config_of(out, stopped))
-    plan = manifest.read_plan(out, "good")
+    plan = Dataset(out).read_plan("good")
     with pytest.raises(InfinegError, match="120 of 120"):
         build_inline(config_of(out, stopped))
-    assert manifest.read_plan(out, "good") == plan, "times are measured: a new pilot would differ"
+    assert Dataset(out).read_plan("good") == plan, "times are measured: a new pilot would differ"
     with pytest.raises(InfinegError, match="120 of 120"):
         build_inline(config_of(out, stopped, selection={"budget": 30}))
-    changed = manifest.read_plan(out, "good")
+    changed = Dataset(out).read_plan("good")
     assert plan is not None
     assert changed is not None
     assert changed.scale < plan.scale

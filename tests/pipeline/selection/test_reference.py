@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.errors import InfinegError
 from pipeline.selection.reference import KnownPositives, ReferenceBank, read_bank, write_reference
 from pipeline.worker.steps.score import score_batch
 
 
-def look_of(number: int) -> int:
+def hash_of(number: int) -> int:
     return 0x0F1E_2D3C_4B5A_6978 ^ (0x0101_0101_0101_0101 * number)
 
 
@@ -29,7 +29,7 @@ def positives_table(num_images: int = 60, dim: int = 8) -> pa.Table:
         {
             "key": [f"k-{n:03d}" for n in range(2 * num_images)],
             "content_hash": hashes,
-            "perceptual_hash": pa.array([look_of(n) for n in range(num_images)] * 2, pa.uint64()),
+            "perceptual_hash": pa.array([hash_of(n) for n in range(num_images)] * 2, pa.uint64()),
             "split": ["train" if n % 4 else "val" for n in range(num_images)] * 2,
             "embedding": pa.FixedSizeListArray.from_arrays(pa.array(both.reshape(-1)), dim),
         }
@@ -45,12 +45,12 @@ def test_reference_does_not_depend_on_the_order_of_reading(tmp_path: Path) -> No
         for root, order in zip(roots, orders, strict=True)
     ]
     assert infos[0] == infos[1] == infos[2]
-    banks = [manifest.read_table(root, "reference.parquet") for root in roots]
+    banks = [Dataset(root).read_table("reference.parquet") for root in roots]
     assert banks[0].equals(banks[1])
     assert banks[0].equals(banks[2])
 
 
-def test_reference_holds_train_positives_alone_and_knows_the_others(tmp_path: Path) -> None:
+def test_bank_holds_only_train_positives_and_knows_the_others(tmp_path: Path) -> None:
     info = write_reference(str(tmp_path), positives_table(), num_neighbors=5)
     bank = read_bank(str(tmp_path), num_neighbors=5)
     assert (info.num_embeddings, info.num_positives) == (45, 60)
@@ -60,21 +60,21 @@ def test_reference_holds_train_positives_alone_and_knows_the_others(tmp_path: Pa
     assert info.mid < info.near < info.ceiling < info.median
 
 
-def test_looks_of_positives_of_every_split_are_known(tmp_path: Path) -> None:
+def test_hashes_of_positives_of_every_split_are_known(tmp_path: Path) -> None:
     write_reference(str(tmp_path), positives_table(), num_neighbors=5)
-    looks = read_bank(str(tmp_path), num_neighbors=5).positives.looks
-    of_val, of_train = look_of(4), look_of(5)
+    known = read_bank(str(tmp_path), num_neighbors=5).positives.near_duplicates
+    of_val, of_train = hash_of(4), hash_of(5)
     asked = np.array([of_val, of_train ^ 0b111, ~np.uint64(of_train)], np.uint64)
-    assert looks.resembles(asked).tolist() == [True, True, False]
+    assert known.resembles(asked).tolist() == [True, True, False]
 
 
-def test_reference_of_before_has_no_looks_and_is_read_all_the_same(tmp_path: Path) -> None:
+def test_older_reference_without_perceptual_hashes_is_read(tmp_path: Path) -> None:
     write_reference(str(tmp_path), positives_table(), num_neighbors=5)
     path = tmp_path / "reference.parquet"
     pq.write_table(pq.read_table(path).drop_columns(["perceptual_hash"]), path)
     bank = read_bank(str(tmp_path), num_neighbors=5)
     assert len(bank.positives.content_hashes) == 60
-    assert not bank.positives.looks.resembles(np.array([look_of(4)], np.uint64)).any()
+    assert not bank.positives.near_duplicates.resembles(np.array([hash_of(4)], np.uint64)).any()
 
 
 def test_too_few_positives_are_refused(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ RULE = SelectionRule(
 )
 
 
-LOOK = 0x0F1E_2D3C_4B5A_6978  # half of its bits
+HASH = 0x0F1E_2D3C_4B5A_6978  # half of its bits
 
 
 def rows_of(
@@ -47,8 +47,8 @@ def rows_of(
     }
     table = pa.table({name: list(columns.get(name, value)) for name, value in defaults.items()})
     table = table.append_column("similarity", pa.array(similarities, pa.float32()))
-    looks = list(columns.get("perceptual_hash", [LOOK + n for n in range(num_rows)]))
-    table = table.append_column("perceptual_hash", pa.array(looks, pa.uint64()))
+    hashes = list(columns.get("perceptual_hash", [HASH + n for n in range(num_rows)]))
+    table = table.append_column("perceptual_hash", pa.array(hashes, pa.uint64()))
     for name in ("doubt", "reject_reason"):
         values = list(columns.get(name, [None] * num_rows))
         table = table.append_column(name, pa.array(values, pa.string()))
@@ -198,19 +198,19 @@ def test_doubt_of_a_source_sets_a_sample_aside_unless_it_has_a_label(ceiling: fl
     assert chosen["selected"].to_pylist() == [False, False, True, False, True]
 
 
-def known_by_look(*looks: int) -> KnownPositives:
+def known_by_hash(*hashes: int) -> KnownPositives:
     index = NearDuplicateIndex()
-    index.add(np.array(looks, np.uint64))
-    return KnownPositives(looks=index)
+    index.add(np.array(hashes, np.uint64))
+    return KnownPositives(near_duplicates=index)
 
 
 @pytest.mark.parametrize("ceiling", [None, 0.7])
-def test_what_looks_like_a_positive_and_is_near_is_set_aside(ceiling: float | None) -> None:
+def test_near_candidate_with_the_hash_of_a_positive_is_rejected(ceiling: float | None) -> None:
     rule = dataclasses.replace(RULE, scale=1e9, ceiling=ceiling)
-    flat, three_off, four_off = 0b1111111, LOOK ^ 0b1011, LOOK ^ 0b1111
+    flat, three_off, four_off = 0b1111111, HASH ^ 0b1011, HASH ^ 0b1111
     rows = rows_of(
         [0.5, 0.4, 0.39, 0.5, 0.5, 0.5, 0.5, 0.5, np.nan],
-        perceptual_hash=[LOOK, three_off, LOOK, four_off, LOOK, flat, LOOK, LOOK, None],
+        perceptual_hash=[HASH, three_off, HASH, four_off, HASH, flat, HASH, HASH, None],
         label=["", "", "", "", "", "", "cat", "", ""],
         label_state=["unknown", "unknown", "unknown", "unknown", "verified_absent", "unknown",
                      "verified_present", "unknown", "unknown"],
@@ -218,15 +218,15 @@ def test_what_looks_like_a_positive_and_is_near_is_set_aside(ceiling: float | No
         doubt=[*[None] * 7, "conflicting_labels", None],
         reject_reason=[*[None] * 8, "unreadable"],
     )  # fmt: skip
-    chosen = select_batch(rows, rule, known_by_look(LOOK, flat))
+    chosen = select_batch(rows, rule, known_by_hash(HASH, flat))
     assert chosen["reject_reason"].to_pylist() == [
         "suspected_positive", "suspected_positive",
-        None,  # hashes collide, the encoder sees another thing
+        None,  # hashes collide, similarity is low
         None,  # four bits off
         "conflicting_labels",
-        None,  # so flat that its hash tells nothing
-        None,  # a positive may look like another
-        "conflicting_labels",  # what its source says goes first
+        None,  # an image so flat that its hash is not used
+        None,  # positives may resemble each other
+        "conflicting_labels",  # the doubt of its source comes first
         "unreadable",
     ]  # fmt: skip
     is_usable = [reason is None for reason in chosen["reject_reason"].to_pylist()]

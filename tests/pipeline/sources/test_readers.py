@@ -17,7 +17,7 @@ import timm.data
 import webdataset
 
 from conftest import Built
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from support.builds import sidecar_rows
 
 # webdataset leaves its files to the garbage collector, and timm and Ray their readers to it.
@@ -81,7 +81,7 @@ def test_json_member_says_what_the_sidecar_says(built: Built) -> None:
     rows = sidecar_rows(built.root)
     stream = webdataset.WebDataset(paths(built), shardshuffle=False).decode()
     about = {sample["__key__"]: sample["json"] for sample in stream}
-    encoder = manifest.require_info(str(built.root)).encoder
+    encoder = Dataset(str(built.root)).read_info().encoder
     assert {said.pop("encoder") for said in about.values()} == {encoder}
     assert {said.pop("generation") for said in about.values()} == {1}
     fields = sorted(next(iter(about.values())))

@@ -1,4 +1,4 @@
-"""The contract of every source. A new module under sources/ is tested here without being named."""
+"""The contract of every source: new kinds and generators are found and tested by themselves."""
 
 import itertools
 import json
@@ -10,13 +10,14 @@ from types import ModuleType
 import pytest
 from pydantic import BaseModel
 
-from pipeline.config.schema import OutputConfig
+import pipeline.sources
+from pipeline.config.output import OutputConfig
 from pipeline.dataset.schema import Partition, RawSample
 from pipeline.errors import ConfigError
 from pipeline.sources import Source, load_source_module, open_source, source_kinds
 from pipeline.worker.steps.decode import Decoded, decode_image
 
-# Of an endless source, or of a picture generator's long partition, a look is enough.
+# Enough of an endless source, or of the long partition of a generator.
 NUM_PARTITIONS, NUM_SAMPLES = 4, 4
 
 
@@ -91,7 +92,7 @@ def test_locators_are_json(source: Source) -> None:
 
 def test_samples_come_in_the_same_order_again(source: Source) -> None:
     for partition in first_partitions(source):
-        # Left in the middle and begun anew, as a resumed run does.
+        # Left in the middle and started again, as a resumed run does.
         next(iter(source.read(partition)))
         assert first_samples(source, partition) == first_samples(source, partition)
 
@@ -115,7 +116,7 @@ def test_toy_has_three_images_that_decode(source: Source) -> None:
         assert isinstance(decode_image(sample.image, rotation=0, settings=settings), Decoded)
 
 
-def test_number_of_samples_is_true_where_it_is_told(source: Source) -> None:
+def test_number_of_samples_is_true_if_there_is_one(source: Source) -> None:
     if source.is_endless:
         pytest.skip("its partitions are long")
     for partition in source.partitions():
@@ -127,14 +128,27 @@ def test_read_from_continues_where_read_was_left(source: Source) -> None:
     if not hasattr(source, "read_from"):
         pytest.skip("offers no read_from")
     for partition in first_partitions(source):
-        look = NUM_SAMPLES + 3  # a shorter partition is compared to its end
-        samples = list(itertools.islice(source.read(partition), look))
+        number = NUM_SAMPLES + 3  # a shorter partition is compared to its end
+        samples = list(itertools.islice(source.read(partition), number))
         for start in range(4):
-            rest = itertools.islice(source.read_from(partition, start), look - start)
+            rest = itertools.islice(source.read_from(partition, start), number - start)
             assert list(rest) == samples[start:]
 
 
-@pytest.mark.parametrize("kind", ["os.path", "../webdataset", "generated", "_tar", "", "no_such"])
+def test_every_file_of_kinds_and_generated_is_a_kind_and_no_other_is() -> None:
+    sources = Path(pipeline.sources.__file__).parent
+    found = {
+        path.stem
+        for folder in ("kinds", "generated")
+        for path in (sources / folder).iterdir()
+        if not path.name.startswith("_")
+    }
+    assert set(source_kinds()) == found
+
+
+@pytest.mark.parametrize(
+    "kind", ["os.path", "../webdataset", "generated", "readers", "tars", "_tar", "", "no_such"]
+)
 def test_kind_names_no_other_module(kind: str) -> None:
     with pytest.raises(ConfigError, match="none of"):
         open_source(kind, {})

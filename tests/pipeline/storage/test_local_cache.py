@@ -180,7 +180,7 @@ def test_fetched_bytes_are_told_with_their_hash(s3_root: str, s3_server: S3Serve
     content = os.urandom(9 * 2**20)
     storage.write_atomic(f"{s3_root}/x.tar", content)
     with open(os.devnull, "wb") as file:
-        told = storage.fetch(f"{s3_root}/x.tar", file)
-    assert told == (hashlib.sha256(content).hexdigest(), len(content))
+        fetched = storage.fetch(f"{s3_root}/x.tar", file)
+    assert fetched == (hashlib.sha256(content).hexdigest(), len(content))
     uris = [f"{s3_root}/x.tar", f"{s3_root}/no_such.tar"]
     assert storage.sizes_of(uris) == {uris[0]: len(content)}

@@ -99,9 +99,9 @@ def test_message_of_an_error_shows_no_secret(
     def fail(*_: object, **__: object) -> None:
         raise InfinegError("https://me:secret@example.org/a.tar?sig=secret: broken tar")
 
-    monkeypatch.setattr("pipeline.dataset.manifest.require_info", fail)
+    monkeypatch.setattr("pipeline.dataset.dataset.Dataset.read_info", fail)
     with pytest.raises(SystemExit):
         main(["status", "somewhere"])
-    told = capsys.readouterr().err
-    assert "example.org/a.tar" in told
-    assert "secret" not in told
+    text = capsys.readouterr().err
+    assert "example.org/a.tar" in text
+    assert "secret" not in text

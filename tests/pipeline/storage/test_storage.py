@@ -14,6 +14,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import ConfigError, InfinegError, TransientStorageError
+from pipeline.storage.retry import retry
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -117,7 +118,7 @@ def test_transient_error_is_tried_again(error: type[OSError], waits: list[float]
             raise failures.pop()
         return "done"
 
-    assert storage.retry(action, "read it") == "done"
+    assert retry(action, "read it") == "done"
     assert waits == [pytest.approx(0.2, rel=0.25), pytest.approx(0.4, rel=0.25)]
 
 
@@ -126,7 +127,7 @@ def test_lasting_transient_error_is_named_after_five_tries(waits: list[float]) -
         raise TimeoutError("too slow")
 
     with pytest.raises(TransientStorageError, match=r"read it: .*too slow \(5 tries\)"):
-        storage.retry(action, "read it")
+        retry(action, "read it")
     assert waits == [pytest.approx(0.2 * 2**n, rel=0.25) for n in range(4)]
 
 
@@ -139,7 +140,7 @@ def test_other_errors_are_not_tried_again(error: type[Exception], waits: list[fl
         raise error
 
     with pytest.raises(error):
-        storage.retry(action, "read it")
+        retry(action, "read it")
     assert (len(calls), waits) == (1, [])
 
 
@@ -192,7 +193,7 @@ def test_linked_folders_are_listed_and_circles_end(tmp_path: Path) -> None:
     assert storage.list_files(str(tmp_path / "root")) == ["cats/a.jpg", "dogs/b.jpg"]
 
 
-def test_folder_that_may_not_be_read_is_told(tmp_path: Path) -> None:
+def test_folder_that_may_not_be_read_is_reported(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root to become somebody else")
     tmp_path.chmod(0o700)
@@ -288,9 +289,9 @@ def test_missing_driver_is_named() -> None:
     ],
 )
 def test_credentials_in_options_are_refused_unseen(prefix: str, options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"credentials are not read from options") as told:
+    with pytest.raises(ConfigError, match=r"credentials are not read from options") as caught:
         storage.configure({prefix: options})
-    assert "VALUE" not in str(told.value)
+    assert "VALUE" not in str(caught.value)
 
 
 @pytest.mark.usefixtures("_unconfigured")
@@ -339,12 +340,12 @@ def test_secrets_in_uris_are_not_shown(text: str, shown: str) -> None:
         (13, "permission denied"),
     ],
 )
-def test_what_a_user_can_mend_is_told(number: int, reason: str, waits: list[float]) -> None:
+def test_what_a_user_can_mend_is_reported(number: int, reason: str, waits: list[float]) -> None:
     def action() -> None:
         raise OSError(number, os.strerror(number))
 
     with pytest.raises(InfinegError, match=f"^write it: {reason}"):
-        storage.retry(action, "write it")
+        retry(action, "write it")
     assert waits == []
 
 

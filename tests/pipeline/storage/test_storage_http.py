@@ -134,7 +134,7 @@ def test_lasting_fault_is_no_missing_file(server: FlakyServer) -> None:
             action(f"{server.url}/big")
 
 
-def test_refusal_is_told_without_the_signature(
+def test_refusal_is_reported_without_the_signature(
     server: FlakyServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     uri = f"{server.url}/big?X-Amz-Credential=SECRET&X-Amz-Signature=SECRET&part=1"
@@ -142,9 +142,9 @@ def test_refusal_is_told_without_the_signature(
         server.faults = ["403"] * 100
         with pytest.raises(
             InfinegError, match=r"Signature=\*\*\*&part=1: access is denied"
-        ) as told:
+        ) as caught:
             action(uri)
-        assert "SECRET" not in "".join(traceback.format_exception(told.value))
+        assert "SECRET" not in "".join(traceback.format_exception(caught.value))
         server.faults = ["503"] * 100
         with pytest.raises(TransientStorageError) as lasting:
             action(uri)
@@ -158,7 +158,7 @@ def test_refusal_is_told_without_the_signature(
 
 def test_addresses_are_neither_listed_nor_written(server: FlakyServer) -> None:
     for listing in (storage.list_files, storage.list_prefix, storage.remove_tree):
-        with pytest.raises(ConfigError, match="http and https list nothing"):
+        with pytest.raises(ConfigError, match="http and https cannot be listed"):
             listing(f"{server.url}/folder/")
     with pytest.raises(ConfigError, match="can only be read"):
         storage.write_atomic(f"{server.url}/file", b"x")
@@ -167,9 +167,9 @@ def test_addresses_are_neither_listed_nor_written(server: FlakyServer) -> None:
 def test_address_is_fetched_whole(server: FlakyServer, tmp_path: Path) -> None:
     server.faults = ["cut", "503"]
     with (tmp_path / "copy").open("wb") as file:
-        told = storage.fetch(f"{server.url}/big", file)
+        fetched = storage.fetch(f"{server.url}/big", file)
     assert (tmp_path / "copy").read_bytes() == CONTENT
-    assert told == (hashlib.sha256(CONTENT).hexdigest(), len(CONTENT))
+    assert fetched == (hashlib.sha256(CONTENT).hexdigest(), len(CONTENT))
     assert storage.sizes_of([f"{server.url}/big", f"{server.url}/no_such"]) == {
         f"{server.url}/big": len(CONTENT)
     }
@@ -192,7 +192,7 @@ def test_lasting_fault_of_the_hub_is_named(hub: FlakyServer, fault: str) -> None
             action("hf://datasets/o/r/f")
 
 
-def test_refusal_of_the_hub_is_told(hub: FlakyServer) -> None:
+def test_refusal_of_the_hub_is_reported(hub: FlakyServer) -> None:
     hub.faults = ["403"] * 100
     with pytest.raises(InfinegError, match=r"read hf://datasets/o/r/f: access is denied \(403\)"):
         storage.read_bytes("hf://datasets/o/r/f")

@@ -1,4 +1,4 @@
-"""The same on S3 as on a disk; what fails there in passing costs time, what does not is told."""
+"""S3 behaves as a disk does; transient failures cost time, others are reported."""
 
 import contextlib
 import hashlib
@@ -39,7 +39,7 @@ def client(s3_server: S3Server) -> Any:
 def flaky(
     s3_server: S3Server, s3_root: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[FlakyServer]:
-    """What fails as it is told, between this process and S3; `client` goes past it."""
+    """A proxy before S3 that fails as the test says; `client` bypasses it."""
     del s3_root
     with run_flaky_server(upstream=s3_server.endpoint_url) as server:
         for name, value in environment(server.url).items():
@@ -312,9 +312,11 @@ def test_missing_credentials_tell_what_to_set(
 
 def test_refused_credentials_are_told_without_them(flaky: FlakyServer, s3_root: str) -> None:
     flaky.faults = ["403"] * 10
-    with pytest.raises(ConfigError, match=r"read s3://.*the access key is not known there") as told:
+    with pytest.raises(
+        ConfigError, match=r"read s3://.*the access key is not known there"
+    ) as caught:
         storage.read_bytes(storage.join(s3_root, "file"))
-    assert "testing" not in str(told.value)
+    assert "testing" not in str(caught.value)
     assert len(flaky.requests) == 1, "not tried again"
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.build import MetricsServer
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from pipeline.telemetry.metrics import BUILD_METRICS, TRAIN_METRICS, serve_metrics
 from support.builds import config_of, folder_entry, squares, write_config
@@ -35,7 +35,7 @@ def free_port() -> int:
 
 
 def scrape(port: int) -> dict[str, float]:
-    """By name with labels, as Prometheus reads them; {} where nobody serves."""
+    """By name with labels, as Prometheus reads them; {} if nothing is served."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
             text = answer.read().decode()
@@ -76,7 +76,7 @@ def test_a_build_serves_what_it_then_commits(tmp_path: Path) -> None:
     )
     process = start_infineg("build", write_config(tmp_path / "c.yaml", config), log=log)
     last = last_scraped(process, port, log)
-    counts = {s.name: s.counts for s in manifest.read_generation(str(root)).sources}
+    counts = {s.name: s.counts for s in Dataset(str(root)).read_generation().sources}
     for name, each in counts.items():
         assert last[f'infineg_candidates_total{{source="{name}"}}'] == each.read
         assert last[f'infineg_selected_total{{source="{name}"}}'] == each.selected

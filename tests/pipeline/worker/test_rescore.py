@@ -1,4 +1,4 @@
-"""Embeddings that are kept, and scored anew for other positives or probabilities."""
+"""Kept embeddings, scored and selected again for other probabilities."""
 
 import shutil
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from conftest import Built
 from pipeline.config.schema import Config
 from pipeline.curate.verify import verify_dataset
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.worker.steps import embed
 from support.builds import CATS, build_inline, config_of, file_hashes, folder_entry
@@ -25,13 +25,13 @@ def rescored(built: Built, out: Path, **build: Any) -> Config:
 
 @pytest.fixture(scope="module")
 def root(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`built` scored anew, of all of its embeddings. Not to be changed."""
+    """`built` selected again from all of its embeddings. Not to be changed."""
     root = tmp_path_factory.mktemp("rescored") / "data"
     build_inline(rescored(built, root))
     return root
 
 
-def test_rescored_dataset_is_byte_for_byte_one_built_anew(
+def test_rescored_dataset_is_byte_for_byte_a_new_build(
     built: Built, root: Path, tmp_path: Path
 ) -> None:
     build_inline(config_of(tmp_path / "anew", built.entries, **CHANGED))
@@ -40,8 +40,8 @@ def test_rescored_dataset_is_byte_for_byte_one_built_anew(
     assert verify_dataset(str(root)).problems == []
     for name in file_hashes(built.root, ("embeddings/",)):
         if name.endswith(".parquet"):
-            then = manifest.read_table(str(built.root), name)
-            assert manifest.read_table(str(root), name).equals(then), "kept on"
+            then = Dataset(str(built.root)).read_table(name)
+            assert Dataset(str(root)).read_table(name).equals(then), "kept on"
 
 
 def test_rescoring_embeds_no_candidate_but_those_of_pilot_and_positives(
@@ -57,13 +57,13 @@ def test_rescoring_embeds_no_candidate_but_those_of_pilot_and_positives(
     monkeypatch.setattr(embed, "crop_pixels", count)
     build_inline(rescored(built, tmp_path / "rescored"))
     num_first_pilot = 48 + 100 + 100 + 40 + 32
-    plans = [manifest.read_plan(str(tmp_path / "rescored"), e["name"]) for e in built.entries]
+    plans = [Dataset(str(tmp_path / "rescored")).read_plan(e["name"]) for e in built.entries]
     num_second_pilot = sum(plan.num_pilot for plan in plans if plan and plan.num_pilot > 100)
     assert 0 < num_cropped <= 48 + num_first_pilot + num_second_pilot
     assert built.generation.counts.read > 5 * num_cropped
 
 
-def test_part_that_is_not_kept_is_embedded_anew(built: Built, root: Path, tmp_path: Path) -> None:
+def test_part_without_kept_embeddings_is_embedded(built: Built, root: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     shutil.copytree(built.root / "embeddings", cache / "embeddings")
     for path in sorted(cache.glob("embeddings/squares/*/*.parquet"))[::2]:
@@ -95,7 +95,7 @@ def test_dataset_without_embeddings_is_refused(built: Built, tmp_path: Path) -> 
         build_inline(config)
 
 
-def test_refusal_of_other_positives_tells_how_to_score_anew(built: Built, tmp_path: Path) -> None:
+def test_refusal_of_other_positives_says_how_to_rescore(built: Built, tmp_path: Path) -> None:
     more = {**CATS, "params": {**CATS["params"], "num_pictures": 64}}
     with pytest.raises(ConfigError, match=r"positives\.0") as caught:
         build_inline(config_of(built.root, built.entries, positives=[more]))

@@ -1,4 +1,4 @@
-"""One partition at a time: what a worker commits, repeats, and keeps in memory."""
+"""One span at a time: the parts that a worker commits, its repetition, and its memory."""
 
 import itertools
 import json
@@ -13,7 +13,7 @@ from conftest import Built
 from pipeline import storage
 from pipeline.build.changes import begin_dataset
 from pipeline.config.schema import Config
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Counts, PartRecord, TakenDown
 from pipeline.dataset.schema import Partition
 from pipeline.encoders.runtimes import prepare_encoder
@@ -33,9 +33,9 @@ def planned(built: Built, tmp_path: Path) -> Config:
         storage.write_atomic(storage.join(root, name), content)
     encoder = prepare_encoder(config.encoder, gpus_per_worker=0)
     begin_dataset(config, encoder=encoder.fingerprint, embedding_dim=encoder.embedding_dim)
-    plan = manifest.read_plan(str(built.root), "squares")
+    plan = Dataset(str(built.root)).read_plan("squares")
     assert plan is not None
-    manifest.write_plan(root, plan)
+    Dataset(root).write_plan(plan)
     return config
 
 
@@ -52,7 +52,7 @@ def records_of(config: Config, task: ReadTask) -> list[PartRecord]:
 
 def places_of(root: str, records: list[PartRecord]) -> list[tuple[str, int]]:
     rows = pa.concat_tables(
-        manifest.read_table(root, r.path, ["partition", "ordinal"]) for r in records
+        Dataset(root).read_table(r.path, ["partition", "ordinal"]) for r in records
     )
     return list(zip(rows["partition"].to_pylist(), rows["ordinal"].to_pylist(), strict=True))
 
@@ -62,7 +62,7 @@ def test_span_left_in_the_middle_goes_on_with_the_next_part(planned: Config) -> 
     first, is_new = next(worker_of(planned).build(WHOLE))
     assert is_new
     # What a crash before the commit of the second part leaves: its data, but no record.
-    second_data = Path(root) / f"{manifest.part_stem('squares', 1, 7, 1)}.parquet"
+    second_data = Path(root) / "parts/squares/000001/000007-000001.parquet"
     second_data.write_bytes(b"half a file")
     stamp = (Path(root) / first.path).stat().st_mtime_ns
     built = list(worker_of(planned).build(WHOLE))
@@ -72,7 +72,7 @@ def test_span_left_in_the_middle_goes_on_with_the_next_part(planned: Config) -> 
     assert (Path(root) / first.path).stat().st_mtime_ns == stamp, "a committed part was redone"
     records = [record for record, _ in built]
     assert places_of(root, records) == [("p", n) for n in range(1300)]
-    assert records_of(planned, WHOLE) == records, "a task run again yields what it yielded"
+    assert records_of(planned, WHOLE) == records, "a repeated task yields the same records"
 
 
 @pytest.mark.parametrize("tells_sizes", [True, False])
@@ -114,14 +114,14 @@ def test_empty_partition_is_one_empty_part(planned: Config) -> None:
     assert (record.counts, record.is_last) == (Counts(), True)
 
 
-# In a process of its own, whose peak is nobody else's.
+# In a process of its own, to measure only its peak.
 MEASURE = """
 import re, sys
 from pathlib import Path
-from pipeline.commits import TakenDown
-from pipeline.config import load_config
-from pipeline.parts import ReadTask, SpanWorker
-from pipeline.runtimes import prepare_encoder
+from pipeline.dataset.metadata import TakenDown
+from pipeline.config.loading import load_config
+from pipeline.worker.span import ReadTask, SpanWorker
+from pipeline.encoders.runtimes import prepare_encoder
 from pipeline.sources import open_source
 
 config = load_config(sys.argv[1])
@@ -130,7 +130,7 @@ entry = config.sources[0]
 for span, partition in enumerate(open_source(entry.kind, entry.params).partitions()):
     for record, _ in worker.build(ReadTask(source=entry.name, partitions=(partition,), span=span)):
         assert record.counts.read == 256
-    # Of this program alone: ru_maxrss begins with the peak of the process that started it.
+    # Only of this program: ru_maxrss begins with the peak of the process that started it.
     (peak_kib,) = re.findall(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())
     sys.stdout.write(f"{int(peak_kib) * 1024 / 1e6:.1f}\\n")
 """
@@ -151,7 +151,7 @@ def test_memory_is_flat_in_the_number_of_partitions(planned: Config, tmp_path: P
     assert megabytes[-1] - megabytes[0] < 30, megabytes
 
 
-def test_rejects_of_earlier_parts_count_and_are_told_of(planned: Config, tmp_path: Path) -> None:
+def test_rejects_of_earlier_parts_count_and_are_reported(planned: Config, tmp_path: Path) -> None:
     """The limit is lowered after a first part that was within it, and nothing bad follows."""
     (picture,) = first_samples(squares(num_pictures=1), 1)
     for number in range(700):

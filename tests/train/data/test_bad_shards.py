@@ -12,8 +12,7 @@ import torch
 import webdataset
 
 from pipeline import storage
-from pipeline.dataset import manifest
-from pipeline.dataset.manifest import read_generation, require_info, write_info
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation, ShardRecord
 from pipeline.encoders.networks import load_encoder
 from pipeline.errors import BadShard, InfinegError
@@ -56,12 +55,14 @@ def _one_thread() -> None:
 
 
 def train_shards(root: Path) -> list[ShardRecord]:
-    return [shard for shard in read_generation(str(root)).shards if shard.split == "train"]
+    return [
+        shard for shard in Dataset(str(root)).read_generation().shards if shard.split == "train"
+    ]
 
 
 def damage_image(root: Path, shard: ShardRecord, row: int) -> dict[str, Any]:
     """Noise over the inside of one JPEG; returns its row."""
-    about = manifest.read_sidecar(str(root), shard, ("key", "tar_offset", "tar_size"))
+    about = Dataset(str(root)).read_sidecar(shard, ("key", "tar_offset", "tar_size"))
     about = about.slice(row, 1).to_pylist()[0]
     with (root / shard.path).open("r+b") as file:
         file.seek(about["tar_offset"])
@@ -70,7 +71,7 @@ def damage_image(root: Path, shard: ShardRecord, row: int) -> dict[str, Any]:
 
 
 def images_of(root: Path, policy: str, **settings: Any) -> tuple[TrainRows, AugmentedImages]:
-    rows = read_train_rows(str(root), read_generation(str(root)), ["cat"])
+    rows = read_train_rows(str(root), Dataset(str(root)).read_generation(), ["cat"])
     images = AugmentedImages(
         str(root), rows, preprocessing=load_encoder(ENCODER).preprocessing, strength="off",
         seed=0, on_bad_shard=policy, **settings,
@@ -110,7 +111,7 @@ def test_a_bad_sidecar_names_itself(dataset: Path, tmp_path: Path, kind: str) ->
         path.write_bytes(path.read_bytes()[:-100])
     else:
         path.write_bytes((dataset / second.sidecar_path).read_bytes())
-    if kind == "another":  # of as many rows: only its hash tells
+    if kind == "another":  # with the same number of rows: only its hash differs
         run_training(dataset, tmp_path / "skip", **SHORT | {"steps": 2} | SKIP)
         info = read_model_info(tmp_path / "skip")
         assert info is not None
@@ -135,7 +136,7 @@ def test_skipped_shards_are_recorded_and_a_resume_draws_the_same(
     assert lost
     assert not lost & set(keys)
     assert f"training without a shard. shard {dataset / bad.path}" in caplog.text
-    assert "1 of 11 shards, 10 samples, are left out" in caplog.text
+    assert "left out 1 of 11 shards, 10 samples" in caplog.text
     interrupt_training(dataset, tmp_path / "b", monkeypatch, at=6, **section)
     # It is back, and stays out: the order of a run does not change behind its back.
     (tmp_path / "bad.tar").rename(dataset / bad.path)
@@ -147,21 +148,21 @@ def test_skipped_shards_are_recorded_and_a_resume_draws_the_same(
     (dataset / worse.path).unlink()
     info = read_model_info(run_training(dataset, tmp_path / "c", resume=True, **section))
     assert info is not None
-    told = [(s.generation, s.first_step, s.skipped) for s in info.segments]
-    assert told == [(1, 0, ()), (1, 4, (worse.path,))]
+    found = [(s.generation, s.first_step, s.skipped) for s in info.segments]
+    assert found == [(1, 0, ()), (1, 4, (worse.path,))]
 
 
 def _keys_of(root: Path, shard: ShardRecord) -> set[str]:
-    return set(manifest.read_sidecar(str(root), shard, ("key",))["key"].to_pylist())
+    return set(Dataset(str(root)).read_sidecar(shard, ("key",))["key"].to_pylist())
 
 
 def _watch_keys(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     keys: list[str] = []
     train_step = trainer.train_step
 
-    def watched(job: Any, model: Any, batch: Any, step: int) -> Any:
-        keys.extend(job.rows.keys.take(batch.rows_B.numpy()).to_pylist())
-        return train_step(job, model, batch, step)
+    def watched(state: Any, model: Any, batch: Any, step: int) -> Any:
+        keys.extend(state.rows.keys.take(batch.rows_B.numpy()).to_pylist())
+        return train_step(state, model, batch, step)
 
     monkeypatch.setattr(trainer, "train_step", watched)
     return keys
@@ -178,13 +179,13 @@ def test_an_image_that_cannot_be_decoded_names_itself_or_is_replaced_and_told(
         images.read(drawn, drawn)
     pixels = images_of(dataset, "skip")[1].read(drawn, drawn)
     again = images_of(dataset, "skip")[1].read(drawn[::-1].copy(), drawn[::-1].copy()).flip(0)
-    assert torch.equal(pixels, again), "whoever reads it, and when"
+    assert torch.equal(pixels, again), "in any order"
     intact = images_of(whole, "stop")[1].read(np.arange(rows.starts[-1]), np.arange(110))
     assert torch.equal(pixels[4], intact[10]), "the next of its shard, from the front"
     others = [i for i in range(10) if i != 4]
     assert torch.equal(pixels[others], intact[drawn[others]])
     stand_in = rows.keys[10].as_py()
-    assert f"{stand_in} stands in for {about['key']}, 1 samples so far" in caplog.text
+    assert f"{stand_in} replaces {about['key']}, 1 samples so far" in caplog.text
 
 
 def test_a_worker_process_names_a_damaged_image(dataset: Path, tmp_path: Path) -> None:
@@ -210,7 +211,7 @@ def test_a_shard_that_goes_in_the_middle_is_replaced_by_the_next_of_its_label(
 
 
 def test_evaluation_names_a_bad_shard_and_image(dataset: Path) -> None:
-    generation = read_generation(str(dataset))
+    generation = Dataset(str(dataset)).read_generation()
     preprocessing = load_encoder(ENCODER).preprocessing
     of_val = [shard for shard in generation.shards if shard.split == "val"]
     about = damage_image(dataset, of_val[0], 2)
@@ -231,8 +232,8 @@ def test_evaluation_names_a_bad_shard_and_image(dataset: Path) -> None:
 def test_embeddings_of_another_width_are_refused_before_the_first_step(
     dataset: Path, tmp_path: Path
 ) -> None:
-    info = require_info(str(dataset))
-    write_info(str(dataset), info.model_copy(update={"embedding_dim": 128}))
+    info = Dataset(str(dataset)).read_info()
+    Dataset(str(dataset)).write_info(info.model_copy(update={"embedding_dim": 128}))
     with pytest.raises(InfinegError, match=r"embeddings of 256 numbers, but dataset.json says 128"):
         run_training(dataset, tmp_path / "run", **SHORT)
     assert not (tmp_path / "run").exists()
@@ -241,7 +242,7 @@ def test_embeddings_of_another_width_are_refused_before_the_first_step(
 @pytest.fixture
 def on_s3(whole: Path, s3_root: str, s3_server: S3Server) -> tuple[str, Generation]:
     """The same on S3, but for one tar, of which one byte is another."""
-    generation = read_generation(str(whole))
+    generation = Dataset(str(whole)).read_generation()
     for path in whole.rglob("*"):
         if path.is_file():
             storage.write_atomic(f"{s3_root}/{path.relative_to(whole)}", path.read_bytes())
@@ -274,7 +275,7 @@ def test_a_remote_shard_is_checked_by_its_hash_as_it_is_fetched(
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_webdataset_reads_the_same_bytes_by_key(whole: Path) -> None:
     """What the loader cuts out of a tar by offset and size is what a tar reader finds there."""
-    rows = read_train_rows(str(whole), read_generation(str(whole)), ["cat"])
+    rows = read_train_rows(str(whole), Dataset(str(whole)).read_generation(), ["cat"])
     images = ShardImages(str(whole), rows.shards)
     ours = {
         rows.keys[row].as_py(): images.read(

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.dataset.manifest import read_sidecar
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation
 from pipeline.encoders.networks import load_encoder
 from pipeline.errors import InfinegError
 from support.train_runs import ENCODER, EVAL_PROBABILITY, NEGATIVES, read_train_rows, write_dataset
 from train.data.batches import AugmentedImages, Batches, CachedEmbeddings, read_eval_batches
 from train.data.corrections import LossTerms, loss_terms
-from train.data.order import BatchOrder, Portion, Rank, shuffle_epoch
+from train.data.order import BatchOrder, Rank, Stream, shuffle_epoch
 from train.data.rows import TrainRows, read_embeddings
 
 POSITIVES = [range(7), range(7, 10)]
@@ -41,14 +41,14 @@ def embeddings(root: str, rows: TrainRows) -> CachedEmbeddings:
 
 def order(*, seed: int = 0, part: Rank = ALONE) -> BatchOrder:
     return BatchOrder(
-        [Portion(POSITIVES)], [Portion(NEGATIVE_SHARDS)],
+        [Stream(POSITIVES)], [Stream(NEGATIVE_SHARDS)],
         num_positives=2, batch_size=6, window=2, seed=seed, part=part,
     )  # fmt: skip
 
 
 def order_of(rows: TrainRows) -> BatchOrder:
     return BatchOrder(
-        [Portion(rows.positives)], [Portion(rows.negatives)],
+        [Stream(rows.positives)], [Stream(rows.negatives)],
         num_positives=2, batch_size=8, window=2, seed=0,
     )  # fmt: skip
 
@@ -113,7 +113,7 @@ def test_embeddings_are_those_of_their_keys(
     by_key = {
         row["key"]: row["embedding"]
         for shard in generation.shards
-        for row in read_sidecar(root, shard, ("key", "embedding")).to_pylist()
+        for row in Dataset(root).read_sidecar(shard, ("key", "embedding")).to_pylist()
     }
     for key, embedding_D in pairs:
         assert embedding_D.tolist() == by_key[key]

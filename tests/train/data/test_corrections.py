@@ -1,4 +1,4 @@
-"""What the loss is told of each sample: importance and offset."""
+"""Importance and offset of samples, by `train.correction`."""
 
 from dataclasses import replace
 

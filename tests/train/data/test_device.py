@@ -9,7 +9,7 @@ import torch
 from pipeline.encoders.networks import decode_rgb, load_encoder
 from pipeline.errors import ConfigError
 from support.train_runs import ENCODER, read_train_rows, write_config, write_dataset
-from train.config.settings import Strength, load_train_config
+from train.config import Strength, load_train_config
 from train.data.batches import AugmentedImages
 from train.data.device import DecodedOnDevice, decode_on
 from train.loop.trainer import train
@@ -25,9 +25,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def images_of(root: str, strength: Strength) -> AugmentedImages:
-    from pipeline.dataset import manifest
+    from pipeline.dataset import Dataset
 
-    rows = read_train_rows(root, manifest.read_generation(root), ["cat"])
+    rows = read_train_rows(root, Dataset(root).read_generation(), ["cat"])
     preprocessing = load_encoder(ENCODER).preprocessing
     return AugmentedImages(root, rows, preprocessing=preprocessing, strength=strength, seed=0)
 

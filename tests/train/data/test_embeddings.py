@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.dataset.manifest import read_generation
+from pipeline.dataset import Dataset
 from pipeline.errors import BadShard
 from pipeline.storage import LocalCache
 from support.train_runs import SHORT, read_losses, read_train_rows, run_training, write_dataset
@@ -26,7 +26,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rows(dataset: Path) -> TrainRows:
-    return read_train_rows(str(dataset), read_generation(str(dataset)), ["cat"])
+    return read_train_rows(str(dataset), Dataset(str(dataset)).read_generation(), ["cat"])
 
 
 @pytest.fixture(autouse=True)

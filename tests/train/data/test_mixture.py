@@ -1,4 +1,4 @@
-"""`train.mixture`: what it says is what is drawn, and what the loss is made of."""
+"""`train.mixture` sets what is drawn and what the loss is made of."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.dataset.manifest import read_generation
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from support.train_runs import (
     SHORT,
@@ -17,7 +17,7 @@ from support.train_runs import (
     write_dataset,
     write_run_config,
 )
-from train.config.settings import MixtureEntry, load_train_config
+from train.config import MixtureEntry, load_train_config
 from train.data.corrections import loss_terms
 from train.data.mixture import Mixture, mix
 from train.data.order import BatchOrder
@@ -44,7 +44,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rows(dataset: Path) -> TrainRows:
-    return read_train_rows(str(dataset), read_generation(str(dataset)), ["cat", "dog"])
+    return read_train_rows(str(dataset), Dataset(str(dataset)).read_generation(), ["cat", "dog"])
 
 
 def sources_of(rows: TrainRows) -> np.ndarray:
@@ -55,8 +55,8 @@ def draw(mixture: Mixture, num_batches: int, **changes: Any) -> np.ndarray:
     """rows of num_batches batches of 8 positives and 25 negatives, a line each."""
     settings = {"num_positives": 8, "batch_size": 33, "window": 2, "seed": 1} | changes
     order = BatchOrder(
-        [share.portion for share in mixture.positives],
-        [share.portion for share in mixture.negatives],
+        [share.stream for share in mixture.positives],
+        [share.stream for share in mixture.negatives],
         **settings,
     )
     return np.stack([order.batch(step)[0] for step in range(num_batches)])
@@ -85,7 +85,7 @@ def test_every_1000_samples_of_a_stream_hold_the_exact_counts(rows: TrainRows) -
 
 
 def test_shares_are_those_of_the_weight_in_the_loss_too(rows: TrainRows) -> None:
-    """near_animals weigh 1.25 each and scenes 10: by 1 / pi alone, 0.3 would be a few percent."""
+    """near_animals weigh 1.25 each and scenes 10: by 1 / pi only, 0.3 would be a few percent."""
     names = sources_of(rows)
     mixture = mix(rows, [MixtureEntry(source="near_*", proportion=0.3)])
     terms = loss_terms(rows, "weight", mixture=mixture)
@@ -158,8 +158,8 @@ def test_proportion_0_draws_none_and_a_tiny_source_is_not_starved(rows: TrainRow
     ("entries", "message"),
     [
         ([{"source": "nera_*", "proportion": 0.1}],
-         r"no source with training samples matches 'nera_\*'\. There are positives: my_cat, my_dog;"
-         r" negatives: near_animals, noise, scenes"),
+         r"no source with training samples matches 'nera_\*'\. Sources are positives: my_cat, "
+         r"my_dog; negatives: near_animals, noise, scenes"),
         ([{"source": "noise", "stream": "positives", "repeat": 2}],
          r"no source with positives matches 'noise'"),
         ([{"source": "near_*", "proportion": 0.7}, {"source": "noise", "proportion": 0.6}],
@@ -171,7 +171,7 @@ def test_proportion_0_draws_none_and_a_tiny_source_is_not_starved(rows: TrainRow
         ([{"source": "*", "repeat": 1}], r"'\*' has positives and negatives; add stream"),
         ([{"source": "my_cat", "max_repetition_factor": 0.5}],
          r"each of the 40 samples of my_cat would be drawn 0\.6 times, over its "
-         r"max_repetition_factor 0\.5; its share of the stream may be 0\.417 at most, is 0\.5"),
+         r"max_repetition_factor 0\.5; lower its share from 0\.5 to at most 0\.417"),
     ],
 )  # fmt: skip
 def test_a_mixture_that_cannot_be_is_refused_before_the_first_step(
@@ -205,11 +205,11 @@ def test_a_run_draws_its_mixture_and_knows_the_priors_that_follow(
     names: list[str] = []
     train_step = trainer.train_step
 
-    def watched(job: Any, model: Any, batch: Any, step: int) -> Any:
-        names.extend(sources_of(job.rows)[batch.rows_B.numpy()])
+    def watched(state: Any, model: Any, batch: Any, step: int) -> Any:
+        names.extend(sources_of(state.rows)[batch.rows_B.numpy()])
         own = batch.importance_B.numpy()
-        assert own == pytest.approx(job.terms.importance_N[batch.rows_B.numpy()])
-        return train_step(job, model, batch, step)
+        assert own == pytest.approx(state.terms.importance_N[batch.rows_B.numpy()])
+        return train_step(state, model, batch, step)
 
     monkeypatch.setattr(trainer, "train_step", watched)
     entries = [entry.model_dump(exclude_none=True) for entry in ENTRIES]

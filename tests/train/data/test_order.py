@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.dataset.manifest import read_generation
+from pipeline.dataset import Dataset
 from pipeline.encoders.networks import load_encoder
 from support.train_runs import ENCODER, read_train_rows, write_config, write_dataset
-from train.config.settings import WINDOW, load_train_config
+from train.config import WINDOW, load_train_config
 from train.data.batches import AugmentedImages, Batches
 from train.data.corrections import loss_terms
-from train.data.order import BatchOrder, MixedOrder, Portion, Rank, take_turns
+from train.data.order import BatchOrder, MixedOrder, Rank, Stream, take_turns
 
 UNEVEN = [range(1), range(1, 1001), range(1001, 1004)]
 POSITIVES = [range(2000, 2005)]
@@ -26,7 +26,7 @@ def open_order(rank: int = 0, size: int = 1, **changes: Any) -> BatchOrder:
         "num_positives": 6, "batch_size": BATCH, "window": 2, "seed": 3,
         "part": Rank(rank, size),
     }  # fmt: skip
-    return BatchOrder([Portion(POSITIVES)], [Portion(UNEVEN)], **settings | changes)
+    return BatchOrder([Stream(POSITIVES)], [Stream(UNEVEN)], **settings | changes)
 
 
 def whole_batch(step: int, size: int, **changes: Any) -> np.ndarray:
@@ -68,10 +68,10 @@ def test_after_a_change_of_ranks_each_sample_is_seen_equally_often() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_fewer_shards_and_rows_than_ranks_starve_none(size: int) -> None:
-    portions = {"positives": [Portion([range(1)])], "negatives": [Portion([range(1, 3)])]}
+    streams = {"positives": [Stream([range(1)])], "negatives": [Stream([range(1, 3)])]}
     for rank in range(size):
         order = BatchOrder(
-            **portions, num_positives=6, batch_size=BATCH, window=16, seed=0,
+            **streams, num_positives=6, batch_size=BATCH, window=16, seed=0,
             part=Rank(rank, size),
         )  # fmt: skip
         for step in (0, 1, 50):
@@ -104,27 +104,27 @@ def test_every_window_of_1000_positions_has_the_exact_counts(counts: list[int]) 
     assert np.abs(had - due).max() < 3
 
 
-def test_mixed_rows_are_those_of_each_portion_in_its_own_order() -> None:
-    portions = [
-        Portion([range(10)], 250, (7,)),
-        Portion([range(10, 10)], 0),
-        Portion([range(10, 400), range(400, 500)], 750),
+def test_mixed_rows_are_those_of_each_stream_in_its_own_order() -> None:
+    streams = [
+        Stream([range(10)], 250, (7,)),
+        Stream([range(10, 10)], 0),
+        Stream([range(10, 400), range(400, 500)], 750),
     ]
-    order = MixedOrder(portions, window=2, seed=(0, 1))
+    order = MixedOrder(streams, window=2, seed=(0, 1))
     stream = order.rows(0, 4 * WINDOW)
     assert np.bincount(stream[stream < 10]).tolist() == [100] * 10
     counts = np.bincount(stream[stream >= 10])[10:]
     assert counts.min() >= 6
     assert counts.max() - counts.min() <= 1
-    fresh = MixedOrder(portions, window=2, seed=(0, 1))
+    fresh = MixedOrder(streams, window=2, seed=(0, 1))
     for start, count in [(3999, 1), (1234, 77), (0, 3), (998, 4)]:
         assert np.array_equal(fresh.rows(start, count), stream[start : start + count])
-    alone = MixedOrder([Portion([range(9)])], window=1, seed=(0,)).rows(5, 40)
+    alone = MixedOrder([Stream([range(9)])], window=1, seed=(0,)).rows(5, 40)
     assert {tuple(sorted(alone[4 + 9 * i : 13 + 9 * i])) for i in range(4)} == {tuple(range(9))}
 
 
 def test_neighbouring_epochs_differ() -> None:
-    order = MixedOrder([Portion(UNEVEN)], window=1, seed=(0, 1))
+    order = MixedOrder([Stream(UNEVEN)], window=1, seed=(0, 1))
     epochs = [order.rows(1004 * i, 1004) for i in range(3)]
     assert all(sorted(epoch) == list(range(1004)) for epoch in epochs)
     assert not any(np.array_equal(*pair) for pair in pairwise(epochs))
@@ -139,7 +139,7 @@ def test_real_worker_processes_of_any_rank_go_on_with_the_next_eight_batches(
     write_dataset(tmp_path, num_positives=3, num_negatives=45, image_size=32, samples_per_shard=7)
     path = write_config(tmp_path / "c.yaml", dataset=tmp_path, run=tmp_path / "run")
     config, _, _ = load_train_config(path)
-    rows = read_train_rows(root, read_generation(root), config.target_names)
+    rows = read_train_rows(root, Dataset(root).read_generation(), config.target_names)
     terms = loss_terms(rows, "weight")
     preprocessing = load_encoder(ENCODER).preprocessing
 
@@ -148,7 +148,7 @@ def test_real_worker_processes_of_any_rank_go_on_with_the_next_eight_batches(
             root, rows, preprocessing=preprocessing, strength="light", seed=0
         )  # fmt: skip
         order = BatchOrder(
-            [Portion(rows.positives)], [Portion(rows.negatives)], num_positives=3,
+            [Stream(rows.positives)], [Stream(rows.negatives)], num_positives=3,
             batch_size=12, window=2, seed=0, part=Rank(rank, size),
         )  # fmt: skip
         return Batches(rows, terms, order, images)

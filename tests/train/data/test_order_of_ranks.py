@@ -1,4 +1,4 @@
-"""Two processes that see different things of a data set train on the same."""
+"""Two processes that see different states of a data set train on the same rows."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.dataset.manifest import read_generation
+from pipeline.dataset import Dataset
 from support.train_runs import (
     SHORT,
     add_generation,
@@ -27,7 +27,7 @@ SECTION: dict[str, Any] = SHORT | {
 SCRIPT = """
 import os, sys
 from train.config import load_train_config
-from train.trainer import train
+from train.loop.trainer import train
 config, train_config, _ = load_train_config(sys.argv[1 + int(os.environ["RANK"])])
 train(config, train_config, generation="latest")
 """
@@ -40,7 +40,11 @@ def test_ranks_agree_on_generation_and_damaged_shards(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     write_dataset(first, num_positives=20, num_negatives=60, image_size=32, samples_per_shard=10)
     shutil.copytree(first, second)
-    lost = [s for s in read_generation(str(first)).shards if s.split == "train" and not s.label][1]
+    lost = [
+        s
+        for s in Dataset(str(first)).read_generation().shards
+        if s.split == "train" and not s.label
+    ][1]
     (second / lost.path).unlink()
     add_generation(second)
     # Both write to one run, which the first does.
@@ -58,8 +62,8 @@ def test_ranks_agree_on_generation_and_damaged_shards(tmp_path: Path) -> None:
     )
     info = read_model_info(tmp_path / "run")
     assert info is not None
-    told = [(segment.generation, segment.skipped) for segment in info.segments]
-    assert told == [(1, (lost.path,))]
+    found = [(segment.generation, segment.skipped) for segment in info.segments]
+    assert found == [(1, (lost.path,))]
     (first / lost.path).unlink()
     alone = run_training(first, tmp_path / "alone", **SECTION)
     assert read_losses(alone) == pytest.approx(read_losses(tmp_path / "run"), abs=1e-5)

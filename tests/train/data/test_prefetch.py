@@ -1,4 +1,4 @@
-"""Slots filled ahead, and what becomes of those who fill them."""
+"""Prefetched slots, and how workers end."""
 
 import multiprocessing
 import os
@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import InfinegError
-from train.config.settings import LoaderKind
+from train.config import LoaderKind
 from train.data.prefetch import prefetch
 from train.loop.run_log import Meter
 
 KINDS: tuple[LoaderKind, ...] = ("process", "thread")
-# A stream of its own process, which says when it runs. Its workers are its children.
+# An iterator in a process of its own, which prints when it runs. Its workers are its children.
 SCRIPT = """
 import os, sys, time
-from train.hand_over import prefetch
+from train.data.prefetch import prefetch
 slots = prefetch(lambda task, slot: slot.fill_(task), range(100), slot_shape=(4,), workers=2)
 next(slots)
 print("runs", flush=True)
@@ -84,7 +84,7 @@ def test_a_slot_stays_until_the_next_but_one_is_asked_for(kind: LoaderKind) -> N
     before = next(slots)
     for number in range(1, 40):
         now = next(slots)
-        time.sleep(0.01)  # whoever could overwrite it has the time
+        time.sleep(0.01)  # time for a worker to overwrite it
         assert before.tolist() == [number - 1] * 16
         before = now
 
@@ -104,7 +104,7 @@ def test_a_killed_worker_is_an_error_at_once() -> None:
     victim = loader_processes()[0]
     began = time.monotonic()
     os.kill(victim.pid, signal.SIGKILL)
-    with pytest.raises(InfinegError, match=rf"loader process {victim.pid} was ended by SIGKILL"):
+    with pytest.raises(InfinegError, match=rf"loader process {victim.pid} was killed by SIGKILL"):
         deque(slots, maxlen=0)
     assert time.monotonic() - began < 5
     assert not loader_processes()

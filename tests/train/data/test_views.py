@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.dataset.manifest import read_generation, require_info
+from pipeline.dataset import Dataset
 from pipeline.encoders.networks import decode_rgb, encoder_identity, load_encoder
 from support.train_runs import (
     ENCODER,
@@ -18,13 +18,14 @@ from support.train_runs import (
     write_dataset,
     write_run_config,
 )
-from train.config.settings import load_train_config
+from train.config import load_train_config
 from train.data import views
 from train.data.augment import augment
 from train.data.rows import TrainRows, read_embeddings
 from train.data.views import ViewMaker, draw_views
 from train.distributed.world import World
-from train.loop.job import Job, embedding_batches, prepare_job
+from train.loop.state import TrainState, prepare_state
+from train.loop.stream import embedding_batches
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
@@ -38,7 +39,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def rows(dataset: Path) -> TrainRows:
-    return read_train_rows(str(dataset), read_generation(str(dataset)), ["cat"])
+    return read_train_rows(str(dataset), Dataset(str(dataset)).read_generation(), ["cat"])
 
 
 def maker_of(dataset: Path, cache: Path, **settings: Any) -> ViewMaker:
@@ -50,11 +51,11 @@ def maker_of(dataset: Path, cache: Path, **settings: Any) -> ViewMaker:
     )  # fmt: skip
 
 
-def job_of(dataset: Path, run: Path, **section: Any) -> Job:
+def state_of(dataset: Path, run: Path, **section: Any) -> TrainState:
     path = write_run_config(dataset, run, **SHORT | {"cache_dir": str(run / "cache")} | section)
     config, train_config, _ = load_train_config(path)
-    info, generation = require_info(str(dataset)), read_generation(str(dataset))
-    return prepare_job(config, train_config, info, generation, ALONE)
+    info, generation = Dataset(str(dataset)).read_info(), Dataset(str(dataset)).read_generation()
+    return prepare_state(config, train_config, info, generation, ALONE)
 
 
 def test_a_view_is_the_embedding_of_an_augmented_crop(
@@ -89,7 +90,7 @@ def test_views_are_made_once_and_more_of_them_keep_the_first(
 
     monkeypatch.setattr(ViewMaker, "_embed", counted)
     first = maker_of(dataset, tmp_path).read(rows, num_views=3, world=ALONE)
-    assert len(made) == 2 * 2, "two shards of positives, two views beside the data set's"
+    assert len(made) == 2 * 2, "two shards of positives, two views besides the original"
     again = maker_of(dataset, tmp_path).read(rows, num_views=3, world=ALONE)
     assert len(made) == 4
     assert np.array_equal(first, again)
@@ -125,13 +126,15 @@ def test_draws_are_even_and_a_function_of_the_position() -> None:
 def test_positives_come_in_all_their_views_with_their_labels_and_weights(
     dataset: Path, rows: TrainRows, tmp_path: Path
 ) -> None:
-    plain, viewed = (job_of(dataset, tmp_path / str(n), views=n) for n in (1, 3))
+    plain, viewed = (state_of(dataset, tmp_path / str(n), views=n) for n in (1, 3))
     assert plain.view_VPD is None
     embedding_ND = read_embeddings(str(dataset), rows)
     cached = torch.from_numpy(embedding_ND).float()
     views_of_row: dict[int, set[bytes]] = {}
     for step in range(150):
-        before, after = (embedding_batches(job, embedding_ND).read(step) for job in (plain, viewed))
+        before, after = (
+            embedding_batches(state, embedding_ND).read(step) for state in (plain, viewed)
+        )
         for mine, theirs in zip(before[1:], after[1:], strict=True):
             assert torch.equal(mine, theirs), "labels, weights and order know nothing of views"
         is_positive_B = before.targets_BK[:, 0] == 1

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from safetensors.numpy import load_file
 
-from pipeline.errors import ConfigError
 from support.processes import wait_until
 from support.train_runs import (
     checkpoint_steps,
@@ -22,8 +22,7 @@ from support.train_runs import (
     write_dataset,
     write_job,
 )
-from train.config.settings import TrainConfig
-from train.loop.job import check_sharding
+from train.config import TrainConfig
 from train.model.detector import load_model
 
 FINETUNE = {
@@ -82,8 +81,5 @@ def test_a_split_backbone_learns_as_a_whole_one_and_resumes(tmp_path: Path) -> N
     ],
 )
 def test_what_does_not_go_with_it_is_refused(section: dict[str, object], what: str) -> None:
-    config = TrainConfig.model_validate(
-        {"run": "r", "mode": "finetune", "parallel": "fsdp"} | section
-    )
-    with pytest.raises(ConfigError, match=f"fsdp does not go with {what}"):
-        check_sharding(config)
+    with pytest.raises(ValidationError, match=f"parallel: fsdp does not go with {what}"):
+        TrainConfig.model_validate({"run": "r", "mode": "finetune", "parallel": "fsdp"} | section)

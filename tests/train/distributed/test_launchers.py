@@ -26,6 +26,8 @@ HEAD = {
     "steps": 400, "batch_size": 16, "warmup_steps": 3, "log_every": 5, "checkpoint_every": 50,
     "hidden_dim": 32, "workers": 0, "deterministic": True,
 }  # fmt: skip
+# A store of its own for each attempt: the switch that several agents of torchrun need.
+OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 pytestmark = pytest.mark.timeout(180)  # processes that import torch, several a test
 
 
@@ -68,11 +70,19 @@ def test_environments_that_describe_no_group_are_refused(dataset: Path, tmp_path
     config = write_job(dataset, tmp_path / "run", **HEAD)
     wrong = {
         "WORLD_SIZE is 2, but RANK and MASTER_ADDR and MASTER_PORT not set": {"WORLD_SIZE": "2"},
-        "WORLD_SIZE='two' in the environment is no number": {"WORLD_SIZE": "two"},
+        "WORLD_SIZE='two' in the environment is not a number": {"WORLD_SIZE": "two"},
         "srun started 2 tasks, which do not know of each other: start torchrun": {
             "SLURM_STEP_NUM_TASKS": "2",
             "SLURM_NTASKS": "2",
             "SLURM_PROCID": "0",
+        },
+        "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun on every node": {
+            **dict.fromkeys(("WORLD_SIZE", "GROUP_WORLD_SIZE"), "2"),
+            "RANK": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RESTART_COUNT": "1",
         },
     }
     for message, env in wrong.items():
@@ -114,7 +124,10 @@ def test_two_agents_go_on_after_a_kill_on_one_of_them(
     config = write_job(dataset, run, **HEAD)
     endpoint = f"127.0.0.1:{free_port()}"
     logs = [tmp_path / f"log{node}" for node in range(2)]
-    jobs = [start_job(config, log=logs[node], launcher=agent(node, endpoint)) for node in range(2)]
+    jobs = [
+        start_job(config, log=logs[node], launcher=agent(node, endpoint), **OWN_STORE)
+        for node in range(2)
+    ]
     try:
         wait_until(lambda: bool(checkpoint_steps(run)), jobs[1], logs[1])
         os.kill(workers_of(jobs[1])[0], signal.SIGKILL)
@@ -141,6 +154,7 @@ def test_two_network_namespaces_train_as_one_machine(
                 log=tmp_path / f"log{node}",
                 launcher=[*host.prefix, *agent(node, endpoint, "--local-addr", host.address)],
                 GLOO_SOCKET_IFNAME=host.interface,
+                **OWN_STORE,
             )
             for node, host in enumerate(net.hosts)
         ]

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.ExifTags import Base as ExifTag
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InfinegError
 from support.corpus import png_header
 from support.train_runs import write_run
-from train.evaluate.predict import Answer, Prediction, Predictor, predict_paths
+from train.evaluate.predict import Detector, FilePrediction, ImageInput, Prediction, predict_paths
 from train.evaluate.run import evaluate_run
 
 WARM, PINK, COLD = (230, 120, 40), (220, 60, 160), (30, 90, 200)
@@ -30,9 +31,9 @@ def _encode(colour: tuple[int, int, int], kind: str = "JPEG", *, seed: int = 0) 
     return file.getvalue()
 
 
-def _only(run: Path, path: Path) -> Prediction:
-    (prediction,) = predict_paths(run, [path])
-    return prediction
+def _only(run: Path, path: Path) -> FilePrediction:
+    (found,) = predict_paths(run, [path])
+    return found
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -42,12 +43,12 @@ def test_label_is_the_target_that_passes_or_empty(
 ) -> None:
     path = tmp_path / "picture"
     path.write_bytes(_encode(colour, kind))
-    answer = _only(run, path).answer
-    assert answer is not None
-    assert answer.label == label
+    prediction = _only(run, path).prediction
+    assert prediction is not None
+    assert prediction.label == label
 
 
-def test_garbage_gets_an_error_and_its_neighbours_an_answer(run: Path, tmp_path: Path) -> None:
+def test_garbage_gets_an_error_and_its_neighbours_a_prediction(run: Path, tmp_path: Path) -> None:
     good = _encode(WARM)
     contents = {
         "a.jpg": good,
@@ -62,10 +63,10 @@ def test_garbage_gets_an_error_and_its_neighbours_an_answer(run: Path, tmp_path:
         (tmp_path / name).write_bytes(content)
     predictions = list(predict_paths(run, [tmp_path], batch_size=3))
     assert [Path(each.path).name for each in predictions] == sorted(contents)
-    assert [each.answer is not None for each in predictions] == [True, *[False] * 5, True]
+    assert [each.prediction is not None for each in predictions] == [True, *[False] * 5, True]
     reasons = ["unreadable", "unreadable", "unreadable", "truncated", "unreadable"]
     assert [each.error for each in predictions[1:6]] == [f"no usable image: {r}" for r in reasons]
-    assert predictions[0].answer == predictions[6].answer
+    assert predictions[0].prediction == predictions[6].prediction
 
 
 def test_picture_too_large_to_decode_is_an_error(run: Path, tmp_path: Path) -> None:
@@ -94,24 +95,78 @@ def test_json_lines_have_the_documented_fields(run: Path, tmp_path: Path) -> Non
 
 
 def test_text_line_has_path_label_probabilities_and_rarity() -> None:
-    answer = Answer(label="cat", logits={"cat": 4.0}, probabilities={"cat": 0.97}, one_in=12_000)
-    line = Prediction(path="a.jpg", answer=answer).as_text()
+    prediction = Prediction(
+        label="cat", logits={"cat": 4.0}, probabilities={"cat": 0.97}, one_in=12_000
+    )
+    line = FilePrediction(path="a.jpg", prediction=prediction).as_text()
     assert line == "a.jpg\tcat\tcat 0.9700\tone in 12,000"
-    assert Prediction(path="b.jpg", error="no image").as_text() == "b.jpg\terror: no image"
+    assert FilePrediction(path="b.jpg", error="no image").as_text() == "b.jpg\terror: no image"
 
 
-def test_answer_is_the_likeliest_of_the_targets_that_pass(run: Path) -> None:
-    predictor = Predictor(run)
-    assert predictor.answer_logits([50.0, 40.0]).label == "cat"
-    assert predictor.answer_logits([40.0, 50.0]).label == "dog"
-    assert predictor.answer_logits([-50.0, 5.0]).label == "dog"
-    assert predictor.answer_logits([-50.0, -50.0]).label == ""
+def test_label_is_the_most_probable_of_the_targets_that_pass(run: Path) -> None:
+    detector = Detector.load(run)
+    assert detector.predict_logits([50.0, 40.0]).label == "cat"
+    assert detector.predict_logits([40.0, 50.0]).label == "dog"
+    assert detector.predict_logits([-50.0, 5.0]).label == "dog"
+    assert detector.predict_logits([-50.0, -50.0]).label == ""
 
 
 def test_one_in_is_bounded_by_the_negatives_held_out(run: Path) -> None:
-    predictor = Predictor(run)
-    assert predictor.answer_logits([1e6, -1e6]).one_in == pytest.approx(75 + 20 + 1)
-    assert predictor.answer_logits([-1e6, -1e6]).one_in == 1
+    detector = Detector.load(run)
+    assert detector.predict_logits([1e6, -1e6]).one_in == pytest.approx(75 + 20 + 1)
+    assert detector.predict_logits([-1e6, -1e6]).one_in == 1
+
+
+def test_one_image_gives_one_prediction_and_a_list_gives_a_list(run: Path, tmp_path: Path) -> None:
+    """A path, bytes, a PIL image and an array of the same pixels, in any mix."""
+    detector = Detector.load(run)
+    content = _encode(WARM, "PNG")
+    path = tmp_path / "warm.png"
+    path.write_bytes(content)
+    picture = Image.open(path)
+    images: list[ImageInput] = [path, str(path), content, picture, np.asarray(picture)]
+    predictions = detector(images)
+    assert predictions[0].label == "cat"
+    assert predictions == [predictions[0]] * 5
+    assert detector(path) == detector(picture)
+    assert detector(path).label == "cat"
+    assert [each.label for each in detector((path, _encode(COLD)))] == ["cat", ""]
+    assert detector([]) == []
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_pil_image_is_predicted_like_its_file(run: Path, mode: str) -> None:
+    """Transparency, palette, colour space, depth and rotation count as they do in a file."""
+    detector = Detector.load(run)
+    plain = Image.open(io.BytesIO(_encode(PINK, "PNG")))
+    picture = Image.new(mode, plain.size, 30_000) if mode == "I;16" else plain.convert(mode)
+    if mode in ("LA", "RGBA"):
+        picture.putalpha(100)
+    exif = Image.Exif()
+    exif[ExifTag.Orientation] = 6
+    file = io.BytesIO()
+    picture.save(file, "TIFF" if mode == "CMYK" else "PNG", exif=exif)
+    opened = Image.open(io.BytesIO(file.getvalue()))
+    assert opened.mode == mode
+    assert detector(opened) == detector(file.getvalue())
+
+
+def test_image_that_cannot_be_used_is_named(run: Path, tmp_path: Path) -> None:
+    detector = Detector.load(run)
+    (tmp_path / "b.jpg").write_bytes(b"words")
+    with pytest.raises(InfinegError, match=r"b\.jpg: no usable image: unreadable"):
+        detector(tmp_path / "b.jpg")
+    with pytest.raises(InfinegError, match=r"nothere\.jpg: cannot be read: No such file"):
+        detector(["nothere.jpg"])
+    with pytest.raises(InfinegError, match="image 1: no usable image: unreadable"):
+        detector([_encode(WARM), b"words"])
+    cut_off = Image.open(io.BytesIO(_encode(WARM, "PNG")[:200]))
+    with pytest.raises(InfinegError, match=r"image 0: cannot be read: .*truncated"):
+        detector(cut_off)
+    with pytest.raises(ConfigError, match=r"array of float64 and shape \(8, 8, 3\): an image is"):
+        detector(np.zeros((8, 8, 3)))
+    with pytest.raises(TypeError, match="int: not a path, bytes, PIL image or uint8 array"):
+        detector(3)
 
 
 def test_missing_path_is_refused_before_the_first_prediction(run: Path, tmp_path: Path) -> None:
@@ -124,4 +179,4 @@ def test_run_without_calibration_is_refused(run: Path, tmp_path: Path) -> None:
     content = json.loads((copy / "model.json").read_text())
     (copy / "model.json").write_text(json.dumps(content | {"calibration": None}))
     with pytest.raises(ConfigError, match=r"not calibrated yet; run `infineg evaluate"):
-        Predictor(copy)
+        Detector.load(copy)

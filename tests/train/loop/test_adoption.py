@@ -1,4 +1,4 @@
-"""A run that goes on with a newer generation: what it keeps, draws, records and refuses."""
+"""A run that continues on a newer generation: what it keeps, draws, records and refuses."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.dataset.manifest import read_info, write_info
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from support.train_runs import (
     SHORT,
@@ -18,7 +18,7 @@ from support.train_runs import (
     write_run_config,
 )
 from train.cli import main
-from train.config.settings import load_train_config
+from train.config import load_train_config
 from train.loop import trainer
 from train.loop.checkpoint import find_checkpoint
 from train.loop.run_dir import parse_generation
@@ -40,9 +40,9 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def go_on(dataset: Path, run: Path, generation: Any = None, **section: Any) -> Path:
+def go_on(dataset: Path, run: Path, switch_to: Any = None, **section: Any) -> Path:
     config, train_config, _ = load_train_config(write_run_config(dataset, run, **section))
-    return train(config, train_config, resume=True, generation=generation)
+    return train(config, train_config, resume=True, generation=switch_to)
 
 
 def watch_keys(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -50,9 +50,9 @@ def watch_keys(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     keys: list[str] = []
     train_step = trainer.train_step
 
-    def watched(job: Any, model: Any, batch: Any, step: int) -> Any:
-        keys.extend(job.rows.keys.take(batch.rows_B.numpy()).to_pylist())
-        return train_step(job, model, batch, step)
+    def watched(state: Any, model: Any, batch: Any, step: int) -> Any:
+        keys.extend(state.rows.keys.take(batch.rows_B.numpy()).to_pylist())
+        return train_step(state, model, batch, step)
 
     monkeypatch.setattr(trainer, "train_step", watched)
     return keys
@@ -102,10 +102,10 @@ def test_a_resume_after_adoption_repeats_the_undisturbed_one_exactly(
 def stop_at(patch: pytest.MonkeyPatch, at: int) -> None:
     train_step = trainer.train_step
 
-    def interrupted(job: Any, model: Any, batch: Any, step: int) -> Any:
+    def interrupted(state: Any, model: Any, batch: Any, step: int) -> Any:
         if step == at:
             raise KeyboardInterrupt
-        return train_step(job, model, batch, step)
+        return train_step(state, model, batch, step)
 
     patch.setattr(trainer, "train_step", interrupted)
 
@@ -128,10 +128,10 @@ def test_plain_resume_stays_on_the_generation_it_began_with(
 @pytest.mark.parametrize(
     ("generation", "changes", "message"),
     [
-        (1, {}, r"--generation 1: .* is trained on generation 2 and goes on with that or a newer"),
+        (1, {}, r"--generation 1: .* is trained on generation 2 and continues on that or a newer"),
         (7, {}, r"no generation 7; the latest is 3"),
         (3, {"dropout": 0.3}, r"other settings \(dropout was 0\.1, is 0\.3\)"),
-        (None, {"generation": 3}, r"generation was 2, is 3.* --resume --generation 3 goes on"),
+        (None, {"generation": 3}, r"generation was 2, is 3.* --resume --generation 3 continues on"),
     ],
 )
 def test_what_cannot_be_adopted_is_refused(
@@ -152,9 +152,9 @@ def test_another_data_set_is_refused_also_by_a_run_that_adopts(
     run = tmp_path / "run"
     interrupt_training(dataset, run, monkeypatch, at=5, **SECTION)
     add_generation(dataset)
-    info = read_info(str(dataset))
+    info = Dataset(str(dataset)).read_info()
     assert info is not None
-    write_info(str(dataset), info.model_copy(update={"fingerprint": "another"}))
+    Dataset(str(dataset)).write_info(info.model_copy(update={"fingerprint": "another"}))
     with pytest.raises(ConfigError, match=r"other settings \(dataset was toy, is another\)"):
         go_on(dataset, run, "latest", **SECTION)
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from pipeline.dataset.manifest import read_generation
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from support.train_runs import EVAL_PROBABILITY, FINETUNE, SHORT, run_training, write_dataset
-from train.config.settings import EarlyStopping
+from train.config import EarlyStopping
 from train.data.batches import read_eval_batches
 from train.evaluate.run import evaluate_run
 from train.loop.validation import BestSoFar, measure_target, tpr_at_fpr
@@ -67,7 +67,7 @@ def test_what_is_logged_is_the_metric_of_the_val_split_of_those_weights(
     run = run_training(dataset, tmp_path / "run", **WILD)
     detector, _ = load_model(run)
     logits, is_positive, weights = [], [], []
-    generation = read_generation(str(dataset))
+    generation = Dataset(str(dataset)).read_generation()
     with torch.inference_mode():
         for rows, embedding_BD in read_eval_batches(
             str(dataset), generation, splits=("val",), mode="head", preprocessing=None
@@ -109,8 +109,11 @@ def test_watch_counts_looks_that_are_no_better() -> None:
         watch = watch.after(step, value, "val_auroc")
     assert watch == BestSoFar(20, 0.7, 2)
     assert BestSoFar(20, 0.7, 2).after(50, 0.6, "val_loss") == BestSoFar(50, 0.6, 0)
-    assert BestSoFar.of_state(watch.state()) == watch
-    assert BestSoFar.of_state({}).after(1, 0.0, "val_auroc") == BestSoFar(1, 0.0, 0)
+    assert BestSoFar.from_state(watch.state()) == watch
+    assert set(watch.state()) == {
+        "early_stopping.step", "early_stopping.value", "early_stopping.num_worse",
+    }, "checkpoints keep their names"  # fmt: skip
+    assert BestSoFar.from_state({}).after(1, 0.0, "val_auroc") == BestSoFar(1, 0.0, 0)
 
 
 def test_metrics_weigh_negatives_by_their_inverse_probability() -> None:

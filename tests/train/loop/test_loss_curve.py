@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from support.train_runs import write_config, write_dataset
-from train.config.settings import load_train_config
+from train.config import load_train_config
 from train.loop.trainer import train
 
 # Head on the toy data set, seed 0. A change that should alter it brings its own curve.

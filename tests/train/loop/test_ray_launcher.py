@@ -74,7 +74,7 @@ def test_what_no_restart_mends_is_told_once(dataset: Path, tmp_path: Path) -> No
         "train", config, "--launcher", "ray", "--num-workers", "1", log=tmp_path / "log"
     )
     assert code == 1
-    assert text.count("is no number, and training stopped") == 1
+    assert text.count("is not finite, and training stopped") == 1
     assert "Traceback" not in text
     assert json.loads((run / "nan_batch.json").read_text())["samples"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.dataset.manifest import read_generation, require_info
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from support.train_runs import (
     FINETUNE,
@@ -19,12 +19,13 @@ from support.train_runs import (
     write_dataset,
     write_run_config,
 )
-from train.config.settings import load_train_config
-from train.data.order import BatchOrder, Portion, Rank
+from train.config import load_train_config
+from train.data.order import BatchOrder, Rank, Stream
 from train.distributed.world import World, join_world
-from train.loop.job import Job, open_stream, prepare_job
 from train.loop.optim import average_of, restore_update_state, update_state
+from train.loop.state import TrainState, prepare_state
 from train.loop.step import train_step
+from train.loop.stream import open_stream
 from train.model.detector import load_model
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
@@ -42,21 +43,21 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def job_of(dataset: Path, run: Path, **section: Any) -> Job:
+def state_of(dataset: Path, run: Path, **section: Any) -> TrainState:
     config, train_config, _ = load_train_config(write_run_config(dataset, run, **section))
-    info, generation = require_info(str(dataset)), read_generation(str(dataset))
-    return prepare_job(config, train_config, info, generation, ALONE)
+    info, generation = Dataset(str(dataset)).read_info(), Dataset(str(dataset)).read_generation()
+    return prepare_state(config, train_config, info, generation, ALONE)
 
 
 def gradients(dataset: Path, run: Path, **section: Any) -> list[torch.Tensor]:
     """Of all parameters, after the first step on images."""
-    job = job_of(dataset, run, **FINETUNE | {"head_steps": 0, "dropout": 0.0} | section)
-    job.detector.train_backbone(99)
-    job.detector.double()
-    batch = next(open_stream(job, "finetune", range(1), image_size=32))
-    model = _Doubles(job.detector)
-    train_step(job, model, batch, 0)
-    return [p.grad for p in job.detector.parameters() if p.grad is not None]
+    state = state_of(dataset, run, **FINETUNE | {"head_steps": 0, "dropout": 0.0} | section)
+    state.detector.train_backbone(99)
+    state.detector.double()
+    batch = next(open_stream(state, "finetune", range(1), image_size=32))
+    model = _Doubles(state.detector)
+    train_step(state, model, batch, 0)
+    return [p.grad for p in state.detector.parameters() if p.grad is not None]
 
 
 class _Doubles(torch.nn.Module):
@@ -93,10 +94,10 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(
 def test_clipped_gradients_have_the_norm_asked_for_and_the_log_says_what_they_had(
     dataset: Path, tmp_path: Path
 ) -> None:
-    job = job_of(dataset, tmp_path / "run", **SHORT | {"max_grad_norm": 0.01})
-    batch = next(open_stream(job, "head", range(1), image_size=32))
-    result = train_step(job, job.detector.head.train(), batch, 0)
-    norms = [p.grad.norm() for p in job.detector.head.parameters()]
+    state = state_of(dataset, tmp_path / "run", **SHORT | {"max_grad_norm": 0.01})
+    batch = next(open_stream(state, "head", range(1), image_size=32))
+    result = train_step(state, state.detector.head.train(), batch, 0)
+    norms = [p.grad.norm() for p in state.detector.head.parameters()]
     assert torch.stack(norms).norm().item() == pytest.approx(0.01, rel=1e-3)
     assert result.grad_norm.item() > 0.1
     run = run_training(dataset, tmp_path / "whole", **SHORT | {"max_grad_norm": 0.01})
@@ -107,16 +108,16 @@ def test_average_follows_the_weights_slowly_and_is_what_is_exported(
     dataset: Path, tmp_path: Path
 ) -> None:
     section = SHORT | {"ema_decay": 0.5}
-    job = job_of(dataset, tmp_path / "run", **section)
-    head = job.detector.head.train()
+    state = state_of(dataset, tmp_path / "run", **section)
+    head = state.detector.head.train()
     wanted: torch.Tensor | None = None
-    for step, batch in zip(range(12), open_stream(job, "head", range(12), image_size=32)):  # noqa: B905
-        train_step(job, head, batch, step)
+    for step, batch in zip(range(12), open_stream(state, "head", range(12), image_size=32)):  # noqa: B905
+        train_step(state, head, batch, step)
         weight = head.layers[1].weight.detach().clone()
         kept = min(0.5, (1 + step) / (10 + step))
         wanted = weight if wanted is None else kept * wanted + (1 - kept) * weight
     assert wanted is not None
-    averaged = job.evaluated.get_submodule("layers.1").weight
+    averaged = state.evaluated.get_submodule("layers.1").weight
     torch.testing.assert_close(averaged, wanted)
     exported, _ = load_model(run_training(dataset, tmp_path / "whole", **section))
     torch.testing.assert_close(exported.head.layers[1].weight, averaged)
@@ -155,16 +156,16 @@ def test_steps_in_half_precision_with_a_scaled_loss_learn_like_those_in_full(
     """On a CPU, where a run in fp16 is refused for being slow."""
     told: dict[str, list[tuple[float, float]]] = {}
     for amp in ("off", "fp16"):
-        job = job_of(dataset, tmp_path / amp, **SHORT | {"max_grad_norm": 1.0, "dropout": 0.0})
+        state = state_of(dataset, tmp_path / amp, **SHORT | {"max_grad_norm": 1.0, "dropout": 0.0})
         if amp == "fp16":
-            job = replace(
-                job,
-                train_config=job.train_config.model_copy(update={"amp": "fp16"}),
+            state = replace(
+                state,
+                train_config=state.train_config.model_copy(update={"amp": "fp16"}),
                 scaler=torch.amp.GradScaler("cpu"),
             )
-        head = job.detector.head.train()
-        for step, batch in enumerate(open_stream(job, "head", range(12), image_size=32)):
-            result = train_step(job, head, batch, step)
+        head = state.detector.head.train()
+        for step, batch in enumerate(open_stream(state, "head", range(12), image_size=32)):
+            result = train_step(state, head, batch, step)
             told.setdefault(amp, []).append((result.loss.item(), result.grad_norm.item()))
     assert told["fp16"] != told["off"]
     for half, full in zip(told["fp16"], told["off"], strict=True):
@@ -194,7 +195,7 @@ def test_no_rank_runs_out_before_another(world_size: int) -> None:
         sizes = set()
         for rank in range(world_size):
             order = BatchOrder(
-                [Portion([range(7), range(7, 10)])], [Portion([range(10, 21), range(21, 71)])],
+                [Stream([range(7), range(7, 10)])], [Stream([range(10, 21), range(21, 71)])],
                 num_positives=4, batch_size=12, window=2, seed=0, part=Rank(rank, world_size),
             )  # fmt: skip
             rows, positions = order.batch(step)
@@ -232,9 +233,9 @@ def test_compiling_without_a_compiler_is_refused(
 
 
 def test_images_and_weights_are_channels_last(dataset: Path, tmp_path: Path) -> None:
-    job = job_of(dataset, tmp_path / "run", **FINETUNE)
-    batch = next(open_stream(job, "finetune", range(1), image_size=32))
-    kernels = [p for p in job.detector.encoder.parameters() if p.ndim == 4 and p.shape[-1] > 1]
+    state = state_of(dataset, tmp_path / "run", **FINETUNE)
+    batch = next(open_stream(state, "finetune", range(1), image_size=32))
+    kernels = [p for p in state.detector.encoder.parameters() if p.ndim == 4 and p.shape[-1] > 1]
     for tensor in (batch.inputs, *kernels):
         assert tensor.is_contiguous(memory_format=torch.channels_last)
 

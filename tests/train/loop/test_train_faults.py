@@ -95,7 +95,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_one_step(
     os.kill(workers_of(job)[1], signal.SIGTERM)
     finish(job, code=1)  # torchrun's own
     assert len(checkpoint_steps(run)) == 1
-    assert log.read_text().count("--resume goes on there") == 2, "each tells, none is killed"
+    assert log.read_text().count("--resume continues there") == 2, "each tells, none is killed"
     finish(start_job(config, "--resume", log=log, launcher=on_two()))
     assert_same(run, undisturbed[2])
 
@@ -153,7 +153,7 @@ def test_a_broken_loss_names_the_sample_and_keeps_the_last_checkpoint(
     assert [sample["key"] for sample in broken] == [table["key"][7].as_py()]
     assert len(told["samples"]) == 16
     assert {sample["rank"] for sample in told["samples"]} == set(range(size))
-    assert f"the loss of step {told['step']:,} is no number" in log.read_text()
+    assert f"the loss of step {told['step']:,} is not finite" in log.read_text()
     assert "takedown` removes them" in log.read_text()
     saved = checkpoint_steps(run)
     assert saved[-1] == told["step"] // 3 * 3, "the last before it, and none after"

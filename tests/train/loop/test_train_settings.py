@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.errors import ConfigError
 from support.train_runs import write_config
-from train.config.settings import load_train_config
+from train.config import load_train_config
 from train.loop.optim import Schedule
 
 
@@ -35,7 +35,7 @@ def test_learning_rate_rises_falls_and_begins_where_its_phase_does() -> None:
             {"train": {"loss": "ohem", "regularization": {"mixup": 0.2}}},
             r"train\.regularization mixup or cutmix with ohem",
         ),
-        ({"train": {"regularization": {"cutmix": 1}}}, r"cutmix are about images; mode: head"),
+        ({"train": {"regularization": {"cutmix": 1}}}, r"cutmix is about images; mode: head"),
         (
             {"train": {"finetuning": {"layer_decay": 0.5}}},
             r"train\.finetuning .*mode: head has none",

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from pipeline.dataset.manifest import read_generation, require_info
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from support.train_runs import (
     FINETUNE,
@@ -22,12 +22,12 @@ from support.train_runs import (
     write_dataset,
     write_run_config,
 )
-from train.config.settings import load_train_config
+from train.config import load_train_config
 from train.data.batches import read_eval_batches
 from train.distributed.world import World
-from train.evaluate.predict import Predictor
+from train.evaluate.predict import Detector
 from train.evaluate.run import evaluate_run
-from train.loop.job import prepare_job
+from train.loop.state import prepare_state
 from train.loop.trainer import train
 from train.model.detector import load_model, read_model_info
 
@@ -64,7 +64,7 @@ def test_head_training_separates_what_is_separable(dataset: Path, tmp_path: Path
     detector, info = load_model(run)
     assert (info.targets, info.generation, info.samples_seen) == (("cat",), 1, 960)
     assert info.calibration is None
-    generation = read_generation(str(dataset))
+    generation = Dataset(str(dataset)).read_generation()
     inference = read_eval_batches(
         str(dataset), generation, splits=("test",), mode="head", preprocessing=None
     )
@@ -222,17 +222,17 @@ def test_two_targets_from_training_to_label_or_nothing(tmp_path: Path) -> None:
     section = FINETUNE | LOSSES["focal-offset"] | {"steps": 40, "head_steps": 0, "batch_size": 32}
     run = run_training(tmp_path / "data", tmp_path / "run", **section)
     evaluate_run(run, overrides=["evaluate.alpha=0.05"])
-    predictor = Predictor(run)
-    generation = read_generation(str(tmp_path / "data"))
+    detector = Detector.load(run)
+    generation = Dataset(str(tmp_path / "data")).read_generation()
     preprocessing = load_model(run)[0].encoder.preprocessing
     pairs = [
-        (answer.label, label)
+        (prediction.label, label)
         for table, pixels_BCHW in read_eval_batches(
             str(tmp_path / "data"), generation, splits=("test",), mode="finetune",
             preprocessing=preprocessing,
         )
-        for answer, label in zip(
-            predictor.answer(pixels_BCHW), table["label"].to_pylist(), strict=True
+        for prediction, label in zip(
+            detector.predict_pixels(pixels_BCHW), table["label"].to_pylist(), strict=True
         )
     ]  # fmt: skip
     assert {label for _, label in pairs} == {"cat", "dog", ""}
@@ -254,7 +254,7 @@ def test_two_processes_train_like_one(dataset: Path, hard_dataset: Path, tmp_pat
     script = tmp_path / "train_all.py"
     script.write_text(
         "import sys\n"
-        "from train.config.settings import load_train_config\n"
+        "from train.config import load_train_config\n"
         "from train.distributed.world import join_world\n"
         "from train.loop.trainer import train\n"
         "with join_world():  # once: a process cannot meet its peers twice\n"
@@ -278,6 +278,6 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(dataset: Path, tmp_p
     path = write_run_config(dataset, tmp_path / "run", **SHORT)
     config, train_config, _ = load_train_config(path)
     world = World(rank=0, size=3, device=torch.device("cpu"))
-    info, generation = require_info(str(dataset)), read_generation(str(dataset))
+    info, generation = Dataset(str(dataset)).read_info(), Dataset(str(dataset)).read_generation()
     with pytest.raises(ConfigError, match=r"train\.batch_size: 16 must be a multiple of the 3"):
-        prepare_job(config, train_config, info, generation, world)
+        prepare_state(config, train_config, info, generation, world)

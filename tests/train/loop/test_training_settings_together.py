@@ -92,7 +92,7 @@ def test_two_processes_do_with_these_settings_what_one_does(dataset: Path, tmp_p
     script = tmp_path / "train_all.py"
     script.write_text(
         "import sys\n"
-        "from train.config.settings import load_train_config\n"
+        "from train.config import load_train_config\n"
         "from train.distributed.world import join_world\n"
         "from train.loop.trainer import train\n"
         "with join_world():  # once: a process cannot meet its peers twice\n"

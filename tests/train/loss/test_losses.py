@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
-from train.config.settings import TrainConfig
+from train.config import TrainConfig
 from train.data.batches import Batch
 from train.distributed.world import World
 from train.loss.losses import cross_entropy, focal_loss, hardest_negatives, importance_weights

@@ -1,4 +1,4 @@
-"""Label smoothing, mixup and cutmix: what they do to inputs, and that weights stay right."""
+"""Label smoothing, mixup and cutmix: inputs are blended, and weights stay exact."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from test_losses import ALONE, batch_of, column
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from train.config.settings import Regularization, TrainConfig
+from train.config import Regularization, TrainConfig
 from train.loop.step import _Labels, _mix
 from train.loss.mixup import Mixing, draw_mixing
 from train.loss.objective import batch_loss
@@ -81,7 +81,7 @@ def test_embeddings_are_mixed_but_not_cut() -> None:
 
 
 class StepJob:
-    """The three things that mixing is told of a job."""
+    """The attributes of a job that mixing reads."""
 
     world = ALONE
 

@@ -52,7 +52,7 @@ def test_platt_recovers_scale_and_bias_of_the_stream_from_a_biased_sample() -> N
 
 
 def test_platt_stays_finite_on_separable_classes() -> None:
-    """The likelihood alone has no maximum there; n negatives support odds of about n, no more."""
+    """The plain likelihood has no maximum; n negatives support odds of at most about n."""
     logits = np.concatenate([np.full(50, 3.0), np.full(1000, -3.0)])
     is_positive = logits > 0
     scale, bias = fit_platt(logits, is_positive, np.ones(1050))
@@ -97,7 +97,7 @@ def test_temperature_recovers_the_stream_from_a_biased_sample() -> None:
 
 
 def test_temperature_of_few_samples_strays_less_than_platt() -> None:
-    """What it is for: one number to fit instead of two."""
+    """Its purpose: one parameter instead of two."""
     rng = np.random.default_rng(9)
     errors = []
     for _ in range(200):
@@ -165,7 +165,7 @@ def test_prior_shift_starts_from_the_weighted_mix() -> None:
 def _violations(alpha: float, delta: float, *, n: int, umbrella: bool) -> float:
     """How often the true FPR of standard normal negatives exceeds alpha, over 2,000 draws."""
     rng = np.random.default_rng(2)
-    # The true rate at a threshold is 1 - its uniform quantile, so that uniforms tell all.
+    # The true rate at a threshold is 1 - its uniform quantile, so that uniforms suffice.
     exceeded = 0
     for _ in range(2000):
         negatives = rng.random(n)
@@ -205,7 +205,7 @@ def test_too_few_negatives_say_what_they_allow(caplog: pytest.LogCaptureFixture)
     assert calibration.alpha == pytest.approx(1 - 0.05 ** (1 / 100))
     assert not np.any(negatives.astype(np.float32) >= calibration.threshold)
     assert "100 val negatives are too few" in caplog.text
-    assert "2995 would do" in caplog.text
+    assert "it takes 2995" in caplog.text
 
 
 def test_ties_with_the_threshold_order_statistic_are_not_detected() -> None:

@@ -1,4 +1,4 @@
-"""Training on a heavily biased sample of a world whose posterior is known: what is recovered."""
+"""Training on a heavily biased sample of a world with a known posterior."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from scipy.special import logit as log_odds
 
 from support.known_posterior import Pictures, draw_pictures, write_biased_dataset
 from support.train_runs import write_config
-from train.config.settings import load_train_config
+from train.config import load_train_config
 from train.loop.trainer import train
 from train.metrics.calibration import calibrate_target, calibrated_logits
 from train.metrics.ranking import reliability
@@ -25,9 +25,9 @@ SETTINGS = {"steps": 600, "learning_rate": 0.003, "hidden_dim": 32, "dropout": 0
 
 @dataclass(frozen=True)
 class Gap:
-    """Between said and true probabilities of pictures drawn from the world as it is.
+    """Errors of predicted against true probabilities of images drawn from the world.
 
-    `ece` averages over pictures of which the same is said, `mean` is over single ones. Before
+    `ece` averages over images with equal predictions, `mean` is over single images. Before
     calibration the logits are only moved from the prior trained on to the true one.
     """
 
@@ -120,7 +120,7 @@ def test_corrected_training_recovers_the_posterior_of_the_stream(
 
 
 def test_uncorrected_training_does_not(biased: Path) -> None:
-    """Calibration mends what is said on average, not what is said of a picture."""
+    """Calibration corrects predictions on average, not for single images."""
     gap = measure_gap(biased, draw_world, correction="none")
     assert gap.ece_before > 0.02
     assert gap.mean_before > 0.08

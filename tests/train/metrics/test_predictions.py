@@ -22,7 +22,7 @@ def test_strata_come_from_the_source_then_from_similarity() -> None:
     rows = rows.set_column(2, "similarity", pc.cast(pc.add(rows["similarity"], 1e-6), pa.float32()))
     stratum, by_similarity = assign_strata(rows, reference)
     assert stratum.to_pylist() == wanted
-    assert by_similarity.to_pylist() == ["near", *wanted[1:]], "whatever the source says"
+    assert by_similarity.to_pylist() == ["near", *wanted[1:]], "independent of the source"
     stratum, by_similarity = assign_strata(rows, None)
     assert stratum.to_pylist() == ["generated", None, None, None, None, None]
     assert by_similarity.null_count == 6

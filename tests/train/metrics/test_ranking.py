@@ -4,7 +4,6 @@ import pytest
 from train.metrics.ranking import (
     area_under_roc,
     average_precision,
-    brier,
     log_loss,
     reliability,
     threshold_at_tpr,
@@ -41,7 +40,6 @@ def test_ece_of_a_constant_is_its_distance_to_the_weighted_share() -> None:
     weights = np.where(is_positive, 1.0, 9.0)  # share of positives: 10 %
     curve = reliability(is_positive, np.full(20, 0.3), weights)
     assert curve.ece == pytest.approx(0.2)
-    assert brier(is_positive, np.full(20, 0.1), weights) == pytest.approx(0.09)
 
 
 def test_ece_of_true_probabilities_is_near_zero() -> None:

@@ -1,4 +1,4 @@
-"""What the threshold promises where val negatives come from sources that are not alike."""
+"""The guarantee of the threshold if val negatives come from different sources."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ TOPS = np.array([1.0, 1.3, 2.0])
 
 
 def _violations(counts: list[int], mix: list[float], *, alpha: float, delta: float) -> float:
-    """How often the true rate of the mix exceeds alpha, over draws of `counts` a source."""
+    """How often the true rate of the mix exceeds alpha, over draws of `counts` per source."""
     rng = np.random.default_rng(0)
     tops = np.repeat(TOPS, counts)
     exceeded = 0
@@ -23,12 +23,12 @@ def _violations(counts: list[int], mix: list[float], *, alpha: float, delta: flo
 
 
 @pytest.mark.parametrize("counts", [[280, 10, 10], [100, 100, 100], [200, 90, 10]])
-def test_threshold_keeps_its_promise_for_the_mix_of_sources_as_drawn(counts: list[int]) -> None:
+def test_guarantee_holds_for_the_mix_of_sources_as_drawn(counts: list[int]) -> None:
     share = _violations(counts, list(map(float, counts)), alpha=0.05, delta=0.1)
     assert share <= 0.1 + 3 * np.sqrt(0.1 * 0.9 / NUM_DRAWS)
 
 
-def test_threshold_promises_nothing_for_another_mix() -> None:
+def test_guarantee_does_not_hold_for_another_mix() -> None:
     """A source of which 1 in 10 was drawn holds most of the stream: the report says so."""
     counts = [280, 10, 10]
     assert _violations(counts, [280, 100, 100], alpha=0.05, delta=0.1) > 0.5

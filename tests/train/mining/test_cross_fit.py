@@ -1,16 +1,16 @@
-"""Heads that each leave out a fold: what they were trained on, and that they are trained once."""
+"""Heads that each leave out a fold: which rows they are trained on, and that it happens once."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.selection.mining import fold_of
 from support.train_runs import write_config, write_dataset
-from train.config.settings import load_train_config
+from train.config import load_train_config
 from train.distributed.world import World
-from train.loop.job import Job, prepare_job
+from train.loop.state import TrainState, prepare_state
 from train.mining import cross_fit
 from train.mining.cross_fit import fold_heads, read_folds
 from train.model.detector import Head
@@ -19,58 +19,63 @@ NUM_FOLDS = 3
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
+def state(tmp_path: Path) -> TrainState:
     root = tmp_path / "data"
     generation = write_dataset(root, image_size=40)
     train = {"steps": 30, "batch_size": 16, "hidden_dim": 8, "learning_rate": 0.01}
     path = write_config(tmp_path / "run.yaml", dataset=root, run=tmp_path / "run", train=train)
     config, train_config, _ = load_train_config(path)
     world = World(rank=0, size=1, device=torch.device("cpu"))
-    return prepare_job(config, train_config, manifest.require_info(str(root)), generation, world)
+    return prepare_state(config, train_config, Dataset(str(root)).read_info(), generation, world)
 
 
-def heads_of(job: Job) -> list[Head]:
-    run = Path(job.train_config.run)
+def heads_of(state: TrainState) -> list[Head]:
+    run = Path(state.train_config.run)
     run.mkdir(exist_ok=True)
     return fold_heads(
         run,
-        job.config,
-        job.train_config,
-        job.dataset,
+        state.config,
+        state.train_config,
+        state.dataset,
+        state.detector.head,
         generation=1,
         num_folds=NUM_FOLDS,
-        num_steps=job.train_config.steps,
+        num_steps=state.train_config.steps,
     )
 
 
-def test_a_fold_leaves_out_its_negatives_and_nothing_else(job: Job) -> None:
-    root = job.config.output.path
+def test_a_fold_leaves_out_its_negatives_and_nothing_else(state: TrainState) -> None:
+    root = state.config.output.path
     hash_of = {}
-    for shard in job.rows.shards:
-        rows = manifest.read_sidecar(root, shard, ("key", "content_hash", "label"))
+    for shard in state.rows.shards:
+        rows = Dataset(root).read_sidecar(shard, ("key", "content_hash", "label"))
         hash_of |= {row["key"]: (row["content_hash"], row["label"]) for row in rows.to_pylist()}
     left_out: list[str] = []
-    fold_N, embedding_ND = read_folds(root, job.rows, NUM_FOLDS)
-    assert len(embedding_ND) == len(fold_N) == len(job.rows.keys)
+    fold_N, embedding_ND = read_folds(root, state.rows, NUM_FOLDS)
+    assert len(embedding_ND) == len(fold_N) == len(state.rows.keys)
     for fold in range(NUM_FOLDS):
-        rows = job.rows.where(fold_N != fold)
+        rows = state.rows.where(fold_N != fold)
         kept = rows.keys.to_pylist()
         assert len(kept) == len(embedding_ND[fold_N != fold]) == rows.starts[-1]
         gone = set(hash_of) - set(kept)
         assert {hash_of[key][1] for key in gone} == {""}
         assert set(fold_of([hash_of[key][0] for key in gone], NUM_FOLDS)) == {fold}
-        assert sum(map(len, rows.positives)) == sum(map(len, job.rows.positives))
+        assert sum(map(len, rows.positives)) == sum(map(len, state.rows.positives))
         for numbers in rows.negatives:
             assert {hash_of[kept[n]][1] for n in numbers} <= {""}
         left_out += gone
     assert sorted(left_out) == sorted(key for key, (_, label) in hash_of.items() if not label)
 
 
-def test_heads_differ_by_fold_and_are_kept(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    heads = heads_of(job)
-    example = torch.randn(4, job.dataset.embedding_dim, generator=torch.Generator().manual_seed(0))
+def test_heads_differ_by_fold_and_are_kept(
+    state: TrainState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = heads_of(state)
+    example = torch.randn(
+        4, state.dataset.embedding_dim, generator=torch.Generator().manual_seed(0)
+    )
     logits = [head(example) for head in heads]
     assert not torch.equal(logits[0], logits[1])
     monkeypatch.delattr(cross_fit, "train_step")
-    again = [head(example) for head in heads_of(job)]
+    again = [head(example) for head in heads_of(state)]
     assert all(torch.equal(a, b) for a, b in zip(logits, again, strict=True))

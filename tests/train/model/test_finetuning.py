@@ -7,15 +7,16 @@ import pytest
 import torch
 import yaml
 
-from pipeline.config.schema import EncoderConfig
+from pipeline.config.encoder import EncoderConfig
 from pipeline.encoders.networks import load_encoder
 from pipeline.errors import ConfigError
 from support.train_runs import FINETUNE, SHORT, run_training, write_dataset, write_run_config
-from train.config.settings import Finetuning, load_train_config
+from train.config import TrainConfig, load_train_config
 from train.loop import trainer
+from train.loop.phases import Phase, finetune_phases, opening_steps
 from train.loop.trainer import train
 from train.model.detector import build_detector, load_model
-from train.model.groups import Stage, backbone_groups
+from train.model.groups import backbone_groups
 
 TIMM = EncoderConfig(name="timm/test_vit", weights="random", image_size=160)
 TORCHVISION = EncoderConfig(name="torchvision/squeezenet1_1", weights="random", image_size=32)
@@ -84,9 +85,9 @@ def test_rates_decay_with_the_distance_from_the_head(dataset: Path, tmp_path: Pa
     rates: dict[int, list[float]] = {}
     step_of = trainer.train_step
 
-    def watched(job: Any, model: Any, batch: Any, step: int) -> Any:
-        result = step_of(job, model, batch, step)
-        rates[step] = [group["lr"] for group in job.optimizer.param_groups]
+    def watched(state: Any, model: Any, batch: Any, step: int) -> Any:
+        result = step_of(state, model, batch, step)
+        rates[step] = [group["lr"] for group in state.optimizer.param_groups]
         return result
 
     section = FINETUNE | {"warmup_steps": 0, "finetuning": {"layer_decay": 0.5}}
@@ -104,10 +105,10 @@ def test_groups_open_from_the_head_down_at_their_steps(dataset: Path, tmp_path: 
     changed_at: dict[str, int] = {}
     step_of = trainer.train_step
 
-    def watched(job: Any, model: Any, batch: Any, step: int) -> Any:
-        before = {n: p.detach().clone() for n, p in job.detector.encoder.named_parameters()}
-        result = step_of(job, model, batch, step)
-        for name, parameter in job.detector.encoder.named_parameters():
+    def watched(state: Any, model: Any, batch: Any, step: int) -> Any:
+        before = {n: p.detach().clone() for n, p in state.detector.encoder.named_parameters()}
+        result = step_of(state, model, batch, step)
+        for name, parameter in state.detector.encoder.named_parameters():
             if not torch.equal(before[name], parameter):
                 changed_at.setdefault(name.split(".")[1] + "." + name.split(".")[2], step)
         return result
@@ -122,18 +123,22 @@ def test_groups_open_from_the_head_down_at_their_steps(dataset: Path, tmp_path: 
     }  # fmt: skip
 
 
-def test_stages_change_where_groups_open_or_sizes_change() -> None:
-    finetuning = Finetuning(unfreeze=((10, 1), (30, "all")), image_sizes=((0, 64), (0.5, 96)))
-    opening = finetuning.opening_steps(4, first=10, never=50)
-    assert opening == [30, 30, 30, 10]
-    assert finetuning.stages(opening, range(10, 50), image_size=224) == [
-        Stage(range(10, 30), num_open=1, image_size=64),
-        Stage(range(30, 50), num_open=4, image_size=96),
+def config_of(**section: Any) -> TrainConfig:
+    return TrainConfig.model_validate({"run": "run", "mode": "finetune"} | section)
+
+
+def test_phases_change_where_groups_open_or_sizes_change() -> None:
+    finetuning = {"unfreeze": [[10, 1], [30, "all"]], "image_sizes": [[0, 64], [0.5, 96]]}
+    config = config_of(steps=50, head_steps=10, finetuning=finetuning)
+    openings = opening_steps(4, config)
+    assert openings == [30, 30, 30, 10]
+    assert finetune_phases(openings, config, image_size=224) == [
+        Phase("finetune", range(10, 30), num_open=1, image_size=64),
+        Phase("finetune", range(30, 50), num_open=4, image_size=96),
     ]
-    default = Finetuning()
-    everything = default.opening_steps(3, first=5, never=9)
-    assert default.stages(everything, range(5, 9), image_size=224) == [
-        Stage(range(5, 9), num_open=3, image_size=224)
+    default = config_of(steps=9, head_steps=5)
+    assert finetune_phases(opening_steps(3, default), default, image_size=224) == [
+        Phase("finetune", range(5, 9), num_open=3, image_size=224)
     ]
 
 
@@ -144,9 +149,9 @@ def test_sizes_change_at_their_steps_and_the_order_of_samples_does_not(
     step_of = trainer.train_step
     for name, sizes in (("plain", []), ("resized", [[0, 48], [0.5, 40]])):
 
-        def watched(job: Any, model: Any, batch: Any, step: int, name: str = name) -> Any:
+        def watched(state: Any, model: Any, batch: Any, step: int, name: str = name) -> Any:
             seen[name].append((batch.inputs.shape[-1], batch.rows_B.tolist()))
-            return step_of(job, model, batch, step)
+            return step_of(state, model, batch, step)
 
         section = FINETUNE | {"head_steps": 2, "finetuning": {"image_sizes": sizes}}
         with pytest.MonkeyPatch.context() as patch:

@@ -10,7 +10,7 @@ from pipeline.encoders.networks import load_encoder
 from pipeline.errors import ConfigError, InfinegError
 from support.train_runs import ENCODER
 from train.model.detector import (
-    Detector,
+    DetectorModel,
     ModelInfo,
     TargetCalibration,
     build_detector,
@@ -21,13 +21,13 @@ from train.model.detector import (
 
 
 @pytest.fixture
-def detector() -> Detector:
+def detector() -> DetectorModel:
     encoder = load_encoder(ENCODER)
     return build_detector(encoder, 2, hidden_dim=8, dropout=0.1).eval()
 
 
 @pytest.fixture
-def info(detector: Detector) -> ModelInfo:
+def info(detector: DetectorModel) -> ModelInfo:
     return ModelInfo(
         targets=("cat", "dog"),
         encoder=ENCODER,
@@ -45,7 +45,7 @@ def info(detector: Detector) -> ModelInfo:
 
 
 def test_a_loaded_model_answers_as_the_saved_one(
-    tmp_path: Path, detector: Detector, info: ModelInfo
+    tmp_path: Path, detector: DetectorModel, info: ModelInfo
 ) -> None:
     with torch.no_grad():
         detector.encoder.backbone.get_parameter("conv_stem.weight").add_(0.1)
@@ -58,7 +58,7 @@ def test_a_loaded_model_answers_as_the_saved_one(
 
 
 def test_a_calibration_survives_the_disk(
-    tmp_path: Path, detector: Detector, info: ModelInfo
+    tmp_path: Path, detector: DetectorModel, info: ModelInfo
 ) -> None:
     save_model(tmp_path, detector.state_dict(), info)
     calibration = TargetCalibration(
@@ -72,7 +72,7 @@ def test_a_calibration_survives_the_disk(
 
 
 def test_weights_of_another_shape_are_refused(
-    tmp_path: Path, detector: Detector, info: ModelInfo
+    tmp_path: Path, detector: DetectorModel, info: ModelInfo
 ) -> None:
     save_model(tmp_path, detector.state_dict(), info)
     write_model_info(tmp_path, info.model_copy(update={"hidden_dim": 9}))
@@ -84,7 +84,7 @@ def test_weights_of_another_shape_are_refused(
 
 
 def test_a_file_that_is_no_safetensors_is_refused(
-    tmp_path: Path, detector: Detector, info: ModelInfo
+    tmp_path: Path, detector: DetectorModel, info: ModelInfo
 ) -> None:
     save_model(tmp_path, detector.state_dict(), info)
     path = tmp_path / "model.safetensors"
@@ -99,7 +99,7 @@ def test_a_file_that_is_no_safetensors_is_refused(
 
 
 def test_model_json_of_another_version_is_refused(
-    tmp_path: Path, detector: Detector, info: ModelInfo
+    tmp_path: Path, detector: DetectorModel, info: ModelInfo
 ) -> None:
     with pytest.raises(ConfigError, match="no finished run there"):
         load_model(tmp_path)

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.dataset import manifest
+from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import embedding_matrix
 from support.train_runs import write_dataset
@@ -20,7 +20,7 @@ def generation(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Generati
 def _split(root: Path, generation: Generation, split: str) -> tuple[pa.Table, list[str]]:
     """Rows of a split, and the shard of each."""
     shards = [shard for shard in generation.shards if shard.split == split]
-    tables = [manifest.read_sidecar(str(root), shard) for shard in shards]
+    tables = [Dataset(str(root)).read_sidecar(shard) for shard in shards]
     paths = [shard.path for shard, table in zip(shards, tables, strict=True) for _ in table["key"]]
     return pa.concat_tables(tables), paths
 
@@ -44,7 +44,7 @@ def test_neighbours_are_those_of_an_exhaustive_search(
     assert {near.label for nearest in found for near in nearest} == {"", "cat"}
 
 
-def test_neighbours_say_where_their_picture_lies(generation: tuple[Path, Generation]) -> None:
+def test_neighbours_have_the_location_of_their_image(generation: tuple[Path, Generation]) -> None:
     root, committed = generation
     test, shards = _split(root, committed, "test")
     near = find_neighbours(str(root), committed, [(test["key"][0].as_py(), shards[0])])[0][0]

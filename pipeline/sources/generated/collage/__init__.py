@@ -1,9 +1,9 @@
-"""Collages: patches of other sources' pictures, laid side by side, over and into each other.
+"""Collages: patches of other sources' pictures, side by side, over and into each other.
 
-What is cut apart keeps its texture and colour and loses its form, so that a network must look at
-form: jigsaws after Noroozi and Favaro, ECCV 2016 (https://arxiv.org/abs/1603.09246), blends after
-Zhang et al., "mixup", ICLR 2018 (https://arxiv.org/abs/1710.09412), patches over pictures after Yun
-et al., "CutMix", ICCV 2019 (https://arxiv.org/abs/1905.04899).
+Patches keep texture and colour and lose form, so that a network must look at form: jigsaws after
+Noroozi and Favaro, ECCV 2016 (https://arxiv.org/abs/1603.09246), blends after Zhang et al.,
+"mixup", ICLR 2018 (https://arxiv.org/abs/1710.09412), patches over pictures after Yun et al.,
+"CutMix", ICCV 2019 (https://arxiv.org/abs/1905.04899).
 
     grid      cells, each with a patch
     overlap   patches of all sizes, some turned, over a picture
@@ -11,11 +11,11 @@ et al., "CutMix", ICCV 2019 (https://arxiv.org/abs/1905.04899).
     strips    stripes of two to four pictures in turn
     jigsaw    one picture, its pieces shuffled
 
-A collage must show no target, so only samples are cut of which that is known: without a label and
-verified absent, or unknown ones of a source that is vouched for. Picture i is a function of the
-seed, of i and of what the sources hold. Reading is bounded: some pictures share a pool, the first
-images of a few partitions. Decoding is libjpeg's and scaling OpenCV's: with the same releases of
-both, bytes are the same on any machine.
+A collage must show no target, so only samples without one are cut: those verified absent, or
+unknown ones of a source with `allow_unknown`. Picture i is a function of the seed, of i and of the
+sources' content. Reading is bounded: several pictures share a pool, which is the first images of a
+few partitions. libjpeg decodes and OpenCV scales: with the same releases of both, bytes are the
+same on any machine.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,15 +26,16 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from pipeline.dataset.schema import Partition, RawSample
+from pipeline.dataset.schema import RawSample
 from pipeline.sources.drawing import Dice
 from pipeline.sources.generated import (
+    AddressedSource,
     PictureParams,
     Pixels,
-    addressed_partitions,
+    all_families,
     drawn_sample,
     picture_rng,
-)  # fmt: skip
+)
 from pipeline.sources.generated.collage.layouts import LAYOUTS, Hand
 from pipeline.sources.generated.collage.pool import Cut, Origin, PoolReader
 
@@ -42,55 +43,44 @@ Family = Literal["grid", "overlap", "blend", "strips", "jigsaw"]
 
 
 class Params(PictureParams, frozen=True, extra="forbid"):
-    """What is cut, and which collages are made of it."""
+    """Sources of patches, and which collages are made of them."""
 
     sources: tuple[Origin, ...] = Field(
-        min_length=1, description="e.g. [{kind: squares}]; each gives as many images to a pool"
+        min_length=1, description="E.g. [{kind: squares}]; each gives as many images to a pool."
     )
-    families: tuple[Family, ...] = Field(
-        ("grid", "overlap", "blend", "strips", "jigsaw"),
-        min_length=1,
-        description="picture i is of family i modulo their number",
-    )
+    families: tuple[Family, ...] = all_families(Family)
     max_partitions: int = Field(
-        64, ge=1, description="of each source, the first ones; what lies behind is never cut"
+        64, ge=1, description="Partitions to cut from, of each source the first ones."
     )
-    pool_size: int = Field(24, ge=1, le=1024, description="images that are held to be cut")
-    pictures_per_pool: int = Field(256, ge=1, description="collages of one pool")
+    pool_size: int = Field(24, ge=1, le=1024, description="Images in memory to cut from.")
+    pictures_per_pool: int = Field(256, ge=1, description="Collages of one pool.")
 
 
-class Source:
-    """Endless unless `num_pictures` says otherwise, even where its sources end."""
+class Source(AddressedSource[Params]):
+    """Endless unless `num_pictures` is set, even if its sources end."""
 
     def __init__(self, params: Params) -> None:
-        self._params = params
+        super().__init__(params)
         self._reader = _open_reader(params)
-        self.is_endless = params.num_pictures is None
+        self._last_pool: tuple[int, Sequence[Cut]] = (-1, ())
 
-    def partitions(self) -> Iterator[Partition]:
-        return addressed_partitions(self._params.num_pictures, self._params.pictures_per_partition)
-
-    def read(self, partition: Partition) -> Iterator[RawSample]:
-        return self.read_from(partition, 0)
-
-    def read_from(self, partition: Partition, start: int) -> Iterator[RawSample]:
-        """The same without the first `start`, which cost nothing."""
-        params, pool, number = self._params, None, -1
-        first, last = partition.locator
-        for index in range(first + start, last):
-            if pool is None or number != index // params.pictures_per_pool:
-                number = index // params.pictures_per_pool
-                pool = self._reader.read(number, seed=params.seed, pool_size=params.pool_size)
-            family = params.families[index % len(params.families)]
-            name = f"collage.{family}"
-            hand = _hand(picture_rng(name, params.seed, index), params, pool)
-            pixels = LAYOUTS[family](hand)
-            sample = drawn_sample(pixels, uri=f"{name}://{params.seed}/{index}", class_name=name)
-            yield replace(
-                sample,
-                license=_joined(cut.license for cut in hand.taken),
-                author=_joined(cut.author for cut in hand.taken),
-            )
+    def sample(self, index: int) -> RawSample:
+        params = self._params
+        number, pool = self._last_pool
+        if number != index // params.pictures_per_pool:
+            number = index // params.pictures_per_pool
+            pool = self._reader.read(number, seed=params.seed, pool_size=params.pool_size)
+            self._last_pool = number, pool
+        family = params.families[index % len(params.families)]
+        name = f"collage.{family}"
+        hand = _hand(picture_rng(name, params.seed, index), params, pool)
+        pixels = LAYOUTS[family](hand)
+        sample = drawn_sample(pixels, uri=f"{name}://{params.seed}/{index}", class_name=name)
+        return replace(
+            sample,
+            license=_joined(cut.license for cut in hand.taken),
+            author=_joined(cut.author for cut in hand.taken),
+        )
 
 
 def draw(
@@ -100,7 +90,7 @@ def draw(
     *,
     pool: Sequence[Cut] | None = None,
 ) -> Pixels:
-    """uint8[image_size, image_size, 3]; of the first pool where none is given."""
+    """uint8[image_size, image_size, 3]; by default of the first pool."""
     if pool is None:
         pool = _open_reader(params).read(0, seed=params.seed, pool_size=params.pool_size)
     hand = _hand(rng, params, pool)

@@ -1,4 +1,4 @@
-"""How patches are put together: functions of a hand that takes images from a pool."""
+"""Layouts of collages: functions of a hand that takes images from a pool."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -76,14 +76,14 @@ def lay_over(hand: Hand) -> Pixels:
 
 
 def _paste(pixels: Pixels, patch: Pixels, x: int, y: int, angle: float) -> None:
-    """Turned by degrees about its middle, which comes to lie at x and y."""
+    """Turns a patch by degrees about its centre, which is put at x and y."""
     height, width = patch.shape[:2]
     reach = (height + width) // 2
     left, top = max(x - reach, 0), max(y - reach, 0)
     part = pixels[top : y + reach, left : x + reach]
     turn = cv2.getRotationMatrix2D((width / 2, height / 2), angle, 1)
     turn += np.array([[0, 0, x - left - width / 2], [0, 0, y - top - height / 2]])
-    # Whatever lies outside of the patch stays as it is.
+    # Pixels outside the patch stay as they are.
     cv2.warpAffine(patch, turn, part.shape[1::-1], dst=part, borderMode=cv2.BORDER_TRANSPARENT)
 
 

@@ -1,4 +1,4 @@
-"""What is cut: a bounded number of images of other sources, all known to show no target."""
+"""Pools: a bounded number of images of other sources, all known to show no target."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from pipeline.sources import Source, open_source
 from pipeline.sources.drawing import Dice
 from pipeline.sources.generated import Pixels, picture_rng
 
-# Of a source and for one pool, before it is given up: partitions, and samples of each.
+# Limits per source and pool: partitions, and samples of each per image wanted.
 _MAX_PARTITIONS_READ = 4
 _MAX_READ_PER_IMAGE = 4
 
@@ -22,16 +22,16 @@ _MAX_READ_PER_IMAGE = 4
 class Origin(BaseModel, frozen=True, extra="forbid"):
     """A source to cut from."""
 
-    kind: str = Field(description="as in a config's `sources:`, e.g. image_folder")
-    params: dict[str, JsonValue] = Field(default_factory=dict, description="of that kind")
+    kind: str = Field(description="As in a config's `sources:`, e.g. image_folder.")
+    params: dict[str, JsonValue] = Field(default_factory=dict, description="Settings of that kind.")
     allow_unknown: bool = Field(
-        False, description="also cut samples of unknown label; only where none shows a target"
+        False, description="Also cut samples of unknown label; only for a source without targets."
     )
 
 
 @dataclass(frozen=True)
 class Cut:
-    """An image to cut from, and whom to name for it."""
+    """An image to cut from, with its license and author."""
 
     pixels: Pixels
     license: str | None
@@ -39,7 +39,7 @@ class Cut:
 
 
 class PoolReader:
-    """Reads pools; the same number gives the same pool as long as the sources hold the same."""
+    """Reads pools; a number gives the same pool as long as the sources do not change."""
 
     def __init__(self, origins: Sequence[Origin], *, max_partitions: int, image_size: int) -> None:
         self._origins = origins
@@ -49,7 +49,7 @@ class PoolReader:
         self._listed: dict[int, list[Partition]] = {}
 
     def read(self, number: int, *, seed: int, pool_size: int) -> list[Cut]:
-        """At least one image; raises ConfigError where no source has one that may be cut."""
+        """At least one image; raises ConfigError if no source has one that may be cut."""
         share = -(-pool_size // len(self._sources))
         pool = [
             cut
@@ -65,7 +65,7 @@ class PoolReader:
         return pool[:pool_size]
 
     def _usable(self, position: int, number: int, seed: int, share: int) -> Iterator[Cut]:
-        """First samples of a few partitions, chosen by hash; the broken and the barred left out."""
+        """The first samples of a few partitions, chosen by hash, that decode and may be cut."""
         dice = Dice(picture_rng(f"collage.pool.{position}", seed, number))
         source, partitions = self._sources[position], self._partitions(position)
         first = dice.below(max(len(partitions), 1))
@@ -92,6 +92,6 @@ class PoolReader:
 
 
 def _may_be_cut(sample: RawSample, *, allow_unknown: bool) -> bool:
-    """A label is a target's; `verified_present` without one would be a contradiction."""
+    """Whether a sample shows no target, by its label."""
     states = ("verified_absent", "unknown") if allow_unknown else ("verified_absent",)
     return not sample.label and sample.label_state in states

@@ -1,4 +1,4 @@
-"""Dead leaves: opaque shapes of all sizes, fallen over each other until nothing shows between them.
+"""Dead leaves: opaque shapes of all sizes, fallen over each other until no gap is left.
 
 As in Baradad et al., "Learning to See by Looking at Noise", NeurIPS 2021
 (https://arxiv.org/abs/2106.05963): after Lee, Mumford and Huang (IJCV 2001), radii follow r^-3, so
@@ -17,10 +17,9 @@ from typing import Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from pipeline.sources.drawing import Dice, State, compiled, next_below, next_unit
-from pipeline.sources.generated import PictureParams, PictureSource, Pixels
+from pipeline.sources.generated import PictureParams, PictureSource, Pixels, all_families
 from pipeline.sources.generated.dead_leaves.falling import (
     ANY,
     DISK,
@@ -47,11 +46,7 @@ _SHAPES: dict[str, int] = {
 class Params(PictureParams, frozen=True, extra="forbid"):
     """Which leaves."""
 
-    families: tuple[Family, ...] = Field(
-        ("disks", "squares", "oriented", "polygons", "textured"),
-        min_length=1,
-        description="picture i is of family i modulo their number",
-    )
+    families: tuple[Family, ...] = all_families(Family)
 
 
 def draw(rng: np.random.Generator, params: Params, family: str = "") -> Pixels:
@@ -68,7 +63,7 @@ def draw(rng: np.random.Generator, params: Params, family: str = "") -> Pixels:
         )
     else:
         _fill_flat(dice.palette(num_leaves + 1), owners, pixels)
-    # Half of them as a lens would see them, without stairs at the contours.
+    # Half of them blurred, as by a lens, without stairs at the contours.
     return np.asarray(cv2.GaussianBlur(pixels, (3, 3), 0)) if dice.chance(0.5) else pixels
 
 
@@ -77,7 +72,7 @@ Source = partial(PictureSource, "dead_leaves", draw)
 
 @compiled
 def _fill_flat(colours: Pixels, owners: Owners, pixels: Pixels) -> None:
-    """One colour to each leaf."""
+    """One colour per leaf."""
     size = len(pixels)
     for y in range(size):
         for x in range(size):
@@ -96,8 +91,8 @@ def _fill_textured(
     owners: Owners,
     pixels: Pixels,
 ) -> None:
-    """A pattern to each leaf: a tile between two colours; turned, scaled and shifted."""
-    # Which tile; steps across it to the right and down, and where it begins, in 1/65536.
+    """A pattern per leaf: a tile in two colours, turned, scaled and shifted."""
+    # Tile; steps across it to the right and down, and its start, in 1/65536.
     patterns = np.empty((num_leaves + 1, 5), np.int64)
     colours = np.empty((num_leaves + 1, 2, 3), np.int64)
     for leaf in range(num_leaves + 1):

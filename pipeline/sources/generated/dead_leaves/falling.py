@@ -21,7 +21,7 @@ _MAX_CORNERS = 8
 
 @compiled
 def next_radius(state: State, size: int, smallest: float, largest: float) -> float:
-    """Radius of a leaf that reaches into the picture, where radii as such follow r^-3.
+    """Radius of a leaf that reaches into the picture, if all radii follow r^-3.
 
     Centres of those that do lie in a square of side `size` + 2r; r^-3 times its area is a mixture
     of r^-3, r^-2 and r^-1, each drawn by inversion. None is drawn in vain, and large ones come as
@@ -84,7 +84,7 @@ def fall(
 
 @compiled
 def _claim(owners: Owners, leaf: int) -> int:
-    """Takes what is open, without a branch, so that the machine does many pixels at once."""
+    """Takes open pixels, without a branch, so that the loop is vectorized."""
     num_new = 0
     for x in range(len(owners)):
         is_open = owners[x] == 0
@@ -158,13 +158,13 @@ def _outline_polygon(
 
 @compiled
 def _centres_before(at: float) -> int:
-    """How many pixels, whose centres are at 0.5, 1.5, ..., are before `at`."""
-    return int(np.int32(np.ceil(at - 0.5)))  # 32 bits: of these the machine converts many at once
+    """Number of pixels, with centres at 0.5, 1.5, ..., before `at`."""
+    return int(np.int32(np.ceil(at - 0.5)))  # 32 bits, which can be converted in parallel
 
 
 @lru_cache(maxsize=1)
 def directions() -> NDArray[np.float64]:
-    """Cosine and sine of even directions, rounded to what all machines agree on."""
+    """Cosine and sine of even directions, rounded so that all machines agree."""
     angle = 2 * np.pi * np.arange(NUM_DIRECTIONS) / NUM_DIRECTIONS
     units = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     return np.asarray(np.rint(units * 2**14) / 2**14, np.float64)

@@ -3,7 +3,7 @@
 As in FractalDB (Kataoka et al., "Pre-training without Natural Images", ACCV 2020,
 https://arxiv.org/abs/2101.08515): a point is moved on and on by one of a few affine maps, each
 taken with a probability in proportion to its determinant, and a system whose attractor fills too
-little of the picture is drawn anew. In colour and on a ground, as Anderson and Farrell do
+little of the picture is drawn again. In colour and on a ground, as Anderson and Farrell do
 ("Improving Fractal Pre-training", WACV 2022, https://arxiv.org/abs/2110.03091).
 
     affine     2 to 8 maps with coefficients uniform in [-1, 1]: FractalDB's
@@ -24,10 +24,9 @@ from typing import Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from pipeline.sources.drawing import Dice, State, compiled, next_unit, next_word, ramp
-from pipeline.sources.generated import PictureParams, PictureSource, Pixels
+from pipeline.sources.generated import PictureParams, PictureSource, Pixels, all_families
 from pipeline.sources.generated.fractal.systems import (
     AFFINE,
     FLAME,
@@ -52,11 +51,7 @@ _NUM_CHAINS = 8  # orbits side by side: a step waits for the one before, other o
 class Params(PictureParams, frozen=True, extra="forbid"):
     """Which fractals."""
 
-    families: tuple[Family, ...] = Field(
-        ("affine", "singular", "symmetric", "flame"),
-        min_length=1,
-        description="picture i is of family i modulo their number",
-    )
+    families: tuple[Family, ...] = all_families(Family)
 
 
 def draw(rng: np.random.Generator, params: Params, family: str = "") -> Pixels:
@@ -86,7 +81,7 @@ Source = partial(PictureSource, "fractal", draw)
 
 
 def _view(dice: Dice, box: Box, point: tuple[float, float]) -> Box:
-    """The attractor with a margin, or the part of it around a point that it has."""
+    """The attractor with a margin, or a part of it around one of its points."""
     left, top, width, height = box
     x, y, zoom = left + width / 2, top + height / 2, dice.between(0.8, 0.95)
     if dice.chance(0.4):
@@ -105,7 +100,7 @@ def _play(
     hits: Plane,
     shades: Plane,
 ) -> None:
-    """The chaos game: counts visits to each pixel, up to 255, and keeps by which maps they came.
+    """The chaos game: counts visits to each pixel, up to 255, and keeps the shade of their maps.
 
     A shade is half the one before and half the colour of the map (Draves and Reckase).
     """

@@ -1,4 +1,4 @@
-"""Random systems of maps of the plane, and the rule that says which are worth drawing."""
+"""Random systems of maps of the plane, and the rule for which are drawn."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +69,7 @@ def visit(state: State, maps: Maps, choice: Choice, follow: int) -> tuple[float,
 
 @compiled
 def measure_filling(state: State, maps: Maps, choice: Choice, follow: int) -> tuple[Box, float]:
-    """Where a short orbit lies, and how much of that it fills; -1 where it is no picture."""
+    """The box of a short orbit, and how much of it is filled; -1 if it makes no picture."""
     points = np.empty((_NUM_TRIAL_POINTS, 2))
     x, y = next_unit(state), next_unit(state)
     for i in range(-32, _NUM_TRIAL_POINTS):
@@ -78,7 +78,7 @@ def measure_filling(state: State, maps: Maps, choice: Choice, follow: int) -> tu
             points[i, 0], points[i, 1] = x, y
     left, top = points[:, 0].min(), points[:, 1].min()
     width, height = points[:, 0].max() - left, points[:, 1].max() - top
-    if not (1e-3 < width < 1e3 and 1e-3 < height < 1e3):  # nor where any is not finite
+    if not (1e-3 < width < 1e3 and 1e-3 < height < 1e3):  # also false for nan
         return (0.0, 0.0, 1.0, 1.0), -1.0
     cells = np.zeros((_RASTER, _RASTER), np.uint8)
     for i in range(_NUM_TRIAL_POINTS):
@@ -107,7 +107,7 @@ def _draw_maps(state: State, family: int) -> Maps:
 
 @compiled
 def _draw_affine(state: State, maps: Maps) -> None:
-    """FractalDB's: uniform in [-1, 1]; what would not contract is shrunk until it does."""
+    """FractalDB's: uniform in [-1, 1], and shrunk until the map contracts."""
     for k in range(len(maps)):
         for i in range(6):
             maps[k, i] = 2 * next_unit(state) - 1
@@ -166,7 +166,7 @@ def _turn(maps: Maps, num_maps: int, order: int) -> None:
 
 @compiled
 def _weigh(maps: Maps) -> Choice:
-    """Takes each map as often as it keeps area, and at least a little, of 256 times."""
+    """Chooses each map in proportion to the area it keeps, at least rarely; of 256 choices."""
     areas = np.empty(len(maps))
     for k in range(len(maps)):
         areas[k] = max(abs(maps[k, 0] * maps[k, 3] - maps[k, 1] * maps[k, 2]), 0.02)

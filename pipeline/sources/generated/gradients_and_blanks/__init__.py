@@ -1,6 +1,6 @@
-"""What a camera or a screen shows when it shows nothing: blanks, gradients, banding, test charts.
+"""Pictures without an object: blanks, gradients, banding, test charts.
 
-With nothing in sight a network is often surest of itself: Nguyen et al., "Deep Neural Networks are
+A network is often most confident about such pictures: Nguyen et al., "Deep Neural Networks are
 Easily Fooled", CVPR 2015 (https://arxiv.org/abs/1412.1897); so a negative set needs them.
 
     flat        one colour, any
@@ -26,10 +26,15 @@ from typing import Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from pipeline.sources.drawing import Dice, ramp
-from pipeline.sources.generated import PictureParams, PictureSource, Pixels, draw_family
+from pipeline.sources.generated import (
+    PictureParams,
+    PictureSource,
+    Pixels,
+    all_families,
+    draw_family,
+)
 from pipeline.sources.generated.gradients_and_blanks.fills import (
     ANGULAR,
     LINEAR,
@@ -55,12 +60,7 @@ _BROADCAST = np.array(  # white, yellow, cyan, green, magenta, red, blue at 75 %
 class Params(PictureParams, frozen=True, extra="forbid"):
     """Which blanks."""
 
-    families: tuple[Family, ...] = Field(
-        ("flat", "near_black", "near_white", "linear", "radial", "angular", "mesh", "vignette",
-         "banding", "bars"),
-        min_length=1,
-        description="picture i is of family i modulo their number",
-    )  # fmt: skip
+    families: tuple[Family, ...] = all_families(Family)
 
 
 def draw(rng: np.random.Generator, params: Params, family: str = "") -> Pixels:
@@ -94,7 +94,7 @@ def _draw_gradient(rng: np.random.Generator, size: int, *, kind: int) -> Pixels:
     turns = dice.pick((1, 1, 1, 2, 3, 8, 20)) if not is_hard else dice.whole(2, 24)
     colours = dice.palette(2 if is_hard else dice.whole(2, 5), is_vivid=dice.chance(0.5))
     steps = colours.repeat(NUM_STEPS // 2, axis=0) if is_hard else ramp(colours, NUM_STEPS)
-    # What is repeated runs back as it came, so that it shows no seam; an angle comes round.
+    # Repeated ramps run back and forth, so that no seam shows; so do angles.
     is_mirrored = not is_hard and (turns > 1 or kind == ANGULAR)
     if kind == LINEAR:
         across, down = dice.between(-1, 1), dice.between(-1, 1)
@@ -130,7 +130,7 @@ def _draw_vignette(rng: np.random.Generator, size: int) -> Pixels:
 
 
 def _draw_banding(rng: np.random.Generator, size: int) -> Pixels:
-    """A colour, plus a number to each line and one to each column."""
+    """A colour, plus an offset per line and per column."""
     dice = Dice(rng)
     rows = dice.palette(1).astype(np.int32).repeat(size, axis=0)
     columns = np.zeros((size, 3), np.int32)

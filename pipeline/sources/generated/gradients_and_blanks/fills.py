@@ -14,7 +14,7 @@ LINEAR, RADIAL, ANGULAR = range(3)
 
 @compiled
 def add_grain(state: State, depth: int, is_grey: bool, pixels: Pixels) -> None:
-    """Uniform noise of `depth` levels in all, of each pixel or of each of its channels."""
+    """Uniform noise of `depth` levels in all, per pixel or per channel."""
     num_levels, width = 3 * len(pixels), 3 if is_grey else 1
     noise = np.empty(num_levels + 8 * width, np.int16)
     for y in range(len(pixels)):
@@ -26,7 +26,7 @@ def add_grain(state: State, depth: int, is_grey: bool, pixels: Pixels) -> None:
                 for i in range(at, at + width):
                     noise[i] = level
         row = pixels[y].reshape(-1)
-        for i in range(num_levels):  # on its own, because the machine does this many at once
+        for i in range(num_levels):  # a loop of its own, which is vectorized
             row[i] = min(max(np.int16(row[i]) + noise[i], np.int16(0)), np.int16(255))
 
 

@@ -24,10 +24,15 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from pipeline.sources.drawing import Dice, State, compiled, next_word
-from pipeline.sources.generated import PictureParams, PictureSource, Pixels, draw_family
+from pipeline.sources.generated import (
+    PictureParams,
+    PictureSource,
+    Pixels,
+    all_families,
+    draw_family,
+)
 from pipeline.sources.generated.noise.spectra import amplitudes, spectral_noise
 from pipeline.sources.generated.noise.wavelets import wavelet_noise
 
@@ -35,7 +40,7 @@ Plane = NDArray[np.float32]
 Planes = tuple[Plane, Plane, Plane]
 Family = Literal["white", "pink", "natural", "cloud", "oriented", "wavelet"]
 
-_ALPHA_STEP = 0.1  # so that amplitudes can be kept
+_ALPHA_STEP = 0.1  # in steps, so that amplitudes can be cached
 _TAILS = (0.5, 0.65, 0.8, 1.0)
 _BLACK, _WHITE = np.float32(0), np.float32(255)
 
@@ -43,11 +48,7 @@ _BLACK, _WHITE = np.float32(0), np.float32(255)
 class Params(PictureParams, frozen=True, extra="forbid"):
     """Which noises."""
 
-    families: tuple[Family, ...] = Field(
-        ("white", "pink", "natural", "cloud", "oriented", "wavelet"),
-        min_length=1,
-        description="picture i is of family i modulo their number",
-    )
+    families: tuple[Family, ...] = all_families(Family)
 
 
 def draw(rng: np.random.Generator, params: Params, family: str = "") -> Pixels:

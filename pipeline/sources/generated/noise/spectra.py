@@ -38,7 +38,7 @@ def amplitudes(size: int, a: float, b: float | None = None) -> Plane:
     fx = np.arange(size // 2 + 1)[None]
     with np.errstate(divide="ignore"):
         plane = np.hypot(fx, fy) ** (-a / 2) if b is None else 1 / (fx**a + fy**b)
-    plane[0, 0] = 0  # the mean is chosen apart
+    plane[0, 0] = 0  # the mean is chosen separately
     if size % 2 == 0:
         plane[:, -1] = 0  # Nyquist's column cannot have free phases
     power = plane**2

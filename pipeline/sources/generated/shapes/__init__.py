@@ -1,19 +1,23 @@
 """A drawn world: cats, animals that are nearly cats, and things that are not.
 
-Scenes, lights, sizes and places have one distribution for all classes, and coats come from one
-wardrobe, so that neither colour nor a thumbnail tells a cat. What does is form: ears, muzzle, eyes,
-tail, proportions.
+Scenes, lights, sizes, places and coats have one distribution for all classes, so that neither
+colour nor a thumbnail shows which one it is. Only form does: ears, muzzle, eyes, tail, proportions.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
 import numpy as np
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
-from pipeline.dataset.schema import Partition, RawSample
-from pipeline.sources.generated import Pixels, addressed_partitions, drawn_sample, picture_rng
+from pipeline.dataset.schema import RawSample
+from pipeline.sources.generated import (
+    AddressedParams,
+    AddressedSource,
+    Pixels,
+    drawn_sample,
+    picture_rng,
+)
 from pipeline.sources.generated.shapes.animals import FOUR_LEGGED, paint_animal
 from pipeline.sources.generated.shapes.canvas import new_pen
 from pipeline.sources.generated.shapes.coats import HABITS, choose_coat, mark_zones
@@ -30,16 +34,16 @@ GROUPS: dict[str, tuple[str, ...]] = {
 CLASS_NAMES = tuple(name for group in GROUPS.values() for name in group)
 
 
-class Params(BaseModel, frozen=True, extra="forbid"):
+class Params(AddressedParams, frozen=True, extra="forbid"):
     """Which classes to draw; picture i shows class i modulo their number."""
 
     content: tuple[str, ...] = Field(
-        ("cat",), min_length=1, description='classes, or the groups "cat", "near", "far"'
+        ("cat",), min_length=1, description='Classes, or the groups "cat", "near", "far".'
     )
-    seed: int = Field(0, description="another seed, other pictures")
-    image_size: int = Field(256, ge=64, multiple_of=8, description="side of a picture in pixels")
-    num_pictures: int | None = Field(None, ge=0, description="null never ends")
-    pictures_per_partition: int = Field(64, gt=0, description="about 0.4 s of work")
+    image_size: int = Field(256, ge=64, multiple_of=8, description="Side of a picture in pixels.")
+    pictures_per_partition: int = Field(
+        64, gt=0, description="Pictures per partition; the default takes about 0.4 s to draw."
+    )
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -55,37 +59,25 @@ class Params(BaseModel, frozen=True, extra="forbid"):
         return tuple(dict.fromkeys(named))
 
 
-class Source:
-    """Endless unless `num_pictures` says otherwise. Cats are verified present, all else absent."""
+class Source(AddressedSource[Params]):
+    """Cats are verified present, everything else absent."""
 
-    def __init__(self, params: Params) -> None:
-        self._params = params
-        self.is_endless = params.num_pictures is None
-
-    def partitions(self) -> Iterator[Partition]:
-        return addressed_partitions(self._params.num_pictures, self._params.pictures_per_partition)
-
-    def read(self, partition: Partition) -> Iterator[RawSample]:
-        return self.read_from(partition, 0)
-
-    def read_from(self, partition: Partition, start: int) -> Iterator[RawSample]:
+    def sample(self, index: int) -> RawSample:
         names, seed = self._params.class_names, self._params.seed
-        first, last = partition.locator
-        for index in range(first + start, last):
-            name = names[index % len(names)]
-            # The class is part of the address: a cat and a tiger of one index share nothing.
-            rng = picture_rng(f"shapes.{name}", seed, index)
-            yield drawn_sample(
-                draw(rng, self._params, class_name=name),
-                uri=f"shapes.{name}://{seed}/{index}",
-                class_name=name,
-                label="cat" if name == "cat" else "",
-                stratum="near" if name in GROUPS["near"] else "far",
-            )
+        name = names[index % len(names)]
+        # The class is part of the address: a cat and a tiger of one index share nothing.
+        rng = picture_rng(f"shapes.{name}", seed, index)
+        return drawn_sample(
+            draw(rng, self._params, class_name=name),
+            uri=f"shapes.{name}://{seed}/{index}",
+            class_name=name,
+            label="cat" if name == "cat" else "",
+            stratum="near" if name in GROUPS["near"] else "far",
+        )
 
 
 def draw(rng: np.random.Generator, params: Params, *, class_name: str | None = None) -> Pixels:
-    """uint8[image_size, image_size, 3]; one of the params' classes where none is named."""
+    """uint8[image_size, image_size, 3]; by default of any class of the params."""
     if class_name is None:
         class_name = params.class_names[int(rng.integers(len(params.class_names)))]
     scene = draw_scene(rng, params.image_size)

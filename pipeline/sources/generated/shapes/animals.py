@@ -13,7 +13,7 @@ Span = tuple[float, float]
 
 @dataclass(frozen=True)
 class Build:
-    """What the animals of one kind have in common; each length is uniform in its span."""
+    """Proportions of one kind of animal; each length is uniform in its span."""
 
     ears: Ears
     slit: bool

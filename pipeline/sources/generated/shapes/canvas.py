@@ -1,4 +1,4 @@
-"""Subjects are painted as zones: which part of the subject each pixel shows, in no colour yet.
+"""Painting subjects as zones: the part of the subject that each pixel shows, without colour.
 
 A zone map is one byte a pixel at twice the size of the picture. That makes painting cheap, leaves
 antialiasing to one reduction at the end, and lets any coat be laid over any form.

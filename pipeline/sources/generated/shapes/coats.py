@@ -1,6 +1,6 @@
 """Coats: colours and markings for the zones of any subject, animal or thing.
 
-One set for all of them, so that colour never tells what a picture shows: cats are striped and
+One set for all of them, so that colour never shows the class: cats are striped and
 orange too, and so are sofas.
 """
 
@@ -41,7 +41,7 @@ _FIELD_REDUCTION = 4
 
 @dataclass(frozen=True)
 class Habit:
-    """What a kind of animal mostly wears; half of them, or all where it is `strict`."""
+    """The usual coat of a kind of animal: of half of them, or of all if `strict`."""
 
     patterns: tuple[Pattern, ...] = PATTERNS
     colours: tuple[str, ...] = _FUR

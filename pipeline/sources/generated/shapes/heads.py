@@ -20,7 +20,7 @@ Ears = Literal["pointed", "round", "long", "floppy"]
 
 @dataclass(frozen=True)
 class Head:
-    """What makes a face: lengths in head units, angles in radians from the vertical."""
+    """A face: lengths in head units, angles in radians from the vertical."""
 
     ears: Ears
     ear_length: float
@@ -57,7 +57,7 @@ def paint_front(pen: Pen, head: Head, *, asleep: bool = False) -> None:
 
 
 def paint_back(pen: Pen, head: Head) -> None:
-    """Seen from behind: ears and skull alone."""
+    """Seen from behind: only ears and skull."""
     pen.paint((Zone.HEAD, _skull(head)))
     _paint_ears(pen, head, from_behind=True)
 

@@ -1,4 +1,4 @@
-"""Bodies of four-legged animals, a function a pose; the ground is at y = 0.92 of the box."""
+"""Bodies of four-legged animals, one function per pose; the ground is at y = 0.92 of the box."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -128,7 +128,7 @@ def stretch(pen: Pen, animal: Animal) -> None:
 
 
 def behind(pen: Pen, animal: Animal) -> None:
-    """Sitting with its back to us."""
+    """Sitting, seen from behind."""
     g = animal.girth
     trunk = mirrored([(0, -0.4), (0.24 * g, -0.25), (0.4 * g, 0.25), (0.52 * g, 0.68), (0.34, 0.91),
                       (0, 0.92)])  # fmt: skip

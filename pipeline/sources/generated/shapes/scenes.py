@@ -1,4 +1,4 @@
-"""Where a subject stands, and in what light: drawn before the subject and without knowing it."""
+"""Backdrops and light, drawn before the subject and independent of it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Scene:
 
 
 def draw_scene(rng: np.random.Generator, size: int) -> Scene:
-    """The same distribution whatever the subject will be."""
+    """A scene; its distribution does not depend on the subject."""
     backdrop = _BACKDROPS[int(rng.integers(len(_BACKDROPS)))](rng, size)
     for _ in range(int(rng.integers(0, 4))):
         _draw_clutter(rng, backdrop)
@@ -203,7 +203,7 @@ _BACKDROPS: tuple[Callable[[np.random.Generator, int], Pixels], ...] = (
 
 
 def _draw_clutter(rng: np.random.Generator, picture: Pixels) -> None:
-    """A ball, a box or a wedge somewhere: form is not told by its being the only one."""
+    """A ball, a box or a wedge somewhere, so that the subject is not the only form."""
     size = len(picture)
     x, y = rng.uniform(0, 1, 2) * size
     r = size * rng.uniform(0.04, 0.12)

@@ -1,4 +1,4 @@
-"""What is nowhere near a cat: furniture, vehicles, plants, scenery, text; in animals' coats."""
+"""Things far from any cat, in the coats of animals: furniture, vehicles, plants, scenery, text."""
 
 from collections.abc import Callable
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""Text and user interfaces: what screens and paper show, and photographs of things do not.
+"""Text and user interfaces, as on screens and paper.
 
 Cameras and crawls bring in screenshots, scans, charts and signs, which encoders place far from
 everything else; drawn text as training material is after Jaderberg et al., "Synthetic Data and
@@ -15,7 +15,7 @@ Artificial Neural Networks for Natural Scene Text Recognition", 2014
     icons    plates with signs of simple form
 
 Words are random letters at the frequencies of English; one picture in five is in a script that
-nobody writes. Glyphs come from the font within Pillow, forms from OpenCV: no file is looked for.
+nobody writes. Glyphs come from the font within Pillow, forms from OpenCV: no file is read.
 With the same releases of both, pixels are the same on any machine.
 """
 
@@ -25,10 +25,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
 from pipeline.sources.drawing import Dice
-from pipeline.sources.generated import PictureParams, PictureSource, Pixels
+from pipeline.sources.generated import PictureParams, PictureSource, Pixels, all_families
 from pipeline.sources.generated.text_and_ui.pages import (
     draw_chart,
     draw_code,
@@ -56,11 +55,7 @@ _FAMILIES: dict[str, Callable[[Screen], None]] = {
 class Params(PictureParams, frozen=True, extra="forbid"):
     """Which screens."""
 
-    families: tuple[Family, ...] = Field(
-        ("page", "code", "sign", "table", "chart", "dialog", "app", "icons"),
-        min_length=1,
-        description="picture i is of family i modulo their number",
-    )
+    families: tuple[Family, ...] = all_families(Family)
 
 
 def draw(rng: np.random.Generator, params: Params, family: str = "") -> Pixels:

@@ -1,4 +1,4 @@
-"""What is written or plotted: pages, code, signs, tables, charts."""
+"""Written and plotted screens: pages, code, signs, tables, charts."""
 
 from pipeline.sources.generated.text_and_ui.fonts import Font
 from pipeline.sources.generated.text_and_ui.screen import Screen

@@ -1,4 +1,4 @@
-"""What is pressed, ticked and scrolled: dialogs, applications, forms, icons."""
+"""Interactive screens: dialogs, applications, forms, icons."""
 
 from pipeline.sources.generated.text_and_ui.screen import Screen
 from pipeline.sources.generated.text_and_ui.writing import NUMBERS, TITLE, Colour

@@ -1,7 +1,7 @@
-"""Opens data sets of the Hugging Face Hub and of folders, and says what to do where that fails.
+"""Opens data sets of the Hugging Face Hub and of folders, with errors that say what to do.
 
-Nothing is downloaded but what is read, no code of a data set is run (`datasets` runs none since
-version 4), and nothing calls home.
+Only what is read is downloaded, no code of a data set is run (`datasets` runs none since version
+4), and no telemetry is sent.
 """
 
 import contextlib
@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# Read when these are imported.
+# Must be set before these are imported.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
 
@@ -18,7 +18,7 @@ import huggingface_hub
 import pyarrow as pa
 
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.sources.kinds.huggingface.datasets import (
+from pipeline.sources.kinds.huggingface.splits import (
     BROKEN,
     Features,
     OpenDataset,
@@ -28,7 +28,7 @@ from pipeline.sources.kinds.huggingface.datasets import (
 )
 from pipeline.storage.retry import is_transient
 
-# Where something else has imported them before.
+# If something else has imported them before.
 datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
 huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
 datasets.disable_progress_bars()
@@ -43,7 +43,7 @@ def open_dataset(
     data_dir: str | None,
     data_files: tuple[str, ...],
 ) -> OpenDataset:
-    """One split, of what `load_dataset` or `load_from_disk` knows; raises ConfigError else."""
+    """One split of a data set that `load_dataset` or `load_from_disk` can open."""
     where = "/".join(filter(None, (path.rstrip("/"), name, split)))
     if any((Path(path) / each).is_file() for each in ("state.json", "dataset_dict.json")):
         return _open_saved(path, split, where)
@@ -57,7 +57,7 @@ def open_dataset(
         )
         stream = builder.as_streaming_dataset(split=split)
         features = stream.features or _peeked_features(stream)
-    if builder.repo_id:  # one of the Hub, which names no file of this machine
+    if builder.repo_id:  # on the Hub, whose tables may not name files of this machine
         folder, commit = f"hf://datasets/{builder.repo_id}@{builder.hash}", str(builder.hash)
     else:
         folder, commit = path if Path(path).is_dir() else data_dir or ".", ""
@@ -65,7 +65,7 @@ def open_dataset(
 
 
 def _open_saved(path: str, split: str, where: str) -> SavedDataset:
-    """A single data set has no splits: then it is the one that is meant."""
+    """A split of a DatasetDict, or a Dataset, which has no splits."""
     with errors_of(where):
         saved = datasets.load_from_disk(path)
     if isinstance(saved, datasets.DatasetDict):
@@ -78,7 +78,7 @@ def _open_saved(path: str, split: str, where: str) -> SavedDataset:
 
 
 def _peeked_features(stream: datasets.IterableDataset) -> Features:
-    """Of a format that tells no types: those of the first rows."""
+    """Types of the first rows, for a format without types."""
     schema = pa.Table.from_pylist(list(stream.take(8))).schema
     features: Features = datasets.Features.from_arrow_schema(schema)
     return features
@@ -91,18 +91,20 @@ def _opening_errors(path: str, *, split: str, revision: str | None) -> Iterator[
     except (InfinegError, KeyboardInterrupt):
         raise
     except Exception as error:
-        told = _told(error, path=path, split=split, revision=revision)
-        if told is None:
+        known = _as_user_error(error, path=path, split=split, revision=revision)
+        if known is None:
             raise
-        raise told from None
+        raise known from None
 
 
-def _told(error: Exception, *, path: str, split: str, revision: str | None) -> InfinegError | None:
-    """The error that a user can act on; None where this is a bug."""
+def _as_user_error(
+    error: Exception, *, path: str, split: str, revision: str | None
+) -> InfinegError | None:
+    """The error that a user can act on; None if it is a bug."""
     if isinstance(error, datasets.exceptions.DatasetNotFoundError):
         return ConfigError(
-            f"{path}: {error} Check `params.path` and `params.revision`; a gated or private set "
-            "needs its terms accepted and a token in HF_TOKEN"
+            f"{path}: {error} Check `params.path` and `params.revision`; for a gated or private "
+            "set, accept its terms and set HF_TOKEN"
         )
     if isinstance(error, FileNotFoundError):
         return ConfigError(
@@ -110,7 +112,7 @@ def _told(error: Exception, *, path: str, split: str, revision: str | None) -> I
         )
     if isinstance(error, RuntimeError) and "script" in str(error):
         return ConfigError(
-            f"{path}: a loading script would run code of others, and is refused ({error}); use "
+            f"{path}: loading scripts run code of others and are refused ({error}); use "
             "the set's parquet copy, on the Hub `params.revision: refs/convert/parquet`, or save "
             "it with `save_to_disk`"
         )
@@ -127,7 +129,7 @@ def _told(error: Exception, *, path: str, split: str, revision: str | None) -> I
 def _unreachable(error: Exception, *, path: str, split: str, revision: str | None) -> InfinegError:
     offline = "HF_HUB_OFFLINE is set; " if datasets.config.HF_HUB_OFFLINE else ""
     return InfinegError(
-        f"{path}: no folder of this name here, and the Hub cannot be reached at "
+        f"{path}: no such folder, and the Hub cannot be reached at "
         f"{datasets.config.HF_ENDPOINT} (split {split}, revision {revision or 'main'}): {error}. "
         f"{offline}Give a local copy as `params.path` (a folder of parquet files or of "
         "`save_to_disk`), or set HF_ENDPOINT to a mirror; a token is read from HF_TOKEN"

@@ -1,15 +1,13 @@
-"""ImageNet, as its tars, as Kaggle's CLS-LOC, as folders by wnid, or as Hugging Face and timm pack
-it: 1k, 12k, 21k or a part.
+"""ImageNet 1k, 12k, 21k or a part of it: its tars, Kaggle's CLS-LOC, folders by wnid, and the
+files of Hugging Face and timm.
 
-Which classes are the target, easily taken for it or surely not it is in `formats.wnids`; where the
-images lie is in `formats.imagenet_layouts`.
+`classes` has the target and the classes near it, `layouts` finds the images.
 """
 
 import functools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, Field
 
@@ -19,28 +17,45 @@ from pipeline.sources.kinds.imagenet.classes import PRESETS, ClassRules
 from pipeline.sources.kinds.imagenet.layouts import Layout, Split, detect_layout, find_images
 from pipeline.sources.kinds.imagenet.tables import Images
 from pipeline.sources.readers.files import spread_partitions, toy_jpegs
+from pipeline.sources.readers.labels import TargetPolicy
 
 
 class Params(BaseModel, frozen=True, extra="forbid"):
     """Which copy, and what the target is."""
 
-    path: str  # the copy's folder or a tar of it, e.g. /data/imagenet
-    layout: Layout = "auto"  # auto: from what lies at `path`
-    split: Split = "train"  # of ImageNet; the data set makes its own splits
-    target: str = "cat"  # presets: cat
-    target_wnids: tuple[str, ...] = ()  # e.g. [n02084071]; () is the preset's
-    ambiguous_wnids: tuple[str, ...] = ()  # never read, e.g. parents of the target; () likewise
-    near_wnids: tuple[str, ...] = ()  # verified absent, stratum near; () likewise
-    # The target's own: left out; among all others, with the target as label; or nothing else.
-    target_policy: Literal["exclude", "positive", "only"] = "exclude"
-    # Wnids in order of class number, for tables that number the classes: a file with one a line,
-    # or imagenet-1k, imagenet-12k, imagenet-22k. None: what the data says, else imagenet-1k
-    synsets: str | None = None
-    files_per_partition: int = Field(256, ge=1)  # images; of a tar, a partition is a class or all
+    path: str = Field(description="The folder of the copy, or a tar of it, e.g. /data/imagenet.")
+    layout: Layout = Field("auto", description="auto: detected from the files at `path`.")
+    split: Split = Field(
+        "train", description="Split of ImageNet to read; the data set makes its own splits."
+    )
+    target: str = Field("cat", description="Label of the target's images. Presets: cat.")
+    target_wnids: tuple[str, ...] = Field(
+        (), description="Classes that are the target, e.g. [n02084071]; () are the preset's."
+    )
+    ambiguous_wnids: tuple[str, ...] = Field(
+        (), description="Never read, e.g. parents of the target; () are the preset's."
+    )
+    near_wnids: tuple[str, ...] = Field(
+        (), description="Verified absent, of stratum near; () are the preset's."
+    )
+    target_policy: TargetPolicy = Field(
+        "exclude",
+        description="What to do with the target's images: leave them out, yield them among all "
+        "others with the target as label, or yield only them.",
+    )
+    synsets: str | None = Field(
+        None,
+        description="Wnids in order of class number, for tables with class numbers: a file with "
+        "one per line, or imagenet-1k, imagenet-12k, imagenet-22k. Default: those that the copy "
+        "names, else imagenet-1k.",
+    )
+    files_per_partition: int = Field(
+        256, ge=1, description="Images per partition; of a tar, a partition is one class or all."
+    )
 
 
 class Source:
-    """Candidates of every class but the ambiguous and, by policy, the target's."""
+    """Images of every class except ambiguous ones and, by policy, the target's."""
 
     is_endless = False
 
@@ -49,7 +64,7 @@ class Source:
         self._rules = _rules(params)
 
     def partitions(self) -> Iterator[Partition]:
-        """Reads names, headers and footers only; raises ConfigError where nothing is on offer."""
+        """Reads only names, headers and footers; raises ConfigError if nothing is offered."""
         params = self._params
         layout = self._layout
         images = self._images(layout)
@@ -60,7 +75,7 @@ class Source:
         ]
         if not addresses:
             raise ConfigError(
-                f"{params.path}: no image of a class on offer; check `params.path`, "
+                f"{params.path}: no image of an offered class; check `params.path`, "
                 "`params.split` and `params.target_policy`"
             )
         per_address = images.images_per_address
@@ -69,14 +84,14 @@ class Source:
             size=params.files_per_partition if per_address == 1 else 1,
             images_per_address=per_address,
         ):
-            # With the layout, so that a worker need not look for it again.
+            # With the layout, so that workers need not detect it again.
             yield replace(partition, locator=[layout, *partition.locator])
 
     def read(self, partition: Partition) -> Iterator[RawSample]:
         return self.read_from(partition, 0)
 
     def read_from(self, partition: Partition, start: int) -> Iterator[RawSample]:
-        """Opens nothing of what comes before, or of a tar and a table only what it has to."""
+        """Skips earlier images, in tars and tables as far as possible."""
         layout, *addresses = partition.locator
         images = self._images(layout)
         if images.images_per_address == 1:
@@ -95,7 +110,7 @@ class Source:
                 )
 
     def estimate_samples(self, partition: Partition, mean_bytes: float) -> float | None:
-        """As if all were on offer: a class that is not is one of many."""
+        """As if all classes were offered: those that are not are few."""
         if self._params.target_policy == "only":
             return None
         layout, *addresses = partition.locator
@@ -127,7 +142,7 @@ class Source:
 
 
 def _rules(params: Params) -> ClassRules:
-    """The target's preset, with what the params replace of it."""
+    """The target's preset, with the sets that the params replace."""
     preset = PRESETS.get(params.target, ClassRules())
     targets = frozenset(params.target_wnids) or preset.targets
     if not targets:

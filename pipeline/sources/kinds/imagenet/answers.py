@@ -1,4 +1,4 @@
-"""Which class each ILSVRC-2012 validation image is, from any of the files that say so."""
+"""The class of each ILSVRC-2012 validation image, from any of the files that list them."""
 
 import csv
 import gzip
@@ -17,7 +17,7 @@ _SOLUTION = "LOC_val_solution.csv"  # Kaggle CLS-LOC
 _DEVKIT = "ILSVRC2012_devkit_t12"
 _META, _TRUTH = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"
 _CAFFE = "val.txt"
-# One class a line in order of wnid, the wnid before the first space.
+# One class per line in order of wnid, which stands before the first space.
 _CLASS_LISTS = ("LOC_synset_mapping.txt", "synset_words.txt", "synsets.txt")
 
 _NOT_AS_WANTED = (
@@ -28,7 +28,7 @@ _NOT_AS_WANTED = (
 
 
 def read_answers(directory: str) -> dict[str, str]:
-    """File name without suffix -> wnid; raises ConfigError where no known file lies there."""
+    """File name without suffix -> wnid; raises ConfigError if there is no known file."""
     for name, read in (
         (_SOLUTION, _read_solution),
         (f"{_DEVKIT}.tar.gz", _read_packed_devkit),
@@ -40,17 +40,17 @@ def read_answers(directory: str) -> dict[str, str]:
                 return read(directory)
             except _NOT_AS_WANTED as error:
                 raise InfinegError(
-                    f"{storage.join(directory, name)}: not as ImageNet's or Kaggle's own: "
+                    f"{storage.join(directory, name)}: not in ImageNet's or Kaggle's format: "
                     f"{type(error).__name__}: {error}"
                 ) from None
     raise ConfigError(
-        f"{directory}: validation images lie flat and nothing says their classes; "
-        f"wanted one of {_SOLUTION}, {_DEVKIT}.tar.gz, {_DEVKIT}/, {_CAFFE}"
+        f"{directory}: validation images without class folders, and no file of their classes; "
+        f"expected one of {_SOLUTION}, {_DEVKIT}.tar.gz, {_DEVKIT}/, {_CAFFE}"
     )
 
 
 def _read_solution(directory: str) -> dict[str, str]:
-    """Columns ImageId and PredictionString, "wnid x1 y1 x2 y2" once or more."""
+    """Columns ImageId and PredictionString, "wnid x1 y1 x2 y2" one or more times."""
     text = _read(directory, _SOLUTION).decode("utf-8-sig")
     rows = csv.DictReader(io.StringIO(text))
     return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
@@ -72,7 +72,7 @@ def _read_devkit(directory: str) -> dict[str, str]:
 def _parse_devkit(meta: bytes, truth: bytes) -> dict[str, str]:
     """Line i of the truth is the ILSVRC2012_ID of image i: 1 to 1000, not in order of wnid.
 
-    The ids of the table go on after 1000 with the synsets that have children, and no images.
+    After 1000 the ids continue with synsets that have children and no images.
     """
     synsets = scipy.io.loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
     wnid_of = dict(zip(map(int, synsets["ILSVRC2012_ID"]), map(str, synsets["WNID"]), strict=True))

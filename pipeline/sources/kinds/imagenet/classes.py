@@ -1,7 +1,7 @@
-"""What an ImageNet class says about a target: the WordNet 3.0 ids (wnids) of a preset.
+"""How each ImageNet class relates to a target: presets of WordNet 3.0 ids (wnids), class lists.
 
-A wnid is "n" and the offset of a noun synset in WordNet 3.0, whose files keep to one topic in a
-row: all animals lie together, species and breeds after general words such as "pet".
+A wnid is "n" and the offset of a noun synset in WordNet 3.0, whose files are ordered by topic: all
+animals are together, species and breeds after general words such as "pet".
 """
 
 import functools
@@ -15,15 +15,15 @@ from pipeline.errors import ConfigError
 
 @dataclass(frozen=True)
 class ClassRules:
-    """Sets of wnids, and ranges of WordNet offsets, by what they say of one target."""
+    """Sets of wnids, and ranges of WordNet offsets, by their relation to one target."""
 
     targets: frozenset[str] = frozenset()
-    ambiguous: frozenset[str] = frozenset()  # may well be the target: neither side
-    near: frozenset[str] = frozenset()  # easily taken for the target, and verified not to be it
-    general: frozenset[str] = frozenset()  # kinds that the target is one of, with much else
+    ambiguous: frozenset[str] = frozenset()  # may be the target: used on neither side
+    near: frozenset[str] = frozenset()  # easily taken for the target, and never it
+    general: frozenset[str] = frozenset()  # classes that include the target and much else
     general_offsets: range = range(0)  # likewise
     mid: tuple[range, ...] = ()
-    excludes_target: range = range(0)  # whoever is called this is not the target
+    excludes_target: range = range(0)  # an image of this class does not show the target
     elsewhere: Stratum | None = None  # of every other class
 
     def stratum(self, wnid: str) -> Stratum | None:
@@ -86,13 +86,8 @@ _CAT = ClassRules(
 
 PRESETS = {"cat": _CAT}
 
-
 IMAGENET_1K = "imagenet-1k"
-
-
 _LIST_NAME = re.compile(r"imagenet-?(1k|12k|22k)")
-
-
 _WNID = re.compile(r"n\d{8}")
 
 
@@ -102,9 +97,9 @@ def is_wnid(text: object) -> bool:
 
 @functools.lru_cache(maxsize=4)
 def read_synsets(name_or_path: str) -> tuple[str, ...]:
-    """Of `imagenet-1k`, `-12k` or `-22k`, else of a file: a wnid a line, before the first space."""
+    """Wnids of `imagenet-1k`, `-12k`, `-22k` or a file: one per line, before the first space."""
     if known := _LIST_NAME.fullmatch(name_or_path):
-        # Here, because it takes seconds to import and few copies of ImageNet need it.
+        # Imported here: it takes seconds, and few copies of ImageNet need it.
         from timm.data import ImageNetInfo
 
         return tuple(ImageNetInfo(f"imagenet-{known[1]}").label_names())
@@ -115,19 +110,19 @@ def read_synsets(name_or_path: str) -> tuple[str, ...]:
     wnids = tuple(line.split()[0] for line in text.splitlines() if line.strip())
     if not wnids or not all(map(is_wnid, wnids)):
         raise ConfigError(
-            f"{name_or_path}: wanted imagenet-1k, imagenet-12k, imagenet-22k or a file with a wnid "
-            "a line, in order of class number; check `params.synsets`"
+            f"{name_or_path}: expected imagenet-1k, imagenet-12k, imagenet-22k or a file with one "
+            "wnid per line, in order of class number; check `params.synsets`"
         )
     return wnids
 
 
 def wnid_of(number: int, wnids: tuple[str, ...], where: str) -> str | None:
-    """None for -1, as the test set has; raises ConfigError where the list is of another set."""
+    """None for -1, the class of test images; raises ConfigError if the list is too short."""
     if number < 0:
         return None
     if number >= len(wnids):
         raise ConfigError(
-            f"{where}: class {number}, but the list in use has {len(wnids)}; give the set's own as "
-            "`params.synsets`, a file with a wnid a line"
+            f"{where}: class {number}, but the list of classes has {len(wnids)}; give the copy's "
+            "own as `params.synsets`, a file with one wnid per line"
         )
     return wnids[number]

@@ -1,5 +1,6 @@
-"""Where the images of an ImageNet copy lie: in folders, in one tar, in a tar of tars, in tables."""
+"""Layouts of ImageNet copies: folders, one tar, a tar of tars, tables."""
 
+import abc
 import itertools
 import logging
 import re
@@ -28,15 +29,32 @@ Split = Literal["train", "val"]
 
 _SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 _KAGGLE = "ILSVRC/Data/CLS-LOC"
-# What others call a split. A set without splits calls all of it train.
+# Names of each split. A copy without splits is all train.
 _SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("validation", "val")}
 _SPLIT_IN_TAR = re.compile(r"(?:^|[-_])(train|validation|val|test)[-_.]")
 
 
-class FolderImages:
-    """`<wnid>/<file>` below `root`, or flat files whose classes `answers_dir` tells."""
+class _SingleImages(abc.ABC):
+    """A layout whose addresses are single images of known class."""
 
     images_per_address = 1
+
+    def estimate_images(self, address: Address, mean_bytes: float) -> float | None:
+        del address, mean_bytes
+        return 1
+
+    def read(
+        self, address: Address, *, is_offered: Callable[[str], bool], start: int
+    ) -> Iterator[FoundImage]:
+        del is_offered, start  # the caller has checked the class
+        yield self._image(address)
+
+    @abc.abstractmethod
+    def _image(self, address: Address) -> FoundImage: ...
+
+
+class FolderImages(_SingleImages):
+    """`<wnid>/<file>` below `root`, or flat files with their classes in `answers_dir`."""
 
     def __init__(self, root: str, answers_dir: str) -> None:
         self._root = root
@@ -56,25 +74,16 @@ class FolderImages:
             else:
                 yield [wnid, name]
         if num_unknown:
-            _log.warning("%s: %d files are in no wnid's folder, ignored", self._root, num_unknown)
+            _log.warning("%s: %d files in no wnid's folder are ignored", self._root, num_unknown)
 
-    def estimate_images(self, address: Address, mean_bytes: float) -> float | None:
-        del address, mean_bytes
-        return 1
-
-    def read(
-        self, address: Address, *, is_offered: Callable[[str], bool], start: int
-    ) -> Iterator[FoundImage]:
-        del is_offered, start  # one image, and it is wanted
+    def _image(self, address: Address) -> FoundImage:
         wnid, name = address
         uri = storage.join(self._root, name)
-        yield FoundImage(wnid, uri, read_image(uri))
+        return FoundImage(wnid, uri, read_image(uri))
 
 
-class ValTarImages:
+class ValTarImages(_SingleImages):
     """ILSVRC2012_img_val.tar, with its answers beside it."""
-
-    images_per_address = 1
 
     def __init__(self, tar: str) -> None:
         self._tar = tar
@@ -84,20 +93,13 @@ class ValTarImages:
         for name, offset, size in _list_tar(self._tar):
             wnid = answers.get(_stem(name))
             if wnid is None:
-                raise ConfigError(f"{self._tar}#{name}: no file beside it tells its class")
+                raise ConfigError(f"{self._tar}#{name}: no file beside it gives its class")
             yield [wnid, name, offset, size]
 
-    def estimate_images(self, address: Address, mean_bytes: float) -> float | None:
-        del address, mean_bytes
-        return 1
-
-    def read(
-        self, address: Address, *, is_offered: Callable[[str], bool], start: int
-    ) -> Iterator[FoundImage]:
-        del is_offered, start  # one image, and it is wanted
+    def _image(self, address: Address) -> FoundImage:
         wnid, name, offset, size = address
         image = storage.read_range(self._tar, offset, size)
-        yield FoundImage(wnid, f"{self._tar}#{name}", image)
+        return FoundImage(wnid, f"{self._tar}#{name}", image)
 
 
 class TrainTarImages:
@@ -110,7 +112,7 @@ class TrainTarImages:
 
     def addresses(self) -> Iterator[Address]:
         members = [member for member in _list_tar(self._tar) if is_wnid(_stem(member[0]))]
-        # In hashed order: by wnid the first hundred classes would all be fish and birds.
+        # In hashed order: by wnid, the first hundred classes are all fish and birds.
         for name, offset, size in sorted(members, key=lambda member: short_hash(member[0])):
             yield [_stem(name), name, offset, size]
 
@@ -120,7 +122,7 @@ class TrainTarImages:
     def read(
         self, address: Address, *, is_offered: Callable[[str], bool], start: int
     ) -> Iterator[FoundImage]:
-        del is_offered  # a class whole
+        del is_offered  # one class, checked by the caller
         wnid, name, offset, _ = address
         uri = f"{self._tar}#{name}"
         number = itertools.count()
@@ -134,7 +136,7 @@ class TrainTarImages:
 def find_images(
     path: str, *, layout: Layout, split: Split, synsets: str | None, rows_per_address: int
 ) -> Images:
-    """Images in a layout that is not "auto"; raises ConfigError where there are none such."""
+    """Images in a layout other than "auto"; raises ConfigError if there are none."""
     if layout == "kaggle":
         return FolderImages(storage.join(path, _KAGGLE, split), path)
     if layout == "folder":
@@ -155,7 +157,7 @@ def find_images(
 
 
 def detect_layout(path: str, split: Split) -> Layout:
-    """What lies at `path`, from a few names and no listing of the images."""
+    """The layout at `path`, from a few names; does not list the images."""
     tar = f"ILSVRC2012_img_{split}.tar"
     if path.endswith(".tar") or storage.exists(storage.join(path, tar)):
         return "train_tar" if split == "train" else "val_tar"
@@ -168,7 +170,7 @@ def detect_layout(path: str, split: Split) -> Layout:
     if storage.exists(path):
         return "folder"
     raise ConfigError(
-        f"{path}: no such folder; wanted one with {tar}, {_KAGGLE}/, {split}/<wnid>/, <wnid>/, "
+        f"{path}: no such folder; expected one with {tar}, {_KAGGLE}/, {split}/<wnid>/, <wnid>/, "
         f"data/{split}-*.parquet or imagenet*-{split}-*.tar; check `params.path`"
     )
 
@@ -211,7 +213,7 @@ def _seek(file: IO[bytes], offset: int, uri: str) -> None:
         file.seek(offset)
     except (OSError, ValueError):
         raise InfinegError(
-            f"{uri}: its server sends whole files only, and this one is read in pieces; copy it to "
+            f"{uri}: the server sends only whole files, but this one is read in pieces; copy it to "
             "a disk or an object store"
         ) from None
 

@@ -1,6 +1,6 @@
-"""ImageNet as others have packed it again: in parquet files, and in tars of the WebDataset layout.
+"""ImageNet repackaged in parquet files and in tars of the WebDataset layout.
 
-Here the class of an image is known only once its row or its members are read.
+Here the class of an image is known only after its row or its members are read.
 """
 
 import logging
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.sources.kinds.imagenet.classes import IMAGENET_1K, is_wnid, read_synsets, wnid_of
-from pipeline.sources.readers.columns import choose_columns, holds, image_bytes
+from pipeline.sources.readers.columns import TableParams, choose_columns, holds, image_bytes
 from pipeline.sources.readers.parquet import (
     Table,
     class_names_of,
@@ -24,20 +24,11 @@ from pipeline.sources.readers.tars import estimate_members
 
 _log = logging.getLogger(__name__)
 
-
 _IN_NAME = re.compile(r"(?:^|/)(n\d{8})_[^/]*$")  # n01440764_10026, as ILSVRC names its images
-
-
 _KNOWN_SET = re.compile(r"imagenet-?(1k|12k|22k)(?=[-_.])")
 
 
-class _ColumnNames:
-    """No column is named by the params: those of ILSVRC/imagenet-1k, or of usual names."""
-
-    image_column = label_column = license_column = author_column = group_column = None
-
-
-# JSON; the first is the wnid of all that lies there, None where only reading tells.
+# JSON; the first item is the wnid of all images there, None if only reading shows it.
 Address = list[Any]
 
 
@@ -53,7 +44,7 @@ class ParquetImages:
     """Hugging Face's `data/train-00000-of-00294.parquet`; an address is a range of row groups.
 
     Columns `image` (struct of bytes and path) and `label`: a number in the order of the wnids, as
-    in ILSVRC/imagenet-1k, or among the file's own class names where those are wnids.
+    in ILSVRC/imagenet-1k, or of the file's own class names if those are wnids.
     """
 
     images_per_address = None
@@ -98,7 +89,7 @@ class ParquetImages:
             folder = uri.rpartition("/")[0] or "."
             for number, row in rows:
                 found = wnid(row[columns[1]])
-                assert found is not None, "rows without are not offered"
+                assert found is not None, "rows without a class are not offered"
                 yield FoundImage(found, f"{uri}#{number}", image_bytes(row[columns[0]], folder))
 
     def _wnids(self, table: Table) -> tuple[str, ...]:
@@ -110,8 +101,8 @@ class ParquetImages:
             return tuple(names)
         if len(names) not in (0, 1000):
             raise ConfigError(
-                f"{table.uri}: {len(names)} classes whose names are no wnids, such as "
-                f"{names[0]!r}; give `params.synsets`, a file with a wnid a line"
+                f"{table.uri}: {len(names)} classes with names that are not wnids, such as "
+                f"{names[0]!r}; give `params.synsets`, a file with one wnid per line"
             )
         return read_synsets(IMAGENET_1K)
 
@@ -150,20 +141,20 @@ class WdsImages:
         )
         for sample in reader.read():
             found = self._wnid(tar, sample.members)
-            assert found is not None, "samples without are not offered"
+            assert found is not None, "samples without a class are not offered"
             yield FoundImage(found, sample.uri, sample.image)
 
     def _wnid(self, tar: str, members: Sequence[Member]) -> str | None:
         description = described(members)
-        told = {value for value in description.values() if is_wnid(value)}
-        if len(told) == 1:
-            return str(told.pop())
+        wnids = {value for value in description.values() if is_wnid(value)}
+        if len(wnids) == 1:
+            return str(wnids.pop())
         for name in (members[0].key, str(description.get("filename", "")).partition(".")[0]):
             if named := _IN_NAME.search(name):
                 return named[1]
         number = text_of(members, "cls") or text_of(members, "json.label")
         if number is None or not number.removeprefix("-").isdecimal():
-            _log.info("%s#%s: neither json nor cls tell its class, left out", tar, members[0].key)
+            _log.info("%s#%s: no class in its json or cls, left out", tar, members[0].key)
             return None
         return wnid_of(int(number), self._wnids(tar, members[0]), f"{tar}#{members[0].name}")
 
@@ -173,8 +164,8 @@ class WdsImages:
         if known := _KNOWN_SET.search(tar.rpartition("/")[2]):
             return read_synsets(f"imagenet-{known[1]}")
         raise ConfigError(
-            f"{tar}#{member.name}: a class number, and neither its json nor the tar's name "
-            "(imagenet1k-..., imagenet12k-..., imagenet22k-...) say of which list; give "
+            f"{tar}#{member.name}: a class number, and neither its json nor the name of the tar "
+            "(imagenet1k-..., imagenet12k-..., imagenet22k-...) says of which list; give "
             "`params.synsets`, a file with a wnid a line"
         )
 
@@ -182,32 +173,32 @@ class WdsImages:
 def _columns_of(table: Table) -> list[str]:
     """The columns of the image and of its class."""
     types = {field.name: holds(field.type) for field in table.schema}
-    columns = choose_columns(_ColumnNames, types, table.uri)
+    columns = choose_columns(TableParams(), types, table.uri)  # by usual names
     if columns.label is None:
         raise ConfigError(
-            f"{table.uri}: no column `label`; there are {', '.join(types)}; a set without classes "
-            "is read by kind parquet"
+            f"{table.uri}: no column `label`; there are {', '.join(types)}; use kind parquet for a "
+            "data set without classes"
         )
     return [columns.image, columns.label]
 
 
 class Images(Protocol):
-    """Where the images of one copy lie."""
+    """The images of one copy."""
 
     @property
     def images_per_address(self) -> int | None:
-        """None where only reading would tell."""
+        """None if only reading would show it."""
 
     def addresses(self) -> Iterator[Address]:
         """In an order that never changes; opens no image."""
 
     def estimate_images(self, address: Address, mean_bytes: float) -> float | None:
-        """About how many images of `mean_bytes` lie there; None where nothing tells."""
+        """Estimated number of images, of `mean_bytes` on average; None if unknown."""
 
     def read(
         self, address: Address, *, is_offered: Callable[[str], bool], start: int
     ) -> Iterator[FoundImage]:
-        """Those of a wnid on offer, from the `start`-th on.
+        """Images of offered classes, without the first `start`.
 
-        Only a layout whose addresses have no wnid asks `is_offered`: the others are not read.
+        A layout whose addresses have a wnid need not ask `is_offered`: the caller has.
         """

@@ -1,8 +1,8 @@
 """Open Images V5 to V7: tars or single images, with labels that are verified, suspected or missing.
 
-What the label files say of an image is in `open_images_labels`, which classes are the target in
-`open_images_classes`. Labels exist for nine million training images, the tars hold the 1.7 million
-with boxes: a label without an image is no error, an image without a label is unknown.
+`labels` joins the label files of an image, `classes` finds the classes of the target. Labels exist
+for nine million training images, the tars hold the 1.7 million with boxes: a label without an image
+is no error, and an image without a label is unknown.
 """
 
 import csv
@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from pipeline import storage
 from pipeline.dataset.schema import Partition, RawSample
@@ -38,60 +37,89 @@ from pipeline.sources.kinds.open_images.metadata import (
     list_image_ids,
 )
 from pipeline.sources.readers.files import toy_jpegs
+from pipeline.sources.readers.labels import TargetPolicy
+from pipeline.sources.readers.patterns import OneOrMore
 from pipeline.sources.readers.tars import estimate_members
 
 _log = logging.getLogger(__name__)
 
-_OneOrMore = Annotated[
-    tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
-]
-
 
 class Params(BaseModel, frozen=True, extra="forbid"):
-    """Where images and labels lie, and what the target is."""
+    """Where images and labels are, and what the target is."""
 
-    # Tars, e.g. s3://open-images-dataset/tar/train_{0..f}.tar.gz, or one folder or URL that holds
-    # <split>/<ImageID>.jpg. An https:// URL lists nothing: `image_ids` then says what there is.
-    path: _OneOrMore = Field(min_length=1)
-    split: Split = "train"  # of Open Images; the data set makes its own splits
-    # A folder with files under their published names, e.g. v7/oidv7-class-descriptions.csv, flat
-    # or not, .gz or not; a field below replaces what is found there, [] by nothing.
-    metadata: str | None = None
-    human_labels: _OneOrMore | None = None  # ...-annotations-human-imagelabels.csv
-    machine_labels: _OneOrMore | None = None  # ...-annotations-machine-imagelabels.csv
-    boxes: _OneOrMore | None = None  # ...-annotations-bbox.csv
-    class_descriptions: _OneOrMore | None = None  # needed where a class is given by its name
-    hierarchy: _OneOrMore | None = None  # bbox_labels_600_hierarchy.json
-    image_ids: _OneOrMore | None = None  # ...-with-rotation.csv: license, author, rotation
-    target: str = "cat"  # as the data set calls it; presets: cat
-    # MIDs or display names, e.g. [/m/01yrx, Dog], with all below them; () is the preset's.
-    target_classes: tuple[str, ...] = ()
-    near_classes: tuple[str, ...] | None = None  # stratum near where verified; null: the preset's
-    mid_classes: tuple[str, ...] | None = None  # stratum mid likewise
-    # What to do with images of the target; `only` drops all others: for `positives:`.
-    target_policy: Literal["exclude", "positive", "only"] = "exclude"
-    # Images whose only boxes of the target are drawings or toys (IsDepiction): neither side, like
-    # any target, or such boxes say nothing and the other labels decide.
-    depictions: Depictions = "exclude"
-    files_per_partition: int = Field(256, ge=1)  # single images; a tar is one partition
+    path: OneOrMore = Field(
+        min_length=1,
+        description="Tars, e.g. s3://open-images-dataset/tar/train_{0..f}.tar.gz, or one folder or "
+        "URL that holds <split>/<ImageID>.jpg. An https:// URL cannot be listed: `image_ids` then "
+        "says which images there are.",
+    )
+    split: Split = Field(
+        "train", description="Split of Open Images to read; the data set makes its own splits."
+    )
+    metadata: str | None = Field(
+        None,
+        description="A folder of files under their published names, e.g. "
+        "v7/oidv7-class-descriptions.csv, with or without their folders, .gz or not. A field below "
+        "replaces what is found there, [] with nothing.",
+    )
+    human_labels: OneOrMore | None = Field(
+        None, description="...-annotations-human-imagelabels.csv"
+    )
+    machine_labels: OneOrMore | None = Field(
+        None, description="...-annotations-machine-imagelabels.csv"
+    )
+    boxes: OneOrMore | None = Field(None, description="...-annotations-bbox.csv")
+    class_descriptions: OneOrMore | None = Field(
+        None, description="...-class-descriptions.csv; needed if a class is given by its name."
+    )
+    hierarchy: OneOrMore | None = Field(None, description="bbox_labels_600_hierarchy.json")
+    image_ids: OneOrMore | None = Field(
+        None, description="...-with-rotation.csv: license, author, rotation."
+    )
+    target: str = Field("cat", description="Label of the target's images. Presets: cat.")
+    target_classes: tuple[str, ...] = Field(
+        (),
+        description="Classes that are the target, with all below them: MIDs or display names, e.g. "
+        "[/m/01yrx, Dog]. () are the preset's.",
+    )
+    near_classes: tuple[str, ...] | None = Field(
+        None, description="Classes of stratum near if verified. Default: the preset's."
+    )
+    mid_classes: tuple[str, ...] | None = Field(
+        None, description="Classes of stratum mid if verified. Default: the preset's."
+    )
+    target_policy: TargetPolicy = Field(
+        "exclude",
+        description="What to do with the target's images: leave them out, yield them among all "
+        "others with the target as label, or yield only them (a source of positives).",
+    )
+    depictions: Depictions = Field(
+        "exclude",
+        description="Images whose only boxes of the target are drawings or toys (IsDepiction): "
+        "leave them out, take them for the target, or ignore such boxes, so that the other labels "
+        "decide.",
+    )
+    files_per_partition: int = Field(
+        256, ge=1, description="Single images per partition; a tar is one partition."
+    )
 
     @field_validator("path")
     @classmethod
     def _tars_or_one_folder(cls, path: tuple[str, ...]) -> tuple[str, ...]:
         if len(path) > 1 and not all(map(is_tar, path)):
-            raise ValueError("wanted tars, or one folder")
+            raise ValueError("give tars, or one folder")
         return path
 
     @field_validator("metadata")
     @classmethod
     def _can_be_searched(cls, metadata: str | None) -> str | None:
         if metadata is not None and is_http(metadata):
-            raise ValueError("http and https list nothing; name the files by the fields below")
+            raise ValueError("http and https cannot be listed; name the files by the other fields")
         return metadata
 
 
 class Source:
-    """Candidates, and the target's own images as `target_policy` says."""
+    """Candidates, and the target's images by `target_policy`."""
 
     is_endless = False
 
@@ -112,7 +140,7 @@ class Source:
         )
 
     def partitions(self) -> Iterator[Partition]:
-        """One a tar, or runs of single images."""
+        """One per tar, or runs of single images."""
         if not any(asdict(self._labels).values()):
             _log.warning("%s: no label files, every image is unknown", self._params.path[0])
         if is_tar(self._params.path[0]):
@@ -126,11 +154,11 @@ class Source:
         )
 
     def read(self, partition: Partition) -> Iterator[RawSample]:
-        """Raises InfinegError, after all that could be read, where a tar is broken."""
+        """Raises InfinegError, after all readable images, if a tar is broken."""
         return self.read_from(partition, 0)
 
     def read_from(self, partition: Partition, start: int) -> Iterator[RawSample]:
-        """The same without the first `start`: of these, labels are looked up and nothing else."""
+        """Without the first `start`, of which only labels are looked up."""
         labels = ImageLabels(self._labels, self._classes, depictions=self._params.depictions)
         facts = ImageFacts(self._image_ids, self._params.split)
         verdict, num_offered, num_left_out = Verdict(), 0, 0
@@ -153,7 +181,7 @@ class Source:
             )  # fmt: skip
 
     def estimate_samples(self, partition: Partition, mean_bytes: float) -> float | None:
-        """As if none were left out: most are offered, unless by `only`."""
+        """As if no image were left out: with policies other than `only`, few are."""
         if self._params.target_policy == "only":
             return None
         if isinstance(partition.locator, str):
@@ -188,14 +216,14 @@ class Source:
     def _listed_ids(self) -> Iterator[str]:
         if not self._image_ids and not self._labels.human:
             raise ConfigError(
-                f"{self._params.path[0]}: https lists nothing; give `params.image_ids`, or "
-                "`params.human_labels`, to say which images there are"
+                f"{self._params.path[0]}: https cannot be listed; give `params.image_ids` or "
+                "`params.human_labels`, which say what images there are"
             )
         return list_image_ids(self._image_ids, self._labels.human, self._params.split)
 
 
 def _find_files(params: Params) -> dict[Kind, tuple[str, ...]]:
-    """The files of each kind: those named, else what `metadata` holds."""
+    """The files of each kind: those of its field, else those found in `metadata`."""
     found: dict[Kind, tuple[str, ...]] = {}
     if params.metadata is not None:
         for kind in KINDS:
@@ -211,7 +239,7 @@ def _find_files(params: Params) -> dict[Kind, tuple[str, ...]]:
 
 
 def toy(directory: Path) -> Params:
-    """A tiger, an image without cat, and one without labels, as `train_0.tar.gz`."""
+    """A tiger, an image without a cat, and one without labels, in `train_0.tar.gz`."""
     directory.mkdir(parents=True)
     ids = [f"0{number:015x}" for number in range(3)]
     with tarfile.open(directory / "train_0.tar.gz", "w:gz") as archive:

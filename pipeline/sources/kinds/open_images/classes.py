@@ -1,7 +1,7 @@
 """Which Open Images classes are the target, its ancestors, near it or ambiguous.
 
-Classes are named by MID or by display name. What lies below and above a class is told by the
-hierarchy file (`bbox_labels_600_hierarchy.json`) and, beyond it, by `mids`.
+Classes are named by MID or by display name. The classes below and above one come from the
+hierarchy file (`bbox_labels_600_hierarchy.json`) and from the presets.
 """
 
 import csv
@@ -21,37 +21,35 @@ from pipeline.errors import ConfigError
 from pipeline.sources.readers.gzip import GZIP_ERRORS, GZIP_MAGIC
 
 _MID = re.compile(r"/[a-z]/[0-9a-z_]+")
-
-
 _HEADER = ["LabelName", "DisplayName"]  # V6 and V7; V5 and before have none
 
 
 @dataclass(frozen=True)
 class TargetClasses:
-    """Sets of MIDs, and the ancestors of each, by what they say of one target."""
+    """Sets of MIDs by their relation to one target, and the ancestors of each."""
 
     roots: frozenset[str]  # the target's classes as named
     targets: frozenset[str]  # they and all below them
     ambiguous: frozenset[str]
     near: frozenset[str]
     mid: frozenset[str]
-    lineage: Mapping[str, frozenset[str]]  # of each class that matters: it and its ancestors
+    lineage: Mapping[str, frozenset[str]]  # of each class that matters: itself and its ancestors
 
     @property
     def relevant(self) -> tuple[str, ...]:
-        """Every class whose label matters, in a fixed order, the target's own first."""
+        """Every class whose label matters, in a fixed order, the target's first."""
         return (*sorted(self.targets), *sorted(self.lineage.keys() - self.targets))
 
     def is_denied(self, mid: str, absent: Set[str]) -> bool:
-        """Whether the absence of this class or of an ancestor of it rules it out."""
+        """Whether this class or one of its ancestors is absent."""
         return not absent.isdisjoint(self.lineage[mid])
 
     def is_absent(self, absent: Set[str]) -> bool:
-        """Whether the target is ruled out: a missing breed is no missing cat."""
+        """Whether the target is absent: an absent breed does not rule out a cat."""
         return all(self.is_denied(root, absent) for root in self.roots)
 
     def most_specific(self, mids: Set[str]) -> str | None:
-        """The target's kinds first, then near, mid and other classes; of these the deepest."""
+        """The deepest class of the target, else of the near, mid, ambiguous or other classes."""
         groups = (self.targets, self.near, self.mid, self.ambiguous)
 
         def rank(mid: str) -> tuple[int, int, str]:
@@ -75,7 +73,7 @@ def find_target_classes(
     descriptions: Sequence[str],
     hierarchy: Sequence[str],
 ) -> TargetClasses:
-    """`classes` () are those of the preset `target`; near and mid None likewise.
+    """`classes` (), and near and mid None, are those of the preset `target`.
 
     Raises ConfigError for a name that is unknown or means several classes.
     """
@@ -117,7 +115,7 @@ def _preset_root(target: str) -> frozenset[str]:
 
 
 def _read_names(uris: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """MID and display name of each row; the same row in two files comes once."""
+    """MID and display name of each distinct row."""
     seen = set()
     for uri in uris:
         for row in csv.reader(io.StringIO(_read_text(uri, "params.class_descriptions"))):
@@ -125,7 +123,7 @@ def _read_names(uris: Sequence[str]) -> Iterator[tuple[str, str]]:
                 continue
             if len(row) != 2 or not _MID.fullmatch(row[0]):
                 raise ConfigError(
-                    f"{uri}: a row is {','.join(row)[:80]!r}, wanted a MID and a name; "
+                    f"{uri}: a row is {','.join(row)[:80]!r}, expected a MID and a name; "
                     "check `params.class_descriptions`"
                 )
             if tuple(row) not in seen:
@@ -134,7 +132,7 @@ def _read_names(uris: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _find(text: str, names: Sequence[tuple[str, str]], setting: str) -> str:
-    """The MID of a display name, in any case; "Jaguar" is "Jaguar (Animal)" if no other is."""
+    """The MID of a display name in any case; "Jaguar" finds "Jaguar (Animal)" if that is unique."""
     wanted = text.casefold()
     found = [each for each in names if each[1].casefold() == wanted]
     if not found:
@@ -147,7 +145,7 @@ def _find(text: str, names: Sequence[tuple[str, str]], setting: str) -> str:
         raise ConfigError(f"`{setting}` {text!r} may be {listed}; name the MID")
     if not names:
         raise ConfigError(
-            f"`{setting}` {text!r} is no MID such as /m/01yrx; give `params.class_descriptions`"
+            f"`{setting}` {text!r} is not a MID such as /m/01yrx; give `params.class_descriptions`"
         )
     by_name = {name.casefold(): f"{name} ({mid})" for mid, name in names}
     close = difflib.get_close_matches(wanted, by_name, n=5, cutoff=0.6)
@@ -156,7 +154,7 @@ def _find(text: str, names: Sequence[tuple[str, str]], setting: str) -> str:
 
 
 def _read_parents(uris: Sequence[str]) -> dict[str, set[str]]:
-    """Child -> parents, of the hierarchy files and of all presets."""
+    """Child -> parents, from the hierarchy files and all presets."""
     parents: dict[str, set[str]] = {}
     for preset in PRESETS.values():
         for child, parent in _preset_edges(preset):
@@ -166,7 +164,7 @@ def _read_parents(uris: Sequence[str]) -> dict[str, set[str]]:
             edges = list(_edges(json.loads(_read_text(uri, "params.hierarchy"))))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ConfigError(
-                f'{uri}: wanted nested {{"LabelName": "/m/...", "Subcategory": [...]}}; '
+                f'{uri}: expected nested {{"LabelName": "/m/...", "Subcategory": [...]}}; '
                 "check `params.hierarchy`"
             ) from None
         for child, parent in edges:
@@ -176,12 +174,12 @@ def _read_parents(uris: Sequence[str]) -> dict[str, set[str]]:
 
 @dataclass(frozen=True)
 class MidPreset:
-    """A target class and sets of MIDs, by what they say of it."""
+    """A target class, and sets of MIDs by their relation to it."""
 
     root: str
-    kinds: frozenset[str]  # whatever is one of these is the target
-    ancestors: tuple[str, ...]  # an image verified to show none of one of these shows no target
-    ambiguous: frozenset[str] = frozenset()  # may well be the target: neither side
+    kinds: frozenset[str]  # an image of one of these shows the target
+    ancestors: tuple[str, ...]  # if one of these is absent, so is the target
+    ambiguous: frozenset[str] = frozenset()  # may be the target: used on neither side
     near: frozenset[str] = frozenset()  # easily taken for the target
     mid: frozenset[str] = frozenset()
 
@@ -192,7 +190,7 @@ def _preset_edges(preset: MidPreset) -> Iterator[tuple[str, str]]:
 
 
 def _edges(node: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """A subcategory is a kind of its parent; a part, a wheel of a car, is not."""
+    """Child and parent; a part (the wheel of a car) is no child, but what is below it counts."""
     for child in node.get("Subcategory", []):
         yield child["LabelName"], node["LabelName"]
     for child in (*node.get("Subcategory", []), *node.get("Part", [])):

@@ -1,4 +1,4 @@
-"""Columns of a CSV of any size, block by block, plain or gzip."""
+"""Reads columns of a CSV of any size, block by block, plain or gzip."""
 
 import contextlib
 import csv
@@ -24,10 +24,10 @@ def read_columns(
     required: Mapping[str, pa.DataType],
     optional: Mapping[str, pa.DataType] | None = None,
 ) -> Iterator[pa.Table]:
-    """Blocks of the columns wanted, in order; an optional one only where the file has it.
+    """Blocks of the required columns, and of the optional ones that the file has.
 
-    Raises ConfigError, naming `setting`, for a file that is missing or lacks a column, and
-    InfinegError, after all blocks that could be read, where it is broken.
+    Raises ConfigError, which names `setting`, if the file or a column is missing, and
+    InfinegError, after all readable blocks, if the file is broken.
     """
     try:
         with _open(uri, setting) as stream:
@@ -59,7 +59,7 @@ def _open_csv(stream: IO[bytes], types: Mapping[str, pa.DataType]) -> pa.csv.CSV
     return pa.csv.open_csv(
         stream,
         read_options=pa.csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False),
-        # A title in quotes may go over several lines.
+        # A quoted title may have several lines.
         parse_options=pa.csv.ParseOptions(newlines_in_values=True),
         convert_options=pa.csv.ConvertOptions(column_types=types, include_columns=list(types)),
     )
@@ -75,7 +75,7 @@ def _open(uri: str, setting: str) -> Iterator[IO[bytes]]:
         head, stream, _ = peek(file, len(GZIP_MAGIC))
         if head == GZIP_MAGIC:
             stream = cast(IO[bytes], GzipStream(stream))
-        # Arrow takes a short read for a block of its own.
+        # Arrow makes a block of each short read.
         yield io.BufferedReader(cast(io.RawIOBase, stream), _BLOCK_BYTES)
 
 

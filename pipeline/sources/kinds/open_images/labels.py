@@ -1,6 +1,6 @@
-"""What the label files of Open Images say of an image: is the target in it?
+"""From the label files of Open Images to a verdict per image: does it show the target?
 
-A row of a label file is a claim. No claim is no absence: only what was verified is known.
+A row of a label file is a claim. Without a claim a class is unknown, not absent.
 https://github.com/openimages/dataset/blob/main/READMEV3.md
 """
 
@@ -18,7 +18,7 @@ from pipeline.sources.kinds.open_images.classes import TargetClasses
 from pipeline.sources.kinds.open_images.csv_tables import read_columns
 from pipeline.sources.kinds.open_images.lookups import KEY, open_lookup
 
-# What to make of boxes whose IsDepiction is 1: a drawing, a toy, a cartoon of the thing.
+# How boxes with IsDepiction 1 count: drawings, toys, cartoons.
 Depictions = Literal["exclude", "positive", "ignore"]
 
 _MIN_MACHINE_CONFIDENCE = 0.5
@@ -26,7 +26,7 @@ _MIN_MACHINE_CONFIDENCE = 0.5
 
 class Claim(IntEnum):
     ABSENT = 0  # verified by people
-    PRESENT = 1  # likewise
+    PRESENT = 1  # verified by people
     SUSPECTED = 2  # by a machine
     BOX = 3  # drawn by people
     DEPICTION_BOX = 4
@@ -34,12 +34,12 @@ class Claim(IntEnum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is known of one image."""
+    """What the labels of one image say about the target."""
 
     label_state: LabelState = "unknown"
     doubt: RejectReason | None = None
-    is_depiction: bool = False  # the target is there, but only drawn
-    class_name: str | None = None  # the most specific class that was verified
+    is_depiction: bool = False  # the target is there, but only as a drawing or toy
+    class_name: str | None = None  # the most specific verified class
     stratum: Stratum | None = None
 
     @property
@@ -48,11 +48,11 @@ class Verdict:
 
 
 def judge(claims: Iterable[tuple[str, Claim]], classes: TargetClasses) -> Verdict:
-    """The verdict by MIDs and claims.
+    """The verdict of claims, which are MIDs with what is claimed about them.
 
-    In this order: verified present -> present, or a conflict where it is denied as well; verified
-    absent, itself or what it is a kind of -> absent; suspected by a machine -> doubt; a box ->
-    present; else unknown.
+    In this order: verified present -> present, or a conflict if also absent; the target or an
+    ancestor verified absent -> absent; suspected by a machine -> a doubt; a box -> present; else
+    unknown.
     """
     by_claim: dict[Claim, set[str]] = {claim: set() for claim in Claim}
     for mid, claim in claims:
@@ -75,7 +75,7 @@ def judge(claims: Iterable[tuple[str, Claim]], classes: TargetClasses) -> Verdic
         return replace(verdict, doubt=RejectReason.SUSPECTED_POSITIVE)
     if boxed or depicted:
         return target
-    # "Felidae" alone may be a cat; with "Tiger" it is that tiger.
+    # "Felidae" by itself may be a cat; beside "Tiger" it is that tiger.
     if verdict.stratum is None and not classes.ambiguous.isdisjoint(present):
         return replace(verdict, doubt=RejectReason.SUSPECTED_POSITIVE)
     return verdict
@@ -83,7 +83,7 @@ def judge(claims: Iterable[tuple[str, Claim]], classes: TargetClasses) -> Verdic
 
 @dataclass(frozen=True, kw_only=True)
 class LabelFiles:
-    """URIs of label files, any number of each."""
+    """URIs of label files."""
 
     human: tuple[str, ...] = ()
     machine: tuple[str, ...] = ()
@@ -91,7 +91,7 @@ class LabelFiles:
 
 
 class ImageLabels:
-    """Verdicts by image id, of label files in any order of their rows."""
+    """Verdicts by image id, from label files in any row order."""
 
     def __init__(
         self, files: LabelFiles, classes: TargetClasses, *, depictions: Depictions = "exclude"
@@ -113,7 +113,7 @@ class ImageLabels:
 def _read_claims(
     files: LabelFiles, classes: TargetClasses, depictions: Depictions
 ) -> Iterator[pa.Table]:
-    """Rows of ImageID, place of the MID in `relevant`, and claim: of classes that matter alone."""
+    """Rows of ImageID, index of the MID in `relevant`, and claim; only of relevant classes."""
     mids, num_targets = pa.array(classes.relevant), len(classes.targets)
     columns = {KEY: pa.string(), "LabelName": pa.string()}
     label_columns = {**columns, "Source": pa.string(), "Confidence": pa.float32()}

@@ -1,4 +1,4 @@
-"""Where the images of Open Images lie: in tars, or one by one as `<split>/<ImageID>.jpg`."""
+"""Images of Open Images: in tars, or single files `<split>/<ImageID>.jpg`."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +36,7 @@ def is_http(path: str) -> bool:
 
 
 def tar_partitions(patterns: Sequence[str]) -> Iterator[Partition]:
-    """One a tar, which is not opened. Single digits count in hexadecimal: train_{0..f}.tar.gz."""
+    """One per tar, unopened. Single digits count in hexadecimal: train_{0..f}.tar.gz."""
     seen = set()
     for pattern in patterns:
         for url in expand_braces(_HEX_RANGE.sub(_listed, pattern)):
@@ -56,9 +56,9 @@ def file_partitions(
 ) -> Iterator[Partition]:
     """Up to `size` single images each, in the order of their names.
 
-    Names begin with the id, which is a hash: any run of them shows all classes. The locator is
-    their common folder and the names. `image_ids` tells what there is where nothing can be listed,
-    `are_all_offered` whether every image is a sample.
+    Names begin with the id, which is a hash, so that any run of them has all classes. The locator
+    is the folder and the names. `image_ids` gives the images if the folder cannot be listed;
+    `are_all_offered` says whether every image is a sample.
     """
     if is_http(folder):
         names: Iterator[str] = (f"{image_id}.jpg" for image_id in image_ids())
@@ -78,9 +78,9 @@ def file_partitions(
 def read_images(
     locator: str | Sequence[str], is_wanted: Callable[[str], bool]
 ) -> Iterator[FoundImage]:
-    """The images wanted; `is_wanted` is asked once for the id of each, in order.
+    """The wanted images; `is_wanted` is called once per image id, in order.
 
-    Raises InfinegError, after all that could be read, where a tar is broken.
+    Raises InfinegError, after all readable images, if a tar is broken.
     """
     if isinstance(locator, str):
         yield from _read_tar(locator, is_wanted)

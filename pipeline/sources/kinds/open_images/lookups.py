@@ -1,8 +1,8 @@
-"""Rows of CSVs of any size, looked up by image: read once, kept sorted, in bounded memory.
+"""Looks up rows of CSVs of any size by image: read once, kept sorted, in bounded memory.
 
-Where the CSVs are large, what is kept of them goes to files in a cache folder, one a first
-character of the image's id, as in a Grace hash join. All processes of a machine share them, and
-the images of a tar `train_x` need but one of the sixteen.
+If the CSVs are large, the rows kept go to files in a cache folder, one per first character of the
+image id, as in a Grace hash join. All processes of a machine share them, and the images of a tar
+`train_x` need only one of the sixteen.
 """
 
 import contextlib
@@ -31,9 +31,9 @@ _log = logging.getLogger(__name__)
 
 KEY = "ImageID"
 _FORMAT = 1  # of the files in the cache folder
-# CSVs that are smaller together are read by each process, which then writes no file.
+# CSVs with a smaller total are read by each process, and no file is written.
 _MAX_BYTES_IN_MEMORY = 32 << 20
-_FLUSH_BYTES = 8 << 20  # of rows that are kept, before they are written
+_FLUSH_BYTES = 8 << 20  # of rows kept in memory before they are written
 _MAX_OPEN_BUCKETS = 48
 _MAX_OPEN_LOOKUPS = 8
 
@@ -56,7 +56,7 @@ class Bucket:
 
 
 class Lookup:
-    """Rows by image: all in memory, or in a folder of which one bucket at a time is read."""
+    """Rows by image: all in memory, or in the buckets of a folder, read when needed."""
 
     def __init__(self, rows: pa.Table | None = None, directory: Path | None = None) -> None:
         self._whole = None if rows is None else Bucket(rows)
@@ -95,9 +95,9 @@ _open_lookups: dict[str, Lookup] = {}
 def open_lookup(
     uris: Sequence[str], recipe: str, read_rows: Callable[[], Iterator[pa.Table]]
 ) -> Lookup:
-    """The rows, with a column ImageID, that `read_rows` makes of the files by a `recipe`.
+    """The rows that `read_rows` reads from the files, with a column ImageID.
 
-    Equal files and recipes give equal rows, so that they are made once.
+    `recipe` says how: rows of the same files and recipe are read once.
     """
     versions = [_version(uri) for uri in uris]
     digest = sha256_hex(json.dumps([_FORMAT, recipe, versions]).encode())[:32]
@@ -112,14 +112,14 @@ def open_lookup(
 
 
 def _version(uri: str) -> tuple[str, int, str]:
-    """URI, size in bytes, and what shows that a file has changed.
+    """URI, size in bytes, and a value that changes with the file.
 
-    Of a remote one that is its size and beginning: what is published does not change in place.
+    A remote file is known by its size and beginning: published files do not change in place.
     """
     try:
         file = storage.open_read(uri)
     except FileNotFoundError:
-        return uri, 0, "missing"  # whoever reads it knows in which setting it was named
+        return uri, 0, "missing"  # its reader raises an error that names the setting
     with file:
         try:
             status = os.fstat(file.fileno())
@@ -133,11 +133,11 @@ def _size(file: IO[bytes]) -> int:
     try:
         return file.seek(0, io.SEEK_END)
     except (OSError, ValueError):
-        return _MAX_BYTES_IN_MEMORY + 1  # a server that does not say: it may be large
+        return _MAX_BYTES_IN_MEMORY + 1  # the server does not say: it may be large
 
 
 def _make_buckets(digest: str, read_rows: Callable[[], Iterator[pa.Table]]) -> Path:
-    """The folder of a lookup, made by the first process that wants it while the others wait."""
+    """The folder of a lookup, made by one process while the others wait."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     root = cache / "infineg" / "lookups"
     directory = root / digest
@@ -146,8 +146,8 @@ def _make_buckets(digest: str, read_rows: Callable[[], Iterator[pa.Table]]) -> P
         lock = (root / f"{digest}.lock").open("w")
     except OSError as error:
         raise ConfigError(
-            f"{error}: label files are joined in a cache folder; set XDG_CACHE_HOME to one that "
-            "can be written"
+            f"{error}: label files are joined in a cache folder; set XDG_CACHE_HOME to a "
+            "writable one"
         ) from None
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -178,12 +178,12 @@ def _write_buckets(tables: Iterator[pa.Table], directory: Path) -> None:
 
 
 def _bucket_number(image_id: str) -> int:
-    """0 to 127; the hexadecimal digits all differ."""
+    """0 to 127, different for each hexadecimal digit."""
     return ord(image_id[0]) & 127 if image_id else 0
 
 
 def _in_pieces(tables: Iterable[pa.Table], max_bytes: int) -> Iterator[list[pa.Table]]:
-    """Runs of tables that are about `max_bytes` together."""
+    """Runs of tables of about `max_bytes`."""
     piece: list[pa.Table] = []
     num_bytes = 0
     for table in tables:
@@ -197,7 +197,7 @@ def _in_pieces(tables: Iterable[pa.Table], max_bytes: int) -> Iterator[list[pa.T
 
 
 def _distinct(tables: Sequence[pa.Table]) -> pa.Table:
-    """Each row once, where it was first."""
+    """Distinct rows, in order of first occurrence."""
     if not tables:
         return pa.table({KEY: pa.array([], pa.string())})
     rows = pa.concat_tables(tables)

@@ -1,4 +1,4 @@
-"""License, author and rotation of Open Images, and which images there are, by the CSVs of ids."""
+"""The published CSVs of Open Images: where they are; license, author and rotation per image."""
 
 import functools
 import json
@@ -14,84 +14,13 @@ from pipeline import storage
 from pipeline.sources.kinds.open_images.csv_tables import read_columns
 from pipeline.sources.kinds.open_images.lookups import KEY, Lookup, open_lookup
 
-_TEXTS = {"License": pa.string(), "Author": pa.string()}
-
-
-_COLUMNS = {"Subset": pa.string(), "Rotation": pa.float32(), **_TEXTS}
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the file of image ids says; None where it does not."""
-
-    license: str | None = None
-    author: str | None = None
-    rotation: int | None = None
-
-
-class ImageFacts:
-    """Facts by image id, of the images of one split."""
-
-    def __init__(self, uris: Sequence[str], split: str) -> None:
-        self._rows = _open_ids(uris, split)
-
-    def facts(self, image_id: str) -> Facts:
-        for row in self._rows.find(image_id):
-            return Facts(
-                license=_text(row.get("License")),
-                author=_text(row.get("Author")),
-                rotation=_rotation(row.get("Rotation")),
-            )
-        return Facts()
-
-
-def list_image_ids(uris: Sequence[str], human_labels: Sequence[str], split: str) -> Iterator[str]:
-    """Ids of the images of a split, sorted: all of the CSVs of ids, else all with a human label."""
-    if uris:
-        return _open_ids(uris, split).image_ids()
-    return open_lookup(human_labels, "ids", lambda: _read_keys(human_labels)).image_ids()
-
-
-def _open_ids(uris: Sequence[str], split: str) -> Lookup:
-    return open_lookup(uris, json.dumps(["facts", split]), lambda: _read_facts(uris, split))
-
-
-def _read_facts(uris: Sequence[str], split: str) -> Iterator[pa.Table]:
-    key = {KEY: pa.string()}
-    for uri in uris:
-        for rows in read_columns(uri, setting="params.image_ids", required=key, optional=_COLUMNS):
-            if "Subset" in rows.column_names:
-                # One of the files tells of all nine million images.
-                rows = rows.filter(pc.equal(rows["Subset"], split)).drop_columns(["Subset"])
-            yield rows
-
-
-def _read_keys(uris: Sequence[str]) -> Iterator[pa.Table]:
-    for uri in uris:
-        for rows in read_columns(uri, setting="params.human_labels", required={KEY: pa.string()}):
-            yield rows.group_by(KEY, use_threads=False).aggregate([])
-
-
-def _text(value: object) -> str | None:
-    return str(value) if value else None
-
-
-def _rotation(degrees: object) -> int | None:
-    """A multiple of 90 from 0 to 270; the file says `nan` or nothing where it is not known."""
-    if not isinstance(degrees, float) or not math.isfinite(degrees) or degrees % 90:
-        return None
-    return int(degrees) % 360
-
-
 Split = Literal["train", "validation", "test"]
-
 
 Kind = Literal[
     "human_labels", "machine_labels", "boxes", "class_descriptions", "hierarchy", "image_ids"
 ]
 
-
-# Of each kind the first that is there; {s} is the split, {v7} its name since V7.
+# Of each kind the first that exists is used; {s} is the split, {v7} its name since V7.
 _PUBLISHED: dict[Kind, tuple[str, ...]] = {
     "human_labels": (
         "v7/oidv7-{v7}-annotations-human-imagelabels.csv",
@@ -124,13 +53,78 @@ _PUBLISHED: dict[Kind, tuple[str, ...]] = {
     ),
 }
 
-
 KINDS = tuple(_PUBLISHED)
+
+_TEXTS = {"License": pa.string(), "Author": pa.string()}
+_COLUMNS = {"Subset": pa.string(), "Rotation": pa.float32(), **_TEXTS}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Facts of the CSV of image ids; None if it has none."""
+
+    license: str | None = None
+    author: str | None = None
+    rotation: int | None = None
+
+
+class ImageFacts:
+    """Facts by image id, for one split."""
+
+    def __init__(self, uris: Sequence[str], split: str) -> None:
+        self._rows = _open_ids(uris, split)
+
+    def facts(self, image_id: str) -> Facts:
+        for row in self._rows.find(image_id):
+            return Facts(
+                license=_text(row.get("License")),
+                author=_text(row.get("Author")),
+                rotation=_rotation(row.get("Rotation")),
+            )
+        return Facts()
+
+
+def list_image_ids(uris: Sequence[str], human_labels: Sequence[str], split: str) -> Iterator[str]:
+    """Ids of the images of a split, sorted: those in the CSVs of ids, else with a human label."""
+    if uris:
+        return _open_ids(uris, split).image_ids()
+    return open_lookup(human_labels, "ids", lambda: _read_keys(human_labels)).image_ids()
+
+
+def _open_ids(uris: Sequence[str], split: str) -> Lookup:
+    return open_lookup(uris, json.dumps(["facts", split]), lambda: _read_facts(uris, split))
+
+
+def _read_facts(uris: Sequence[str], split: str) -> Iterator[pa.Table]:
+    key = {KEY: pa.string()}
+    for uri in uris:
+        for rows in read_columns(uri, setting="params.image_ids", required=key, optional=_COLUMNS):
+            if "Subset" in rows.column_names:
+                # One of the files has all nine million images.
+                rows = rows.filter(pc.equal(rows["Subset"], split)).drop_columns(["Subset"])
+            yield rows
+
+
+def _read_keys(uris: Sequence[str]) -> Iterator[pa.Table]:
+    for uri in uris:
+        for rows in read_columns(uri, setting="params.human_labels", required={KEY: pa.string()}):
+            yield rows.group_by(KEY, use_threads=False).aggregate([])
+
+
+def _text(value: object) -> str | None:
+    return str(value) if value else None
+
+
+def _rotation(degrees: object) -> int | None:
+    """A multiple of 90 from 0 to 270; None if unknown (`nan` or empty)."""
+    if not isinstance(degrees, float) or not math.isfinite(degrees) or degrees % 90:
+        return None
+    return int(degrees) % 360
 
 
 @functools.cache
 def find_metadata(folder: str, kind: Kind, split: Split) -> str | None:
-    """The file of a kind in a folder, None where there is none."""
+    """The file of a kind in a folder; None if there is none."""
     candidates = _candidates(folder, kind, split)
     return next((uri for uri in candidates if storage.exists(uri)), None)
 

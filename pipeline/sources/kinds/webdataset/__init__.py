@@ -1,6 +1,6 @@
-"""Tars in the WebDataset layout, img2dataset's among them, named one by one or by an index.
+"""Tars in the WebDataset layout, also of img2dataset, named one by one or by an index.
 
-`pipeline.sources.readers.tar_samples` defines a sample; its address is the tar's and the member's.
+`pipeline.sources.readers.tar_samples` defines a sample; its address is that of the tar and member.
 """
 
 import functools
@@ -9,22 +9,14 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import Field, field_validator
 
 from pipeline import storage
 from pipeline.dataset.schema import Partition, RawSample
 from pipeline.sources.kinds.webdataset.indexes import read_shard_index
 from pipeline.sources.readers.files import toy_jpegs
-from pipeline.sources.readers.labels import (
-    LabelNames,
-    LabelRule,
-    LabelsAreExhaustive,
-    Target,
-    TargetLabels,
-    TargetPolicy,
-    label_rule,
-)
-from pipeline.sources.readers.patterns import address_id, refuse_repeats
+from pipeline.sources.readers.labels import LabelledParams, LabelRule, label_rule
+from pipeline.sources.readers.patterns import OneOrMore, address_id, refuse_repeats
 from pipeline.sources.readers.tar_samples import (
     IMAGE_FIELDS,
     Member,
@@ -36,25 +28,22 @@ from pipeline.sources.readers.tar_samples import (
 from pipeline.sources.readers.tars import estimate_members
 
 
-class Params(BaseModel, frozen=True, extra="forbid"):
+class Params(LabelledParams, frozen=True, extra="forbid"):
     """Which tars, and what is in them."""
 
-    # One or more; s3://bucket/bg-{00000..00099}.tar, or the JSON that timm, wids or Energon leave
-    # beside the tars: https://host/set/_info.json
-    urls: tuple[str, ...] = Field(min_length=1)
-    image_fields: tuple[str, ...] = IMAGE_FIELDS  # last suffix of a member's name, lower case
-    # Where the class is: a member, e.g. cls or txt, or a value in the json, e.g. json.label
-    class_field: str | None = None
-    target: Target = ""
-    target_labels: TargetLabels = ()
-    target_policy: TargetPolicy = "exclude"
-    labels_are_exhaustive: LabelsAreExhaustive = False
-    label_names: LabelNames = ()
-
-    @field_validator("urls", mode="before")
-    @classmethod
-    def _one_or_many(cls, urls: object) -> object:
-        return (urls,) if isinstance(urls, str) else urls
+    urls: OneOrMore = Field(
+        min_length=1,
+        description="One or more tars, e.g. s3://bucket/bg-{00000..00099}.tar, or the JSON that "
+        "timm, wids or Energon write beside tars, e.g. https://host/set/_info.json.",
+    )
+    image_fields: tuple[str, ...] = Field(
+        IMAGE_FIELDS, description="Last suffix of a member that is an image, lower case."
+    )
+    class_field: str | None = Field(
+        None,
+        description="Where the class is: a member, e.g. cls or txt, or a value of the json, e.g. "
+        "json.label.",
+    )
 
     @field_validator("urls")
     @classmethod
@@ -65,7 +54,7 @@ class Params(BaseModel, frozen=True, extra="forbid"):
 
 
 class Source:
-    """One partition a tar, read as a stream, compressed or not."""
+    """One partition per tar, read as a stream, compressed or not."""
 
     is_endless = False
 
@@ -73,17 +62,17 @@ class Source:
         self._params = params
 
     def partitions(self) -> Iterator[Partition]:
-        """Opens no tar: one that is missing shows when it is read."""
+        """Opens no tar: a missing one is noticed when it is read."""
         _ = self._rule
         for url in refuse_repeats(self._patterns()):
             yield Partition(address_id(url), url)
 
     def read(self, partition: Partition) -> Iterator[RawSample]:
-        """Raises InfinegError, after all that could be read, where the tar is broken."""
+        """Raises InfinegError, after all readable samples, if the tar is broken."""
         return self.read_from(partition, 0)
 
     def read_from(self, partition: Partition, start: int) -> Iterator[RawSample]:
-        """Reads headers of what comes before, and seeks over the rest where a tar lets it."""
+        """Of earlier samples only headers are read, if the tar can seek."""
         class_field = self._params.class_field
         reader = TarReader(
             partition.locator,
@@ -109,7 +98,7 @@ class Source:
             label=facts.label,
             label_state=facts.label_state,
             class_name=facts.class_name,
-            # Several pictures of one sample must not end on both sides of a split.
+            # Several images of one sample must not get onto both sides of a split.
             group=f"{url}#{sample.key}" if sample.has_siblings else None,
             license=terms if isinstance(terms, str) else None,
             author=author if isinstance(author, str) else None,

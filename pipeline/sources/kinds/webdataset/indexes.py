@@ -1,4 +1,4 @@
-"""Lists of tars that tools write beside them: timm's, wids' and Energon's JSON."""
+"""Lists of tars in the JSON that timm, wids and Energon write beside them."""
 
 import json
 from typing import Any
@@ -9,7 +9,7 @@ from pipeline.sources.readers.files import locate
 
 
 def read_shard_index(uri: str) -> list[str]:
-    """Addresses of the tars, in the order of the file; all splits, as the data set makes its own.
+    """Addresses of the tars of all splits, in the order of the file.
 
     timm: `_info.json`, {"splits": {"train": {"filenames": [...]}}}. wids: `shardindex.json`,
     {"shardlist": [{"url": ...}]}. Energon: `.nv-meta/.info.json`, {"shard_counts": {"a.tar": 9}}.
@@ -27,8 +27,8 @@ def read_shard_index(uri: str) -> list[str]:
     tars = [locate(name, folder) if isinstance(name, str) else None for name in names]
     if not tars or None in tars:
         raise ConfigError(
-            f"{uri}: names no tars, or not as timm (splits), wids (shardlist) or Energon "
-            "(shard_counts) do; give their addresses as `params.urls`"
+            f"{uri}: no list of tars as timm (splits), wids (shardlist) or Energon "
+            "(shard_counts) write it; give their addresses as `params.urls`"
         )
     return [tar for tar in tars if tar is not None]
 

@@ -1,4 +1,4 @@
-"""The drawn world: what it says of its pictures, and that form alone tells a cat."""
+"""The drawn world: labels of its pictures, and that only form shows a cat."""
 
 import itertools
 import subprocess
@@ -133,7 +133,7 @@ def _auroc(present: NDArray[np.floating], absent: NDArray[np.floating]) -> float
 def test_a_frozen_encoder_tells_cats() -> None:
     """The task can be solved: what a linear model cannot see in colours, an encoder sees."""
     # Imported here, because the quick tests must not wait for torch.
-    from pipeline.config.schema import EncoderConfig
+    from pipeline.config.encoder import EncoderConfig
     from pipeline.encoders.networks import crop_pixels
     from pipeline.encoders.runtimes import prepare_encoder
 

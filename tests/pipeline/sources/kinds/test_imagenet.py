@@ -248,10 +248,13 @@ def test_png_named_jpeg_and_cmyk_decode(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"path": "missing"}, "missing: no such folder; wanted one with ILSVRC2012_img_train.tar"),
+        (
+            {"path": "missing"},
+            "missing: no such folder; expected one with ILSVRC2012_img_train.tar",
+        ),
         ({"path": "missing.tar"}, "missing.tar: no such file; check `params.path`"),
         ({"path": ".", "layout": "train_tar", "split": "val"}, "train_tar has no split val"),
-        ({"path": "empty"}, "empty: no image of a class on offer"),
+        ({"path": "empty"}, "empty: no image of an offered class"),
     ],
 )
 def test_wrong_place_is_an_error_that_says_what_was_wanted(
@@ -320,9 +323,19 @@ def test_parquet_of_other_classes_says_them_itself_or_by_synsets(
 @pytest.mark.parametrize(
     ("labels", "names", "synsets", "message"),
     [
-        ([3, 1500], None, None, r"class 1500, but the list in use has 1000; give.*params\.synsets"),
-        ([3], ["tench", "tiger"], None, r"2 classes whose names are no wnids.*params\.synsets"),
-        ([3], None, "missing.txt", r"missing\.txt: wanted imagenet-1k.*check `params\.synsets`"),
+        (
+            [3, 1500],
+            None,
+            None,
+            r"class 1500, but the list of classes has 1000; .*synsets",
+        ),
+        (
+            [3],
+            ["tench", "tiger"],
+            None,
+            r"2 classes with names that are not wnids.*synsets",
+        ),
+        ([3], None, "missing.txt", r"missing\.txt: expected imagenet-1k.*check `params\.synsets`"),
     ],
 )
 def test_numbers_that_nothing_explains_are_refused(
@@ -366,7 +379,7 @@ def test_tars_of_timm_number_the_sorted_wnids_of_their_set(
 
 
 @pytest.mark.parametrize(
-    "told",
+    "more",
     [
         {"json": {"wnid": DOG, "label": 3}},
         {"json": {"filename": f"{DOG}_17.JPEG", "label": 3}},
@@ -375,10 +388,11 @@ def test_tars_of_timm_number_the_sorted_wnids_of_their_set(
     ],
 )
 def test_sample_may_tell_its_wnid_whatever_its_number(
-    tmp_path: Path, told: dict[str, object]
+    tmp_path: Path, more: dict[str, object]
 ) -> None:
     wds_tar(
-        tmp_path / "imagenet_w21-train-0000.tar", [{"__key__": "1", "jpg": JPEG, "cls": 3} | told]
+        tmp_path / "imagenet_w21-train-0000.tar",
+        [{"__key__": "1", "jpg": JPEG, "cls": 3} | more],
     )
     assert class_names(read_all(Params(path=str(tmp_path)))) == [DOG]
 
@@ -464,7 +478,7 @@ def test_answers_that_cannot_be_read_are_named(tmp_path: Path, name: str, conten
     (tmp_path / "val").mkdir()
     (tmp_path / "val" / f"{val_name(1)}.JPEG").write_bytes(JPEG)
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(InfinegError, match=rf"{re.escape(name)}: not as"):
+    with pytest.raises(InfinegError, match=rf"{re.escape(name)}: not in"):
         read_all(Params(path=str(tmp_path), split="val"))
 
 
@@ -512,5 +526,5 @@ def test_server_without_ranges_is_named_as_the_reason(tmp_path: Path) -> None:
     files = {f"/{name}": big_train_tar(tmp_path, 2)}
     with run_flaky_server(files=files, has_ranges=False) as server:
         source = Source(Params(path=f"{server.url}/{name}"))
-        with pytest.raises(InfinegError, match=rf"{re.escape(name)}: .*whole files only"):
+        with pytest.raises(InfinegError, match=rf"{re.escape(name)}: .*only whole files"):
             list(source.partitions())

@@ -323,7 +323,7 @@ def test_https_images_are_those_of_the_ids_file_or_of_the_labels(tmp_path: Path)
 
     assert locators(image_ids=image_ids) == [[folder, f"{ID}.jpg", f"{OTHER_ID}.jpg"]]
     assert locators(human_labels=human_labels) == [[folder, f"{ID}.jpg"]]
-    with pytest.raises(ConfigError, match=r"https lists nothing; give `params\.image_ids`"):
+    with pytest.raises(ConfigError, match=r"https cannot be listed; give `params\.image_ids`"):
         locators()
 
 
@@ -400,10 +400,10 @@ def test_hierarchy_tells_kinds_and_ancestors_but_a_part_is_no_kind(tmp_path: Pat
         ({"target_classes": ["Dog"], "class_descriptions": []}, "give `params.class_descriptions`"),
         ({"class_descriptions": "no.csv", "target_classes": ["Cat"]},
          "no.csv: no such file; check `params.class_descriptions`"),
-        ({"hierarchy": "names.csv"}, "names.csv: wanted nested"),
+        ({"hierarchy": "names.csv"}, "names.csv: expected nested"),
         ({"metadata": "empty"}, "empty: no file of Open Images under its published name"),
-        ({"metadata": "https://example.org"}, "params.metadata: Value error, http and https list"),
-        ({"path": ["a.tar", "b"]}, "params.path: Value error, wanted tars, or one folder"),
+        ({"metadata": "https://example.org"}, "Value error, http and https cannot be listed"),
+        ({"path": ["a.tar", "b"]}, "params.path: Value error, give tars, or one folder"),
     ],
 )  # fmt: skip
 def test_wrong_setting_is_an_error_that_names_it(
@@ -512,9 +512,9 @@ def test_large_label_file_is_joined_in_bounded_memory(tmp_path: Path) -> None:
     # In a process of its own: the highest mark of Arrow's memory is one of the whole process.
     script = f"""
 import pyarrow as pa
-from pipeline.formats import lookups
-from pipeline.formats.open_images_classes import find_target_classes
-from pipeline.formats.open_images_labels import ImageLabels, LabelFiles
+from pipeline.sources.kinds.open_images import lookups
+from pipeline.sources.kinds.open_images.classes import find_target_classes
+from pipeline.sources.kinds.open_images.labels import ImageLabels, LabelFiles
 lookups._MAX_BYTES_IN_MEMORY = lookups._FLUSH_BYTES = 1 << 20
 classes = find_target_classes("cat", (), near=None, mid=None, descriptions=(), hierarchy=())
 labels = ImageLabels(LabelFiles(human=({path!r},)), classes)

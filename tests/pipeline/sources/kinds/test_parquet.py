@@ -192,7 +192,7 @@ def test_names_of_numbers_may_be_given(tmp_path: Path, names: str) -> None:
         ({"label_names": ["a", "b"]}, r"class '2' is none of the 2 known.*params\.label_names"),
         (
             {"label_names": "missing.txt"},
-            r"missing\.txt: no such text; check `params\.label_names`",
+            r"missing\.txt: no such text file; check `params\.label_names`",
         ),
         ({"target_labels": ["cat"], "label_column": "no"}, r"no column 'no'"),
         ({"labels_are_exhaustive": True}, r"needs `params\.target_labels`.*`label_state:"),

@@ -359,7 +359,7 @@ def test_tars_may_be_named_by_the_index_beside_them(tmp_path: Path, name: str) -
 def test_index_that_names_no_tars_or_foreign_ones_is_refused(tmp_path: Path, index: str) -> None:
     (tmp_path / "shardindex.json").write_text(index)
     source = Source(Params(urls=(str(tmp_path / "shardindex.json"),)))
-    with pytest.raises(ConfigError, match=r"shardindex\.json: names no tars.*params\.urls"):
+    with pytest.raises(ConfigError, match=r"shardindex\.json: no list of tars.*params\.urls"):
         list(source.partitions())
 
 

@@ -9,10 +9,10 @@ import pytest
 
 PROGRAM = """
 import subprocess, sys, time
-from pipeline.process import ending_with_children
+from pipeline.cluster.ray_data import ending_with_children
 child = subprocess.Popen(["sleep", "60"])
 other = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
-with ending_with_children({"sleep"}, "sleep is no more\\n"):
+with ending_with_children({"sleep"}, "sleep has ended\\n"):
     print(child.pid, other.pid, flush=True)
     sys.stdin.readline()
 child.kill()
@@ -38,5 +38,5 @@ def test_process_ends_at_once_with_a_child_it_needs_and_with_no_other(is_awaited
         if is_awaited:
             assert process.wait(timeout=10) == 1
         out, error = process.communicate("go on\n" if not is_awaited else None, timeout=10)
-        assert (out, error) == (("", "sleep is no more\n") if is_awaited else ("well\n", ""))
+        assert (out, error) == (("", "sleep has ended\n") if is_awaited else ("well\n", ""))
         assert process.returncode == (1 if is_awaited else 0)

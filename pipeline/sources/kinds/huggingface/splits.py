@@ -1,6 +1,6 @@
-"""Data sets opened with Hugging Face `datasets`: a split that lies on a disk, or a stream of files.
+"""Data sets opened with Hugging Face `datasets`: a split on a disk, or a stream of files.
 
-Images come as they are stored: nothing is decoded here, so that a broken one ends nothing.
+Images are not decoded here, so that a broken one does not end the stream.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from pipeline.errors import InfinegError, TransientStorageError
 from pipeline.sources.readers.columns import Holds, Row, holds
 from pipeline.storage.retry import is_transient
 
-# What reading raises where the data are broken, besides OSError.
+# Raised when broken data are read, besides OSError.
 BROKEN = (
     pa.ArrowException,
     datasets.exceptions.DatasetsError,
@@ -35,29 +35,29 @@ class OpenDataset(Protocol):
     """One split of a data set."""
 
     where: str  # for addresses and messages
-    folder: str  # where relative paths in it start
+    folder: str  # where relative paths start
     features: Features
 
     def select(self, columns: Sequence[str]) -> "OpenDataset":
         """Only these columns, not decoded."""
 
     def partitions(self, rows_per_partition: int) -> Iterator[Partition]:
-        """Ranges of rows where they can be told apart, else files."""
+        """Ranges of rows if rows can be addressed, else files."""
 
     def estimate_rows(self, locator: list[int]) -> float | None:
-        """About how many rows lie there; None where nothing tells."""
+        """Estimated number of rows; None if unknown."""
 
     def rows(
         self, locator: list[int], *, label: str | None, is_offered: IsOffered | None, start: int
     ) -> Iterator[tuple[str, Row]]:
-        """Addresses and rows, without the first `start` of them.
+        """Addresses and rows, without the first `start`.
 
-        With `is_offered` there are only the rows whose value in column `label` it accepts.
+        With `is_offered`, only rows whose value in column `label` it accepts.
         """
 
 
 class SavedDataset:
-    """A folder of `save_to_disk`: what comes before a row need not be read."""
+    """A folder of `save_to_disk`: rows can be addressed."""
 
     def __init__(self, data: datasets.Dataset, *, where: str, folder: str) -> None:
         self._data = data
@@ -94,10 +94,10 @@ class SavedDataset:
 
 
 class StreamedDataset:
-    """Files read one after the other; those before a row are passed over, rows are not.
+    """Files read one after the other; earlier files are skipped, earlier rows of a file are not.
 
-    `commit` is the Hub's, "" elsewhere: of another one all ids are others, so that parts of the
-    old one are not taken for its.
+    `commit` is that of the Hub, or "". It is part of all ids, so that parts of another commit are
+    not taken for parts of this one.
     """
 
     def __init__(
@@ -125,14 +125,14 @@ class StreamedDataset:
         )
 
     def partitions(self, rows_per_partition: int) -> Iterator[Partition]:
-        del rows_per_partition  # how many rows a file has, only reading tells
+        del rows_per_partition  # the number of rows of a file is not known before it is read
         num_shards = self._data.num_shards
         for shard in range(num_shards):
             name = f"{shard:05d}-of-{num_shards:05d}"
             yield Partition(f"{self._commit}-{name}".lstrip("-"), [shard, num_shards])
 
     def estimate_rows(self, locator: list[int]) -> float | None:
-        """By the number of rows of the split, which most sets of the Hub tell."""
+        """From the number of rows of the split, which most data sets of the Hub have."""
         split = (self._data.info.splits or {}).get(str(self._data.split))
         return split.num_examples / locator[1] if split and split.num_examples else None
 
@@ -165,7 +165,7 @@ def column_types(features: Features) -> dict[str, Holds]:
 
 
 def class_names(feature: object) -> list[str]:
-    """Of a ClassLabel, or of a list of them."""
+    """Names of a ClassLabel, or of a list of them."""
     while (inner := getattr(feature, "feature", None)) is not None:
         feature = inner
     return list(feature.names or ()) if isinstance(feature, datasets.ClassLabel) else []
@@ -173,7 +173,7 @@ def class_names(feature: object) -> list[str]:
 
 @contextlib.contextmanager
 def errors_of(where: str) -> Iterator[None]:
-    """What goes wrong while reading, as errors of ours."""
+    """Turns errors of reading into an InfinegError."""
     try:
         yield
     except InfinegError:
@@ -197,6 +197,6 @@ def _undecoded(data: Any, features: Features, columns: Sequence[str]) -> Any:
 def _holds(feature: object) -> Holds:
     if isinstance(feature, datasets.Image):
         return "images"
-    if hasattr(feature, "decode_example"):  # sound, video and the like are bytes and path, too
+    if hasattr(feature, "decode_example"):  # audio and video are bytes and path, too
         return "other"
     return holds(datasets.Features({"column": feature}).arrow_schema.field("column").type)

@@ -1,0 +1,30 @@
+"""Damages a data set as no build does, with checksums that fit."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import generation_path
+from pipeline.dataset.metadata import Generation, ShardRecord
+from pipeline.dataset.schema import with_columns
+
+
+def rewrite_generation(root: Path, generation: Generation) -> None:
+    path = root / generation_path(generation.number)
+    path.write_text(generation.model_dump_json())
+
+
+def change_sidecar(root: Path, shard: ShardRecord, column: str, value: object) -> str:
+    """Sets the first value of a column of a sidecar; returns the key of that sample."""
+    rows = Dataset(str(root)).read_sidecar(shard)
+    changed = pa.array([value, *rows[column].to_pylist()[1:]], rows.schema.field(column).type)
+    path = root / shard.sidecar_path
+    pq.write_table(with_columns(rows, **{column: changed}), path)
+    fitting = shard.model_copy(update={"sidecar_sha256": storage.sha256_of(str(path))})
+    generation = Dataset(str(root)).read_generation()
+    shards = tuple(fitting if s == shard else s for s in generation.shards)
+    rewrite_generation(root, generation.model_copy(update={"shards": shards}))
+    return str(rows["key"][0].as_py())
