@@ -6,7 +6,7 @@
     build(config)                   # sources -> shards
     run = train(config)             # shards -> weights
     metrics = evaluate(run)         # calibration, threshold, report
-    Detector.load(run)              # predicts
+    Detector.load(run)("cat.jpg")   # label and probabilities of an image
 
 Each function does what the command of the same name does, with the same messages: an expected
 failure is an `InfinegError`. The packages `pipeline` and `train`, which do the work, are internal.

@@ -44,8 +44,10 @@ def test_commands_are_found_and_wrong_ones_refused() -> None:
     assert list(infineg_commands(Code(line, ""))) == [["train", "RUN", "--resume"], ["demo"]]
     found = [words for page in PAGES for code in code_of(page) for words in infineg_commands(code)]
     assert {words[0] for words in found} >= {"build", "train", "mine", "launch", "predict"}
-    with pytest.raises(Exception, match="no-such-option"):
-        parse(["build", "CONFIG", "--no-such-option"])
+    parse(["--log-format", "json", "--debug", "build", "CONFIG"])
+    for wrong in (["build", "CONFIG", "--no-such-option"], ["--no-such-option", "build", "CONFIG"]):
+        with pytest.raises(Exception, match="no-such-option"):
+            parse(wrong)
 
 
 @every_page

@@ -10,6 +10,7 @@ import pytest
 
 import infineg
 from conftest import Built
+from support.builds import CATS, first_samples
 from support.launching import write_config
 from support.processes import write_impostors
 from support.train_runs import INFINEG
@@ -48,6 +49,8 @@ def test_functions_work_together(built: Built, tmp_path: Path) -> None:
     metrics = infineg.evaluate(run, ["evaluate.alpha=0.2"])
     assert metrics["target"]["cat"]["threshold"] is not None
     assert (run / "report.html").exists()
+    detector = infineg.Detector.load(run)
+    assert detector(first_samples(CATS, 1)[0].image).label in ("cat", "")
 
 
 SCRIPT = """

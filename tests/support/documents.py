@@ -17,7 +17,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 # Words of a page that stand for a value of some form.
-_STANDS_FOR = {"N": "1", "PLATFORM": "slurm"}
+_STANDS_FOR = {"COMMAND": "demo", "N": "1", "PLATFORM": "slurm"}
 
 
 class Code(NamedTuple):
@@ -41,7 +41,7 @@ def infineg_commands(code: Code) -> Iterator[list[str]]:
     if code.language not in (None, "", "sh"):
         return
     for line in code.text.replace("\\\n", " ").splitlines():
-        if not re.search(r"(?<![\w./-])(infineg|-m infineg) [a-z]", line):
+        if not re.search(r"(?<![\w./-])(infineg|-m infineg) [a-z-]", line):
             continue
         lexer = shlex.shlex(line.strip(), posix=True, punctuation_chars=True)
         lexer.whitespace_split = True
@@ -55,7 +55,7 @@ def infineg_commands(code: Code) -> Iterator[list[str]]:
             elif words is not None:
                 bare = word.strip("[]")  # optional on a page
                 words.append(_STANDS_FOR.get(bare, bare))
-            elif word == "infineg" and before != "from":  # Python's import
+            elif word == "infineg" and before not in ("from", "generic"):  # import, Secret
                 words = []
             before = word
 
@@ -63,6 +63,12 @@ def infineg_commands(code: Code) -> Iterator[list[str]]:
 def parse(words: list[str]) -> None:
     """Raises what the command line raises for wrong use. A name without arguments must exist."""
     group: Any = typer.main.get_command(app)
+    is_flag = {name: each.is_flag for each in group.params for name in each.opts}
+    while words[0].startswith("-"):
+        name, separator, _ = words[0].partition("=")
+        words = words[1 if is_flag[name] or separator else 2 :]
+        if not words:
+            return  # such as --version
     command = group.commands[words[0]]
     if len(words) > 1:
         command.make_context(words[0], words[1:])

@@ -234,14 +234,14 @@ def run_script(script: str, programs: Path, folder: Path, **env: str) -> Recorde
 def test_slurm_job_that_is_told_to_end_goes_back_into_the_queue(
     config: Path, programs: Path, tmp_path: Path
 ) -> None:
-    """The shell hears USR1 while srun works, hands it on in training, and requeues."""
+    """The shell hears USR1 while it waits for srun, hands it on in training, and requeues."""
     for kind, heard in (("build", False), ("train", True)):
         log = tmp_path / f"{kind}.heard"
         srun = programs / "srun"
         srun.write_text(
             f'#!/bin/sh\n[ "$1 $2" = "ray stop" ] && exit\n'
             f"trap 'touch {log}; exit 1' USR1\n"
-            'kill -USR1 "$PPID"\nfor i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.2; done\n'
+            'sleep 0.5\nkill -USR1 "$PPID"\nfor i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.2; done\n'
         )
         srun.chmod(0o755)
         scontrol = put_recorder(programs, "scontrol", answer="node-1")
