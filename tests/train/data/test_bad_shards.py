@@ -49,11 +49,6 @@ def dataset(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "data"))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def train_shards(root: Path) -> list[ShardRecord]:
     return [
         shard for shard in Dataset(str(root)).read_generation().shards if shard.split == "train"

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from pipeline.dataset import Dataset
 from pipeline.errors import BadShard
@@ -27,11 +26,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def rows(dataset: Path) -> TrainRows:
     return read_train_rows(str(dataset), Dataset(str(dataset)).read_generation(), ["cat"])
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def test_mapped_embeddings_are_those_of_the_sidecars(

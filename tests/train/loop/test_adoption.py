@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
@@ -33,11 +32,6 @@ def dataset(tmp_path: Path) -> Path:
     root = tmp_path / "data"
     write_dataset(root, image_size=40)
     return root
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def go_on(dataset: Path, run: Path, switch_to: Any = None, **section: Any) -> Path:

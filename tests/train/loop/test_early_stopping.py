@@ -32,11 +32,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def read_looks(run: Path, metric: str) -> dict[int, float]:
     """Steps done -> value."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]

@@ -16,7 +16,6 @@ from support.train_runs import (
     interrupt_training,
     read_losses,
     run_training,
-    write_dataset,
     write_run_config,
 )
 from train.config import load_train_config
@@ -29,18 +28,6 @@ from train.loop.stream import open_stream
 from train.model.detector import load_model
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("dataset")
-    write_dataset(root, image_size=40)
-    return root
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def state_of(dataset: Path, run: Path, **section: Any) -> TrainState:

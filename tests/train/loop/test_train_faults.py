@@ -34,13 +34,6 @@ pytestmark = pytest.mark.timeout(180)  # processes that import torch, several a 
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("dataset")
-    write_dataset(root, image_size=40)
-    return root
-
-
-@pytest.fixture(scope="module")
 def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Finished runs of HEAD, by the number of processes."""
     root = tmp_path_factory.mktemp("undisturbed")

@@ -40,23 +40,11 @@ LOSSES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("dataset")
-    write_dataset(root, image_size=40)
-    return root
-
-
-@pytest.fixture(scope="module")
 def hard_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two targets that overlap with negatives."""
     root = tmp_path_factory.mktemp("hard_dataset")
     write_dataset(root, targets=("cat", "dog"), noise=2.0, image_size=40)
     return root
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)  # test processes share few cores
 
 
 def test_head_training_separates_what_is_separable(dataset: Path, tmp_path: Path) -> None:

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from pipeline.errors import ConfigError
-from support.train_runs import SHORT, interrupt_training, run_training, write_dataset
+from support.train_runs import SHORT, interrupt_training, run_training
 
 STAND_IN = """
 import json
@@ -31,18 +30,6 @@ def init(**known):
     run.tell("init", known)
     return run
 """
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("dataset")
-    write_dataset(root, image_size=40)
-    return root
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture
