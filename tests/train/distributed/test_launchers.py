@@ -18,7 +18,6 @@ from support.train_runs import (
     on_two,
     start_job,
     workers_of,
-    write_dataset,
     write_job,
 )
 
@@ -29,13 +28,6 @@ HEAD = {
 # A store of its own for each attempt: the switch that several agents of torchrun need.
 OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 pytestmark = pytest.mark.timeout(180)  # processes that import torch, several a test
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("dataset")
-    write_dataset(root, image_size=40)
-    return root
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,6 @@ from support.train_runs import (
     model_bytes,
     on_two,
     start_job,
-    write_dataset,
     write_job,
 )
 from train.loop.ray_launcher import Workers, parse_workers
@@ -30,13 +29,6 @@ HEAD = {
     "steps": 1200, "batch_size": 16, "warmup_steps": 3, "log_every": 5, "checkpoint_every": 50,
     "hidden_dim": 32, "workers": 0, "deterministic": True, "device": "cpu",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("dataset")
-    write_dataset(root, image_size=40)
-    return root
 
 
 @pytest.mark.cluster

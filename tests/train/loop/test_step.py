@@ -16,7 +16,6 @@ from support.train_runs import (
     interrupt_training,
     read_losses,
     run_training,
-    write_dataset,
     write_run_config,
 )
 from train.config import load_train_config
@@ -29,18 +28,6 @@ from train.loop.stream import open_stream
 from train.model.detector import load_model
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("dataset")
-    write_dataset(root, image_size=40)
-    return root
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def state_of(dataset: Path, run: Path, **section: Any) -> TrainState:
@@ -61,7 +48,7 @@ def gradients(dataset: Path, run: Path, **section: Any) -> list[torch.Tensor]:
 
 
 class _Doubles(torch.nn.Module):
-    """A detector in float64, where `Encoder` casts to float32: sums differ by rounding alone."""
+    """A detector in float64, where `Encoder` casts to float32: sums differ only by rounding."""
 
     def __init__(self, detector: Any) -> None:
         super().__init__()
@@ -154,7 +141,7 @@ def test_steps_in_half_precision_with_a_scaled_loss_learn_like_those_in_full(
     dataset: Path, tmp_path: Path
 ) -> None:
     """On a CPU, where a run in fp16 is refused for being slow."""
-    told: dict[str, list[tuple[float, float]]] = {}
+    logged: dict[str, list[tuple[float, float]]] = {}
     for amp in ("off", "fp16"):
         state = state_of(dataset, tmp_path / amp, **SHORT | {"max_grad_norm": 1.0, "dropout": 0.0})
         if amp == "fp16":
@@ -166,9 +153,9 @@ def test_steps_in_half_precision_with_a_scaled_loss_learn_like_those_in_full(
         head = state.detector.head.train()
         for step, batch in enumerate(open_stream(state, "head", range(12), image_size=32)):
             result = train_step(state, head, batch, step)
-            told.setdefault(amp, []).append((result.loss.item(), result.grad_norm.item()))
-    assert told["fp16"] != told["off"]
-    for half, full in zip(told["fp16"], told["off"], strict=True):
+            logged.setdefault(amp, []).append((result.loss.item(), result.grad_norm.item()))
+    assert logged["fp16"] != logged["off"]
+    for half, full in zip(logged["fp16"], logged["off"], strict=True):
         assert half == pytest.approx(full, rel=0.02, abs=0.005)
 
 

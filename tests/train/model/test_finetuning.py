@@ -10,7 +10,7 @@ import yaml
 from pipeline.config.encoder import EncoderConfig
 from pipeline.encoders.networks import load_encoder
 from pipeline.errors import ConfigError
-from support.train_runs import FINETUNE, SHORT, run_training, write_dataset, write_run_config
+from support.train_runs import FINETUNE, SHORT, run_training, write_run_config
 from train.config import TrainConfig, load_train_config
 from train.loop import trainer
 from train.loop.phases import Phase, finetune_phases, opening_steps
@@ -20,18 +20,6 @@ from train.model.groups import backbone_groups
 
 TIMM = EncoderConfig(name="timm/test_vit", weights="random", image_size=160)
 TORCHVISION = EncoderConfig(name="torchvision/squeezenet1_1", weights="random", image_size=32)
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("dataset")
-    write_dataset(root, image_size=40)
-    return root
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def prefixes(name: str, image_size: int = 32, layer: str = "last") -> list[set[str]]:
@@ -94,7 +82,7 @@ def test_rates_decay_with_the_distance_from_the_head(dataset: Path, tmp_path: Pa
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "train_step", watched)
         run_training(dataset, tmp_path / "run", **section)
-    # Two groups of the optimizer each: with and without weight decay. Steps 0 to 4: head alone.
+    # Two groups of the optimizer each: with and without weight decay. Steps 0 to 4: only the head.
     assert rates[4][2:] == [0] * len(rates[4][2:])
     backbone = rates[5][2::2]
     assert backbone[-1] == pytest.approx(0.001)
