@@ -395,6 +395,26 @@ def on_two(*options: str) -> list[str]:
     return [TORCHRUN, "--standalone", "--nproc-per-node", "2", *options]
 
 
+def train_on_two(configs: list[Path], script: Path) -> None:
+    """Trains all in the same two processes: importing torch takes longer than such a run."""
+    script.write_text(
+        "import sys\n"
+        "from train.config import load_train_config\n"
+        "from train.distributed.world import join_world\n"
+        "from train.loop.trainer import train\n"
+        "with join_world():  # once: a process cannot meet its peers twice\n"
+        "    for path in sys.argv[1:]:\n"
+        "        config, train_config, _ = load_train_config(path)\n"
+        "        train(config, train_config)\n"
+    )
+    subprocess.run(
+        [*on_two(), str(script), *map(str, configs)],
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=170,
+    )
+
+
 def workers_of(job: subprocess.Popen[bytes]) -> list[int]:
     """Process ids of torchrun's, by rank; each has a session of its own."""
     listed = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()

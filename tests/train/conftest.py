@@ -1,4 +1,4 @@
-"""A small data set of drawn pictures to train on, and one thread, which gives the same bits."""
+"""A small data set that tests of training share and do not change, and one thread for each."""
 
 from pathlib import Path
 
@@ -8,9 +8,8 @@ import torch
 from support.train_runs import write_dataset
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Not to be changed."""
     root = tmp_path_factory.mktemp("dataset")
     write_dataset(root, image_size=40)
     return root
@@ -18,4 +17,4 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # test processes share few cores

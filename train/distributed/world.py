@@ -168,7 +168,7 @@ def _refuse_bare_srun() -> None:
     if num_tasks > 1 and "WORLD_SIZE" not in os.environ:
         raise ConfigError(
             f"srun started {num_tasks} tasks, which do not know of each other: start torchrun by "
-            "srun, one task a node (srun --ntasks-per-node 1 torchrun ...), or use "
+            "srun, one task per node (srun --ntasks-per-node 1 torchrun ...), or use "
             "`infineg launch train CONFIG --on slurm`, which does"
         )
 
@@ -186,7 +186,7 @@ def _own_device(wanted: str) -> torch.device:
     if wanted == "cuda" and not has_gpu:
         raise ConfigError(
             f"train.device: cuda, but torch {torch.__version__} finds no CUDA device here; auto "
-            "takes a GPU where there is one, nvidia-smi lists them"
+            "takes a GPU if there is one, nvidia-smi lists them"
         )
     if wanted == "cpu" or not has_gpu:
         return torch.device("cpu")

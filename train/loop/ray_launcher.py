@@ -1,4 +1,4 @@
-"""The same training on a Ray cluster, by Ray Train: a process a worker, started again on failure.
+"""The same training on a Ray cluster, by Ray Train: one process per worker, restarted on failure.
 
 Ray carries nothing between attempts. The run's own folder, which all machines reach, holds the
 checkpoints, and every attempt resumes from the last one.
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Workers:
-    """At least `min` and at most `max` of them; as many as the cluster has room for."""
+    """At least `min` and at most `max`: as many as the cluster has room for."""
 
     min: int
     max: int
@@ -64,21 +64,21 @@ def train_on_ray(
     resume: bool = False,
     generation: GenerationSwitch = None,
 ) -> Path:
-    """`train` in the workers of a cluster; `workers` None is one a GPU, or one where is none.
+    """`train` in the workers of a cluster; default one worker per GPU, or one without GPUs.
 
-    Raises ConfigError before anything starts where settings cannot work, and InfinegError where
-    the run fails in a way that starting again does not mend, or too often.
+    Raises ConfigError before anything starts if settings cannot work, and InfinegError if the run
+    fails too often, or in a way that a restart cannot fix.
     """
     _check_shares(train_config, workers)
     config, train_config = _with_absolute_paths(config, train_config)
-    # Refused here, and not by workers that Ray would start again and again.
+    # Refused here, and not in workers, which Ray would restart again and again.
     found = open_run(config, train_config, World.alone(), resume=resume, wanted=generation)
     if found.is_finished:
         _log.info("%s is finished, nothing to do", found.path)
         return found.path
     address = address or ("auto" if os.environ.get("RAY_ADDRESS") else None)
     with open_cluster(BuildConfig(address=address, workers=workers.max if workers else None)):
-        folder = found.path / "ray" / f"{time.time_ns()}"  # of this launch, for Ray's own records
+        folder = found.path / "ray" / f"{time.time_ns()}"  # Ray's own records of this launch
         task = {
             "config": config.model_dump_json(),
             "train": train_config.model_dump_json(),
@@ -101,7 +101,7 @@ def _fit(
     max_restarts: int,
 ) -> None:
     is_debug = _log.isEnabledFor(logging.DEBUG)
-    # Ray's types know the older RunConfig only.
+    # Ray's types know only the older RunConfig.
     run_config: Any = RunConfig(
         name=folder.name,
         storage_path=str(folder.parent),
@@ -121,12 +121,12 @@ def _fit(
         reason = str(error).strip().rpartition("\n")[2]
         raise InfinegError(
             f"Ray Train gave up after {max_restarts} restarts (--max-restarts): {reason}. The same "
-            "command with --resume goes on from the last checkpoint; --debug shows all of it"
+            "command with --resume continues from the last checkpoint; --debug shows all of it"
         ) from error
 
 
 def _train_worker(task: dict[str, Any]) -> None:
-    """In a worker of Ray Train. What starting again cannot mend is a verdict, not an error."""
+    """In a worker of Ray Train. What a restart cannot fix is a verdict, not an error."""
     try:
         train(
             Config.model_validate_json(task["config"]),
@@ -162,12 +162,12 @@ def _check_shares(train_config: TrainConfig, workers: Workers | None) -> None:
         if train_config.batch_size % size:
             raise ConfigError(
                 f"--num-workers {workers}: train.batch_size {train_config.batch_size} must be a "
-                f"multiple of every number of workers that there may be, and is not of {size}"
+                f"multiple of every possible number of workers, and is not of {size}"
             )
 
 
 def _with_absolute_paths(config: Config, train_config: TrainConfig) -> tuple[Config, TrainConfig]:
-    """Workers start in folders of their own; a folder that all machines share has one name."""
+    """Workers start in folders of their own, in which relative paths lead elsewhere."""
     run = str(Path(train_config.run).absolute())
     root = config.output.path
     if "://" not in root:

@@ -1,4 +1,4 @@
-"""Backbone and head, one sigmoid a target; and how a trained model lies on disk.
+"""Backbone and head, one sigmoid per target, and the files of a trained model.
 
 Shapes: B batch, C H W image, D embedding, K targets.
 """
@@ -23,8 +23,8 @@ from train.model.tensors import load_into, read_tensors, write_tensors
 class Head(nn.Module):
     """embedding_BD, L2-normalised -> logits_BK, by one hidden layer or (hidden_dim 0) none.
 
-    The norm brings the numbers of an embedding, about 1/sqrt(D) each, to the size that the
-    initial weights of a linear layer are made for.
+    LayerNorm scales the values of an embedding, about 1/sqrt(D) each, to the size that initial
+    weights of a linear layer are made for.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Head(nn.Module):
 
 
 class DetectorModel(nn.Module):
-    """pixels_BCHW uint8 -> logits_BK, one a target, before any calibration."""
+    """pixels_BCHW uint8 -> logits_BK, one per target, before any calibration."""
 
     def __init__(self, encoder: Encoder, head: Head) -> None:
         super().__init__()
@@ -57,9 +57,9 @@ class DetectorModel(nn.Module):
         return logits_BK.float()
 
     def train_backbone(self, num_groups: int) -> None:
-        """Unfreezes its last groups, except for the statistics of batch norms.
+        """Unfreezes its last groups, except the statistics of batch norms.
 
-        Those would depend on how a batch is split over processes, and on 25% positives.
+        Those would depend on the number of processes and on the share of positives in a batch.
         """
         open_last_groups(self.encoder.backbone, num_groups)
         self.train()
@@ -75,8 +75,8 @@ class TargetCalibration(BaseModel, frozen=True, extra="forbid"):
     bias: float
     prior_shift: float  # logit(prior in use) - logit(prior of the calibration data)
     threshold: float  # on the raw logit f
-    alpha: float  # false-positive rate that the threshold promises
-    delta: float  # chance that it breaks the promise
+    alpha: float  # false-positive rate that the threshold stays under
+    delta: float  # probability that it does not
     num_negatives: int  # held-out negatives behind the threshold
     negative_logits: tuple[float, ...]  # their raw logits, largest first, for "one in N"
 
@@ -90,7 +90,7 @@ class Segment(BaseModel, frozen=True, extra="forbid"):
 
 
 class ModelInfo(BaseModel, frozen=True, extra="forbid"):
-    """`model.json`: all that is needed to use `model.safetensors`, and where it came from."""
+    """`model.json`: all that is needed to use `model.safetensors`, and its provenance."""
 
     targets: tuple[str, ...]
     encoder: EncoderConfig
@@ -100,15 +100,14 @@ class ModelInfo(BaseModel, frozen=True, extra="forbid"):
     dropout: float
     mode: Literal["head", "finetune"]
     positive_share: float  # of each batch, all targets together
-    # By target, the prior that its logits are log-odds at; None where the loss knows none.
+    # By target, the prior at which its logits are log-odds; None if there is no such prior.
     trained_priors: dict[str, float] | None = None
     generation: int
     segments: tuple[Segment, ...] = ()  # which steps were trained on which rows
     dataset: str  # fingerprint of the data set's settings
     samples_seen: int
-    settings: dict[
-        str, JsonValue
-    ]  # what the weights depend on, to refuse another run in the folder
+    # All that the weights depend on, to refuse a run with others in the same folder.
+    settings: dict[str, JsonValue]
     calibration: dict[str, TargetCalibration] | None = None  # by target
     thresholds: dict[str, float] | None = None  # by target, on the raw logit
 
@@ -116,7 +115,7 @@ class ModelInfo(BaseModel, frozen=True, extra="forbid"):
 def build_detector(
     encoder: Encoder, num_targets: int, *, hidden_dim: int, dropout: float
 ) -> DetectorModel:
-    """A detector with a new head; its weights come from torch's global generator."""
+    """A detector with a new head, whose weights come from torch's global generator."""
     head = Head(encoder.embedding_dim, num_targets, hidden_dim=hidden_dim, dropout=dropout)
     return DetectorModel(encoder, head)
 
@@ -124,7 +123,7 @@ def build_detector(
 def save_model(
     run_dir: str | os.PathLike[str], weights: Mapping[str, Tensor], info: ModelInfo
 ) -> None:
-    """Writes `model.safetensors`, then `model.json`, whose presence says that the run is done."""
+    """Writes `model.safetensors`, then `model.json`, which marks the run as finished."""
     write_tensors(Path(run_dir) / "model.safetensors", weights)
     write_model_info(run_dir, info)
 
@@ -136,7 +135,7 @@ def write_model_info(run_dir: str | os.PathLike[str], info: ModelInfo) -> None:
 
 
 def read_model_info(run_dir: str | os.PathLike[str]) -> ModelInfo | None:
-    """None where no run has finished. Raises InfinegError for a file that is no ModelInfo."""
+    """None if no run has finished. Raises InfinegError if the file is not a ModelInfo."""
     path = Path(run_dir) / "model.json"
     if not path.exists():
         return None

@@ -1,7 +1,7 @@
-"""How a backbone is finetuned: its groups, when each is trained and how fast, and image sizes.
+"""Groups of a backbone's parameters, for unfreezing and rates by depth.
 
-A *group* is what timm calls one: the stem, a stage or a transformer block; of other networks a
-child of the top level (deeper where there are few). Group 0 is the one that sees the picture.
+A *group* is one of timm: the stem, a stage or a transformer block; in other networks a child of
+the top level (deeper if there are few). Group 0 is nearest to the image.
 """
 
 from typing import Any
@@ -9,11 +9,11 @@ from typing import Any
 from timm.models import group_parameters
 from torch import nn
 
-_MIN_GROUPS = 4  # a network of fewer children is looked into
+_MIN_GROUPS = 4  # with fewer children, their children are the groups
 
 
 def backbone_groups(backbone: nn.Module) -> list[list[nn.Parameter]]:
-    """All parameters, group by group from the picture's side."""
+    """All parameters, group by group from the image's side."""
     network: Any = backbone.get_submodule("backbone") if hasattr(backbone, "backbone") else backbone
     if hasattr(network, "group_matcher"):
         of_group = group_parameters(network, network.group_matcher(coarse=True))
@@ -26,13 +26,13 @@ def backbone_groups(backbone: nn.Module) -> list[list[nn.Parameter]]:
         parts = [child for part in parts for child in ([*part.children()] or [part])]
     groups = [list(part.parameters()) for part in parts]
     grouped = {id(parameter) for group in groups for parameter in group}
-    # What belongs to no child, such as a position embedding, is near the picture.
+    # Parameters of no child, such as a position embedding, are near the image.
     groups[0] += [p for p in network.parameters() if id(p) not in grouped]
     return groups
 
 
 def open_last_groups(backbone: nn.Module, number: int) -> None:
-    """Only the last `number` groups are trained from now on."""
+    """Only the last `number` groups require gradients from now on."""
     groups = backbone_groups(backbone)
     for index, group in enumerate(groups):
         for parameter in group:

@@ -22,7 +22,7 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Raises InfinegError where the file is missing or is no safetensors file."""
+    """Raises InfinegError if the file is missing or not a safetensors file."""
     try:
         return safetensors.torch.load(Path(path).read_bytes())
     except FileNotFoundError:

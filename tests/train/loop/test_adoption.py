@@ -61,11 +61,11 @@ def test_an_adopting_run_keeps_its_weights_and_draws_the_new_samples(
     keys = watch_keys(monkeypatch)
     go_on(dataset, run, "latest", **SECTION)
     assert any(key.startswith("news-") for key in keys)
-    assert len(keys) == 8 * 16, "steps 8 to 15 alone"
+    assert len(keys) == 8 * 16, "only steps 8 to 15"
     info = read_model_info(run)
     assert info is not None
-    told = [(s.generation, s.first_step) for s in info.segments]
-    assert (info.generation, told) == (2, [(1, 0), (2, 8)])
+    segments = [(s.generation, s.first_step) for s in info.segments]
+    assert (info.generation, segments) == (2, [(1, 0), (2, 8)])
     losses = read_losses(run)
     assert len(losses) == 16
     assert max(losses[8:]) < losses[0], "no start from nothing"

@@ -32,7 +32,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def read_looks(run: Path, metric: str) -> dict[int, float]:
+def read_checks(run: Path, metric: str) -> dict[int, float]:
     """Steps done -> value."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     return {line["step"] + 1: line[metric] for line in lines if metric in line}
@@ -42,12 +42,12 @@ def test_run_ends_once_patience_does_and_exports_its_best_step(
     dataset: Path, tmp_path: Path
 ) -> None:
     run = run_training(dataset, tmp_path / "run", **WILD)
-    looks = read_looks(run, "val_auroc")
-    best = max(looks, key=looks.__getitem__)
-    assert max(looks) == best + 6, "three looks without a better one"
-    assert max(looks) < 40
+    checks = read_checks(run, "val_auroc")
+    best = max(checks, key=checks.__getitem__)
+    assert max(checks) == best + 6, "three checks without a better one"
+    assert max(checks) < 40
     about = json.loads((run / "checkpoints" / "best.json").read_text())
-    assert about == {"step": best, "val_auroc": looks[best]}
+    assert about == {"step": best, "val_auroc": checks[best]}
     detector, info = load_model(run)
     assert info.samples_seen == best * 16
     kept = read_tensors(run / "checkpoints" / "best.safetensors")
@@ -72,7 +72,7 @@ def test_what_is_logged_is_the_metric_of_the_val_split_of_those_weights(
             weights += [1 / p for p in rows["inclusion_probability"].to_pylist()]
     assert set(weights) == {1.0, 1 / EVAL_PROBABILITY}
     wanted = roc_auc_score(is_positive, logits, sample_weight=weights)
-    assert max(read_looks(run, "val_auroc").values()) == pytest.approx(wanted, abs=1e-6)
+    assert max(read_checks(run, "val_auroc").values()) == pytest.approx(wanted, abs=1e-6)
 
 
 def test_a_run_without_early_stopping_ends_with_its_last_weights(
@@ -86,26 +86,26 @@ def test_a_run_without_early_stopping_ends_with_its_last_weights(
 
 
 @pytest.mark.parametrize("metric", ["val_loss", "val_average_precision", "val_tpr_at_fpr"])
-def test_finetuning_looks_at_embeddings_first_and_then_at_images(
+def test_finetuning_validates_on_embeddings_first_and_then_on_images(
     dataset: Path, tmp_path: Path, metric: str
 ) -> None:
     section = FINETUNE | {"early_stopping": {"metric": metric, "every": 4, "patience": 9}}
     run = run_training(dataset, tmp_path / "run", **section)
-    looks = read_looks(run, metric)
-    assert list(looks) == [4, 8, 12]
+    checks = read_checks(run, metric)
+    assert list(checks) == [4, 8, 12]
     about = json.loads((run / "checkpoints" / "best.json").read_text())
     better = min if metric == "val_loss" else max
-    assert looks[about["step"]] == about[metric] == better(looks.values())
+    assert checks[about["step"]] == about[metric] == better(checks.values())
 
 
-def test_watch_counts_looks_that_are_no_better() -> None:
-    watch = BestSoFar()
+def test_best_so_far_counts_checks_that_are_not_better() -> None:
+    best = BestSoFar()
     for step, value in ((10, 0.5), (20, 0.7), (30, 0.7), (40, 0.6)):
-        watch = watch.after(step, value, "val_auroc")
-    assert watch == BestSoFar(20, 0.7, 2)
+        best = best.after(step, value, "val_auroc")
+    assert best == BestSoFar(20, 0.7, 2)
     assert BestSoFar(20, 0.7, 2).after(50, 0.6, "val_loss") == BestSoFar(50, 0.6, 0)
-    assert BestSoFar.from_state(watch.state()) == watch
-    assert set(watch.state()) == {
+    assert BestSoFar.from_state(best.state()) == best
+    assert set(best.state()) == {
         "early_stopping.step", "early_stopping.value", "early_stopping.num_worse",
     }, "checkpoints keep their names"  # fmt: skip
     assert BestSoFar.from_state({}).after(1, 0.0, "val_auroc") == BestSoFar(1, 0.0, 0)

@@ -48,7 +48,7 @@ def gradients(dataset: Path, run: Path, **section: Any) -> list[torch.Tensor]:
 
 
 class _Doubles(torch.nn.Module):
-    """A detector in float64, where `Encoder` casts to float32: sums differ by rounding alone."""
+    """A detector in float64, where `Encoder` casts to float32: sums differ only by rounding."""
 
     def __init__(self, detector: Any) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ def test_steps_in_half_precision_with_a_scaled_loss_learn_like_those_in_full(
     dataset: Path, tmp_path: Path
 ) -> None:
     """On a CPU, where a run in fp16 is refused for being slow."""
-    told: dict[str, list[tuple[float, float]]] = {}
+    logged: dict[str, list[tuple[float, float]]] = {}
     for amp in ("off", "fp16"):
         state = state_of(dataset, tmp_path / amp, **SHORT | {"max_grad_norm": 1.0, "dropout": 0.0})
         if amp == "fp16":
@@ -153,9 +153,9 @@ def test_steps_in_half_precision_with_a_scaled_loss_learn_like_those_in_full(
         head = state.detector.head.train()
         for step, batch in enumerate(open_stream(state, "head", range(12), image_size=32)):
             result = train_step(state, head, batch, step)
-            told.setdefault(amp, []).append((result.loss.item(), result.grad_norm.item()))
-    assert told["fp16"] != told["off"]
-    for half, full in zip(told["fp16"], told["off"], strict=True):
+            logged.setdefault(amp, []).append((result.loss.item(), result.grad_norm.item()))
+    assert logged["fp16"] != logged["off"]
+    for half, full in zip(logged["fp16"], logged["off"], strict=True):
         assert half == pytest.approx(full, rel=0.02, abs=0.005)
 
 

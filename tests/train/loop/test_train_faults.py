@@ -88,7 +88,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_one_step(
     os.kill(workers_of(job)[1], signal.SIGTERM)
     finish(job, code=1)  # torchrun's own
     assert len(checkpoint_steps(run)) == 1
-    assert log.read_text().count("--resume continues there") == 2, "each tells, none is killed"
+    assert log.read_text().count("--resume continues there") == 2, "both say so, neither is killed"
     finish(start_job(config, "--resume", log=log, launcher=on_two()))
     assert_same(run, undisturbed[2])
 
@@ -141,15 +141,15 @@ def test_a_broken_loss_names_the_sample_and_keeps_the_last_checkpoint(
     # An epoch of negatives is 125 steps: it comes once in them.
     config = write_job(root, run, **HEAD | {"steps": 130, "checkpoint_every": 3, "log_every": 10})
     finish(start_job(config, log=log, launcher=on_two() if size == 2 else None), code=1)
-    told = json.loads((run / "nan_batch.json").read_text())
-    broken = [sample for sample in told["samples"] if not sample["is_finite"]]
+    listed = json.loads((run / "nan_batch.json").read_text())
+    broken = [sample for sample in listed["samples"] if not sample["is_finite"]]
     assert [sample["key"] for sample in broken] == [table["key"][7].as_py()]
-    assert len(told["samples"]) == 16
-    assert {sample["rank"] for sample in told["samples"]} == set(range(size))
-    assert f"the loss of step {told['step']:,} is not finite" in log.read_text()
+    assert len(listed["samples"]) == 16
+    assert {sample["rank"] for sample in listed["samples"]} == set(range(size))
+    assert f"the loss of step {listed['step']:,} is not finite" in log.read_text()
     assert "takedown` removes them" in log.read_text()
     saved = checkpoint_steps(run)
-    assert saved[-1] == told["step"] // 3 * 3, "the last before it, and none after"
+    assert saved[-1] == listed["step"] // 3 * 3, "the last before it, and none after"
     assert all(np.isfinite(losses_logged(run)))
 
 

@@ -1,9 +1,7 @@
 """Whole runs: what they learn, how they resume, and that two processes do what one does."""
 
 import json
-import os
-import subprocess
-import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from support.train_runs import (
     interrupt_training,
     read_losses,
     run_training,
+    train_on_two,
     write_dataset,
     write_run_config,
 )
@@ -171,6 +170,13 @@ def test_run_folder_holds_what_its_readers_expect(dataset: Path, tmp_path: Path)
     assert train(config, train_config) == run
 
 
+def test_training_leaves_no_thread_behind(dataset: Path, tmp_path: Path) -> None:
+    """A thread that outlives its run may touch what the interpreter frees at its exit."""
+    before = set(threading.enumerate())
+    run_training(dataset, tmp_path / "run", **SHORT)
+    assert set(threading.enumerate()) <= before
+
+
 def test_a_head_refuses_embeddings_of_another_encoder(dataset: Path, tmp_path: Path) -> None:
     path = write_run_config(dataset, tmp_path / "run", **SHORT)
     config, train_config, _ = load_train_config(path, ["encoder.image_size=48"])
@@ -178,7 +184,7 @@ def test_a_head_refuses_embeddings_of_another_encoder(dataset: Path, tmp_path: P
         train(config, train_config)
 
 
-def test_positives_repeated_too_often_are_told(
+def test_positives_repeated_too_often_are_logged(
     dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run_training(dataset, tmp_path / "run", **SHORT | {"max_repetition_factor": 1.0})
@@ -194,14 +200,14 @@ def test_every_loss_and_correction_learns_two_targets(
     assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
 
 
-def test_prior_trained_on_is_told_where_there_is_one(hard_dataset: Path, tmp_path: Path) -> None:
+def test_prior_trained_on_is_recorded_if_there_is_one(hard_dataset: Path, tmp_path: Path) -> None:
     """Of 16 samples 4 are positives, cats and dogs alike."""
     of_bce = run_training(hard_dataset, tmp_path / "bce", **SHORT | LOSSES["bce-offset"])
     of_ohem = run_training(hard_dataset, tmp_path / "ohem", **SHORT | LOSSES["ohem-weight"])
     of_none = run_training(hard_dataset, tmp_path / "none", **SHORT | {"correction": "none"})
     infos = [read_model_info(run) for run in (of_bce, of_ohem, of_none)]
-    told = [info.trained_priors for info in infos if info is not None]
-    assert told == [{"cat": 0.125, "dog": 0.125}, None, None]
+    priors = [info.trained_priors for info in infos if info is not None]
+    assert priors == [{"cat": 0.125, "dog": 0.125}, None, None]
 
 
 def test_two_targets_from_training_to_label_or_nothing(tmp_path: Path) -> None:
@@ -239,24 +245,7 @@ def test_two_processes_train_like_one(dataset: Path, hard_dataset: Path, tmp_pat
         root = hard_dataset if name in LOSSES else dataset
         run_training(root, tmp_path / "one" / name, **section)
         configs.append(write_run_config(root, tmp_path / "two" / name, **section))
-    script = tmp_path / "train_all.py"
-    script.write_text(
-        "import sys\n"
-        "from train.config import load_train_config\n"
-        "from train.distributed.world import join_world\n"
-        "from train.loop.trainer import train\n"
-        "with join_world():  # once: a process cannot meet its peers twice\n"
-        "    for path in sys.argv[1:]:\n"
-        "        config, train_config, _ = load_train_config(path)\n"
-        "        train(config, train_config)\n"
-    )
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    subprocess.run(
-        [*launcher, "--nproc-per-node", "2", str(script), *map(str, configs)],
-        check=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=170,
-    )
+    train_on_two(configs, tmp_path / "train_all.py")
     for name in sections:
         one, two = (read_losses(tmp_path / number / name) for number in ("one", "two"))
         assert two == pytest.approx(one, abs=1e-5)

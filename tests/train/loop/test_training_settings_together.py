@@ -1,15 +1,12 @@
-"""Everything that a run can be told at once: resumed it ends alike, and on two processes too."""
+"""All settings at once: a resumed run ends the same, and so does one on two processes."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_early_stopping import WILD, read_looks
+from test_early_stopping import WILD, read_checks
 
 from support.train_runs import (
     FINETUNE,
@@ -17,6 +14,7 @@ from support.train_runs import (
     interrupt_training,
     read_losses,
     run_training,
+    train_on_two,
     write_dataset,
     write_run_config,
 )
@@ -81,7 +79,7 @@ def test_every_setting_changes_what_comes_out(dataset: Path, tmp_path: Path) -> 
 
 @pytest.mark.timeout(180)  # two more processes import torch: slow where cores are few
 def test_two_processes_do_with_these_settings_what_one_does(dataset: Path, tmp_path: Path) -> None:
-    """But mixing, whose partners are those of a process, and operations that round otherwise."""
+    """Except mixing, whose partners are those of a process, and operations that round otherwise."""
     without = {"regularization": {"label_smoothing": 0.1}, "dropout": 0.0, "amp": "off"}
     sections = {mode: section | without for mode, section in EVERYTHING.items()}
     sections["stops_early"] = WILD | {"dropout": 0.0}
@@ -89,34 +87,17 @@ def test_two_processes_do_with_these_settings_what_one_does(dataset: Path, tmp_p
     for name, section in sections.items():
         run_training(dataset, tmp_path / "one" / name, **section)
         configs.append(write_run_config(dataset, tmp_path / "two" / name, **section))
-    script = tmp_path / "train_all.py"
-    script.write_text(
-        "import sys\n"
-        "from train.config import load_train_config\n"
-        "from train.distributed.world import join_world\n"
-        "from train.loop.trainer import train\n"
-        "with join_world():  # once: a process cannot meet its peers twice\n"
-        "    for path in sys.argv[1:]:\n"
-        "        config, train_config, _ = load_train_config(path)\n"
-        "        train(config, train_config)\n"
-    )
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    subprocess.run(
-        [*launcher, "--nproc-per-node", "2", str(script), *map(str, configs)],
-        check=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=170,
-    )
+    train_on_two(configs, tmp_path / "train_all.py")
     for name in EVERYTHING:
         one, two = (read_log(tmp_path / number / name) for number in ("one", "two"))
         for mine, theirs in zip(one, two, strict=True):
             assert theirs == pytest.approx(mine, abs=1e-4)
-    looks = [
-        read_looks(tmp_path / number / "stops_early", "val_auroc") for number in ("one", "two")
+    checks = [
+        read_checks(tmp_path / number / "stops_early", "val_auroc") for number in ("one", "two")
     ]
-    assert max(looks[0]) < WILD["steps"]
-    assert list(looks[0]) == list(looks[1]), "both processes stop where one does"
-    assert list(looks[1].values()) == pytest.approx(list(looks[0].values()), abs=1e-3)
+    assert max(checks[0]) < WILD["steps"]
+    assert list(checks[0]) == list(checks[1]), "both processes stop where one does"
+    assert list(checks[1].values()) == pytest.approx(list(checks[0].values()), abs=1e-3)
 
 
 def read_log(run: Path) -> list[dict[str, float]]:

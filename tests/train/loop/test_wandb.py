@@ -1,4 +1,4 @@
-"""Weights & Biases is asked for or never imported; a stand-in writes down what it is told."""
+"""Weights & Biases is imported only if configured; a stand-in records its calls."""
 
 import json
 import sys
@@ -16,18 +16,18 @@ from pathlib import Path
 
 class Run:
     def __init__(self, folder):
-        self.path = Path(folder) / "told.jsonl"
-    def tell(self, *what):
+        self.path = Path(folder) / "calls.jsonl"
+    def record(self, *call):
         with self.path.open("a") as file:
-            file.write(json.dumps(what) + "\\n")
+            file.write(json.dumps(call) + "\\n")
     def log(self, values, step):
-        self.tell("log", step, values)
+        self.record("log", step, values)
     def finish(self, exit_code):
-        self.tell("finish", exit_code)
+        self.record("finish", exit_code)
 
 def init(**known):
     run = Run(known["dir"])
-    run.tell("init", known)
+    run.record("init", known)
     return run
 """
 
@@ -40,14 +40,14 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
 
 
-def read_told(run: Path) -> list[list[Any]]:
-    return [json.loads(line) for line in (run / "told.jsonl").read_text().splitlines()]
+def read_calls(run: Path) -> list[list[Any]]:
+    return [json.loads(line) for line in (run / "calls.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_wandb_is_told_what_the_log_is_and_stays_offline(dataset: Path, tmp_path: Path) -> None:
+def test_wandb_gets_the_log_and_stays_offline(dataset: Path, tmp_path: Path) -> None:
     run = run_training(dataset, tmp_path / "run", **SHORT | {"wandb": {"project": "cats"}})
-    (_, known), *logs, last = read_told(run)
+    (_, known), *logs, last = read_calls(run)
     assert (known["project"], known["name"], known["mode"]) == ("cats", "run", "offline")
     assert known["config"]["learning_rate"] == 0.003
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -65,12 +65,12 @@ def test_a_resumed_run_goes_on_under_its_id(
     section = SHORT | {"wandb": {"project": "cats"}}
     interrupt_training(dataset, tmp_path / "run", monkeypatch, at=6, **section)
     run = run_training(dataset, tmp_path / "run", resume=True, **section)
-    told = read_told(run)
-    begun = [what[1] for what in told if what[0] == "init"]
+    calls = read_calls(run)
+    begun = [call[1] for call in calls if call[0] == "init"]
     assert len(begun) == 2
     assert begun[0]["id"] == begun[1]["id"]
     assert begun[1]["resume"] == "allow"
-    assert [what for what in told if what[0] == "finish"] == [["finish", 1], ["finish", 0]]
+    assert [call for call in calls if call[0] == "finish"] == [["finish", 1], ["finish", 0]]
     sys.modules.pop("wandb", None)
 
 

@@ -82,7 +82,7 @@ def test_rates_decay_with_the_distance_from_the_head(dataset: Path, tmp_path: Pa
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "train_step", watched)
         run_training(dataset, tmp_path / "run", **section)
-    # Two groups of the optimizer each: with and without weight decay. Steps 0 to 4: head alone.
+    # Two groups of the optimizer each: with and without weight decay. Steps 0 to 4: only the head.
     assert rates[4][2:] == [0] * len(rates[4][2:])
     backbone = rates[5][2::2]
     assert backbone[-1] == pytest.approx(0.001)
