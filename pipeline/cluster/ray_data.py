@@ -94,15 +94,15 @@ class Cluster:
             num_gpus=self.config.gpus_per_worker or None,
             max_calls=0,  # keeps a GPU process, with its encoder, for the next task
         )
-        batches: Any = results.iter_batches(
-            batch_size=None, batch_format="pyarrow", prefetch_batches=0
-        )
-        for batch in batches:
-            for pickled in batch["result"].to_pylist():
-                result = pickle.loads(pickled)
-                if isinstance(result, InfinegError):
-                    raise result
-                yield result
+        # Not iter_batches: with prefetch_batches=0 it leaves a thread behind for each call, with
+        # more it holds a finished task's results back until the next task has finished.
+        for bundle in results.iter_internal_ref_bundles():
+            for block in ray.get(list(bundle.block_refs)):
+                for pickled in block["result"].to_pylist():
+                    result = pickle.loads(pickled)
+                    if isinstance(result, InfinegError):
+                        raise result
+                    yield result
 
 
 @contextlib.contextmanager

@@ -50,6 +50,11 @@ def on_kubeflow(job: Job) -> Submission:
     values |= {
         "config": job.text,
         "arguments": ["torchrun", "--no-python", *job.command(_CONFIG)],
+        # A new store for each attempt: the old one holds the addresses of processes that ended.
+        "environment": [
+            *values["environment"],
+            {"name": "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "value": "1"},
+        ],
         "processes_per_node": max(job.values.trainers.gpus, 1),
         "node": pod["spec"]["containers"][0],
         "security": pod["spec"]["securityContext"],
