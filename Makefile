@@ -28,10 +28,10 @@ study: $(READY) ## which negatives are worth it, measured, into study/: make stu
 	@test -n "$(PHOTOS)" || { echo 'make study PHOTOS=/path (with cats/, near/KIND/, random/KIND/, imagenet_sample/WNID/)'; exit 2; }
 	PYTHONPATH=tests/bench $(BIN)/python -m study "$(PHOTOS)" --out study
 
-test: $(READY) ## every test
+test: $(READY) ## the tests that need no cluster, GPU, network or minutes
 	$(BIN)/python -m pytest $(PARALLEL)
 
-coverage: $(READY) ## every test, and the lines that none reaches
+coverage: $(READY) ## the same, and the lines that no test reaches
 	$(BIN)/python -m pytest $(PARALLEL) --cov=infineg --cov=pipeline --cov=train --cov-report=term:skip-covered
 
 test-cluster: $(READY) ## several Ray nodes, actors, trainers, which are killed; minutes

@@ -51,7 +51,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> "Config":
     """
     from pipeline.config.loading import load_config
 
-    return load_config(path, overrides)
+    return load_config(path, _listed("overrides", overrides))
 
 
 def build(config: "Config", *, sources: Sequence[str] = ()) -> "Generation":
@@ -65,7 +65,7 @@ def build(config: "Config", *, sources: Sequence[str] = ()) -> "Generation":
     """
     from pipeline.build.driver import build
 
-    generation, _ = build(config, only=sources)
+    generation, _ = build(_checked(config), only=_listed("sources", sources))
     return generation
 
 
@@ -88,7 +88,7 @@ def train(
     from train.loop.trainer import train
 
     try:
-        train_config = TrainConfig.model_validate(config.train)
+        train_config = TrainConfig.model_validate(_checked(config).train)
     except ValidationError as error:
         raise ConfigError(f"train: {describe_errors(error)}") from None
     return train(config, train_config, resume=resume, generation=generation)
@@ -105,7 +105,25 @@ def evaluate(run: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     from train.evaluate.run import evaluate_run
 
-    return evaluate_run(run, overrides=overrides)
+    return evaluate_run(run, overrides=_listed("overrides", overrides))
+
+
+def _checked(config: object) -> "Config":
+    from pipeline.config.schema import Config
+    from pipeline.errors import ConfigError
+
+    if not isinstance(config, Config):
+        raise ConfigError(f"config is {config!r}; load_config(path) gives what is wanted here")
+    return config
+
+
+def _listed(name: str, values: Sequence[str]) -> Sequence[str]:
+    """A string is a sequence of letters, and never meant as one."""
+    from pipeline.errors import ConfigError
+
+    if isinstance(values, str):
+        raise ConfigError(f"{name} is the string {values!r}; a list is wanted, [{values!r}]")
+    return values
 
 
 def __getattr__(name: str) -> Any:
@@ -124,6 +142,10 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def _import_own(name: str) -> None:
     """Imports a package from beside this one, whatever else the path holds.
 
@@ -138,7 +160,8 @@ def _import_own(name: str) -> None:
         sys.modules[name] = module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     elif os.path.realpath(before.__file__ or "") != os.path.realpath(spec.origin or ""):
-        raise ImportError(f"rename {before.__file__}: it hides the package {name!r} of infineg")
+        where = before.__file__ or list(before.__path__)
+        raise ImportError(f"rename {where}: it hides the package {name!r} of infineg")
 
 
 _import_own("pipeline")

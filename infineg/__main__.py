@@ -17,7 +17,10 @@ def _leave_working_folder() -> None:
     A file there, such as a `yaml.py`, would be imported in place of a library. In a checkout, the
     working folder is where this package lies.
     """
-    here = os.getcwd()
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:  # it was deleted; nothing can be imported from it
+        return
     if not sys.flags.safe_path and sys.path[0] == here != str(Path(__file__).parents[1]):
         del sys.path[0]
 

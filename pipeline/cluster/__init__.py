@@ -1,1 +1,1 @@
-"""Everything that knows Ray: workers, actors, and where they are placed."""
+"""Everything in the pipeline that knows Ray: workers, actors, and where they are placed."""

@@ -58,7 +58,7 @@ class BuildConfig(BaseModel, frozen=True, extra="forbid"):
     stuck_after_s: float = Field(
         60.0,
         gt=0,
-        description="A build that has committed nothing for so many seconds, and for five times "
+        description="A build that has committed nothing for this many seconds, and for five times "
         "as long as usual, logs what is in flight.",
     )
     lease_wait_s: float = Field(

@@ -22,8 +22,8 @@ class OutputConfig(BaseModel, frozen=True, extra="forbid"):
     candidates_per_round: Count = Field(
         1_000_000,
         ge=1,
-        description="After so many candidates of a source its shards are packed and committed as a "
-        "generation. Bounds memory and the size of parts/, and a shard is filled within a round.",
+        description="After this many candidates of a source its shards are packed and committed as "
+        "a generation. Bounds memory and the size of parts/, and a shard is filled within a round.",
     )
     min_side: int = Field(
         32, ge=1, description="Pixels; an image with a shorter side is rejected as too_small."

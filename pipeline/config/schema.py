@@ -48,7 +48,7 @@ class SourceEntry(BaseModel, frozen=True, extra="forbid"):
         None, description='Replaces "unknown", e.g. for a folder that somebody has checked.'
     )
     max_candidates: Count | None = Field(
-        None, ge=1, description="Stop reading after about so many samples."
+        None, ge=1, description="Stop reading after about this many samples."
     )
     max_reject_fraction: float = Field(
         0.2,

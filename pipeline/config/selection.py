@@ -62,7 +62,7 @@ class SelectionConfig(BaseModel, frozen=True, extra="forbid"):
     num_neighbors: int = Field(
         5,
         ge=1,
-        description="Similarity is the mean of so many largest cosines to the reference bank.",
+        description="Similarity is the mean of this many largest cosines to the reference bank.",
     )
     pilot: Count = Field(
         500,

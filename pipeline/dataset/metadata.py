@@ -201,7 +201,7 @@ class SourcePlan(_OlderRecord):
     fingerprint: str
     num_partitions: int
     num_listed: int | None
-    partitions_per_budget: int  # by so many an endless source is extended with --follow
+    partitions_per_budget: int  # by this many an endless source is extended with --follow
     partitions_per_span: int
     spans_per_round: int
     samples_per_partition: float

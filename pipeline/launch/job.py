@@ -125,7 +125,7 @@ class _Unknown(dict[str, str]):
 
 
 def _refuse_secrets(path: str, node: Any, where: str = "") -> None:
-    """A manifest is stored and shown: signed addresses and the like belong into ${NAME}."""
+    """A manifest is stored and shown: signed addresses and the like belong in ${NAME}."""
     if isinstance(node, Mapping):
         for key, child in node.items():
             _refuse_secrets(path, child, f"{where}.{key}" if where else str(key))

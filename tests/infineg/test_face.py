@@ -39,6 +39,21 @@ def test_wrong_settings_are_config_errors_that_name_the_field(tmp_path: Path) ->
         infineg.train(infineg.load_config(path))
 
 
+def test_wrong_arguments_are_config_errors(tmp_path: Path) -> None:
+    config = infineg.load_config(write_config(tmp_path / "cats.yaml"))
+    for call in (infineg.build, infineg.train):
+        with pytest.raises(infineg.ConfigError, match=r"load_config"):
+            call("cats.yaml")
+    with pytest.raises(infineg.ConfigError, match=r"sources is the string 'squares'; a list"):
+        infineg.build(config, sources="squares")
+    with pytest.raises(infineg.ConfigError, match="overrides is the string"):
+        infineg.load_config(tmp_path / "cats.yaml", "selection.beta=0")
+
+
+def test_completion_shows_the_public_names() -> None:
+    assert dir(infineg) == sorted(infineg.__all__)
+
+
 def test_functions_work_together(built: Built, tmp_path: Path) -> None:
     section = {"run": str(tmp_path / "run"), "steps": 40, "batch_size": 32, "warmup_steps": 5}
     config = built.config.model_copy(update={"train": section})
