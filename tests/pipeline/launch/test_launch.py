@@ -345,7 +345,7 @@ def test_signed_address_in_the_config_is_refused(config: Path) -> None:
         ("train", "kubeflow", [VOLUME, "train.run=/elsewhere/x"], "is mounted at /data"),
         ("build", "ray", ["output.path=data/cats"], "a job.s folder is deleted with the job"),
         ("train", "sky", [], "train.run below /runs"),
-        ("build", "kubeflow", [], "trains only"),
+        ("build", "kubeflow", [], "only trains"),
         ("cluster", "slurm", [], "so --on ray"),
     ],
 )
@@ -378,7 +378,7 @@ def test_cluster_that_grows_is_told_how_far_and_waits_for_a_killed_build(config:
     grown = build_of(*sizes[:2], gpus, embed)
     assert (grown["actors"], grown["workers"]) == (8, 12 + 16 - 8)
     assert build_of(*sizes[:2], gpus, embed, "build.gpus_per_actor=0.5")["actors"] == 16
-    with pytest.raises(ConfigError, match="no machine has them"):
+    with pytest.raises(ConfigError, match="no machine has that many"):
         build_of(*sizes, embed)
 
 
