@@ -2,17 +2,15 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.config.schema import Config
-from pipeline.dataset.metadata import Generation
 from support.servers import S3Server, forget_clients, run_s3_server
 
 if TYPE_CHECKING:
+    from support.builds import Built
     from support.mined_world import World
 
 # Read when torch is imported, here and in processes begun here: the cores are shared with Ray.
@@ -43,22 +41,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -longest[item.path])
 
 
-@dataclass(frozen=True)
-class Built:
-    """A data set, what it was built from, and what the build returned. Not to be changed."""
-
-    root: Path
-    entries: list[dict[str, Any]]
-    config: Config
-    generation: Generation
-
-
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+def built(tmp_path_factory: pytest.TempPathFactory) -> "Built":
     """Cats and four sources of negatives, built by Ray with two workers."""
     # Imported here, because most tests must not wait for torch and Ray.
     from pipeline.build.driver import build
-    from support.builds import config_of, write_inputs
+    from support.builds import Built, config_of, write_inputs
 
     root = tmp_path_factory.mktemp("built") / "data"
     entries = write_inputs(tmp_path_factory.mktemp("inputs"))

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 import infineg
-from conftest import Built
-from support.builds import CATS, first_samples
+from support.builds import CATS, Built, first_samples
 from support.launching import write_config
 from support.processes import write_impostors
 from support.train_runs import INFINEG

@@ -7,6 +7,7 @@ what it writes must not depend on the order; the tests of Ray compare with it by
 import contextlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,16 @@ CATS = {
 SAMPLES_PER_SHARD = 20
 # What of the folder `odd` is rejected, and what of `strays` must be suspected.
 NUM_STRAY_CATS = 16
+
+
+@dataclass(frozen=True)
+class Built:
+    """A data set, what it was built from, and what the build returned. Not to be changed."""
+
+    root: Path
+    entries: list[dict[str, Any]]
+    config: Config
+    generation: Generation
 
 
 def squares(

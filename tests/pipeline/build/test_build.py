@@ -7,7 +7,6 @@ from typing import Any
 import pyarrow.compute as pc
 import pytest
 
-from conftest import Built
 from pipeline import storage
 from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import Dataset
@@ -17,6 +16,7 @@ from pipeline.dataset.shards import count_rows
 from support.builds import (
     CATS,
     NUM_STRAY_CATS,
+    Built,
     build_inline,
     config_of,
     file_hashes,

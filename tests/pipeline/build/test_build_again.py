@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Built
 from pipeline.build.driver import build
 from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import add_counts
 from pipeline.errors import ConfigError
 from support.builds import (
+    Built,
     build_inline,
     config_of,
     copy_dataset,

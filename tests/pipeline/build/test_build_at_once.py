@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Built
 from pipeline import storage
 from pipeline.config.schema import Config
 from pipeline.dataset import Dataset
 from pipeline.dataset.lease import lease_uri
-from support.builds import build_inline, config_of, file_hashes, write_config
+from support.builds import Built, build_inline, config_of, file_hashes, write_config
 from support.processes import kill_session, run_infineg, start_infineg, wait_until
 from train.cli import main
 from train.config import load_train_config

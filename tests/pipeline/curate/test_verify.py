@@ -7,13 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from conftest import Built
 from pipeline import storage
 from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import Dataset
 from pipeline.dataset.dataset import generation_path
 from pipeline.errors import ConfigError, InfinegError
-from support.builds import copy_dataset
+from support.builds import Built, copy_dataset
 from support.damage import change_sidecar, rewrite_generation
 
 

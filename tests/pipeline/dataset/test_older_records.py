@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Built
 from pipeline.build.changes import find_changes
 from pipeline.dataset import Dataset
 from pipeline.errors import InfinegError
-from support.builds import build_inline, config_of, copy_dataset
+from support.builds import Built, build_inline, config_of, copy_dataset
 
 CASCADE = {"intercept": 0.1, "slope": 0.9, "expected_recall": 1.0, "expected_full_share": 0.1}
 

@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from conftest import Built
 from pipeline import storage
 from pipeline.build.pack import ShardTask, cut_shards, pack_shard
 from pipeline.dataset import Dataset
@@ -19,7 +18,7 @@ from pipeline.dataset.schema import row_schema
 from pipeline.dataset.shards import write_part, write_shard
 from pipeline.dataset.tables import PartRows, RoundTables, write_tables
 from pipeline.worker.span import ReadTask
-from support.builds import build_inline, config_of, file_hashes, squares
+from support.builds import Built, build_inline, config_of, file_hashes, squares
 
 GROUP, OTHER = "shards/train/a", "shards/val/a"
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Built
 from pipeline import storage
 from pipeline.curate.takedown import take_down
 from pipeline.curate.verdicts import Verdict, apply_verdicts, read_verdicts
@@ -14,6 +13,7 @@ from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation, TakenDown
 from pipeline.errors import ConfigError
 from support.builds import (
+    Built,
     build_inline,
     config_of,
     copy_dataset,

@@ -16,9 +16,8 @@ import ray.data
 import timm.data
 import webdataset
 
-from conftest import Built
 from pipeline.dataset import Dataset
-from support.builds import sidecar_rows
+from support.builds import Built, sidecar_rows
 
 # webdataset leaves its files to the garbage collector, and timm and Ray their readers to it.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")

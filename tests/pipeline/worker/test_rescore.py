@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 
-from conftest import Built
 from pipeline.config.schema import Config
 from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.worker.steps import embed
-from support.builds import CATS, build_inline, config_of, file_hashes, folder_entry
+from support.builds import CATS, Built, build_inline, config_of, file_hashes, folder_entry
 
 FILES = ("shards/", "quarantine/", "ledger/", "hashes/", "reference")
 CHANGED = {"selection": {"seed": 3, "beta": 2.0}}

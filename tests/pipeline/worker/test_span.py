@@ -9,7 +9,6 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from conftest import Built
 from pipeline import storage
 from pipeline.build.changes import begin_dataset
 from pipeline.config.schema import Config
@@ -20,7 +19,7 @@ from pipeline.encoders.runtimes import prepare_encoder
 from pipeline.errors import TooManyRejects
 from pipeline.sources import open_source
 from pipeline.worker.span import SAMPLES_PER_PART, ReadTask, SpanWorker
-from support.builds import config_of, first_samples, folder_entry, squares
+from support.builds import Built, config_of, first_samples, folder_entry, squares
 
 
 @pytest.fixture

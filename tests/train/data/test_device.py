@@ -80,5 +80,5 @@ def test_decoding_on_a_gpu_that_is_not_there_is_refused(root: str, tmp_path: Pat
     path = write_config(tmp_path / "c.yaml", dataset=Path(root), run=tmp_path / "run")
     settings = ["train.mode=finetune", "train.decode=cuda", "train.steps=400"]
     config, train_config, _ = load_train_config(path, settings)
-    with pytest.raises(ConfigError, match=r"train\.decode: cuda, but training runs on the cpu"):
+    with pytest.raises(ConfigError, match=r"train\.decode: cuda, but training runs on cpu"):
         train(config, train_config)
