@@ -22,7 +22,7 @@ from pipeline.errors import ConfigError
 from pipeline.sources import Source, generated, open_source
 from pipeline.sources.generated import picture_rng, squares
 
-DOCS = Path(__file__).parents[4] / "docs"
+DOCS = Path(__file__).parents[4] / "docs/images"
 SHEETS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "squares.jpg": [("squares", {"image_size": 64, "smallest_side": 2})],
     "shapes.jpg": [
