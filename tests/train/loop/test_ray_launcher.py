@@ -82,7 +82,10 @@ def test_numbers_of_workers_are_read_and_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--launcher", "ray", "--num-workers", "2:3"], "must be a multiple of every number"),
+        (
+            ["--launcher", "ray", "--num-workers", "2:3"],
+            "must be a multiple of every possible number",
+        ),
         (["--num-workers", "2"], "need --launcher ray"),
         (["--launcher", "ray", "--generation", "7"], "generation 7"),
     ],

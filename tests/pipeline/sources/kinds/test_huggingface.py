@@ -268,12 +268,13 @@ def test_broken_file_gives_an_error_that_names_the_set_and_the_row(tmp_path: Pat
     source = Source(Params(path=str(root)))
     [partition] = source.partitions()
     samples = []
-    # `datasets` reads ahead, so that it may lose a row group before the broken one.
-    where = rf"{root}/train#00000-of-00001, row [46]: broken"
-    with pytest.raises(InfinegError, match=where):  # noqa: PT012
+    with pytest.raises(InfinegError) as caught:  # noqa: PT012
         for sample in source.read(partition):
             samples.append(sample)
-    assert class_names(samples[:4]) == [*CLASSES, "airplane"]
+    # `datasets` reads ahead, so that it may lose row groups before the broken one, the fourth.
+    assert len(samples) <= 6
+    assert f"{root}/train#00000-of-00001, row {len(samples)}: broken" in str(caught.value)
+    assert class_names(samples) == [*CLASSES, *CLASSES][: len(samples)]
 
 
 @pytest.mark.usefixtures("offline")
