@@ -49,18 +49,25 @@ class RayNodes:
             "--min-worker-port", "0", "--max-worker-port", "0",
         ]  # fmt: skip
         log = self.folder / f"node-{len(self.nodes)}.log"
-        with log.open("wb") as file:
-            node = subprocess.Popen(
-                [
-                    *(*host.prefix, str(Path(sys.executable).with_name("ray"))),
-                    *("start", *role, *options),
-                ],
-                stdout=file, stderr=file, start_new_session=True,
-                # All hosts have the name of this machine, by which gloo would look for itself.
-                env=os.environ | self.env | {"GLOO_SOCKET_IFNAME": host.interface},
-            )  # fmt: skip
-        self.nodes.append(node)
-        wait_until(lambda: "Ray runtime started" in log.read_text(), node, log)
+        command = [*host.prefix, str(Path(sys.executable).with_name("ray")), "start"]
+        # All hosts have the name of this machine, by which gloo would look for itself.
+        env = os.environ | self.env | {"GLOO_SOCKET_IFNAME": host.interface}
+        for is_last in (False, False, True):
+            with log.open("wb") as file:
+                node = subprocess.Popen(
+                    [*command, *role, *options],
+                    stdout=file, stderr=file, start_new_session=True, env=env,
+                )  # fmt: skip
+            try:
+                wait_until(lambda: "Ray runtime started" in log.read_text(), node, log)
+            except AssertionError:
+                # Ray gives a node 30 seconds to start, which may be few on a busy machine.
+                if is_last or "timed out during startup" not in log.read_text():
+                    raise
+                kill_session(node)
+            else:
+                self.nodes.append(node)
+                return
 
     def kill(self, number: int) -> None:
         kill_session(self.nodes[number])
