@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.exceptions import RayTaskError
 
+from pipeline.cluster.deaths import named_deaths
 from pipeline.cluster.placement import MAX_IN_FLIGHT, Node, place
-from pipeline.cluster.ray_data import Cluster, alive_nodes, named_deaths
+from pipeline.cluster.ray_data import Cluster, alive_nodes
 from pipeline.encoders.runtimes import Pending, PreparedEncoder, Runtime
 from pipeline.errors import InfinegError
 

@@ -10,23 +10,21 @@ import math
 import os
 import pickle
 import site
-import socket
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import ray
 import ray.data
 from more_itertools import chunked
 from pydantic import BaseModel
-from ray.exceptions import AuthenticationError, RayError, RayTaskError
+from ray.exceptions import AuthenticationError
 from ray.job_config import JobConfig
 
+from pipeline.cluster.deaths import DIED, ending_with_children, named_deaths, watching_head
 from pipeline.config.build import BuildConfig
 from pipeline.errors import InfinegError
 
@@ -42,12 +40,6 @@ _OBJECT_STORE_BYTES = 512 * 2**20
 _BYTES_FOR_BATCHES = 64 * 2**20  # per worker, for batches sent to actors
 # In a window: enough that waiting for its last task hardly counts.
 _TASKS_PER_WORKER = 16
-_CHECK_S = 3.0  # between checks of the head of a cluster
-_MAX_FAILED_CHECKS = 3  # before a warning
-_DIED = (
-    "a process of Ray was killed or has crashed, perhaps for lack of memory (see `dmesg`, "
-    "/tmp/ray/session_latest/logs). Run the same command again: it resumes."
-)
 
 _Method = Callable[[Any, Any], Iterator[pa.Table]]
 
@@ -135,8 +127,8 @@ def open_cluster(config: BuildConfig) -> Iterator[Cluster]:
         _configure_ray_data(debug)
         # Without these Ray hangs for up to a minute, or ends this process without a message.
         with (
-            ending_with_children({"raylet", "gcs_server"}, f"infineg: {_DIED}\n"),
-            _watching_head(config.address),
+            ending_with_children({"raylet", "gcs_server"}, f"infineg: {DIED}\n"),
+            watching_head(config.address),
             named_deaths(),
         ):
             cluster_resources: Any = ray.cluster_resources
@@ -204,52 +196,6 @@ def _object_store_bytes(config: BuildConfig, num_cpus: int) -> int:
     return _OBJECT_STORE_BYTES + num_workers * _BYTES_FOR_BATCHES
 
 
-@contextlib.contextmanager
-def _watching_head(address: str | None) -> Iterator[None]:
-    """Warns when the head of a joined cluster is gone: Ray waits, and then ends this process."""
-    if address is None or address.startswith("ray://"):  # Ray Client reports it at once
-        yield
-        return
-    is_over = threading.Event()
-    gcs_address: str = ray.get_runtime_context().gcs_address
-    host, _, port = gcs_address.rpartition(":")
-
-    def watch() -> None:
-        num_failed = 0
-        while not is_over.wait(_CHECK_S):
-            try:
-                socket.create_connection((host.strip("[]"), int(port)), _CHECK_S).close()
-                num_failed = 0
-            except OSError:
-                num_failed += 1
-            if num_failed == _MAX_FAILED_CHECKS:
-                _log.warning(
-                    "the head of the Ray cluster at %s does not answer. Unless it is back within "
-                    "a minute Ray ends this process; run the same command again then, on any "
-                    "cluster: it resumes", address,
-                )  # fmt: skip
-
-    threading.Thread(target=watch, name="head watch", daemon=True).start()
-    try:
-        yield
-    finally:
-        is_over.set()
-
-
-@contextlib.contextmanager
-def named_deaths() -> Iterator[None]:
-    """Raises InfinegError for errors of Ray itself, such as the death of a machine or process.
-
-    An error in the code of a task stays a RayTaskError: it is a bug.
-    """
-    try:
-        yield
-    except RayTaskError:
-        raise
-    except RayError as error:
-        raise InfinegError(f"{_DIED} Ray says: {error}") from error
-
-
 def _configure_ray_data(debug: bool) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # infineg has its own
@@ -285,30 +231,3 @@ def _open_job(job: "ray.ObjectRef[Any]") -> tuple[Any, _Method]:
 def _result(result: pa.Table | InfinegError) -> pa.Table:
     """Pickled, since Ray would want one schema for all results."""
     return pa.table({"result": [pickle.dumps(result)]})
-
-
-@contextlib.contextmanager
-def ending_with_children(names: Set[str], message: str) -> Iterator[None]:
-    """Within the block this process ends, with exit code 1, when a child of such a name does.
-
-    For code that would hang without the child. Only for children that exist at the beginning, and
-    not on macOS before Python 3.13, which lacks `os.waitid`.
-    """
-    is_over = threading.Event()
-
-    def wait_for(pid: int) -> None:
-        with contextlib.suppress(ChildProcessError):  # another has waited for it
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        if not is_over.is_set():
-            sys.stderr.write(message)
-            sys.stderr.flush()
-            os._exit(1)  # at once: an orderly end would hang
-
-    for child in psutil.Process().children() if hasattr(os, "waitid") else ():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if child.name() in names:
-                threading.Thread(target=wait_for, args=(child.pid,), daemon=True).start()
-    try:
-        yield
-    finally:
-        is_over.set()

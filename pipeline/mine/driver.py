@@ -4,7 +4,7 @@
 
 Scores and images are work in progress, kept in `mining/` until the generation is committed: an
 interrupted run continues where it stopped and commits the same bytes. The probabilities come from
-`selection.mining`; `mine.shards` says what becomes of earlier shards.
+`selection.mining`; `mine.shards` updates the earlier shards.
 """
 
 import functools

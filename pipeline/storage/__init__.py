@@ -9,11 +9,7 @@ from pipeline.storage.conditional import create_exclusive, remove_if, replace_if
 from pipeline.storage.files import (
     exists,
     fetch,
-    list_files,
-    list_prefix,
-    list_times,
     local_path,
-    map_ahead,
     open_read,
     read_bytes,
     read_many,
@@ -21,11 +17,11 @@ from pipeline.storage.files import (
     remove_many,
     remove_tree,
     sha256_of,
-    size_of,
-    sizes_of,
 )
+from pipeline.storage.listings import list_files, list_prefix, list_times, size_of, sizes_of
 from pipeline.storage.local_cache import LocalCache
 from pipeline.storage.locations import configure, join, redact, refuse_credentials
+from pipeline.storage.threads import map_ahead
 
 __all__ = [
     "HashingWriter",

@@ -1,32 +1,21 @@
-"""Reads, lists, measures and removes files and objects."""
+"""Reads and removes files and objects."""
 
 import contextlib
 import hashlib
 import itertools
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import UTC, datetime
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
-from pipeline.errors import ConfigError
+from pipeline.storage.listings import find_files, forget_listings, resolve_listable
 from pipeline.storage.locations import is_http, is_local, is_protocol, redact, resolve
 from pipeline.storage.retry import retry
 from pipeline.storage.streams import open_http, open_stream, read_http_range
+from pipeline.storage.threads import map_many
 
-A = TypeVar("A")
-T = TypeVar("T")
-
-# Small requests spend their time waiting for an answer.
-_NUM_THREADS = 32
 # docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
 _MAX_DELETED = 1000
-# Of s3fs, adlfs and memory. gcsfs gives text, which is ignored.
-_TIME_KEYS = ("LastModified", "last_modified", "created")
 _PIECE_BYTES = 2**22
-_MISSING = -1
 
 
 def open_read(uri: str) -> IO[bytes]:
@@ -70,56 +59,6 @@ def exists(uri: str) -> bool:
     return True
 
 
-def list_files(uri: str, suffixes: tuple[str, ...] = ("",)) -> list[str]:
-    """Every file below a folder, sorted, relative to it; [] if there is no such folder.
-
-    Suffixes are lower case and match any case. Links to folders are followed.
-    """
-    fs, path = resolve_listable(uri)
-    root = path.rstrip("/") + "/"
-    found = _find(fs, path, f"list {redact(uri)}")
-    names = (name.removeprefix(root) for name in found if name.startswith(root))
-    return sorted(name for name in names if name.lower().endswith(suffixes))
-
-
-def list_times(uri: str, suffixes: tuple[str, ...] = ("",)) -> dict[str, datetime]:
-    """Like `list_files`, with the time of each file's last change by the clock of the storage.
-
-    Empty if the storage has no times.
-    """
-    fs, path = resolve_listable(uri)
-    root = path.rstrip("/") + "/"
-    what = f"list {redact(uri)}"
-    times: dict[str, datetime] = {}
-    if is_local(fs):
-        for name in list_files(uri, suffixes):
-            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-                times[name] = datetime.fromtimestamp(os.stat(root + name).st_mtime, UTC)
-        return times
-    with contextlib.suppress(FileNotFoundError):
-        found: dict[str, Any] = retry(lambda: fs.find(path, detail=True), what)
-        for full, entry in found.items():
-            name = full.removeprefix(root)
-            time = next((entry[key] for key in _TIME_KEYS if entry.get(key)), None)
-            if name.lower().endswith(suffixes) and isinstance(time, datetime):
-                times[name] = time if time.tzinfo else time.replace(tzinfo=UTC)
-    return dict(sorted(times.items()))
-
-
-def list_prefix(uri_prefix: str) -> list[str]:
-    """URIs, sorted, of the files of one folder whose names begin with what follows the last `/`.
-
-    Not recursive; on S3 only keys with the prefix are listed.
-    """
-    folder, _, prefix = uri_prefix.rpartition("/")
-    fs, path = resolve_listable(folder)
-    try:
-        found = retry(lambda: _names_in(fs, path, prefix), f"list {redact(uri_prefix)}*")
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted(f"{folder}/{name}" for name in found if name and name.startswith(prefix))
-
-
 def remove_tree(uri: str) -> None:
     """Removes a folder or a file, if there is one."""
     fs, path = resolve_listable(uri)
@@ -129,7 +68,7 @@ def remove_tree(uri: str) -> None:
             retry(lambda: fs.rm(path, recursive=True), what)
     else:
         # Not fs.rm: it takes `[1]` in a name for a pattern, and can remove a whole bucket.
-        _remove_all(fs, _find(fs, path, what), what)
+        _remove_all(fs, find_files(fs, path, what), what)
 
 
 def remove_many(uris: Iterable[str]) -> None:
@@ -165,55 +104,6 @@ def local_path(uri: str) -> Path | None:
     return Path(path) if is_local(fs) else None
 
 
-def resolve_listable(uri: str) -> tuple[Any, str]:
-    fs, path = resolve(uri)
-    if is_http(fs):
-        raise ConfigError(f"{redact(uri)}: http and https cannot be listed; name the files")
-    forget_listings(fs)
-    return fs, path
-
-
-def _find(fs: Any, path: str, what: str) -> list[str]:
-    """Full paths of all files below a folder, or of the file itself; [] if there is none."""
-    if is_local(fs):
-        return retry(lambda: [f"{path.rstrip('/')}/{name}" for name in _walk(path, "", ())], what)
-    try:
-        found = retry(lambda: fs.find(path), what)
-    except FileNotFoundError:
-        return []
-    # A name that ends in / is a folder, which some tools write as an empty object.
-    return [name for name in found if not name.endswith("/")]
-
-
-def _walk(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
-    """Files below a local folder, each after `prefix`; a link to a folder above is not followed."""
-    try:
-        status = os.stat(folder)
-        with os.scandir(folder) as listing:
-            entries = list(listing)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        return
-    for entry in entries:
-        if entry.is_dir():
-            yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, here))
-        else:
-            yield prefix + entry.name
-
-
-def _names_in(fs: Any, path: str, prefix: str) -> list[str]:
-    """Names of files in a folder: at least all that begin with `prefix`."""
-    if is_local(fs):
-        with os.scandir(path) as listing:
-            return [e.name for e in listing if e.name.startswith(prefix) and e.is_file()]
-    if is_protocol(fs, "s3"):
-        return [name.rpartition("/")[2] for name in fs.find(path, maxdepth=1, prefix=prefix)]
-    listed = fs.ls(path, detail=True)
-    return [entry["name"].rpartition("/")[2] for entry in listed if entry["type"] == "file"]
-
-
 def _remove_all(fs: Any, paths: Sequence[str], what: str) -> None:
     if is_protocol(fs, "s3"):
         batches = [paths[i : i + _MAX_DELETED] for i in range(0, len(paths), _MAX_DELETED)]
@@ -235,78 +125,3 @@ def _delete_objects(fs: Any, paths: Sequence[str], what: str) -> list[str]:
 def _remove_file(fs: Any, path: str, what: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         retry(lambda: fs.rm_file(path), what)
-
-
-def map_many(action: Callable[[A], T], arguments: Sequence[A], *, fs: Any) -> list[T]:
-    """`action` of each, in order; in threads if the storage is remote."""
-    if is_local(fs) or len(arguments) < 2:
-        return [action(argument) for argument in arguments]
-    with ThreadPoolExecutor(min(_NUM_THREADS, len(arguments))) as pool:
-        return list(pool.map(action, arguments))
-
-
-def forget_listings(fs: Any) -> None:
-    """Drops cached listings: hf:// has no option for it, and other processes write, too."""
-    if is_protocol(fs, "hf"):
-        fs.invalidate_cache()
-
-
-def size_of(uri: str) -> int | None:
-    """Bytes of a stored file, without reading it; None if its server does not say."""
-    fs, path = resolve(uri)
-    forget_listings(fs)
-    size = retry(lambda: fs.info(path), f"look for {redact(uri)}")["size"]
-    return None if size is None else int(size)
-
-
-def sizes_of(uris: Sequence[str]) -> dict[str, int | None]:
-    """Bytes of each existing file, by URI; None if its server does not say.
-
-    All of one storage. Takes one listing per folder where the storage can list.
-    """
-    if not uris:
-        return {}
-    fs, _ = resolve(uris[0])
-    if is_local(fs) or is_http(fs):
-        sizes = map_many(_size_or_missing, uris, fs=fs)
-        return {uri: size for uri, size in zip(uris, sizes, strict=True) if size != _MISSING}
-    listed: dict[str, int | None] = {}
-    for folder in sorted({uri.rpartition("/")[0] for uri in uris}):
-        fs, path = resolve_listable(folder)
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            listed |= _list_sizes(fs, path, folder)
-    return {uri: listed[uri] for uri in uris if uri in listed}
-
-
-def _list_sizes(fs: Any, path: str, folder: str) -> dict[str, int | None]:
-    """Bytes of each entry of a folder, by URI."""
-    entries = retry(lambda: fs.ls(path, detail=True), f"list {redact(folder)}")
-    return {f"{folder}/{entry['name'].rpartition('/')[2]}": entry["size"] for entry in entries}
-
-
-def _size_or_missing(uri: str) -> int | None:
-    try:
-        return size_of(uri)
-    except (FileNotFoundError, NotADirectoryError):
-        return _MISSING
-
-
-def map_ahead(
-    function: Callable[[A], T], arguments: Iterable[A], *, num_ahead: int = 16
-) -> Iterator[T]:
-    """`function` of each, in order, in threads; memory holds at most `num_ahead` results.
-
-    An error is raised in place of its result, and no further call is started.
-    """
-    with ThreadPoolExecutor(num_ahead) as pool:
-        waiting: deque[Future[T]] = deque()
-        try:
-            for argument in arguments:
-                if len(waiting) == num_ahead:
-                    yield waiting.popleft().result()
-                waiting.append(pool.submit(function, argument))
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()

@@ -118,3 +118,14 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]], mode: str = "w")
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     return path
+
+
+class CountingFile(io.BytesIO):
+    """Counts the bytes that are read of it."""
+
+    num_read = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        self.num_read += len(data)
+        return data

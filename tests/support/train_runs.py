@@ -485,10 +485,21 @@ def read_losses(run: Path) -> list[float]:
     return [line["loss"] for line in lines]
 
 
-def interrupt_training(
-    dataset: Path, run: Path, monkeypatch: pytest.MonkeyPatch, *, at: int, **section: Any
-) -> None:
-    """A run that ends in the middle of step `at`, as Ctrl-C would end it."""
+def watch_keys(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Keys of all samples that are trained on from now on."""
+    keys: list[str] = []
+    train_step = trainer.train_step
+
+    def watched(state: Any, model: Any, batch: Any, step: int) -> Any:
+        keys.extend(state.rows.keys.take(batch.rows_B.numpy()).to_pylist())
+        return train_step(state, model, batch, step)
+
+    monkeypatch.setattr(trainer, "train_step", watched)
+    return keys
+
+
+def stop_at(patch: pytest.MonkeyPatch, at: int) -> None:
+    """From now on a run ends in the middle of step `at`, as Ctrl-C would end it."""
     train_step = trainer.train_step
 
     def interrupted(state: Any, model: Any, batch: Any, step: int) -> Any:
@@ -496,7 +507,14 @@ def interrupt_training(
             raise KeyboardInterrupt
         return train_step(state, model, batch, step)
 
+    patch.setattr(trainer, "train_step", interrupted)
+
+
+def interrupt_training(
+    dataset: Path, run: Path, monkeypatch: pytest.MonkeyPatch, *, at: int, **section: Any
+) -> None:
+    """A run that ends in the middle of step `at`."""
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "train_step", interrupted)
+        stop_at(patch, at)
         with pytest.raises(KeyboardInterrupt):
             run_training(dataset, run, **section)

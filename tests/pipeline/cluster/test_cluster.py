@@ -6,7 +6,8 @@ import pyarrow as pa
 import pytest
 from ray.exceptions import NodeDiedError, RayTaskError
 
-from pipeline.cluster.ray_data import named_deaths, open_cluster
+from pipeline.cluster.deaths import named_deaths
+from pipeline.cluster.ray_data import open_cluster
 from pipeline.config.build import BuildConfig
 from pipeline.dataset.lease import Held
 from pipeline.errors import InfinegError, TooManyRejects

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.errors import InfinegError
 from pipeline.sources.readers.tars import read_members
+from support.corpus import CountingFile
 
 NUM_MEMBERS, MEMBER_BYTES = 30, 5000
 
@@ -27,15 +28,6 @@ def tar_bytes() -> bytes:
             member.size = MEMBER_BYTES
             archive.addfile(member, io.BytesIO(noise(number)))
     return buffer.getvalue()
-
-
-class CountingFile(io.BytesIO):
-    num_read = 0
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        data = super().read(size)
-        self.num_read += len(data)
-        return data
 
 
 class Pipe(io.BytesIO):

@@ -24,12 +24,12 @@ from support.train_runs import (
     read_losses,
     read_train_rows,
     run_training,
+    watch_keys,
     write_dataset,
 )
 from train.data.batches import AugmentedImages, read_eval_batches
 from train.data.images import ShardImages
 from train.data.rows import TrainRows
-from train.loop import trainer
 from train.model.detector import read_model_info
 
 FINETUNE: dict[str, Any] = SHORT | {"mode": "finetune", "head_steps": 0, "steps": 6}
@@ -124,7 +124,7 @@ def test_skipped_shards_are_recorded_and_a_resume_draws_the_same(
     bad, worse = train_shards(dataset)[3], train_shards(dataset)[6]
     (dataset / bad.path).rename(tmp_path / "bad.tar")
     section = FINETUNE | SKIP | {"steps": 12}
-    keys = _watch_keys(monkeypatch)
+    keys = watch_keys(monkeypatch)
     undisturbed = run_training(dataset, tmp_path / "a", **section)
     prefix = f"{bad.source}-"
     lost = {k for k in _keys_of(dataset, bad) if k.startswith(prefix)}
@@ -149,18 +149,6 @@ def test_skipped_shards_are_recorded_and_a_resume_draws_the_same(
 
 def _keys_of(root: Path, shard: ShardRecord) -> set[str]:
     return set(Dataset(str(root)).read_sidecar(shard, ("key",))["key"].to_pylist())
-
-
-def _watch_keys(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    keys: list[str] = []
-    train_step = trainer.train_step
-
-    def watched(state: Any, model: Any, batch: Any, step: int) -> Any:
-        keys.extend(state.rows.keys.take(batch.rows_B.numpy()).to_pylist())
-        return train_step(state, model, batch, step)
-
-    monkeypatch.setattr(trainer, "train_step", watched)
-    return keys
 
 
 def test_an_image_that_cannot_be_decoded_names_itself_or_is_replaced_and_told(

@@ -13,12 +13,13 @@ from support.train_runs import (
     add_generation,
     interrupt_training,
     read_losses,
+    stop_at,
+    watch_keys,
     write_dataset,
     write_run_config,
 )
 from train.cli import main
 from train.config import load_train_config
-from train.loop import trainer
 from train.loop.checkpoint import find_checkpoint
 from train.loop.run_dir import parse_generation
 from train.loop.trainer import train
@@ -37,19 +38,6 @@ def dataset(tmp_path: Path) -> Path:
 def go_on(dataset: Path, run: Path, switch_to: Any = None, **section: Any) -> Path:
     config, train_config, _ = load_train_config(write_run_config(dataset, run, **section))
     return train(config, train_config, resume=True, generation=switch_to)
-
-
-def watch_keys(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Keys of all samples that are trained on from now on."""
-    keys: list[str] = []
-    train_step = trainer.train_step
-
-    def watched(state: Any, model: Any, batch: Any, step: int) -> Any:
-        keys.extend(state.rows.keys.take(batch.rows_B.numpy()).to_pylist())
-        return train_step(state, model, batch, step)
-
-    monkeypatch.setattr(trainer, "train_step", watched)
-    return keys
 
 
 def test_an_adopting_run_keeps_its_weights_and_draws_the_new_samples(
@@ -91,17 +79,6 @@ def test_a_resume_after_adoption_repeats_the_undisturbed_one_exactly(
     assert read_losses(resumed) == read_losses(undisturbed)
     models = [(run / "model.safetensors").read_bytes() for run in (undisturbed, resumed)]
     assert models[0] == models[1]
-
-
-def stop_at(patch: pytest.MonkeyPatch, at: int) -> None:
-    train_step = trainer.train_step
-
-    def interrupted(state: Any, model: Any, batch: Any, step: int) -> Any:
-        if step == at:
-            raise KeyboardInterrupt
-        return train_step(state, model, batch, step)
-
-    patch.setattr(trainer, "train_step", interrupted)
 
 
 def test_plain_resume_stays_on_the_generation_it_began_with(

@@ -16,6 +16,7 @@ from pipeline.sources.drawing import Dice
 from pipeline.sources.generated import collage
 from pipeline.sources.generated.collage.layouts import Hand, shuffle_pieces
 from pipeline.sources.generated.collage.pool import Cut, Origin, PoolReader
+from support.pictures import first_pictures
 
 SQUARES = {"kind": "squares", "params": {"image_size": 64}}
 
@@ -57,11 +58,6 @@ def reader_of(
     return reader
 
 
-def first_samples(source: Source, number: int) -> list[RawSample]:
-    samples = (s for p in source.partitions() for s in source.read(p))
-    return list(itertools.islice(samples, number))
-
-
 def levels(pool: list[Cut]) -> list[int]:
     return [round(float(cut.pixels.mean())) for cut in pool]
 
@@ -94,7 +90,7 @@ def test_cats_are_left_out_of_a_source_that_has_both() -> None:
     params = {"content": ["cat", "chair"], "image_size": 64}
     chairs = {
         simplejpeg.decode_jpeg(s.image).tobytes()
-        for s in first_samples(open_source("shapes", params), 200)
+        for s in first_pictures(open_source("shapes", params), 200)
         if s.class_name == "chair"
     }
     origin = Origin(kind="shapes", params=params)
@@ -108,9 +104,9 @@ def test_a_folder_is_cut_only_if_vouched_for(tmp_path: Path) -> None:
         (tmp_path / f"{level}.jpg").write_bytes(flat_jpeg(level))
     folder = {"kind": "image_folder", "params": {"path": str(tmp_path)}}
     with pytest.raises(ConfigError, match=r"image_folder: none of .* allow_unknown: true"):
-        first_samples(open_source("collage", {"sources": [folder]}), 1)
+        first_pictures(open_source("collage", {"sources": [folder]}), 1)
     vouched = {**folder, "allow_unknown": True}
-    assert len(first_samples(open_source("collage", {"sources": [vouched]}), 3)) == 3
+    assert len(first_pictures(open_source("collage", {"sources": [vouched]}), 3)) == 3
 
 
 def test_broken_images_are_passed_over(tmp_path: Path) -> None:
@@ -149,7 +145,7 @@ def test_pools_are_of_different_partitions() -> None:
 def test_picture_does_not_depend_on_how_partitions_are_cut() -> None:
     params = {"sources": [SQUARES], "image_size": 64, "num_pictures": 20, "pictures_per_pool": 8}
     coarse, fine = (
-        first_samples(open_source("collage", {**params, "pictures_per_partition": size}), 20)
+        first_pictures(open_source("collage", {**params, "pictures_per_partition": size}), 20)
         for size in (20, 3)
     )
     assert coarse == fine
@@ -161,7 +157,7 @@ def test_those_are_named_whose_pictures_were_cut() -> None:
         Shelf(label_state="verified_absent", license="CC BY 2.0", author="Ann"),
         Shelf(label_state="verified_absent", license="CC0", author=None),
     )
-    samples = first_samples(source, 20)
+    samples = first_pictures(source, 20)
     assert {s.license for s in samples} <= {"CC BY 2.0", "CC0", "CC BY 2.0; CC0"}
     assert all((s.author == "Ann") == ("CC BY 2.0" in str(s.license)) for s in samples)
     assert any(s.license == "CC BY 2.0; CC0" for s in samples)

@@ -11,16 +11,15 @@ import pkgutil
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import simplejpeg
 from numpy.typing import NDArray
 
-from pipeline.dataset.schema import RawSample
 from pipeline.errors import ConfigError
-from pipeline.sources import Source, generated, open_source
+from pipeline.sources import generated, open_source
 from pipeline.sources.generated import picture_rng, squares
+from support.pictures import first_pictures, pixels_at
 
 DOCS = Path(__file__).parents[4] / "docs/images"
 SHEETS: dict[str, list[tuple[str, dict[str, Any]]]] = {
@@ -60,20 +59,10 @@ GENERATORS: dict[str, dict[str, Any]] = {
 GOLDEN_SQUARES = ["c8f55ac59ace4c7f", "e73f8ba27c64492b", "fb5d393d9ddc8d10"]
 
 
-def first_samples(source: Source, number: int) -> list[RawSample]:
-    samples = (s for p in source.partitions() for s in source.read(p))
-    return list(itertools.islice(samples, number))
-
-
-def decode(image: bytes, side: int) -> NDArray[np.uint8]:
-    pixels = simplejpeg.decode_jpeg(image, colorspace="RGB")
-    return np.asarray(cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
-
-
 def contact_sheet(rows: list[tuple[str, dict[str, Any]]]) -> NDArray[np.uint8]:
     """The first ten pictures of each source, a row each, at 96 pixels."""
-    pictures = [first_samples(open_source(kind, params), 10) for kind, params in rows]
-    return np.vstack([np.hstack([decode(s.image, 96) for s in row]) for row in pictures])
+    pictures = [first_pictures(open_source(kind, params), 10) for kind, params in rows]
+    return np.vstack([np.hstack([pixels_at(s.image, 96) for s in row]) for row in pictures])
 
 
 def split_counts(
@@ -120,7 +109,7 @@ def test_squares_of_an_address_are_the_same_pixels_on_any_machine() -> None:
 
 def test_squares_differ() -> None:
     params = squares.Params(num_pictures=200)
-    images = [s.image for s in first_samples(squares.Source(params), 200)]
+    images = [s.image for s in first_pictures(squares.Source(params), 200)]
     assert len(set(images)) == 200
 
 
@@ -147,14 +136,14 @@ def test_partition_read_alone_is_the_same(kind: str) -> None:
     params = {
         "image_size": 64, "pictures_per_partition": 3, "num_pictures": 12, **GENERATORS[kind]
     }  # fmt: skip
-    in_order = first_samples(open_source(kind, params), 12)
+    in_order = first_pictures(open_source(kind, params), 12)
     source = open_source(kind, params)
     third = list(source.partitions())[2]
     assert list(source.read(third)) == in_order[6:9]
 
 
 def test_squares_are_verified_absent() -> None:
-    (sample,) = first_samples(squares.Source(squares.Params(image_size=64)), 1)
+    (sample,) = first_pictures(squares.Source(squares.Params(image_size=64)), 1)
     assert (sample.label, sample.label_state) == ("", "verified_absent")
     assert (sample.class_name, sample.stratum) == ("squares", "generated")
     assert sample.uri == "squares://0/0"

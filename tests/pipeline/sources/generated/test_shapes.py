@@ -1,13 +1,11 @@
 """The drawn world: labels of its pictures, and that only form shows a cat."""
 
-import itertools
 import subprocess
 import sys
 
 import cv2
 import numpy as np
 import pytest
-import simplejpeg
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -15,10 +13,10 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.dataset.schema import RawSample
 from pipeline.errors import ConfigError
-from pipeline.sources import Source, open_source
+from pipeline.sources import open_source
 from pipeline.sources.generated import picture_rng, shapes
+from support.pictures import first_pictures, pixels_at
 
 GOLDEN_SHAPES = {
     "cat": [[153, 172, 172, 140], [150, 138, 131, 157], [119, 150, 156, 116], [119, 131, 118, 116]],
@@ -27,19 +25,9 @@ GOLDEN_SHAPES = {
 }
 
 
-def first_samples(source: Source, number: int) -> list[RawSample]:
-    samples = (s for p in source.partitions() for s in source.read(p))
-    return list(itertools.islice(samples, number))
-
-
-def decode(image: bytes, side: int) -> NDArray[np.uint8]:
-    pixels = simplejpeg.decode_jpeg(image, colorspace="RGB")
-    return np.asarray(cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
-
-
 def test_shapes_say_what_they_show() -> None:
     source = open_source("shapes", {"content": ["cat", "tiger", "far"], "image_size": 64})
-    samples = {s.class_name: s for s in first_samples(source, 15)}
+    samples = {s.class_name: s for s in first_pictures(source, 15)}
     assert set(samples) == {"cat", "tiger", *shapes.GROUPS["far"]}
     cat, tiger, sofa = samples["cat"], samples["tiger"], samples["sofa"]
     assert (cat.label, cat.label_state, cat.stratum) == ("cat", "verified_present", None)
@@ -55,7 +43,7 @@ def test_unknown_content_is_refused() -> None:
 
 def test_classes_take_turns() -> None:
     source = open_source("shapes", {"content": ["near"], "image_size": 64})
-    names = [s.class_name for s in first_samples(source, 12)]
+    names = [s.class_name for s in first_pictures(source, 12)]
     assert sorted(names) == sorted(shapes.GROUPS["near"] * 2)
 
 
@@ -64,9 +52,9 @@ def test_pictures_of_a_class_differ_and_share_no_scene_with_cats(name: str) -> N
     """Corners show the backdrop: the class is part of the address, so these differ too."""
     source = open_source("shapes", {"content": [name], "image_size": 64})
     cats = open_source("shapes", {"content": ["cat"], "image_size": 64, "seed": name == "cat"})
-    images = [decode(s.image, 64) for s in first_samples(source, 6)]
+    images = [pixels_at(s.image, 64) for s in first_pictures(source, 6)]
     corners = [image[:6, :6].tobytes() for image in images]
-    others = [decode(s.image, 64)[:6, :6].tobytes() for s in first_samples(cats, 6)]
+    others = [pixels_at(s.image, 64)[:6, :6].tobytes() for s in first_pictures(cats, 6)]
     assert len({*corners, *others}) == 12
 
 
@@ -99,8 +87,8 @@ def thumbnails() -> dict[str, NDArray[np.float64]]:
     return {
         group: np.array(
             [
-                decode(s.image, 8)
-                for s in first_samples(
+                pixels_at(s.image, 8)
+                for s in first_pictures(
                     open_source("shapes", {"content": [group], "image_size": 128}), 600
                 )
             ],
@@ -141,7 +129,7 @@ def test_a_frozen_encoder_tells_cats() -> None:
     runtime = prepared.open()
 
     def embed(content: list[str]) -> NDArray[np.floating]:
-        samples = first_samples(open_source("shapes", {"content": content}), 300)
+        samples = first_pictures(open_source("shapes", {"content": content}), 300)
         crops = [crop_pixels(s.image, prepared.preprocessing).numpy() for s in samples]
         return np.concatenate(
             [runtime.embed(np.stack(crops[i : i + 50])) for i in range(0, 300, 50)]

@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError, InfinegError
 from pipeline.sources import open_source
 from pipeline.sources.kinds.imagenet import Params, Source
 from pipeline.sources.readers import tars
-from support.corpus import encode, quadrants, write_tar
+from support.corpus import CountingFile, encode, quadrants, write_tar
 from support.servers import run_flaky_server
 
 TABBY, TIGER, DOG, FLAMINGO, ABACUS = (
@@ -126,14 +126,6 @@ def test_tar_of_tars_is_read_a_class_a_partition(tmp_path: Path) -> None:
 
 
 def test_listing_a_tar_reads_headers_only() -> None:
-    class CountingFile(io.BytesIO):
-        num_read = 0
-
-        def read(self, size: int | None = -1, /) -> bytes:
-            data = super().read(size)
-            self.num_read += len(data)
-            return data
-
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for number in range(10):

@@ -18,7 +18,7 @@ from pipeline.sources import open_source
 from pipeline.sources.kinds.webdataset import Params, Source
 from pipeline.sources.readers import tars
 from pipeline.sources.readers.patterns import expand_braces
-from support.corpus import encode, quadrants, write_tar
+from support.corpus import CountingFile, encode, quadrants, write_tar
 
 JPEG = encode(quadrants())
 
@@ -232,14 +232,6 @@ def test_reading_goes_on_where_it_was_left(
 
 
 def test_images_before_the_start_are_not_read(tmp_path: Path) -> None:
-    class CountingFile(io.BytesIO):
-        num_read = 0
-
-        def read(self, size: int | None = -1, /) -> bytes:
-            data = super().read(size)
-            self.num_read += len(data)
-            return data
-
     path = write_tar(tmp_path / "a.tar", [(f"{n}.jpg", bytes(100_000)) for n in range(20)])
     file = CountingFile(path.read_bytes())
     number = itertools.count()

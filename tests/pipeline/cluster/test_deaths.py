@@ -9,7 +9,7 @@ import pytest
 
 PROGRAM = """
 import subprocess, sys, time
-from pipeline.cluster.ray_data import ending_with_children
+from pipeline.cluster.deaths import ending_with_children
 child = subprocess.Popen(["sleep", "60"])
 other = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
 with ending_with_children({"sleep"}, "sleep has ended\\n"):
