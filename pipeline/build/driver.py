@@ -111,7 +111,7 @@ def _build_rounds(
             )
             _log_parts(tables, progress, monitor)
             if seen is None:
-                seen = read_seen_images(dataset.root, parent)
+                seen = read_seen_images(dataset, parent)
             generation = pack_generation(config, parent, rounds, cluster, seen)
             parent = _commit(dataset, generation, lease)
     assert parent.number, "nothing was planned"
@@ -133,7 +133,7 @@ def plan(config: Config, *, only: Sequence[str] = ()) -> tuple[list[SourcePlan],
 
 
 def _commit(dataset: Dataset, generation: Generation, lease: Lease) -> Generation:
-    commit(dataset.root, generation, lease)
+    commit(dataset, generation, lease)
     counts = generation.counts
     _log.info(
         "committed generation %d: %s sources, %s selected of %s, %s shards",
@@ -148,7 +148,7 @@ def _commit(dataset: Dataset, generation: Generation, lease: Lease) -> Generatio
 
 def _clean_up(dataset: Dataset) -> Generation:
     """Finishes an interrupted commit and removes temporary files; returns the latest generation."""
-    latest = complete(dataset.root)
+    latest = complete(dataset)
     for prefix in (".tmp-", "plans/.tmp-", "generations/.tmp-", "embeddings/.tmp-"):
         storage.remove_many(storage.list_prefix(dataset.uri(prefix)))
     return latest

@@ -45,7 +45,7 @@ def pack_generation(
     for round_ in rounds:
         ledger_path, hashes_path = take_table_paths(numbers, round_.source)
         tables = write_tables(
-            dataset.root,
+            dataset,
             _ordered_parts(dataset, round_),
             seen,
             ledger_path=ledger_path,
@@ -131,7 +131,7 @@ def pack_shards(config: Config, tasks: Sequence[ShardTask], cluster: Cluster) ->
     dataset = Dataset(config.output.path)
     info = dataset.read_info()
     method = functools.partial(
-        _pack_one, root=dataset.root, targets=info.targets, encoder=info.encoder
+        _pack_one, dataset=dataset, targets=info.targets, encoder=info.encoder
     )
     open_storage = functools.partial(storage.configure, config.storage)
     files = []
@@ -143,9 +143,9 @@ def pack_shards(config: Config, tasks: Sequence[ShardTask], cluster: Cluster) ->
 
 
 def _pack_one(
-    _: None, task: ShardTask, *, root: str, targets: Sequence[str], encoder: str
+    _: None, task: ShardTask, *, dataset: Dataset, targets: Sequence[str], encoder: str
 ) -> Iterator[pa.Table]:
-    file = pack_shard(root, task, targets=targets, encoder=encoder)
+    file = pack_shard(dataset, task, targets=targets, encoder=encoder)
     yield pa.table({"record": [file.model_dump_json()]})
 
 
@@ -203,16 +203,17 @@ def cut_shards(
     return sorted(tasks, key=lambda task: task.stem)
 
 
-def pack_shard(root: str, task: ShardTask, *, targets: Sequence[str], encoder: str) -> ShardFile:
+def pack_shard(
+    dataset: Dataset, task: ShardTask, *, targets: Sequence[str], encoder: str
+) -> ShardFile:
     """Writes one shard from its pieces."""
-    dataset = Dataset(root)
 
     def take(piece: Piece) -> pa.Table:
         # In the reading thread, so that only the rows of this shard wait in memory.
         return dataset.read_table(piece.part_path).take(pa.array(piece.rows, pa.int64()))
 
     return write_shard(
-        root,
+        dataset,
         pa.concat_tables(storage.map_ahead(take, task.pieces)),
         stem=task.stem,
         targets=targets,

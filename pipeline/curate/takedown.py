@@ -29,13 +29,13 @@ def take_down(root: str, wanted: TakenDown, *, purge: bool = False) -> tuple[Gen
         hashes = frozenset(named["content_hash"].to_pylist())
         everything = TakenDown(content_hashes=hashes)
         rows = _find(dataset, parent, everything)
-        generation = revise(root, parent, rows["key"].to_pylist(), _reject)
+        generation = revise(dataset, parent, rows["key"].to_pylist(), _reject)
         generation = generation.model_copy(
             update={"taken_down": _union(parent.taken_down, wanted, everything)}
         )
-        commit(root, generation, lease)
+        commit(dataset, generation, lease)
         if purge:
-            remove_replaced(root, parent, generation)
+            remove_replaced(dataset, parent, generation)
     return generation, rows.num_rows
 
 

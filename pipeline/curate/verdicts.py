@@ -70,20 +70,24 @@ def apply_verdicts(root: str, verdicts: Mapping[str, Verdict], *, target: str) -
         if missing := sorted(set(verdicts) - held):
             raise ConfigError(f"{root}: {missing[0]} is not in quarantine ({len(missing):,} keys)")
         generation = revise(
-            root, parent, verdicts, lambda rows: _decide(rows, root, info, verdicts, target)
+            dataset, parent, verdicts, lambda rows: _decide(rows, dataset, info, verdicts, target)
         )
-        commit(root, generation, lease)
+        commit(dataset, generation, lease)
     return generation
 
 
 def _decide(
-    rows: pa.Table, root: str, info: DatasetInfo, verdicts: Mapping[str, Verdict], target: str
+    rows: pa.Table,
+    dataset: Dataset,
+    info: DatasetInfo,
+    verdicts: Mapping[str, Verdict],
+    target: str,
 ) -> pa.Table:
     """Rows of one source, decided by the verdicts."""
     if not rows.num_rows:
         return rows
     selection = SelectionConfig.model_validate(info.fingerprint_inputs["selection"])
-    rule = load_rule(root, rows["source"][0].as_py(), selection)
+    rule = load_rule(dataset, rows["source"][0].as_py(), selection)
     verdict_N = np.array([verdicts[key] for key in rows["key"].to_pylist()], object)
     is_positive_N, is_dropped_N = verdict_N == "positive", verdict_N == "drop"
     probability_N, selected_N = poisson_sample(

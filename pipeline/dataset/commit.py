@@ -12,22 +12,20 @@ from pipeline.dataset.metadata import NO_GENERATION, Generation
 _NUMBERED = re.compile(r"(.+)-(\d{6})(?:\.g(\d{6}))?\.(?:tar|parquet)")
 
 
-def commit(root: str, generation: Generation, lease: Lease) -> None:
+def commit(dataset: Dataset, generation: Generation, lease: Lease) -> None:
     """Commits a generation and finishes the commit, after finishing an interrupted one."""
-    dataset = Dataset(root)
-    before = complete(root)
+    before = complete(dataset)
     lease.check()
     dataset.commit_generation(generation)
     _finish(dataset, before, generation)
 
 
-def complete(root: str) -> Generation:
+def complete(dataset: Dataset) -> Generation:
     """Finishes an interrupted commit; returns the latest generation.
 
     The steps after a commit depend only on what is committed. `dataset.json`, the last of them,
     records that they are done.
     """
-    dataset = Dataset(root)
     latest = dataset.read_latest()
     if latest.number and dataset.read_info().latest_generation != latest.number:
         before = dataset.read_generation(latest.parent) if latest.parent else NO_GENERATION

@@ -41,13 +41,12 @@ _log = logging.getLogger(__name__)
 Decide = Callable[[pa.Table], pa.Table]
 
 
-def revise(root: str, parent: Generation, keys: Iterable[str], decide: Decide) -> Generation:
+def revise(dataset: Dataset, parent: Generation, keys: Iterable[str], decide: Decide) -> Generation:
     """Decides the samples with these keys again; returns the generation to commit.
 
     `decide` gets only rows of these keys, once from the ledger and once from the shards, and must
     decide the same both times. Duplicates among the rows that it selects are refused.
     """
-    dataset = Dataset(root)
     revision = _Revision(dataset, parent, pa.array(sorted(set(keys)), pa.string()), decide)
     ledgers = {source.name: revision.ledger_rows(source) for source in parent.sources}
     touched = {name for name, rows in ledgers.items() if rows.num_rows}
@@ -105,7 +104,7 @@ class _Revision:
         is_named = self._is_named(keys)
         if not pc.any(is_named).as_py():
             return [file]
-        rows, round_number = read_shard(self._dataset.root, file)
+        rows, round_number = read_shard(self._dataset, file)
         self._moved.append((round_number, self._decide(rows.filter(is_named))))
         kept = rows.filter(pc.invert(is_named))
         if not kept.num_rows:
@@ -114,7 +113,7 @@ class _Revision:
 
     def write_moved(self) -> list[ShardFile]:
         """Shards of the moved rows that are now selected or suspected; the others are in none."""
-        seen = read_seen_images(self._dataset.root, self._parent)
+        seen = read_seen_images(self._dataset, self._parent)
         by_place: dict[tuple[str, int], list[pa.Table]] = {}
         for round_number, rows in self._moved:
             selected = np.flatnonzero(rows["selected"].to_numpy())
@@ -166,11 +165,11 @@ class _Revision:
         named_N = is_named.to_numpy()
         position_N[named_N] = rows.num_rows + np.arange(decided.num_rows)
         rows = pa.concat_tables([rows, decided]).take(pa.array(position_N))
-        return *write_decided(self._dataset.root, source, rows, self.numbers), rows
+        return *write_decided(self._dataset, source, rows, self.numbers), rows
 
     def _write(self, rows: pa.Table, group: str, round_number: int) -> ShardFile:
         return write_shard(
-            self._dataset.root,
+            self._dataset,
             rows,
             stem=f"{group}-{take_number(self.numbers, group):06d}",
             targets=self._info.targets,
@@ -185,12 +184,11 @@ class _Revision:
         return rows.filter(self._is_named(rows))
 
 
-def remove_replaced(root: str, before: Generation, after: Generation) -> int:
+def remove_replaced(dataset: Dataset, before: Generation, after: Generation) -> int:
     """Deletes the files that a revision has replaced, which earlier generations then lack.
 
     All sidecars of a deleted tar are deleted, also those that only earlier generations list.
     """
-    dataset = Dataset(root)
     gone = before.paths() - after.paths()
     for number in range(1, before.number):
         earlier = dataset.read_generation(number)

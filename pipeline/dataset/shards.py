@@ -100,13 +100,14 @@ def count_rows(rows: pa.Table) -> Counts:
     return counts
 
 
-def write_part(root: str, rows: pa.Table, span: Span, *, part: int, is_last: bool) -> PartRecord:
+def write_part(
+    dataset: Dataset, rows: pa.Table, span: Span, *, part: int, is_last: bool
+) -> PartRecord:
     """Writes decided rows as a part of a span: data first, then the record that commits it.
 
     Images and embeddings, most of a row's bytes, stay only on rows that go into a shard or into
     quarantine. A part may have no rows: an empty partition is finished like any other.
     """
-    dataset = Dataset(root)
     kept = pa.array([bool(group) for group in output_groups(rows)], pa.bool_())
     heavy = {
         name: pc.if_else(kept, rows[name], pa.scalar(None, rows.schema.field(name).type))
@@ -149,10 +150,15 @@ def refuse_rows(rows: pa.Table, reasons: Mapping[int, RejectReason]) -> pa.Table
 
 
 def write_shard(
-    root: str, rows: pa.Table, *, stem: str, targets: Sequence[str], encoder: str, round_number: int
+    dataset: Dataset,
+    rows: pa.Table,
+    *,
+    stem: str,
+    targets: Sequence[str],
+    encoder: str,
+    round_number: int,
 ) -> ShardFile:
     """Writes `<stem>.tar` and `<stem>.parquet`. rows: `row_schema`, images present, unique keys."""
-    dataset = Dataset(root)
     offsets, sizes = [], []
     described = rows.select(list(JSON_COLUMNS)).to_pylist()
     with storage.open_atomic(dataset.uri(stem + ".tar")) as tar_file, _open_tar(tar_file) as tar:
@@ -225,9 +231,8 @@ def _write_parquet(rows: pa.Table, file: storage.HashingWriter) -> None:
     file.write(buffer.getvalue())
 
 
-def read_shard(root: str, file: ShardFile) -> tuple[pa.Table, int]:
+def read_shard(dataset: Dataset, file: ShardFile) -> tuple[pa.Table, int]:
     """Rows of a shard with their images, and the round of its source in which it was written."""
-    dataset = Dataset(root)
     rows = dataset.read_table(file.sidecar_path)
     tar = storage.read_bytes(dataset.uri(file.path))
     places = zip(rows["tar_offset"].to_pylist(), rows["tar_size"].to_pylist(), strict=True)

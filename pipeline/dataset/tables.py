@@ -43,7 +43,7 @@ class RoundTables:
 
 
 def write_tables(
-    root: str,
+    dataset: Dataset,
     parts: Sequence[str],
     seen: SeenImages,
     *,
@@ -55,7 +55,6 @@ def write_tables(
     parts: their paths, in order. They are read twice, so that memory holds the hashes of selected
     rows, not the rows.
     """
-    dataset = Dataset(root)
     refused = _refuse_duplicates(dataset, parts, seen)
     counts, packed, num_hashes = [], [], 0
     with (
@@ -80,7 +79,7 @@ def write_tables(
 
 
 def write_decided(
-    root: str, source: str, rows: pa.Table, numbers: dict[str, int]
+    dataset: Dataset, source: str, rows: pa.Table, numbers: dict[str, int]
 ) -> tuple[TableRecord, TableRecord]:
     """Writes a ledger whose rows were decided again, and the hashes of its selected rows.
 
@@ -88,7 +87,7 @@ def write_decided(
     """
     ledger_path, hashes_path = take_table_paths(numbers, source)
     selected = rows.filter(rows["selected"]).select(HASH_COLUMNS)
-    return write_table(root, ledger_path, rows), write_table(root, hashes_path, selected)
+    return write_table(dataset, ledger_path, rows), write_table(dataset, hashes_path, selected)
 
 
 def take_table_paths(numbers: dict[str, int], source: str) -> tuple[str, str]:
@@ -105,11 +104,11 @@ def take_number(numbers: dict[str, int], group: str, *, first: int = 0) -> int:
     return number
 
 
-def read_seen_images(root: str, generation: Generation) -> SeenImages:
+def read_seen_images(dataset: Dataset, generation: Generation) -> SeenImages:
     """The images of all shards that a generation lists."""
     seen = SeenImages()
     paths = (table.path for source in generation.sources for table in source.hashes)
-    for rows in Dataset(root).read_tables(paths, COLUMNS):
+    for rows in dataset.read_tables(paths, COLUMNS):
         seen.add(rows)
     return seen
 
@@ -141,8 +140,8 @@ def positions_by_group(rows: pa.Table) -> dict[str, list[int]]:
     return found
 
 
-def write_table(root: str, path: str, rows: pa.Table) -> TableRecord:
-    with _parquet_writer(Dataset(root), path) as (file, write):
+def write_table(dataset: Dataset, path: str, rows: pa.Table) -> TableRecord:
+    with _parquet_writer(dataset, path) as (file, write):
         write(rows)
     return TableRecord(path=path, sha256=file.sha256, num_rows=rows.num_rows)
 

@@ -127,8 +127,8 @@ class Chooser:
         self, round_: MinedRound, kept: Sequence[KeptFile] | None, listing: Listing
     ) -> ChosenRound:
         """Writes the tables of a round, and the rows whose images are to be read."""
-        root = self.config.output.path
-        scored = read_scored(Dataset(root), round_)
+        dataset = Dataset(self.config.output.path)
+        scored = read_scored(dataset, round_)
         decided = decide(
             scored.rows,
             log_odds_N=scored.log_odds_N,
@@ -140,7 +140,7 @@ class Chooser:
         self._note_changes(scored.rows, rows)
         ledger, hashes = round_.ledger, round_.hashes
         if not rows.equals(scored.rows):
-            ledger, hashes = write_decided(root, round_.source, rows, self.numbers)
+            ledger, hashes = write_decided(dataset, round_.source, rows, self.numbers)
         chosen = ChosenRound(round_, ledger, hashes, count_rows(rows))
         self._plan_fetches(chosen, rows, np.flatnonzero(is_wanted_N), kept, listing)
         return chosen
@@ -184,7 +184,7 @@ class Chooser:
             positions = wanted[start : start + _ROWS_PER_FETCH]
             of_task = _with_places(rows.take(pa.array(positions)), positions, kept)
             path = round_.path("wanted", number)
-            write_table(self.config.output.path, path, of_task)
+            write_table(Dataset(self.config.output.path), path, of_task)
             partitions = []
             for name in dict.fromkeys(of_task["partition"].to_pylist()):
                 if partition is None or partition.id != name:  # else it began in an earlier task

@@ -71,7 +71,7 @@ def mine(
     dataset = Dataset(config.output.path)
     storage.configure(config.storage)
     with hold_lease(dataset.root) as lease:
-        parent = complete(dataset.root)
+        parent = complete(dataset)
         sources = _mined_sources(config, parent, only)
         request = {
             "model": scorer.fingerprint,
@@ -84,7 +84,7 @@ def mine(
             return Mined(parent, {}, is_new=False)
         with open_cluster(config.build) as cluster:
             generation, tallies = _mine_sources(config, scorer, parent, request, cluster)
-        commit(dataset.root, generation, lease)
+        commit(dataset, generation, lease)
         storage.remove_tree(dataset.uri("mining"))
     counts = generation.counts
     _log.info(
@@ -131,7 +131,7 @@ def _mine_sources(
     budget = request["budget"] or _default_budget(parent, names)
     log_scales = fit_scales(dataset, rounds, num_folds=scorer.num_folds, budget=budget)
     numbers = dict(parent.next_numbers)
-    chooser = Chooser(config, log_scales, read_seen_images(dataset.root, parent), numbers)
+    chooser = Chooser(config, log_scales, read_seen_images(dataset, parent), numbers)
     chosen = list(chooser.choose(rounds, embeddings))
     fetches = [task for each in chosen for task in each.tasks]
     workers.run("read", MineWorker.fetch, fetches, sum(task.num_rows for task in fetches))

@@ -49,7 +49,7 @@ def replace_shard(
         return [shard]
     rows = _with_probability(dataset.read_sidecar(shard), probability_N)
     path = f"{shard.path.removesuffix('.tar')}.g{generation:06d}.parquet"
-    sha256 = write_table(dataset.root, path, rows).sha256
+    sha256 = write_table(dataset, path, rows).sha256
     return [shard.model_copy(update={"sidecar_path": path, "sidecar_sha256": sha256})]
 
 
@@ -86,13 +86,13 @@ def _without(
     numbers: dict[str, int],
 ) -> list[ShardRecord]:
     """A new shard with only the kept samples, if any."""
-    rows, round_number = read_shard(dataset.root, shard)
+    rows, round_number = read_shard(dataset, shard)
     rows = _with_probability(rows, probability_N).filter(pa.array(is_kept_N))
     if not rows.num_rows:
         return []
     group = group_of(shard.path)
     file = write_shard(
-        dataset.root,
+        dataset,
         rows,
         stem=f"{group}-{take_number(numbers, group):06d}",
         targets=info.targets,

@@ -106,9 +106,9 @@ def write_reference(root: str, positives: pa.Table, *, num_neighbors: int) -> Re
     return info
 
 
-def read_bank(root: str, *, num_neighbors: int) -> ReferenceBank:
+def read_bank(dataset: Dataset, *, num_neighbors: int) -> ReferenceBank:
     """The bank of a data set."""
-    return _make_bank(Dataset(root).read_table(_PATH), num_neighbors)
+    return _make_bank(dataset.read_table(_PATH), num_neighbors)
 
 
 def _distinct(positives: pa.Table) -> pa.Table:

@@ -56,11 +56,11 @@ class SelectionRule:
         ).astype(np.float32)
 
 
-def load_rule(root: str, source: str, selection: SelectionConfig) -> SelectionRule:
+def load_rule(dataset: Dataset, source: str, selection: SelectionConfig) -> SelectionRule:
     """The rule of a source whose plan is committed."""
-    plan = Dataset(root).read_plan(source)
+    plan = dataset.read_plan(source)
     assert plan is not None, f"no plan is committed for {source}"
-    reference = Dataset(root).read_reference()
+    reference = dataset.read_reference()
     assert reference is not None
     return SelectionRule.from_plan(plan, reference, selection)
 

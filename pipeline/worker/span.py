@@ -69,7 +69,7 @@ class SpanWorker:
         self._config = config
         self._embedding_dim = encoder.embedding_dim
         self._embedder = Embedder(config, encoder, taken_down)
-        self._root = config.output.path
+        self._dataset = Dataset(config.output.path)
         self._entries = {entry.name: entry for entry in config.entries}
         self._rules: dict[str, SelectionRule] = {}
 
@@ -118,7 +118,7 @@ class SpanWorker:
         yielded before. Raises TooManyRejects before it commits the part that exceeds the limit.
         """
         counts: list[Counts] = []
-        while record := Dataset(self._root).read_part(task, len(counts)):
+        while record := self._dataset.read_part(task, len(counts)):
             yield record, False
             counts.append(record.counts)
             if record.is_last:
@@ -132,7 +132,7 @@ class SpanWorker:
             counts.append(count_rows(rows))
             check_rejects(self._entries[task.source], task.partitions, counts, rows)
             with self.stopwatch.stage("write"):
-                record = write_part(self._root, rows, task, part=part, is_last=is_last)
+                record = write_part(self._dataset, rows, task, part=part, is_last=is_last)
             yield record, True
 
     def _read(self, task: ReadTask, *, start: int = 0) -> Iterator[Positioned]:
@@ -159,7 +159,7 @@ class SpanWorker:
                 self._decode_kept(self._select(table, entry)) for table in tables
             )
         if self._config.build.keep_embeddings:
-            write_embeddings(self._root, stem, embedded)
+            write_embeddings(self._dataset.root, stem, embedded)
         schema = row_schema(self._embedding_dim)
         return rows.select(schema.names).cast(schema)
 
@@ -184,11 +184,11 @@ class SpanWorker:
 
     @functools.cached_property
     def _bank(self) -> ReferenceBank:
-        return read_bank(self._root, num_neighbors=self._config.selection.num_neighbors)
+        return read_bank(self._dataset, num_neighbors=self._config.selection.num_neighbors)
 
     def _rule(self, source: str) -> SelectionRule:
         if source not in self._rules:
-            self._rules[source] = load_rule(self._root, source, self._config.selection)
+            self._rules[source] = load_rule(self._dataset, source, self._config.selection)
         return self._rules[source]
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from pipeline.dataset import Dataset
 from pipeline.dataset.keys import make_key, sha256_hex
 from pipeline.dataset.metadata import Generation, ShardRecord
 from pipeline.dataset.schema import LabelState, row_schema
@@ -122,7 +123,7 @@ def _write_group(
     ]
     stem = output_group(source=source, split="train", label=label, selected=True, reason=None)
     shard = write_shard(
-        str(root), pa.table(arrays, schema=schema), stem=f"{stem}-000000", targets=("cat",),
-        encoder="toy", round_number=1,
+        Dataset(str(root)), pa.table(arrays, schema=schema), stem=f"{stem}-000000",
+        targets=("cat",), encoder="toy", round_number=1,
     )  # fmt: skip
     return ShardRecord(**shard.model_dump(), split="train", label=label)

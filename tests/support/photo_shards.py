@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from pipeline.dataset import Dataset
 from pipeline.dataset.images import Decoded, decode_image
 from pipeline.dataset.keys import make_key, sha256_hex
 from pipeline.dataset.metadata import Generation, ShardRecord
@@ -48,7 +49,7 @@ def write_photo_shards(
             for i, image in enumerate(images[start : start + _PER_SHARD])
         ]
         file = write_shard(
-            str(root), pa.Table.from_pylist(rows, row_schema(embedding_dim)),
+            Dataset(str(root)), pa.Table.from_pylist(rows, row_schema(embedding_dim)),
             stem=f"{stem}-{number:06d}", targets=("cat",), encoder="toy", round_number=1,
         )  # fmt: skip
         shards.append(ShardRecord(**file.model_dump(), split="train", label=label))

@@ -84,7 +84,7 @@ def write_parts(
     """Parts of a round, a span each, from candidate `first` on."""
     return [
         write_part(
-            str(root),
+            Dataset(str(root)),
             decided_rows(first + n * samples_per_part, samples_per_part, **rows),  # type: ignore[arg-type]
             SimpleNamespace(source=SOURCE, round=round_number, span=n, span_id="0" * 16),
             part=0,
@@ -123,7 +123,7 @@ def tables_of(
 ) -> RoundTables:
     number = parts[0].round
     return write_tables(
-        str(root),
+        Dataset(str(root)),
         [part.path for part in parts],
         SeenImages() if seen is None else seen,
         ledger_path=f"ledger/{SOURCE}-{number:06d}.parquet",
@@ -135,7 +135,9 @@ def pack_round(root: Path | str, tables: RoundTables) -> list[ShardFile]:
     tasks = cut_shards(
         tables.parts, source=SOURCE, samples_per_shard=1000, round_number=1, next_numbers={}
     )
-    return [pack_shard(str(root), task, targets=("cat",), encoder="none") for task in tasks]
+    return [
+        pack_shard(Dataset(str(root)), task, targets=("cat",), encoder="none") for task in tasks
+    ]
 
 
 def write_dataset(root: Path | str, num_parts: int, **rows: float) -> Generation:

@@ -232,7 +232,7 @@ def _write_group(
             rows[start : start + samples_per_shard], row_schema(axes_LD.shape[1])
         )
         shard = write_shard(
-            str(root), table, stem=f"{stem}-{number:06d}", targets=targets, encoder="toy",
+            Dataset(str(root)), table, stem=f"{stem}-{number:06d}", targets=targets, encoder="toy",
             round_number=1,
         )  # fmt: skip
         records.append(ShardRecord(**shard.model_dump(), split=split, label=label))

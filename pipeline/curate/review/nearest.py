@@ -47,7 +47,7 @@ class NearestPositives:
     def __init__(self, dataset: Dataset, generation: Generation) -> None:
         self._dataset = dataset
         self._pictures = _find_pictures(dataset, generation)
-        bank = read_bank(dataset.root, num_neighbors=1)
+        bank = read_bank(dataset, num_neighbors=1)
         kept = [k for k, each in enumerate(bank.content_hashes) if each in self._pictures]
         self._hashes = [bank.content_hashes[k] for k in kept]
         self._embedding_KD = bank.embedding_KD[kept].astype(np.float32)

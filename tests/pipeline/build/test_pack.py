@@ -102,7 +102,7 @@ def rows_of(num_rows: int, **columns: list[object]) -> pa.Table:
 
 def test_shard_is_a_plain_tar_without_time_or_owner(tmp_path: Path) -> None:
     file = write_shard(
-        str(tmp_path),
+        Dataset(str(tmp_path)),
         rows_of(3, label=["cat", "", "dog"]),
         stem="shards/train/a-000000",
         targets=("dog", "cat"),
@@ -131,7 +131,7 @@ def test_shard_is_a_plain_tar_without_time_or_owner(tmp_path: Path) -> None:
 
 def test_sidecar_says_where_each_image_lies(tmp_path: Path) -> None:
     file = write_shard(
-        str(tmp_path), rows_of(5), stem="s", targets=("cat",), encoder="", round_number=1
+        Dataset(str(tmp_path)), rows_of(5), stem="s", targets=("cat",), encoder="", round_number=1
     )
     sidecar = Dataset(str(tmp_path)).read_table(file.sidecar_path)
     assert "image" not in sidecar.column_names
@@ -163,12 +163,12 @@ def test_part_keeps_images_and_embeddings_that_are_packed_and_no_other(tmp_path:
 
 def write_part_of(root: Path, rows: pa.Table) -> PartRecord:
     task = ReadTask(source="a", partitions=(), span=3)
-    return write_part(str(root), rows, task, part=0, is_last=True)
+    return write_part(Dataset(str(root)), rows, task, part=0, is_last=True)
 
 
 def tables_of(root: Path, *parts: PartRecord) -> RoundTables:
     return write_tables(
-        str(root),
+        Dataset(str(root)),
         [part.path for part in parts],
         SeenImages(),
         ledger_path="ledger/a-1",
@@ -185,7 +185,7 @@ def test_shard_takes_the_rows_of_its_group_alone(tmp_path: Path) -> None:
         round_number=1,
         next_numbers={},
     )
-    file = pack_shard(str(tmp_path), val, targets=("cat",), encoder="")
+    file = pack_shard(Dataset(str(tmp_path)), val, targets=("cat",), encoder="")
     assert Dataset(str(tmp_path)).read_table(file.sidecar_path)["ordinal"].to_pylist() == [1, 3, 5]
     assert (train.stem, val.stem) == (f"{GROUP}-000000", f"{OTHER}-000000")
 

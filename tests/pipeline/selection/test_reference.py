@@ -52,7 +52,7 @@ def test_reference_does_not_depend_on_the_order_of_reading(tmp_path: Path) -> No
 
 def test_bank_holds_only_train_positives_and_knows_the_others(tmp_path: Path) -> None:
     info = write_reference(str(tmp_path), positives_table(), num_neighbors=5)
-    bank = read_bank(str(tmp_path), num_neighbors=5)
+    bank = read_bank(Dataset(str(tmp_path)), num_neighbors=5)
     assert (info.num_embeddings, info.num_positives) == (45, 60)
     assert len(bank.content_hashes) == 45
     assert len(bank.positives.content_hashes) == 60
@@ -62,7 +62,7 @@ def test_bank_holds_only_train_positives_and_knows_the_others(tmp_path: Path) ->
 
 def test_hashes_of_positives_of_every_split_are_known(tmp_path: Path) -> None:
     write_reference(str(tmp_path), positives_table(), num_neighbors=5)
-    known = read_bank(str(tmp_path), num_neighbors=5).positives.near_duplicates
+    known = read_bank(Dataset(str(tmp_path)), num_neighbors=5).positives.near_duplicates
     of_val, of_train = hash_of(4), hash_of(5)
     asked = np.array([of_val, of_train ^ 0b111, ~np.uint64(of_train)], np.uint64)
     assert known.resembles(asked).tolist() == [True, True, False]
@@ -72,7 +72,7 @@ def test_older_reference_without_perceptual_hashes_is_read(tmp_path: Path) -> No
     write_reference(str(tmp_path), positives_table(), num_neighbors=5)
     path = tmp_path / "reference.parquet"
     pq.write_table(pq.read_table(path).drop_columns(["perceptual_hash"]), path)
-    bank = read_bank(str(tmp_path), num_neighbors=5)
+    bank = read_bank(Dataset(str(tmp_path)), num_neighbors=5)
     assert len(bank.positives.content_hashes) == 60
     assert not bank.positives.near_duplicates.resembles(np.array([hash_of(4)], np.uint64)).any()
 
