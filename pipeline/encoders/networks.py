@@ -28,7 +28,8 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from pipeline.config.encoder import EncoderConfig
-from pipeline.dataset.images import Decoded, UnusableImage, decode_image
+from pipeline.dataset.decoders import UnusableImage
+from pipeline.dataset.images import Decoded, decode_image
 from pipeline.dataset.schema import ImageSettings
 from pipeline.errors import ConfigError, InfinegError
 

@@ -20,7 +20,7 @@ from PIL import Image
 from scipy.special import expit
 from torch import Tensor
 
-from pipeline.dataset.images import UnusableImage
+from pipeline.dataset.decoders import UnusableImage
 from pipeline.encoders.networks import crop_any_image
 from pipeline.errors import ConfigError, InfinegError
 from train.metrics.calibration import calibrated_logits, conformal_p_value
