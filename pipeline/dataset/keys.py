@@ -18,7 +18,8 @@ def unit_hash(*parts: str | int) -> float:
 
 def short_hash(text: str) -> str:
     """16 hexadecimal digits, for names that must not contain all characters of `text`."""
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    # File names may have bytes that are no UTF-8.
+    return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).hexdigest()
 
 
 def make_key(source: str, partition: str, ordinal: int) -> str:

@@ -18,22 +18,33 @@ from pipeline.storage.files import (
     remove_tree,
     sha256_of,
 )
-from pipeline.storage.listings import list_files, list_prefix, list_times, size_of, sizes_of
+from pipeline.storage.listings import (
+    list_files,
+    list_prefix,
+    list_times,
+    list_visible,
+    size_of,
+    sizes_of,
+)
 from pipeline.storage.local_cache import LocalCache
-from pipeline.storage.locations import configure, join, redact, refuse_credentials
+from pipeline.storage.locations import configure, escape, join, redact, refuse_credentials
 from pipeline.storage.threads import map_ahead
+from pipeline.storage.walking import is_hidden, walk
 
 __all__ = [
     "HashingWriter",
     "LocalCache",
     "configure",
     "create_exclusive",
+    "escape",
     "exists",
     "fetch",
+    "is_hidden",
     "join",
     "list_files",
     "list_prefix",
     "list_times",
+    "list_visible",
     "local_path",
     "map_ahead",
     "open_atomic",
@@ -50,5 +61,6 @@ __all__ = [
     "sha256_of",
     "size_of",
     "sizes_of",
+    "walk",
     "write_atomic",
 ]

@@ -21,6 +21,9 @@ PERMANENT = frozenset(
         "httpx.UnsupportedProtocol",
         "huggingface_hub.errors.OfflineModeIsEnabled",
         "s3fs.utils.FileExpired",
+        # An address, or one that it redirects to, that is none of http or https.
+        "aiohttp.client_exceptions.InvalidURL",
+        "aiohttp.client_exceptions.NonHttpUrlClientError",
     }
 )
 
@@ -66,6 +69,7 @@ _ERRNO = {
     errno.EDQUOT: "the quota is used up",
     errno.EROFS: "the file system is read-only",
     errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "a link that leads to itself",
 }
 
 # The attribute with the HTTP status, of errors that have no response.

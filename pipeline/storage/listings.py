@@ -1,15 +1,21 @@
 """Lists files and objects, and measures them."""
 
 import contextlib
+import errno
+import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.errors import ConfigError
+from pipeline.storage.errors import as_user_error
 from pipeline.storage.locations import is_http, is_local, is_protocol, redact, resolve
 from pipeline.storage.retry import retry
 from pipeline.storage.threads import map_many
+from pipeline.storage.walking import is_hidden, walk
+
+_log = logging.getLogger(__name__)
 
 # Of s3fs, adlfs and memory. gcsfs gives text, which is ignored.
 _TIME_KEYS = ("LastModified", "last_modified", "created")
@@ -19,13 +25,21 @@ _MISSING = -1
 def list_files(uri: str, suffixes: tuple[str, ...] = ("",)) -> list[str]:
     """Every file below a folder, sorted, relative to it; [] if there is no such folder.
 
-    Suffixes are lower case and match any case. Links to folders are followed.
+    Suffixes are lower case and match any case. Links to folders are followed, to each once.
     """
     fs, path = resolve_listable(uri)
     root = path.rstrip("/") + "/"
     found = find_files(fs, path, f"list {redact(uri)}")
     names = (name.removeprefix(root) for name in found if name.startswith(root))
     return sorted(name for name in names if name.lower().endswith(suffixes))
+
+
+def list_visible(uri: str) -> list[str]:
+    """Like `list_files`, without hidden files and all that lies in hidden folders."""
+    fs, path = resolve_listable(uri)
+    if is_local(fs):
+        return sorted(_walk_local(path, is_passed_over=is_hidden))
+    return [name for name in list_files(uri) if not is_hidden(name)]
 
 
 def list_times(uri: str, suffixes: tuple[str, ...] = ("",)) -> dict[str, datetime]:
@@ -123,7 +137,8 @@ def _size_or_missing(uri: str) -> int | None:
 def find_files(fs: Any, path: str, what: str) -> list[str]:
     """Full paths of all files below a folder, or of the file itself; [] if there is none."""
     if is_local(fs):
-        return retry(lambda: [f"{path.rstrip('/')}/{name}" for name in _walk(path, "", ())], what)
+        names = _walk_local(path, is_passed_over=lambda _: False)
+        return [f"{path.rstrip('/')}/{name}" for name in names]
     try:
         found = retry(lambda: fs.find(path), what)
     except FileNotFoundError:
@@ -132,22 +147,17 @@ def find_files(fs: Any, path: str, what: str) -> list[str]:
     return [name for name in found if not name.endswith("/")]
 
 
-def _walk(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
-    """Files below a local folder, each after `prefix`; a link to a folder above is not followed."""
-    try:
-        status = os.stat(folder)
-        with os.scandir(folder) as listing:
-            entries = list(listing)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        return
-    for entry in entries:
-        if entry.is_dir():
-            yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, here))
-        else:
-            yield prefix + entry.name
+def _walk_local(path: str, *, is_passed_over: Callable[[str], bool]) -> Iterator[str]:
+    """Raises InfinegError at a folder that cannot be read: what is in it would be missing."""
+
+    def stop(where: str, error: OSError) -> None:
+        shown = redact(where)
+        if error.errno == errno.EINVAL:
+            _log.warning("%s: %s, passed over", shown, error.strerror)
+            return
+        raise as_user_error(error, f"list {shown}") or error
+
+    return walk(path, is_passed_over=is_passed_over, on_error=stop)
 
 
 def _names_in(fs: Any, path: str, prefix: str) -> list[str]:

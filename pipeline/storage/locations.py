@@ -45,6 +45,8 @@ _SECRET_QUERY = re.compile(
 _SECRET_SETTING = re.compile(
     r"(?i)((?<![\w.-])[\w.-]*(?:secret|token|passw|credential)[\w.-]*=)[^&\s'\"<>)]+"
 )
+# How Python holds a byte of a file name that is no UTF-8 (PEP 383); JSON may hold others.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 # Many threads share one client, whose default pool holds 10.
 _NUM_CONNECTIONS = 64
@@ -72,9 +74,22 @@ def configure(options: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def redact(text: str) -> str:
-    """A URI, or a message with URIs, without user names, passwords, signatures and tokens."""
+    """A URI, or a message with URIs, as it is stored and shown: escaped, and without user names,
+    passwords, signatures and tokens.
+    """
+    text = escape(text)
     text = _SECRET_QUERY.sub(r"\1***", _USERINFO.sub("***@", text))
     return _SECRET_SETTING.sub(r"\1***", text)
+
+
+def escape(text: str) -> str:
+    r"""Text that UTF-8 can hold: the bytes of a name that are no UTF-8 stand as \xNN."""
+    return text if text.isascii() else _SURROGATE.sub(_escaped, text)
+
+
+def _escaped(surrogate: re.Match[str]) -> str:
+    code = ord(surrogate[0])
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
 
 
 def join(root: str, *names: str) -> str:

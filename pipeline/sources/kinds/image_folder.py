@@ -10,17 +10,18 @@ from pydantic import BaseModel, Field
 
 from pipeline import storage
 from pipeline.dataset.schema import Partition, RawSample
-from pipeline.errors import ConfigError
 from pipeline.sources.readers.files import read_image, spread_partitions, toy_jpegs
+from pipeline.sources.readers.folders import list_images
 
 
 class Params(BaseModel, frozen=True, extra="forbid"):
     """Where the files are."""
 
     path: str = Field(description="Folder or URL, e.g. s3://bucket/photos.")
-    suffixes: tuple[str, ...] = Field(
-        (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
-        description='In lower case; "IMG_1.JPG" matches ".jpg".',
+    suffixes: tuple[str, ...] | None = Field(
+        None,
+        description='In lower case; "IMG_1.JPG" matches ".jpg". Default: those of JPEG, PNG, WebP, '
+        "AVIF, GIF, BMP, TIFF and PPM, and of HEIF where pillow-heif is installed.",
     )
     files_per_partition: int = Field(
         256, ge=1, description="Files that a task reads, and that a resume repeats at most."
@@ -28,7 +29,7 @@ class Params(BaseModel, frozen=True, extra="forbid"):
 
 
 class Source:
-    """Every file with one of the suffixes, except hidden files and those in hidden folders."""
+    """Every file with one of the suffixes, except hidden files and masks beside images."""
 
     is_endless = False
 
@@ -41,16 +42,7 @@ class Source:
         Raises ConfigError if it holds no image.
         """
         params = self._params
-        names = [
-            name
-            for name in storage.list_files(params.path, params.suffixes)
-            if not any(part.startswith(".") for part in name.split("/"))
-        ]
-        if not names:
-            raise ConfigError(
-                f"{params.path}: no such folder, or no file in it with a suffix of "
-                f"{' '.join(params.suffixes)}; check `params.path`"
-            )
+        names = list_images(params.path, params.suffixes)
         yield from spread_partitions(names, size=params.files_per_partition)
 
     def read(self, partition: Partition) -> Iterator[RawSample]:

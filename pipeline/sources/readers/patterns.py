@@ -97,18 +97,23 @@ def find_files(pattern: str, suffixes: tuple[str, ...]) -> Iterator[str]:
     if wildcard := _WILDCARD.search(pattern):
         pattern = pattern if "/" in pattern[: wildcard.start()] else f"./{pattern}"
         matches = re.compile(glob_translate(pattern)).fullmatch
-        yield from (name for name in _candidates(pattern) if matches(name))
+        yield from (name for name in _candidates(pattern) if matches(name) and _is_visible(name))
         return
     if not pattern.lower().endswith(suffixes):
         names = [
             name
-            for name in storage.list_files(pattern, suffixes)
-            if not any(part.startswith((".", "_")) for part in name.split("/"))
+            for name in storage.list_visible(pattern)
+            if name.lower().endswith(suffixes)
+            and not any(part.startswith("_") for part in name.split("/"))
         ]
         if names:
             yield from (storage.join(pattern, name) for name in names)
             return
     yield pattern
+
+
+def _is_visible(uri: str) -> bool:
+    return not storage.is_hidden(uri.rpartition("/")[2])
 
 
 def _candidates(pattern: str) -> Iterator[str]:

@@ -2,20 +2,27 @@
 
 Members of one sample follow each other and share a key: the path up to the first dot of the base
 name. Unlike in webdataset, a second image under a key is a sample of its own, and a sample without
-an image is read, too, so that counts add up.
+an image is read, too, so that counts add up. Masks beside images and hidden files are no samples.
 """
 
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 from pipeline import storage
+from pipeline.dataset.decoders import image_suffixes
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.sources.readers.tars import read_members
-
-IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+from pipeline.sources.readers.folders import (
+    images_of_mask,
+    is_mask_word,
+    suffix_of,
+    tell_once,
+    told_suffixes,
+)
+from pipeline.sources.readers.tars import list_names, read_members
 
 _META = re.compile(r"__[^/]*__($|/)")  # top-level names that webdataset skips, too
 # Members of one key in memory at once: all names may begin alike, as v1.0_1.jpg, v1.0_2.jpg, ...
@@ -31,6 +38,7 @@ class Member(NamedTuple):
     field: str  # after the first dot of the base name, lower case
     name: str
     content: bytes | None
+    is_lost: bool = False  # whether it was wanted and could not be read
 
 
 class TarSample(NamedTuple):
@@ -58,14 +66,23 @@ class TarReader:
         uri: str,
         *,
         start: int = 0,
-        image_fields: Sequence[str] = IMAGE_FIELDS,
+        image_fields: Sequence[str] | None = None,
         text_fields: Sequence[str] = ("json",),
+        label_field: str | None = None,
         is_offered: Callable[[Sequence[Member]], bool] | None = None,
     ) -> None:
+        """`image_fields` default to the formats that are read; an image without a member
+        `label_field` is looked at twice: its label may lie elsewhere in the tar.
+        """
         self._uri = uri
         self._start = start
+        if image_fields is None:
+            image_fields = [suffix.removeprefix(".") for suffix in image_suffixes()]
         self._image_fields = frozenset(image_fields)
         self._text_fields = frozenset(text_fields)
+        self._label_field = label_field
+        self._is_checked = False  # whether members of one key are known to lie side by side
+        self._passed_over: Counter[str] = Counter()  # by suffix
         self._is_offered = is_offered
         self._group: list[Member] = []  # members of the current key
         self._num_images = 0  # in the group
@@ -78,14 +95,24 @@ class TarReader:
         seen: set[str] = set()
         for members, is_partial, num_samples in self._groups():
             images = [member for member in members if self._is_image(member.field)]
-            has_failed = str(described(members).get("status", "")).startswith(_FAILED)
+            is_usable = bool(images) and not self._is_unusable(members)
             for member in (images or members)[:num_samples]:
                 uri = _unique(f"{self._uri}#{member.name}", seen)
                 if ordinal >= self._start:
-                    content = member.content if images and not has_failed else None
                     has_siblings = is_partial or len(images) > 1
+                    content = member.content if is_usable else None
                     yield TarSample(uri, content or b"", members, has_siblings)
                 ordinal += 1
+        if told := told_suffixes(+self._passed_over):
+            tell_once(
+                f"{storage.redact(self._uri)}: members that are no samples are passed over: {told}"
+            )
+
+    def _is_unusable(self, members: Sequence[Member]) -> bool:
+        """Whether its json says that it failed, or what is said of it could not be read."""
+        if str(described(members).get("status", "")).startswith(_FAILED):
+            return True
+        return any(member.is_lost for member in members if not self._is_image(member.field))
 
     def _groups(self) -> Iterator[tuple[list[Member], bool, int]]:
         """Runs of members of one key, whether each is only a part, and its number of samples.
@@ -108,18 +135,32 @@ class TarReader:
             yield self._close_group(is_last=True)
 
     def _members(self) -> Iterator[Member]:
+        with self._open() as file:
+            for found in read_members(file, self._uri, self._is_wanted):
+                if (parts := self._parse(found.name)) is not None:
+                    self._passed_over["mask"] += self._is_mask(parts[1])
+                    yield Member(*parts, found.name, found.content, found.is_lost)
+                elif not storage.is_hidden(found.name):
+                    self._passed_over[suffix_of(found.name)] += 1
+
+    def _open(self) -> IO[bytes]:
         try:
-            file = storage.open_read(self._uri)
+            return storage.open_read(self._uri)
         except FileNotFoundError:
             raise ConfigError(f"{self._uri}: no such tar; check `params.urls`") from None
-        with file:
-            for name, content in read_members(file, self._uri, self._is_wanted):
-                if (parts := _parse(name)) is not None:
-                    yield Member(*parts, name, content)
+
+    def _parse(self, name: str) -> tuple[str, str] | None:
+        """Key and field; the mask of the image before it belongs to that image."""
+        parts = _parse(name)
+        if parts is None:
+            return None
+        key, field = parts
+        before = self._group[0].key if self._group else ""
+        return (before, f"mask.{field}") if before in images_of_mask(key) else parts
 
     def _is_wanted(self, name: str) -> bool:
         """Called once per name, in order, after all earlier members are in the group."""
-        parts = _parse(name)
+        parts = self._parse(name)
         if parts is None:
             return False
         key, field = parts
@@ -130,6 +171,8 @@ class TarReader:
         return self._num_before + self._count() >= self._start
 
     def _close_group(self, *, is_last: bool) -> tuple[list[Member], bool, int]:
+        if is_last and not self._is_continued:
+            self._refuse_scattered()
         members, num_samples = self._group, self._count()
         is_partial = self._is_continued or not is_last
         self._num_before += num_samples
@@ -143,7 +186,46 @@ class TarReader:
         return self._num_images or int(not self._is_continued)
 
     def _is_image(self, field: str) -> bool:
-        return field.rpartition(".")[2] in self._image_fields
+        return field.rpartition(".")[2] in self._image_fields and not self._is_mask(field)
+
+    def _is_mask(self, field: str) -> bool:
+        *words, suffix = field.split(".")
+        return suffix in self._image_fields and any(map(is_mask_word, words))
+
+    def _refuse_scattered(self) -> None:
+        """Raises InfinegError if the run lacks its image or label and that lies elsewhere.
+
+        All names are read, once a tar and only at such a run: it would become a sample without a
+        label, and a label without a sample.
+        """
+        if self._is_checked or self._lacks(self._group) is None:
+            return
+        self._is_checked = True
+        keys: dict[str, set[str]] = {"image": set(), "label": set()}
+        with self._open() as file:
+            parsed = map(_parse, list_names(file, self._uri))
+            for key, run in itertools.groupby(filter(None, parsed), key=lambda parts: parts[0]):
+                lacking = self._lacks([Member(key, field, "", None) for _, field in run])
+                if lacking is not None:
+                    keys[lacking].add(key)
+        if scattered := keys["image"] & keys["label"]:
+            self._group = []  # it is not to be yielded
+            raise InfinegError(
+                f"{storage.redact(self._uri)}: members of one key must lie side by side, but those "
+                f"of {len(scattered):,} keys do not, e.g. {storage.escape(min(scattered))!r}: its "
+                "image is in one place and its label in another. Unpack it and sort: "
+                "tar --sort=name -cf sorted.tar -C FOLDER ."
+            )
+
+    def _lacks(self, members: Sequence[Member]) -> Literal["image", "label"] | None:
+        """What a run needs and has not."""
+        fields = {member.field for member in members}
+        if not any(map(self._is_image, fields)):
+            needed = {self._label_field} if self._label_field else self._text_fields
+            return "image" if fields & needed else None
+        if self._label_field is None:
+            return None  # any image may do without
+        return None if self._label_field in fields else "label"
 
 
 def described(members: Sequence[Member]) -> dict[str, Any]:
@@ -171,8 +253,10 @@ def _parse(name: str) -> tuple[str, str] | None:
     """Key and field of a member's name; None if it belongs to no sample."""
     from webdataset.tariterators import base_plus_ext  # imports torch, which takes 2 s
 
+    if storage.is_hidden(name) or _META.match(name):
+        return None
     key, field = base_plus_ext(name)
-    return None if key is None or _META.match(name) else (key, field.lower())
+    return None if key is None else (key, field.lower())
 
 
 def _unique(uri: str, seen: set[str]) -> str:

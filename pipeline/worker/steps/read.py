@@ -99,18 +99,23 @@ def _read_sample(positioned: Positioned, defaults: SourceDefaults) -> dict[str, 
         "uri": storage.redact(sample.uri),
         "label": label,
         "label_state": state,
-        "class_name": sample.class_name,
+        "class_name": _text(sample.class_name),
         "stratum": None if label else defaults.stratum or sample.stratum,
         "group": group,
         "split": split_of(group, defaults.split_fractions),
-        "license": sample.license,
-        "author": sample.author,
+        "license": _text(sample.license),
+        "author": _text(sample.author),
         "rotation": sample.rotation,
         "doubt": sample.doubt,
         "content_hash": content_hash,
         "image": sample.image,
         "reject_reason": None,
     }
+
+
+def _text(value: str | None) -> str | None:
+    """Names of folders and values of JSON may not be UTF-8."""
+    return None if value is None else storage.escape(value)
 
 
 def refuse_batch(rows: pa.Table, taken_down: TakenDown) -> pa.Table:

@@ -38,7 +38,7 @@ class Pipe(io.BytesIO):
 
 
 def read(data: bytes, is_wanted: Callable[[str], bool] = lambda _: True) -> Iterator[bytes | None]:
-    return (content for _, content in read_members(io.BytesIO(data), "a.tar.gz", is_wanted))
+    return (each.content for each in read_members(io.BytesIO(data), "a.tar.gz", is_wanted))
 
 
 @pytest.mark.parametrize("position", [0.3, 0.5, 0.9])
@@ -79,14 +79,14 @@ def test_gzip_of_several_members_is_read_to_its_end() -> None:
 
 def test_stream_that_cannot_seek_is_read_all_the_same() -> None:
     for data in (tar_bytes(), gzip.compress(tar_bytes())):
-        found = [content for _, content in read_members(Pipe(data), "a.tar", lambda _: True)]
+        found = [each.content for each in read_members(Pipe(data), "a.tar", lambda _: True)]
         assert found == [noise(number) for number in range(NUM_MEMBERS)]
 
 
 def test_unwanted_members_of_a_plain_tar_are_not_read() -> None:
     file = CountingFile(tar_bytes())
     members = list(read_members(file, "a.tar", lambda name: name.endswith("29.jpg")))
-    assert [content for _, content in members] == [None] * 29 + [noise(29)]
+    assert [each.content for each in members] == [None] * 29 + [noise(29)]
     assert file.num_read < MEMBER_BYTES + (NUM_MEMBERS + 4) * 1024
 
 

@@ -2,7 +2,6 @@
 
 import abc
 import itertools
-import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Literal
@@ -19,15 +18,14 @@ from pipeline.sources.kinds.imagenet.tables import (
     ParquetImages,
     WdsImages,
 )
+from pipeline.sources.readers.compression import part_of
 from pipeline.sources.readers.files import read_image
+from pipeline.sources.readers.folders import list_images, tell_once
 from pipeline.sources.readers.tars import estimate_members, list_members, read_members
-
-_log = logging.getLogger(__name__)
 
 Layout = Literal["auto", "folder", "kaggle", "train_tar", "val_tar", "parquet", "wds"]
 Split = Literal["train", "val"]
 
-_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 _KAGGLE = "ILSVRC/Data/CLS-LOC"
 # Names of each split. A copy without splits is all train.
 _SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("validation", "val")}
@@ -61,9 +59,9 @@ class FolderImages(_SingleImages):
         self._answers_dir = answers_dir
 
     def addresses(self) -> Iterator[Address]:
-        names = storage.list_files(self._root, _SUFFIXES)
+        names = list_images(self._root)
         answers = {}
-        if names and not any("/" in name for name in names):
+        if not any("/" in name for name in names):
             answers = read_answers(self._answers_dir)
         num_unknown = 0
         for name in names:
@@ -74,7 +72,7 @@ class FolderImages(_SingleImages):
             else:
                 yield [wnid, name]
         if num_unknown:
-            _log.warning("%s: %d files in no wnid's folder are ignored", self._root, num_unknown)
+            tell_once(f"{self._root}: {num_unknown:,} files in no wnid's folder are passed over")
 
     def _image(self, address: Address) -> FoundImage:
         wnid, name = address
@@ -123,14 +121,15 @@ class TrainTarImages:
         self, address: Address, *, is_offered: Callable[[str], bool], start: int
     ) -> Iterator[FoundImage]:
         del is_offered  # one class, checked by the caller
-        wnid, name, offset, _ = address
+        wnid, name, offset, size = address
         uri = f"{self._tar}#{name}"
         number = itertools.count()
         with storage.open_read(self._tar) as file:
             _seek(file, offset, self._tar)
-            for image, content in read_members(file, uri, lambda _: next(number) >= start):
-                if content is not None:
-                    yield FoundImage(wnid, f"{uri}#{image}", content)
+            inner = part_of(file, offset, size)
+            for member in read_members(inner, uri, lambda _: next(number) >= start):
+                if member.content is not None:
+                    yield FoundImage(wnid, f"{uri}#{member.name}", member.content)
 
 
 def find_images(
@@ -185,10 +184,12 @@ def _parquet_files(path: str, split: Split) -> list[str]:
 
 
 def _wds_tars(path: str, prefix: str, split: Split) -> list[str]:
-    tars = [uri for uri in storage.list_prefix(storage.join(path, prefix)) if uri.endswith(".tar")]
+    found = storage.list_prefix(storage.join(path, prefix))
+    names = {uri: uri.rpartition("/")[2] for uri in found}
+    tars = [uri for uri in found if uri.endswith(".tar") and not storage.is_hidden(names[uri])]
     of_split = {}
     for uri in tars:
-        named = _SPLIT_IN_TAR.search(uri.rpartition("/")[2])
+        named = _SPLIT_IN_TAR.search(names[uri])
         of_split[uri] = named[1] if named else "train"
     return [uri for uri in tars if of_split[uri] in _SPLIT_NAMES[split]]
 

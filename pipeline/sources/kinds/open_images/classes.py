@@ -18,7 +18,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.dataset.schema import Stratum
 from pipeline.errors import ConfigError
-from pipeline.sources.readers.gzip import GZIP_ERRORS, GZIP_MAGIC
+from pipeline.sources.readers.compression import DAMAGED, GZIP_MAGIC
 
 _MID = re.compile(r"/[a-z]/[0-9a-z_]+")
 _HEADER = ["LabelName", "DisplayName"]  # V6 and V7; V5 and before have none
@@ -215,7 +215,7 @@ def _read_text(uri: str, setting: str) -> str:
         return data.decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{uri}: no such file; check `{setting}`") from None
-    except (UnicodeDecodeError, gzip.BadGzipFile, *GZIP_ERRORS):
+    except (UnicodeDecodeError, gzip.BadGzipFile, *DAMAGED):
         raise ConfigError(f"{uri}: not UTF-8 text; check `{setting}`") from None
 
 

@@ -11,7 +11,7 @@ import pyarrow.csv
 
 from pipeline import storage
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.sources.readers.gzip import GZIP_ERRORS, GZIP_MAGIC, GzipStream, peek
+from pipeline.sources.readers.compression import DAMAGED, GZIP_MAGIC, GzipStream, peek
 
 _BLOCK_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 1 << 16
@@ -36,7 +36,7 @@ def read_columns(
         with _open(uri, setting) as stream:
             for batch in _open_csv(stream, types):
                 yield pa.Table.from_batches([batch])
-    except (pa.ArrowInvalid, *GZIP_ERRORS) as error:
+    except (pa.ArrowInvalid, *DAMAGED) as error:
         raise InfinegError(f"{uri}: broken CSV: {error}") from None
 
 
@@ -74,7 +74,7 @@ def _open(uri: str, setting: str) -> Iterator[IO[bytes]]:
     with file:
         head, stream, _ = peek(file, len(GZIP_MAGIC))
         if head == GZIP_MAGIC:
-            stream = cast(IO[bytes], GzipStream(stream))
+            stream = cast(IO[bytes], GzipStream(stream, uri))
         # Arrow makes a block of each short read.
         yield io.BufferedReader(cast(io.RawIOBase, stream), _BLOCK_BYTES)
 

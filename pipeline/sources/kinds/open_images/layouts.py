@@ -1,21 +1,23 @@
 """Images of Open Images: in tars, or single files `<split>/<ImageID>.jpg`."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from more_itertools import chunked
 
 from pipeline import storage
+from pipeline.dataset.decoders import image_suffixes
 from pipeline.dataset.keys import short_hash
 from pipeline.dataset.schema import Partition
 from pipeline.errors import ConfigError
 from pipeline.sources.readers.files import read_image
+from pipeline.sources.readers.folders import list_images, suffix_of, tell_once, told_suffixes
 from pipeline.sources.readers.patterns import address_id, expand_braces
 from pipeline.sources.readers.tars import read_members
 
 _TARS = (".tar", ".tar.gz", ".tgz")
-_IMAGES = (".jpg", ".jpeg", ".png")
 _HTTP = ("http://", "https://")
 _DIGITS = "0123456789abcdef"
 _HEX_RANGE = re.compile(r"\{([0-9a-f])\.\.([a-f])\}")
@@ -63,16 +65,13 @@ def file_partitions(
     if is_http(folder):
         names: Iterator[str] = (f"{image_id}.jpg" for image_id in image_ids())
     else:
-        names = iter(storage.list_files(folder, _IMAGES))
-    number = -1
+        names = iter(list_images(folder))
     for number, chosen in enumerate(chunked(names, size)):
         yield Partition(
             id=f"{number:06d}-{short_hash(' '.join(chosen))}",
             locator=[folder, *chosen],
             num_samples=len(chosen) if are_all_offered else None,
         )
-    if number < 0:
-        raise ConfigError(f"{folder}: no such folder, or no image; check `params.path`")
 
 
 def read_images(
@@ -93,17 +92,27 @@ def read_images(
 
 
 def _read_tar(url: str, is_wanted: Callable[[str], bool]) -> Iterator[FoundImage]:
+    others: Counter[str] = Counter()
+
     def is_wanted_image(name: str) -> bool:
-        return name.lower().endswith(_IMAGES) and is_wanted(_image_id(name))
+        if storage.is_hidden(name):
+            return False
+        if not name.lower().endswith(image_suffixes()):
+            others[suffix_of(name)] += 1
+            return False
+        return is_wanted(_image_id(name))
 
     try:
         file = storage.open_read(url)
     except FileNotFoundError:
         raise ConfigError(f"{url}: no such tar; check `params.path`") from None
     with file:
-        for name, content in read_members(file, url, is_wanted_image):
-            if content is not None:
-                yield FoundImage(_image_id(name), f"{url}#{name}", content)
+        for member in read_members(file, url, is_wanted_image):
+            if member.content is not None:
+                uri = f"{url}#{member.name}"
+                yield FoundImage(_image_id(member.name), uri, member.content)
+    if others:
+        tell_once(f"{storage.redact(url)}: passed over by their suffix: {told_suffixes(others)}")
 
 
 def _image_id(name: str) -> str:

@@ -48,7 +48,7 @@ class Bucket:
 
     def find(self, image_id: str) -> pa.Table:
         """The rows of an image, none or more."""
-        wanted = image_id.encode()
+        wanted = image_id.encode(errors="surrogateescape")
         if not len(self._ids) or len(wanted) > self._ids.itemsize:
             return self.rows.slice(0, 0)
         first, last = (int(np.searchsorted(self._ids, wanted, side)) for side in ("left", "right"))

@@ -18,7 +18,6 @@ from pipeline.sources.readers.files import toy_jpegs
 from pipeline.sources.readers.labels import LabelledParams, LabelRule, label_rule
 from pipeline.sources.readers.patterns import OneOrMore, address_id, refuse_repeats
 from pipeline.sources.readers.tar_samples import (
-    IMAGE_FIELDS,
     Member,
     TarReader,
     TarSample,
@@ -36,8 +35,10 @@ class Params(LabelledParams, frozen=True, extra="forbid"):
         description="One or more tars, e.g. s3://bucket/bg-{00000..00099}.tar, or the JSON that "
         "timm, wids or Energon write beside tars, e.g. https://host/set/_info.json.",
     )
-    image_fields: tuple[str, ...] = Field(
-        IMAGE_FIELDS, description="Last suffix of a member that is an image, lower case."
+    image_fields: tuple[str, ...] | None = Field(
+        None,
+        description="Last suffix of a member that is an image, lower case, e.g. [jpg]. Default: "
+        "those of the formats that kind image_folder reads.",
     )
     class_field: str | None = Field(
         None,
@@ -79,6 +80,7 @@ class Source:
             start=start,
             image_fields=self._params.image_fields,
             text_fields=["json", *([class_field] if class_field else [])],
+            label_field=class_field and class_field.partition(".")[0],
             is_offered=self._is_offered if self._rule.leaves_some_out else None,
         )
         return (self._sample(partition.locator, sample) for sample in reader.read())

@@ -57,13 +57,23 @@ def test_partition_of_a_changed_folder_has_another_id(tmp_path: Path) -> None:
     assert before.id != after.id
 
 
-@pytest.mark.parametrize("folder", ["missing", "empty"])
-def test_folder_without_images_is_an_error_that_names_what_was_wanted(
-    tmp_path: Path, folder: str
+@pytest.mark.parametrize(
+    ("folder", "cause"),
+    [
+        ("missing", "no such folder"),
+        ("empty", "no file in it that is not hidden"),
+        ("others", r"no image in it, only files with other suffixes: \.txt 2, \.jp2 1"),
+        ("others/a.txt", "a file, not a folder"),
+    ],
+)
+def test_folder_without_images_is_an_error_that_names_the_cause(
+    tmp_path: Path, folder: str, cause: str
 ) -> None:
-    (tmp_path / "empty").mkdir()
+    for name in ("empty/.DS_Store", "others/a.txt", "others/b.TXT", "others/c.jp2"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
     source = Source(Params(path=str(tmp_path / folder)))
-    with pytest.raises(ConfigError, match=rf"{folder}: no such folder.*\.jpg.*params\.path"):
+    with pytest.raises(ConfigError, match=rf"{folder}: {cause}; check `params\.path`"):
         list(source.partitions())
 
 

@@ -419,7 +419,7 @@ def test_wrong_setting_is_an_error_that_names_it(
     ("params", "message"),
     [
         ({"path": "no.tar.gz"}, "no.tar.gz: no such tar; check `params.path`"),
-        ({"path": "no"}, "no/train: no such folder, or no image; check `params.path`"),
+        ({"path": "no"}, "no/train: no such folder; check `params.path`"),
         ({"human_labels": "no.csv"}, "no.csv: no such file; check `params.human_labels`"),
         ({"machine_labels": "names.csv"}, "names.csv: no column Confidence, ImageID, Source, its "
          "first line is 'LabelName,DisplayName'; check `params.machine_labels`"),
