@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InfinegError
 from train.config import load_train_config
 from train.evaluate.predict import predict_paths
 from train.metrics.predictions import of_target, prediction_rows, write_predictions
@@ -36,7 +36,8 @@ def evaluate_folders(
     Uses the run's calibration and treats each folder as a source of a test split. Writes
     RUN/evaluations/<names of the folders>/metrics.json and report.html, and returns the content of
     metrics.json; `unreadable` counts the files that are no images. Raises ConfigError for a run
-    that is not calibrated, an unknown label, or a missing folder.
+    that is not calibrated, an unknown label, or a missing folder, and InfinegError for a folder
+    without a usable image.
     """
     run = Path(run_dir)
     info = read_model_info(run)
@@ -47,8 +48,9 @@ def evaluate_folders(
             raise ConfigError(f"--label {label!r} of {folder}: allowed are '', {info.targets}")
     _, _, config = load_train_config(run / "config.yaml")
     predicted = [_predict_folder(run, folder, label, info.targets) for folder, label in folders]
-    predictions = pa.concat_tables([rows for rows, _ in predicted])
-    num_unreadable = sum(num for _, num in predicted)
+    predictions = pa.concat_tables([rows for rows, _, _ in predicted])
+    num_unreadable = sum(num for _, _, num in predicted)
+    paths = {key: path for _, paths, _ in predicted for key, path in paths.items()}
     tests = [
         of_target(predictions, target, split="test", targets=info.targets)
         for target in info.targets
@@ -63,6 +65,7 @@ def evaluate_folders(
         title=f"{', '.join(info.targets)}: {run.name} on {names}",
         subtitle=f"{count(len(predictions), 'picture')}; "
         + count(num_unreadable, "file is not an image", "files are not images"),
+        paths=paths,
     )
     storage.write_atomic(str(out / "report.html"), page.encode())
     write_metrics(out, metrics)
@@ -72,13 +75,27 @@ def evaluate_folders(
 
 def _predict_folder(
     run: Path, folder: str | os.PathLike[str], label: str, targets: Sequence[str]
-) -> tuple[pa.Table, int]:
-    """Rows like those of predictions.parquet, with paths as keys; and the number of other files."""
+) -> tuple[pa.Table, dict[str, str], int]:
+    """Rows like those of predictions.parquet, with escaped paths as keys; the path of each key;
+    and the number of other files.
+    """
     found = list(predict_paths(run, [folder]))
     predicted = [(each.path, each.prediction) for each in found if each.prediction is not None]
-    common = {"source": str(folder), "split": "test", "label": label, "inclusion_probability": 1.0}
-    table = pa.Table.from_pylist([{"key": path, **common} for path, _ in predicted], _SCHEMA)
+    if not predicted:
+        first = f", the first: {found[0].as_text()}" if found else ""
+        raise InfinegError(
+            f"{folder}: none of {len(found):,} files is an image that can be read{first}; "
+            "check --images"
+        )
+    common = {
+        "source": storage.escape(str(folder)),
+        "split": "test",
+        "label": label,
+        "inclusion_probability": 1.0,
+    }
+    paths = {storage.escape(path): path for path, _ in predicted}
+    table = pa.Table.from_pylist([{"key": key, **common} for key in paths], _SCHEMA)
     logits = [[prediction.logits[target] for target in targets] for _, prediction in predicted]
     logits_NK = np.array(logits, np.float32).reshape(-1, len(targets))
     rows = prediction_rows(table, logits_NK, targets=targets, reference=None)
-    return rows, len(found) - len(predicted)
+    return rows, paths, len(found) - len(predicted)

@@ -6,6 +6,7 @@ Shapes: B batch, C H W image, K targets.
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from PIL import Image
 from scipy.special import expit
 from torch import Tensor
 
+from pipeline import storage
 from pipeline.dataset.decoders import UnusableImage
 from pipeline.encoders.networks import crop_any_image
 from pipeline.errors import ConfigError, InfinegError
@@ -31,6 +33,7 @@ ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[n
 ImageT = TypeVar("ImageT", bound=ImageInput)
 
 _BATCH_SIZE = 32
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,15 +63,15 @@ class FilePrediction:
     def as_json(self) -> str:
         """One line of JSON."""
         content = {"error": self.error} if self.prediction is None else vars(self.prediction)
-        return json.dumps({"path": self.path, **content}, allow_nan=False)
+        return json.dumps({"path": storage.escape(self.path), **content}, allow_nan=False)
 
     def as_text(self) -> str:
         """One line, fields separated by tabs."""
-        found = self.prediction
+        found, path = self.prediction, _one_line(self.path)
         if found is None:
-            return f"{self.path}\terror: {self.error}"
+            return f"{path}\terror: {self.error}"
         shares = " ".join(f"{name} {share:.4f}" for name, share in found.probabilities.items())
-        return f"{self.path}\t{found.label}\t{shares}\tone in {found.one_in:,.0f}"
+        return f"{path}\t{found.label}\t{shares}\tone in {found.one_in:,.0f}"
 
 
 class Detector:
@@ -204,28 +207,45 @@ def predict_paths(
     *,
     batch_size: int = _BATCH_SIZE,
 ) -> Iterator[FilePrediction]:
-    """One prediction per file, in order; folders are walked in alphabetical order.
+    """One prediction per file, in order; folders are walked in alphabetical order, each once.
 
-    Raises ConfigError, before the first prediction, for a run without calibration and for a path
-    that does not exist.
+    Folders and pipes that cannot be read come last, with their error. Raises ConfigError, before
+    the first prediction, for a run without calibration and for a path that does not exist.
     """
     given = [Path(path) for path in paths]
     for path in given:
         if not path.exists():
             raise ConfigError(f"{path}: no such file or folder")
-    found = Detector.load(run_dir).predict_each(_walk(given), batch_size=batch_size)
-    return (
-        FilePrediction(path=str(path), error=each)
-        if isinstance(each, str)
-        else FilePrediction(path=str(path), prediction=each)
-        for path, each in found
-    )
+    detector = Detector.load(run_dir)
+
+    def predictions() -> Iterator[FilePrediction]:
+        unreadable: list[FilePrediction] = []
+        found = detector.predict_each(_walk(given, unreadable), batch_size=batch_size)
+        for path, each in found:
+            if isinstance(each, str):
+                yield FilePrediction(path=str(path), error=each)
+            else:
+                yield FilePrediction(path=str(path), prediction=each)
+        yield from unreadable
+
+    return predictions()
 
 
-def _walk(paths: Iterable[Path]) -> Iterator[Path]:
-    """Files; in folders all but hidden ones, such as .DS_Store."""
+def _walk(paths: Iterable[Path], unreadable: list[FilePrediction]) -> Iterator[Path]:
+    """Files, of folders those that sources read, too; adds to `unreadable` what is neither."""
+
+    def add(path: str, error: OSError) -> None:
+        reason = f"cannot be read: {error.strerror or error}"
+        unreadable.append(FilePrediction(path=path, error=reason))
+
     for path in paths:
         if path.is_dir():
-            yield from _walk(sorted(p for p in path.iterdir() if not p.name.startswith(".")))
+            names = storage.walk(str(path), is_passed_over=storage.is_hidden, on_error=add)
+            yield from (path / name for name in sorted(names, key=lambda name: name.split("/")))
         else:
             yield path
+
+
+def _one_line(path: str) -> str:
+    """A path as text without the tabs and line ends that a name may have."""
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], storage.escape(path))

@@ -81,12 +81,13 @@ def report_on_folders(
     *,
     title: str,
     subtitle: str,
+    paths: Mapping[str, str],
 ) -> str:
-    """HTML for folders of images, whose paths are the keys."""
+    """HTML for folders of images; `paths` are the files of the keys."""
 
     def read_image(row: Mapping[str, Any]) -> bytes:
         settings = ImageSettings(image_size=PICTURE_SIDE)
-        decoded = decode_image(Path(row["key"]).read_bytes(), rotation=0, settings=settings)
+        decoded = decode_image(Path(paths[row["key"]]).read_bytes(), rotation=0, settings=settings)
         if not isinstance(decoded, Decoded):
             raise InfinegError(f"{row['key']}: changed during the evaluation ({decoded})")
         return decoded.image

@@ -118,7 +118,11 @@ def _checked(block: bytes, at: int) -> tuple[bytes, int]:
     unsigned = sum(block) - sum(block[148:156]) + 8 * ord(" ")
     # Some old programs added bytes as signed numbers.
     signed = unsigned - 256 * sum(each > 127 for each in block[:148] + block[156:])
-    if _number(block[148:156]) not in (unsigned, signed):
+    try:
+        is_header = int(block[148:156].strip(b" \0"), 8) in (unsigned, signed)
+    except ValueError:
+        is_header = False
+    if not is_header:
         raise BrokenTar(f"no header at byte {at}, but {block[:16]!r}")
     return block[156:157], _number(block[124:136])
 

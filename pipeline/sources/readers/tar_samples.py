@@ -14,7 +14,7 @@ from typing import IO, Any, Literal, NamedTuple
 
 from pipeline import storage
 from pipeline.dataset.decoders import image_suffixes
-from pipeline.errors import ConfigError, InfinegError
+from pipeline.errors import ConfigError, InfinegError, TransientStorageError
 from pipeline.sources.readers.folders import (
     images_of_mask,
     is_mask_word,
@@ -150,13 +150,7 @@ class TarReader:
             raise ConfigError(f"{self._uri}: no such tar; check `params.urls`") from None
 
     def _parse(self, name: str) -> tuple[str, str] | None:
-        """Key and field; the mask of the image before it belongs to that image."""
-        parts = _parse(name)
-        if parts is None:
-            return None
-        key, field = parts
-        before = self._group[0].key if self._group else ""
-        return (before, f"mask.{field}") if before in images_of_mask(key) else parts
+        return _parse(name, self._group[0].key if self._group else "")
 
     def _is_wanted(self, name: str) -> bool:
         """Called once per name, in order, after all earlier members are in the group."""
@@ -202,12 +196,10 @@ class TarReader:
             return
         self._is_checked = True
         keys: dict[str, set[str]] = {"image": set(), "label": set()}
-        with self._open() as file:
-            parsed = map(_parse, list_names(file, self._uri))
-            for key, run in itertools.groupby(filter(None, parsed), key=lambda parts: parts[0]):
-                lacking = self._lacks([Member(key, field, "", None) for _, field in run])
-                if lacking is not None:
-                    keys[lacking].add(key)
+        for key, run in itertools.groupby(self._all_names(), key=lambda parts: parts[0]):
+            lacking = self._lacks([Member(key, field, "", None) for _, field in run])
+            if lacking is not None:
+                keys[lacking].add(key)
         if scattered := keys["image"] & keys["label"]:
             self._group = []  # it is not to be yielded
             raise InfinegError(
@@ -216,6 +208,20 @@ class TarReader:
                 "image is in one place and its label in another. Unpack it and sort: "
                 "tar --sort=name -cf sorted.tar -C FOLDER ."
             )
+
+    def _all_names(self) -> Iterator[tuple[str, str]]:
+        """Key and field of all members, up to a damage, which is told when it is reached."""
+        before = ""
+        with self._open() as file:
+            try:
+                for name in list_names(file, self._uri):
+                    if (parts := _parse(name, before)) is not None:
+                        before = parts[0]
+                        yield parts
+            except TransientStorageError:
+                raise
+            except InfinegError:
+                return
 
     def _lacks(self, members: Sequence[Member]) -> Literal["image", "label"] | None:
         """What a run needs and has not."""
@@ -249,14 +255,21 @@ def text_of(members: Sequence[Member], field: str) -> str | None:
     return None
 
 
-def _parse(name: str) -> tuple[str, str] | None:
-    """Key and field of a member's name; None if it belongs to no sample."""
+def _parse(name: str, before: str) -> tuple[str, str] | None:
+    """Key and field of a member's name; None if it belongs to no sample.
+
+    `before` is the key of the member before: the mask of its image belongs to that.
+    """
     from webdataset.tariterators import base_plus_ext  # imports torch, which takes 2 s
 
     if storage.is_hidden(name) or _META.match(name):
         return None
     key, field = base_plus_ext(name)
-    return None if key is None else (key, field.lower())
+    if key is None:
+        return None
+    if before in images_of_mask(key):
+        return before, f"mask.{field.lower()}"
+    return key, field.lower()
 
 
 def _unique(uri: str, seen: set[str]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InfinegError
 from support.train_runs import write_run
 from train.evaluate.folders import evaluate_folders
 from train.evaluate.run import evaluate_run
@@ -47,6 +47,28 @@ def test_folders_are_measured_with_the_runs_own_threshold(
     assert "1 file is not an image" in page
     assert "100 in 100 pictures of a cat" in page
     assert "Not tested at all" not in page, "strata of a folder are unknown, not missing"
+
+
+def test_each_file_is_measured_once_under_any_name(two_targets: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "once"
+    folder.mkdir()
+    for number, name in enumerate(("a.png", "b.png", "caf\udce9.png", "d.png", "e.png")):
+        _draw(folder / name, (30, 90, 200), seed=number)
+    (folder / "again").symlink_to(".")
+    (folder / "._a.png").write_bytes(b"AppleDouble")
+    metrics = evaluate_folders(two_targets, [(folder, "")])
+    assert metrics["target"]["cat"]["fpr"]["all"]["n"] == 5
+    assert metrics["unreadable"] == 0
+    page = (two_targets / "evaluations/once/report.html").read_text()
+    assert page.count('src="data:image/jpeg;base64,') == 2 * 5
+
+
+def test_folder_without_a_usable_image_is_an_error(two_targets: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("<html>403</html>")
+    with pytest.raises(
+        InfinegError, match=r"none of 1 files is an image.*a\.jpg\terror: no usable"
+    ):
+        evaluate_folders(two_targets, [(tmp_path, "")])
 
 
 def test_folder_with_an_unknown_label_is_refused(two_targets: Path, tmp_path: Path) -> None:

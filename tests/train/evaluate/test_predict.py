@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -82,6 +83,38 @@ def test_folders_are_walked_in_order_without_hidden_files(run: Path, tmp_path: P
     predictions = predict_paths(run, [tmp_path / "c.jpg", tmp_path])
     names = [str(Path(each.path).relative_to(tmp_path)) for each in predictions]
     assert names == ["c.jpg", "a/z/9.jpg", "b/1.jpg", "b/2.jpg", "c.jpg"]
+
+
+def test_links_in_circles_odd_names_and_pipes_cost_no_line(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    (folder / "sub").mkdir(parents=True)
+    names = ["a.jpg", "b\nline.jpg", "caf\udce9.jpg", "sub/c.jpg", "sub/d\t.jpg"]
+    for name in names:
+        (folder / name).write_bytes(_encode(COLD))
+    (folder / "again").symlink_to(".")
+    (folder / "sub/up").symlink_to(folder)
+    (folder / "loop").symlink_to("loop")
+    (folder / "._a.jpg").write_bytes(b"AppleDouble")
+    os.mkfifo(folder / "pipe.jpg")
+    found = list(predict_paths(run, [folder]))
+    texts = [each.as_text() for each in found]
+    assert all("\n" not in text and text.count("\t") in (1, 3) for text in texts)
+    assert [each.path.removeprefix(f"{folder}/") for each in found if each.prediction] == names
+    errors = {each.path.removeprefix(f"{folder}/"): each.error for each in found if each.error}
+    assert set(errors) == {"loop", "pipe.jpg"}
+    assert "a pipe, socket or device" in errors["pipe.jpg"]
+    for each in found:
+        each.as_text().encode()
+        json.loads(each.as_json())["path"].encode()
+    assert any(r"caf\xe9.jpg" in text for text in texts)
+
+
+def test_one_poisonous_file_costs_no_other_prediction(run: Path, tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.jpg").write_bytes(_encode(WARM, seed=number))
+    Image.new("L", (100_000, 30)).save(tmp_path / "1a_long.png")
+    found = list(predict_paths(run, [tmp_path]))
+    assert [each.error for each in found] == [None, None, "no usable image: bad_aspect", None]
 
 
 def test_json_lines_have_the_documented_fields(run: Path, tmp_path: Path) -> None:
