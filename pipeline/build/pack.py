@@ -23,6 +23,7 @@ from pipeline.dataset.tables import (
 )
 from pipeline.errors import InfinegError
 from pipeline.telemetry.progress import Progress
+from pipeline.worker.rejects import refuse_unusable
 
 
 def pack_generation(
@@ -51,6 +52,9 @@ def pack_generation(
             ledger_path=ledger_path,
             hashes_path=hashes_path,
         )
+        record = _source_record(round_, tables, sources.get(round_.source))
+        _refuse_unusable(dataset, record)
+        sources[round_.source] = record
         tasks += cut_shards(
             tables.parts,
             source=round_.source,
@@ -58,7 +62,6 @@ def pack_generation(
             round_number=round_.number,
             next_numbers=numbers,
         )
-        sources[round_.source] = _source_record(round_, tables, sources.get(round_.source))
     shards, quarantine = sort_files(pack_shards(config, tasks, cluster))
     return Generation(
         number=parent.number + 1,
@@ -161,6 +164,13 @@ def _source_record(round_: Round, tables: RoundTables, before: SourceRecord | No
         ledger=(*(before.ledger if before else ()), tables.ledger),
         hashes=(*(before.hashes if before else ()), tables.hashes),
     )
+
+
+def _refuse_unusable(dataset: Dataset, record: SourceRecord) -> None:
+    counts = record.counts
+    first = next(dataset.iterate_table(record.ledger[-1].path), None)
+    example = first["uri"][0].as_py() if first is not None and first.num_rows else ""
+    refuse_unusable(record.name, counts.read, counts.rejected, example)
 
 
 def cut_shards(

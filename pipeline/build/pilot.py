@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -29,6 +30,7 @@ from pipeline.sources.survey import (
     take_partitions,
 )
 from pipeline.telemetry.progress import Progress
+from pipeline.worker.rejects import refuse_unusable
 from pipeline.worker.span import ReadTask, SpanWorker
 
 _log = logging.getLogger(__name__)
@@ -172,13 +174,16 @@ def _make_reference(config: Config, cluster: Cluster, make_worker: MakeWorker) -
     tables = []
     with Progress("embed positives", total=total, unit="images") as progress:
         for rows in cluster.map(SpanWorker.embed, tasks, make_worker=make_worker):
-            tables.append(rows.filter(rows["reject_reason"].is_null()))
+            tables.append(rows)
             progress.advance(rows.num_rows)
     if not tables:
         raise InfinegError("positives: no image could be read")
+    embedded = pa.concat_tables(tables)
+    for entry in config.positives:
+        _refuse_unusable(entry.name, embedded.filter(pc.equal(embedded["source"], entry.name)))
     info = write_reference(
         config.output.path,
-        pa.concat_tables(tables),
+        embedded.filter(embedded["reject_reason"].is_null()),
         num_neighbors=config.selection.num_neighbors,
     )
     _log.info(
@@ -190,3 +195,9 @@ def _make_reference(config: Config, cluster: Cluster, make_worker: MakeWorker) -
         info.ceiling,
     )
     return info
+
+
+def _refuse_unusable(source: str, rows: pa.Table) -> None:
+    rejected = Counter(reason for reason in rows["reject_reason"].to_pylist() if reason)
+    example = rows["uri"][0].as_py() if rows.num_rows else ""
+    refuse_unusable(source, rows.num_rows, rejected, example)
