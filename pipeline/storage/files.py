@@ -29,6 +29,9 @@ def open_read(uri: str) -> IO[bytes]:
 
 def read_bytes(uri: str) -> bytes:
     fs, path = resolve(uri)
+    if is_http(fs):
+        with open_http(fs, path, f"read {redact(uri)}") as stream:
+            return stream.read()
     # Otherwise s3fs asks for the size first.
     options = {"max_concurrency": 1} if is_protocol(fs, "s3") else {}
     return bytes(retry(lambda: fs.cat_file(path, **options), f"read {redact(uri)}"))
@@ -39,12 +42,15 @@ def read_many(uris: Sequence[str]) -> list[bytes]:
     return map_many(read_bytes, uris, fs=resolve(uris[0])[0]) if uris else []
 
 
-def read_range(uri: str, offset: int, size: int) -> bytes:
-    """`size` bytes from `offset`, or fewer at the end; does not read what comes before."""
+def read_range(uri: str, offset: int, size: int, *, http_deadline_s: float | None = None) -> bytes:
+    """`size` bytes from `offset`, or fewer at the end; does not read what comes before.
+
+    Raises InfinegError if an http server has not sent them after `http_deadline_s`.
+    """
     fs, path = resolve(uri)
     what = f"read {redact(uri)}"
     if is_http(fs):
-        return read_http_range(fs, path, what, offset=offset, size=size)
+        return read_http_range(fs, path, what, offset=offset, size=size, deadline_s=http_deadline_s)
     return bytes(retry(lambda: fs.cat_file(path, start=offset, end=offset + size), what))
 
 

@@ -1,18 +1,25 @@
 """Streams that reconnect after a lost connection and continue where they were."""
 
+import asyncio
 import io
 import os
-from typing import IO, Any
+import time
+from collections.abc import Awaitable, Callable
+from typing import IO, Any, TypeVar
 
 from fsspec.asyn import sync
 
-from pipeline.errors import InfinegError
+from pipeline.errors import InfinegError, TransientStorageError
 from pipeline.storage.retry import retry
 
 # A tar reader reads much less at once.
 _BUFFER_BYTES = 2**20
 # Cheaper to read and discard than a new request.
 _MAX_SKIP_BYTES = 2**20
+# A server that sends less in this time, spent waiting, counts as one that does not answer.
+_SLOW_S, _SLOW_BYTES = 60.0, 2**16
+
+T = TypeVar("T")
 
 
 def open_stream(fs: Any, path: str, what: str) -> IO[bytes]:
@@ -25,17 +32,19 @@ def open_http(fs: Any, url: str, what: str) -> IO[bytes]:
     return io.BufferedReader(_HttpBody(fs, url, what), _BUFFER_BYTES)
 
 
-def read_http_range(fs: Any, url: str, what: str, *, offset: int, size: int) -> bytes:
-    """`size` bytes from `offset`, also from a server without ranges."""
-    data = bytearray(size)
-    num_read = 0
-    with (
-        _HttpBody(fs, url, what, start=offset, end=offset + size) as body,
-        memoryview(data) as view,
-    ):
-        while num := body.readinto(view[num_read:]):
-            num_read += num
-    return bytes(data[:num_read])
+def read_http_range(
+    fs: Any, url: str, what: str, *, offset: int, size: int, deadline_s: float | None = None
+) -> bytes:
+    """`size` bytes from `offset`, also from a server without ranges.
+
+    Raises InfinegError if they are not there after `deadline_s`, all tries together.
+    """
+    body = _HttpBody(fs, url, what, start=offset, end=offset + size, deadline_s=deadline_s)
+    with body:
+        data = bytearray()
+        while piece := body.read(min(_BUFFER_BYTES, size - len(data))):
+            data += piece
+    return bytes(data)
 
 
 class _Resumed(io.RawIOBase):
@@ -89,9 +98,19 @@ class _HttpBody(io.RawIOBase):
     """
 
     def __init__(
-        self, fs: Any, url: str, what: str, *, start: int = 0, end: int | None = None
+        self,
+        fs: Any,
+        url: str,
+        what: str,
+        *,
+        start: int = 0,
+        end: int | None = None,
+        deadline_s: float | None = None,
     ) -> None:
         super().__init__()
+        self._deadline_s = deadline_s
+        self._began = time.monotonic()
+        self._waited_s, self._num_waited_for = 0.0, 0  # for bytes of the body, and how many came
         self._fs, self._url, self._what = fs, url, what
         self._at, self._end = start, end
         self._response: Any = None
@@ -130,7 +149,9 @@ class _HttpBody(io.RawIOBase):
         try:
             if self._response is None or not 0 <= self._at - self._body_at <= _MAX_SKIP_BYTES:
                 self._connect()
-            data: bytes = sync(self._fs.loop, self._skip_and_read, size)
+            began = time.monotonic()
+            data = self._wait_for(lambda: self._skip_and_read(size))
+            self._refuse_slow(time.monotonic() - began, len(data))
         except Exception:
             self._disconnect()
             raise
@@ -148,12 +169,39 @@ class _HttpBody(io.RawIOBase):
 
     def _connect(self) -> None:
         self._disconnect()
-        self._response = sync(self._fs.loop, self._request)
+        self._response = self._wait_for(self._request)
         try:
             self._take_headers(self._response)
         except Exception:
             self._disconnect()
             raise
+
+    def _wait_for(self, action: Callable[[], Awaitable[T]]) -> T:
+        """Runs `action` on the loop of the driver, up to the deadline."""
+        ends = None if self._deadline_s is None else self._began + self._deadline_s
+
+        async def run() -> T:
+            left = None if ends is None else max(ends - time.monotonic(), 0)
+            return await asyncio.wait_for(action(), left)
+
+        try:
+            result: T = sync(self._fs.loop, run)
+        except TimeoutError:
+            if ends is None or time.monotonic() < ends:
+                raise
+            raise InfinegError(f"{self._what}: not complete after {self._deadline_s:g} s") from None
+        return result
+
+    def _refuse_slow(self, seconds: float, num_bytes: int) -> None:
+        self._waited_s += seconds
+        self._num_waited_for += num_bytes
+        if self._waited_s < _SLOW_S:
+            return
+        if self._num_waited_for < _SLOW_BYTES:
+            raise TransientStorageError(
+                f"{self._what}: only {self._num_waited_for:,} bytes in {self._waited_s:.0f} s"
+            )
+        self._waited_s, self._num_waited_for = 0.0, 0
 
     async def _request(self) -> Any:
         session = await self._fs.set_session()

@@ -19,6 +19,8 @@ _log = logging.getLogger(__name__)
 
 # Protocols that data may name.
 _SCHEMES = frozenset({"http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "memory"})
+# For one image from an http server, redirects and repeated tries included.
+_DEADLINE_S = 20.0
 _SCHEME = re.compile(r"([A-Za-z0-9+.-]+)://")
 
 
@@ -30,7 +32,7 @@ def read_image(uri: str) -> bytes:
     """
     limit = tars.MAX_MEMBER_BYTES
     try:
-        content = storage.read_range(uri, 0, limit + 1)
+        content = storage.read_range(uri, 0, limit + 1, http_deadline_s=_DEADLINE_S)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         _log.info("%s: %s", storage.redact(uri), error)
         return b""
