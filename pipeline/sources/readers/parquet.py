@@ -1,6 +1,7 @@
 """Reads parquet files a few rows at a time: footers, ranges of row groups, rows."""
 
 import contextlib
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -11,8 +12,12 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.errors import ConfigError, InfinegError, TransientStorageError
 
-# Rows in memory at once: a few MB of photographs.
-_ROWS_PER_BATCH = 16
+# In memory at once: a few MB of photographs. Any row may be as large as all of its row group.
+_ROWS_PER_BATCH, _BYTES_PER_BATCH = 16, 64 << 20
+_REPEATED_PER_BATCH = 512  # rows with values that are kept once
+# Images do not shrink; what unpacks to more than this many times its size repeats a few values,
+# which are then kept once, up to a size that no such column of images has.
+_MAX_RATIO, _MAX_REPEATED_BYTES = 100, 256 << 20
 # A column is read in pieces of this size; otherwise a whole row group is, often half a GB.
 _BUFFER_BYTES = 1 << 20
 
@@ -52,7 +57,40 @@ def open_table(uri: str) -> Iterator[Table]:
     with file:
         with _errors_of(f"{uri}: not a parquet file, or broken"):
             table = pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+        if repeated := _repeated_columns(table.metadata):
+            with _errors_of(f"{uri}: broken parquet"):
+                table = pq.ParquetFile(
+                    file,
+                    metadata=table.metadata,
+                    read_dictionary=repeated,
+                    buffer_size=_BUFFER_BYTES,
+                    pre_buffer=False,
+                )
         yield Table(uri, table)
+
+
+def _repeated_columns(footer: pq.FileMetaData) -> list[str]:
+    """Columns of bytes or texts that unpack to many times their size in some row group."""
+    return sorted(
+        {
+            chunk.path_in_schema
+            for group in range(footer.num_row_groups)
+            for chunk in _chunks(footer, group)
+            if chunk.physical_type == "BYTE_ARRAY"
+            and "." not in chunk.path_in_schema  # Arrow cannot, inside of others
+            and _unpacks_to_much(chunk)
+        }
+    )
+
+
+def _chunks(footer: pq.FileMetaData, group: int) -> list[pq.ColumnChunkMetaData]:
+    described = footer.row_group(group)
+    return [described.column(number) for number in range(described.num_columns)]
+
+
+def _unpacks_to_much(chunk: pq.ColumnChunkMetaData) -> bool:
+    packed = max(chunk.total_compressed_size, 1)
+    return bool(chunk.total_uncompressed_size > max(_MAX_RATIO * packed, _BUFFER_BYTES))
 
 
 def row_ranges(table: Table, rows_per_range: int) -> Iterator[RowRange]:
@@ -130,10 +168,49 @@ def _offered_rows(
     """Row numbers in the group; None for all."""
     if is_offered is None or label_column is None:
         return None
+    _batch_rows(table, group, [label_column])  # refuses one that takes too much
     with _errors_of(f"{table.uri}: row group {group}: broken parquet"):
         read = table.file.read_row_group(group, columns=[label_column])
-        labels = read[label_column].to_pylist()
+    labels = itertools.chain.from_iterable(map(_values, read[label_column].chunks))
     return {row for row, label in enumerate(labels) if is_offered(label)}
+
+
+def _batch_rows(table: Table, group: int, columns: Sequence[str]) -> int:
+    """How many rows of a group to read at once; raises InfinegError for one that takes too much."""
+    repeated = set(_repeated_columns(table.file.metadata))
+    num_bytes = 0
+    for chunk in _chunks(table.file.metadata, group):
+        column = chunk.path_in_schema.partition(".")[0]
+        if column not in columns:
+            continue
+        if _unpacks_to_much(chunk) and chunk.total_uncompressed_size > _MAX_REPEATED_BYTES:
+            raise InfinegError(
+                f"{storage.redact(table.uri)}: row group {group}: column {column!r} unpacks from "
+                f"{chunk.total_compressed_size:,} to {chunk.total_uncompressed_size:,} bytes, "
+                "which images never do; it is not read"
+            )
+        if column not in repeated:
+            num_bytes += chunk.total_uncompressed_size
+    most = _ROWS_PER_BATCH if repeated.isdisjoint(columns) else _REPEATED_PER_BATCH
+    return max(1, min(most, _BYTES_PER_BATCH // max(num_bytes, 1)))
+
+
+def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    """One row at a time: as objects of Python they are in memory again."""
+    for values in zip(*map(_values, batch.columns), strict=True):
+        yield dict(zip(batch.schema.names, values, strict=True))
+
+
+def _values(array: pa.Array) -> Iterator[Any]:
+    """One at a time; of a dictionary, a value that comes again is the same object."""
+    if not pa.types.is_dictionary(array.type):
+        yield from map(_as_python, array)
+        return
+    last, value = None, None
+    for index in array.indices.to_pylist():
+        if index != last:
+            last, value = index, None if index is None else _as_python(array.dictionary[index])
+        yield value
 
 
 def _read_group(
@@ -141,7 +218,7 @@ def _read_group(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     row = 0
     # After a damaged batch again, row by row: a batch fails as a whole.
-    for size in (_ROWS_PER_BATCH, 1):
+    for size in (_batch_rows(table, group, columns), 1):
         batches = table.file.iter_batches(size, row_groups=[group], columns=list(columns))
         seen = 0
         while True:
@@ -158,9 +235,20 @@ def _read_group(
                 return
             seen += batch.num_rows
             if seen > row:
-                for values in batch.to_pylist():
+                for values in _rows(batch):
                     yield row, values
                     row += 1
+
+
+def _as_python(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        if isinstance(value, pa.StringScalar):
+            return value.as_buffer().to_pybytes().decode(errors="replace")
+        return None  # a struct of an image: it cannot be read
+    except (ValueError, OverflowError) as error:  # a time outside of Python's range
+        raise InfinegError(f"a value that cannot be read: {error}") from None
 
 
 @contextlib.contextmanager
@@ -169,5 +257,7 @@ def _errors_of(what: str) -> Iterator[None]:
         yield
     except (ConnectionError, TimeoutError) as error:
         raise TransientStorageError(f"{what.partition(': ')[0]}: {error}") from error
-    except (pa.ArrowException, OSError) as error:
+    except InfinegError:  # of the storage
+        raise
+    except Exception as error:  # whatever Arrow raises on bytes
         raise InfinegError(f"{what}: {error}") from None

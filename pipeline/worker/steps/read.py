@@ -11,7 +11,7 @@ from typing import Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from more_itertools import chunked
+from more_itertools import constrained_batches
 
 from pipeline import storage
 from pipeline.config.schema import Config, SourceEntry
@@ -32,8 +32,8 @@ from pipeline.errors import ConfigError
 ADDS = READ_COLUMNS
 
 _SCHEMA = pa.schema([row_schema(1).field(name) for name in READ_COLUMNS])
-# This many original images are in memory at once.
-_SAMPLES_PER_TABLE = 64
+# Original images in memory at once; a larger one is alone.
+_SAMPLES_PER_TABLE, _BYTES_PER_TABLE = 64, 256 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,14 @@ def read_rows(
     samples: Iterable[Positioned], defaults: SourceDefaults, taken_down: TakenDown
 ) -> Iterator[pa.Table]:
     """Tables of rows, read but not decoded; the last one is empty."""
-    for batch in itertools.chain(chunked(samples, _SAMPLES_PER_TABLE), [[]]):
+    batches = constrained_batches(
+        samples,
+        _BYTES_PER_TABLE,
+        _SAMPLES_PER_TABLE,
+        get_len=lambda each: len(each.sample.image),
+        strict=False,
+    )
+    for batch in itertools.chain(batches, [()]):
         yield refuse_batch(read_batch(batch, defaults), taken_down)
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -397,3 +398,48 @@ def test_first_rows_come_before_the_last_are_read(tmp_path: Path) -> None:
     source = Source(Params(urls=(str(path),)))
     [partition] = source.partitions()
     assert len(list(itertools.islice(source.read(partition), 98))) == 98
+
+
+def test_one_large_value_that_many_rows_share_is_in_memory_once(tmp_path: Path) -> None:
+    values = pa.array([bytes(20 << 20), JPEG], pa.binary())
+    rows = pa.DictionaryArray.from_arrays(pa.array([0] * 200 + [1, None, 0], pa.int32()), values)
+    path = tmp_path / "a.parquet"
+    pq.write_table(
+        pa.table({"image": rows}), path, compression="zstd", store_schema=False,
+        dictionary_pagesize_limit=1 << 30,
+    )  # fmt: skip
+    assert path.stat().st_size < 10_000
+    before, began, sizes = pa.total_allocated_bytes(), time.monotonic(), []
+    tracemalloc.start()
+    source = Source(Params(urls=(str(path),)))
+    for sample in itertools.chain.from_iterable(map(source.read, source.partitions())):
+        sizes.append(len(sample.image))
+        assert pa.total_allocated_bytes() - before < 150 << 20
+    assert tracemalloc.get_traced_memory()[1] < 60 << 20
+    tracemalloc.stop()
+    assert sizes == [20 << 20] * 200 + [len(JPEG), 0, 20 << 20]
+    assert time.monotonic() - began < 10
+
+
+def test_column_that_unpacks_to_gigabytes_is_refused_and_other_groups_are_read(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.parquet"
+    schema = pa.schema([("image", pa.binary())])
+    with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False) as writer:
+        writer.write_table(pa.table({"image": [JPEG]}, schema))
+        writer.write_table(pa.table({"image": [bytes(200 << 20)] * 3}, schema))
+        writer.write_table(pa.table({"image": [JPEG]}, schema))
+    source = Source(Params(urls=(str(path),)))
+    read = []
+    with pytest.raises(InfinegError, match=r"row group 1: column 'image' unpacks from"):  # noqa: PT012
+        for partition in source.partitions():
+            for sample in source.read(partition):
+                read.append(sample.image)
+    assert read == [JPEG, JPEG]
+
+
+def test_text_that_is_no_utf8_is_read(tmp_path: Path) -> None:
+    label = pa.Array.from_buffers(pa.string(), 1, pa.array([b"caf\xe9"], pa.binary()).buffers())
+    [sample] = read_all(write(tmp_path / "a.parquet", {"image": [JPEG], "label": label}))
+    assert (sample.image, sample.class_name) == (JPEG, "caf\ufffd")
