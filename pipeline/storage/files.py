@@ -3,10 +3,13 @@
 import contextlib
 import hashlib
 import itertools
+import os
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline.errors import InfinegError
 from pipeline.storage.listings import find_files, forget_listings, resolve_listable
 from pipeline.storage.locations import is_http, is_local, is_protocol, redact, resolve
 from pipeline.storage.retry import retry
@@ -51,7 +54,18 @@ def read_range(uri: str, offset: int, size: int, *, http_deadline_s: float | Non
     what = f"read {redact(uri)}"
     if is_http(fs):
         return read_http_range(fs, path, what, offset=offset, size=size, deadline_s=http_deadline_s)
+    if is_local(fs):
+        return retry(lambda: _read_local(path, offset, size), what)
     return bytes(retry(lambda: fs.cat_file(path, start=offset, end=offset + size), what))
+
+
+def _read_local(path: str, offset: int, size: int) -> bytes:
+    """Without waiting for the other end of a pipe, which somebody's table may name."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise InfinegError(f"read {path}: a pipe, socket or device")
+        file.seek(offset)
+        return file.read(size)
 
 
 def exists(uri: str) -> bool:

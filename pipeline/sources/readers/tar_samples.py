@@ -148,6 +148,11 @@ class TarReader:
             return storage.open_read(self._uri)
         except FileNotFoundError:
             raise ConfigError(f"{self._uri}: no such tar; check `params.urls`") from None
+        except IsADirectoryError:
+            raise ConfigError(
+                f"{self._uri}: a folder, not a tar; name the tars, e.g. "
+                f"{self._uri.rstrip('/')}/{{00000..00099}}.tar, as `params.urls`"
+            ) from None
 
     def _parse(self, name: str) -> tuple[str, str] | None:
         return _parse(name, self._group[0].key if self._group else "")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from pipeline.dataset.schema import RawSample
-from pipeline.errors import InfinegError
+from pipeline.errors import ConfigError, InfinegError
 from pipeline.sources import open_source
 from pipeline.sources.readers.tars import TarMember, list_members, read_members
 from support.corpus import encode, quadrants, write_tar
@@ -258,6 +258,11 @@ def test_broken_pax_header_is_an_error(record: bytes) -> None:
     data = head.tobuf(tarfile.USTAR_FORMAT) + record.ljust(512, b"\0") + tar_of(("1.jpg", JPEG))
     with pytest.raises(InfinegError, match="broken tar at its start"):
         members_of(data)
+
+
+def test_folder_in_place_of_a_tar_is_an_error_that_says_how_to_name_tars(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a folder, not a tar; name the tars, e\.g\. .*\.tar"):
+        read(tmp_path)
 
 
 def test_sparse_file_is_one_reject() -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import InfinegError
+from pipeline.sources.readers.files import read_named_image
 from pipeline.storage.walking import is_hidden
 
 
@@ -96,3 +97,13 @@ def test_object_store_has_the_same_rule_for_hidden_files() -> None:
 def test_escaped_name_is_utf8_and_plain_names_stay() -> None:
     assert storage.escape("caf\udce9/\ud800 é") == r"caf\xe9/\ud800 é"
     assert storage.redact("s3://a:b@c/\udcff.jpg") == r"s3://***@c/\xff.jpg"
+
+
+def test_pipe_that_is_named_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jpg")
+    assert read_named_image("a.jpg", str(tmp_path)) == b""
+    (tmp_path / "b.jpg").write_bytes(b"0123456789")
+    assert storage.read_range(str(tmp_path / "b.jpg"), 3, 4) == b"3456"
+    assert storage.read_range(str(tmp_path / "b.jpg"), 8, 40) == b"89"
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    assert read_named_image("loop.jpg", str(tmp_path)) == b""

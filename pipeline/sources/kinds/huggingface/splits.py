@@ -173,7 +173,7 @@ def class_names(feature: object) -> list[str]:
 
 @contextlib.contextmanager
 def errors_of(where: str) -> Iterator[None]:
-    """Turns errors of reading into an InfinegError."""
+    """Turns whatever `datasets` raises into an InfinegError; encloses only calls of it."""
     try:
         yield
     except InfinegError:
@@ -181,8 +181,6 @@ def errors_of(where: str) -> Iterator[None]:
     except Exception as error:
         if is_transient(error):
             raise TransientStorageError(f"{where}: {error}; run again to resume") from error
-        if not isinstance(error, (*BROKEN, OSError)):
-            raise
         raise InfinegError(f"{where}: broken: {type(error).__name__}: {error}") from None
 
 

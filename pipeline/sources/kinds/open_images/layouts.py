@@ -104,7 +104,7 @@ def _read_tar(url: str, is_wanted: Callable[[str], bool]) -> Iterator[FoundImage
 
     try:
         file = storage.open_read(url)
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise ConfigError(f"{url}: no such tar; check `params.path`") from None
     with file:
         for member in read_members(file, url, is_wanted_image):
