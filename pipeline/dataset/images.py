@@ -80,10 +80,13 @@ def _read_upright(image: bytes, rotation: int, settings: ImageSettings) -> tuple
     assert rotation % 90 == 0, f"rotation {rotation} is not a multiple of 90"
     is_mirrored, quarter_turns = _ORIENTATIONS.get(orientation, (False, 0))
     pixels = _shrink(pixels, settings.image_size)
-    pixels = np.rot90(pixels[:, ::-1] if is_mirrored else pixels, quarter_turns + rotation // 90)
+    # Copied: numpy takes a turned row of pixels for contiguous, though its stride is negative.
+    pixels = np.rot90(
+        pixels[:, ::-1] if is_mirrored else pixels, quarter_turns + rotation // 90
+    ).copy()
     is_upright = orientation == 1 and rotation % 360 == 0
     is_unchanged = is_sound_jpeg and is_rgb and is_upright and shorter <= settings.image_size
-    return np.ascontiguousarray(pixels), is_unchanged
+    return pixels, is_unchanged
 
 
 def perceptual_hash(pixels: Pixels) -> int:

@@ -105,6 +105,14 @@ def test_rotation_turns_counter_clockwise(rotation: int, expected: list[object])
     assert (decoded.width == WIDTH) == (rotation == 180)
 
 
+@pytest.mark.parametrize("rotation", [0, 90, 180, 270])
+@pytest.mark.parametrize("size", [(1, 40), (40, 1), (1, 1)])
+def test_image_of_one_row_is_turned(size: tuple[int, int], rotation: int) -> None:
+    settings = ImageSettings(image_size=64)
+    turned = decode(encode(Image.new("RGB", size), "PNG"), rotation=rotation, settings=settings)
+    assert (turned.width, turned.height) == (size if rotation % 180 == 0 else size[::-1])
+
+
 def test_sixteen_bit_mid_grey_stays_mid_grey() -> None:
     grey = Image.fromarray(np.full((64, 64), 32768, np.uint16))
     assert np.abs(pixels_of(decode(encode(grey, "PNG"))).astype(int) - 128).max() <= 1
