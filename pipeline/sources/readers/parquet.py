@@ -1,10 +1,11 @@
 """Reads parquet files a few rows at a time: footers, ranges of row groups, rows."""
 
 import contextlib
+import io
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence, Set
+from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,16 +36,14 @@ class Table(NamedTuple):
 
     uri: str
     file: pq.ParquetFile
+    schema: pa.Schema
+    group_sizes: list[int]  # rows of each row group
+    group_bytes: list[int]  # of each, unpacked
+    num_bytes: int  # of the file
+    repeated: set[str]  # columns whose values are kept once
 
-    @property
-    def schema(self) -> pa.Schema:
-        return self.file.schema_arrow
-
-    @property
-    def group_sizes(self) -> list[int]:
-        """Rows of each row group."""
-        footer = self.file.metadata
-        return [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+    def unpacks_to_much(self, group: int) -> bool:
+        return self.group_bytes[group] > max(_MAX_RATIO * self.num_bytes, _BUFFER_BYTES)
 
 
 @contextlib.contextmanager
@@ -55,42 +54,34 @@ def open_table(uri: str) -> Iterator[Table]:
     except (FileNotFoundError, IsADirectoryError):
         raise ConfigError(f"{uri}: no such file") from None
     with file:
-        with _errors_of(f"{uri}: not a parquet file, or broken"):
-            table = pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-        if repeated := _repeated_columns(table.metadata):
-            with _errors_of(f"{uri}: broken parquet"):
-                table = pq.ParquetFile(
-                    file,
-                    metadata=table.metadata,
-                    read_dictionary=repeated,
-                    buffer_size=_BUFFER_BYTES,
-                    pre_buffer=False,
-                )
-        yield Table(uri, table)
+        table = _read_footer(uri, file)
+        if any(map(table.unpacks_to_much, range(len(table.group_sizes)))):
+            repeated = {field.name for field in table.schema if _is_bytes(field.type)}
+            table = _read_footer(uri, file, repeated)
+        yield table
 
 
-def _repeated_columns(footer: pq.FileMetaData) -> list[str]:
-    """Columns of bytes or texts that unpack to many times their size in some row group."""
-    return sorted(
-        {
-            chunk.path_in_schema
-            for group in range(footer.num_row_groups)
-            for chunk in _chunks(footer, group)
-            if chunk.physical_type == "BYTE_ARRAY"
-            and "." not in chunk.path_in_schema  # Arrow cannot, inside of others
-            and _unpacks_to_much(chunk)
-        }
-    )
+def _read_footer(uri: str, file: IO[bytes], repeated: Set[str] = frozenset()) -> Table:
+    """Asks nothing of columns: of some broken footers Arrow then ends the process."""
+    with _errors_of(f"{uri}: not a parquet file, or broken"):
+        opened = pq.ParquetFile(
+            file, read_dictionary=sorted(repeated), buffer_size=_BUFFER_BYTES, pre_buffer=False
+        )
+        groups = [opened.metadata.row_group(n) for n in range(opened.num_row_groups)]
+        return Table(
+            uri,
+            opened,
+            opened.schema_arrow,
+            [group.num_rows for group in groups],
+            [group.total_byte_size for group in groups],
+            file.seek(0, io.SEEK_END),
+            set(repeated),
+        )
 
 
-def _chunks(footer: pq.FileMetaData, group: int) -> list[pq.ColumnChunkMetaData]:
-    described = footer.row_group(group)
-    return [described.column(number) for number in range(described.num_columns)]
-
-
-def _unpacks_to_much(chunk: pq.ColumnChunkMetaData) -> bool:
-    packed = max(chunk.total_compressed_size, 1)
-    return bool(chunk.total_uncompressed_size > max(_MAX_RATIO * packed, _BUFFER_BYTES))
+def _is_bytes(kind: pa.DataType) -> bool:
+    """Whether Arrow can keep values of a column once; it cannot inside of structs."""
+    return bool(pa.types.is_binary(kind) or pa.types.is_string(kind))
 
 
 def row_ranges(table: Table, rows_per_range: int) -> Iterator[RowRange]:
@@ -177,22 +168,16 @@ def _offered_rows(
 
 def _batch_rows(table: Table, group: int, columns: Sequence[str]) -> int:
     """How many rows of a group to read at once; raises InfinegError for one that takes too much."""
-    repeated = set(_repeated_columns(table.file.metadata))
-    num_bytes = 0
-    for chunk in _chunks(table.file.metadata, group):
-        column = chunk.path_in_schema.partition(".")[0]
-        if column not in columns:
-            continue
-        if _unpacks_to_much(chunk) and chunk.total_uncompressed_size > _MAX_REPEATED_BYTES:
-            raise InfinegError(
-                f"{storage.redact(table.uri)}: row group {group}: column {column!r} unpacks from "
-                f"{chunk.total_compressed_size:,} to {chunk.total_uncompressed_size:,} bytes, "
-                "which images never do; it is not read"
-            )
-        if column not in repeated:
-            num_bytes += chunk.total_uncompressed_size
-    most = _ROWS_PER_BATCH if repeated.isdisjoint(columns) else _REPEATED_PER_BATCH
-    return max(1, min(most, _BYTES_PER_BATCH // max(num_bytes, 1)))
+    num_bytes = table.group_bytes[group]
+    if table.unpacks_to_much(group) and num_bytes > _MAX_REPEATED_BYTES:
+        raise InfinegError(
+            f"{storage.redact(table.uri)}: row group {group} unpacks to {num_bytes:,} bytes, the "
+            f"file has {table.num_bytes:,}: images never do; it is not read"
+        )
+    small = {field.name for field in table.schema if pa.types.is_primitive(field.type)}
+    if table.repeated and (table.repeated | small).issuperset(columns):
+        return _REPEATED_PER_BATCH
+    return max(1, min(_ROWS_PER_BATCH, _BYTES_PER_BATCH // max(num_bytes, 1)))
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
