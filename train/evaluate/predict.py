@@ -5,9 +5,10 @@ Shapes: B batch, C H W image, K targets.
 
 import io
 import json
+import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -31,6 +32,8 @@ from train.model.detector import DetectorModel, ModelInfo, load_model
 # A path, an encoded image, a PIL image, or an RGB or grey array of shape (H, W, 3) or (H, W).
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 ImageT = TypeVar("ImageT", bound=ImageInput)
+
+_log = logging.getLogger(__name__)
 
 _BATCH_SIZE = 32
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -220,7 +223,12 @@ def predict_paths(
 
     def predictions() -> Iterator[FilePrediction]:
         unreadable: list[FilePrediction] = []
-        found = detector.predict_each(_walk(given, unreadable), batch_size=batch_size)
+
+        def add(path: str, error: OSError) -> None:
+            reason = f"cannot be read: {error.strerror or error}"
+            unreadable.append(FilePrediction(path=path, error=reason))
+
+        found = detector.predict_each(_walk(given, add), batch_size=batch_size)
         for path, each in found:
             if isinstance(each, str):
                 yield FilePrediction(path=str(path), error=each)
@@ -231,16 +239,17 @@ def predict_paths(
     return predictions()
 
 
-def _walk(paths: Iterable[Path], unreadable: list[FilePrediction]) -> Iterator[Path]:
-    """Files, of folders those that sources read, too; adds to `unreadable` what is neither."""
+def _warn(path: str, error: OSError) -> None:
+    _log.warning("%s: %s", storage.escape(path), error.strerror or error)
 
-    def add(path: str, error: OSError) -> None:
-        reason = f"cannot be read: {error.strerror or error}"
-        unreadable.append(FilePrediction(path=path, error=reason))
 
+def _walk(
+    paths: Iterable[Path], on_error: Callable[[str, OSError], None] = _warn
+) -> Iterator[Path]:
+    """Files, of folders those that sources read, too; `on_error` gets what cannot be read."""
     for path in paths:
         if path.is_dir():
-            names = storage.walk(str(path), is_passed_over=storage.is_hidden, on_error=add)
+            names = storage.walk(str(path), is_passed_over=storage.is_hidden, on_error=on_error)
             yield from (path / name for name in sorted(names, key=lambda name: name.split("/")))
         else:
             yield path
