@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # Read when torch is imported, here and in processes begun here: the cores are shared with Ray.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Exported encoders are made once for all processes of all runs.
+os.environ.setdefault("XDG_CACHE_HOME", str(Path(__file__).parents[1] / ".cache"))
 
 # Of Ray about its own defaults, which no caller can avoid.
 _RAY_WARNINGS = ("ignore::DeprecationWarning:ray.data.context",)

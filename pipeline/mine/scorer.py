@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.encoders.networks import Preprocessing
-from pipeline.encoders.runtimes import export_module, open_session
+from pipeline.encoders.export import export_module
+from pipeline.encoders.preprocessing import Preprocessing
+from pipeline.encoders.runtimes import open_session
 from pipeline.selection.mining import fold_of
 
 Reads = Literal["embedding", "pixels"]

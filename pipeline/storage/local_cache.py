@@ -26,6 +26,12 @@ _MAX_OPEN = 256  # maps per process; each costs a file descriptor
 _PART, _LOCK = ".part-", ".lock"
 
 
+def cache_folder(cache_dir: str | None = None) -> Path:
+    """Files that can be made again: `cache_dir`, else `~/.cache/infineg` (XDG_CACHE_HOME)."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache_dir or f"{home}/infineg").expanduser()
+
+
 class LocalCache:
     """Memory maps of files of `directory`, by name. Safe for many processes and threads."""
 

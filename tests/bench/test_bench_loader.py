@@ -23,7 +23,8 @@ import torch
 
 from pipeline.config.encoder import EncoderConfig
 from pipeline.dataset import Dataset
-from pipeline.encoders.networks import crop_pixels, encoder_identity, load_encoder
+from pipeline.encoders.networks import encoder_identity, load_encoder
+from pipeline.encoders.preprocessing import crop_pixels
 from pipeline.encoders.runtimes import prepare_encoder
 from support.photo_shards import some_images, write_photo_shards
 from support.train_runs import write_config

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from pipeline.config.encoder import EncoderConfig
 from pipeline.dataset.schema import RawSample
-from pipeline.encoders.networks import Encoder, crop_any_image, load_encoder
+from pipeline.encoders.networks import Encoder, load_encoder
+from pipeline.encoders.preprocessing import crop_any_image
 from pipeline.encoders.runtimes import Runtime, TorchRuntime, prepare_encoder
 from pipeline.sources import generated, load_source_module, open_source
 

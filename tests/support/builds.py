@@ -32,7 +32,7 @@ ENCODER = {
     "weights": "random",
     "image_size": 64,
     "batch_size": 16,
-    "runtime": "torch",
+    "runtime": "onnxruntime",
 }
 CATS = {
     "name": "cats",

@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import Split
-from pipeline.encoders.networks import Preprocessing, crop_decoded
+from pipeline.encoders.preprocessing import Preprocessing, crop_decoded
 from train.config import BadShardPolicy, LoaderKind, Strength
 from train.data.augment import as_uint8, augment
 from train.data.bad_shards import RowImages

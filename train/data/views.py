@@ -32,7 +32,7 @@ from pipeline.telemetry.progress import Progress
 from train.config import Strength
 from train.data.augment import augment
 from train.data.embeddings import MappedEmbeddings, write_arrow
-from train.data.images import ShardImages, cache_folder
+from train.data.images import ShardImages
 from train.data.rows import TrainRows, embeddings_of
 from train.distributed.world import World
 
@@ -153,7 +153,7 @@ class ViewMaker:
 
     def _path(self, shard: ShardRecord, view: int) -> Path:
         parts = (self.identity, self.strength, str(self.seed), str(view), shard.sha256)
-        return cache_folder(self.cache_dir) / "views" / f"{_key(parts)}.arrow"
+        return storage.cache_folder(self.cache_dir) / "views" / f"{_key(parts)}.arrow"
 
 
 def _key(parts: Sequence[str]) -> str:

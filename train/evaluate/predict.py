@@ -21,7 +21,7 @@ from scipy.special import expit
 from torch import Tensor
 
 from pipeline.dataset.images import UnusableImage
-from pipeline.encoders.networks import crop_any_image
+from pipeline.encoders.preprocessing import crop_any_image
 from pipeline.errors import ConfigError, InfinegError
 from train.metrics.calibration import calibrated_logits, conformal_p_value
 from train.model.detector import DetectorModel, ModelInfo, load_model

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.encoders.networks import Preprocessing
+from pipeline.encoders.preprocessing import Preprocessing
 from train.config import Mode
 from train.data.batches import AugmentedImages, Batch, Batches, CachedEmbeddings, Inputs
 from train.data.device import DecodedOnDevice

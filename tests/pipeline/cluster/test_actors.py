@@ -23,7 +23,7 @@ from pipeline.config.build import BuildConfig
 from pipeline.config.encoder import EncoderConfig
 from pipeline.config.schema import Config
 from pipeline.curate.verify import verify_dataset
-from pipeline.encoders.networks import crop_pixels
+from pipeline.encoders.preprocessing import crop_pixels
 from pipeline.encoders.runtimes import PreparedEncoder, prepare_encoder
 from pipeline.errors import ConfigError
 from support.builds import (

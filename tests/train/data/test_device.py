@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.encoders.networks import decode_rgb, load_encoder
+from pipeline.encoders.networks import load_encoder
+from pipeline.encoders.preprocessing import decode_rgb
 from pipeline.errors import ConfigError
 from support.train_runs import ENCODER, read_train_rows, write_config, write_dataset
 from train.config import Strength, load_train_config

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pipeline.dataset import Dataset
-from pipeline.encoders.networks import decode_rgb, encoder_identity, load_encoder
+from pipeline.encoders.networks import encoder_identity, load_encoder
+from pipeline.encoders.preprocessing import decode_rgb
 from support.train_runs import (
     ENCODER,
     SHORT,

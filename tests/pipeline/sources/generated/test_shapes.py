@@ -122,7 +122,7 @@ def test_a_frozen_encoder_tells_cats() -> None:
     """The task can be solved: what a linear model cannot see in colours, an encoder sees."""
     # Imported here, because the quick tests must not wait for torch.
     from pipeline.config.encoder import EncoderConfig
-    from pipeline.encoders.networks import crop_pixels
+    from pipeline.encoders.preprocessing import crop_pixels
     from pipeline.encoders.runtimes import prepare_encoder
 
     prepared = prepare_encoder(EncoderConfig(name="efficientnet_lite0"), gpus_per_worker=0)
