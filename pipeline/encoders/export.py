@@ -8,9 +8,11 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter
@@ -75,8 +77,8 @@ def _read(folder: Path) -> ExportedEncoder | None:
     try:
         model = (folder / "model.onnx").read_bytes()
         about = json.loads((folder / "about.json").read_text())
-        if hashlib.sha256(model).hexdigest() != about.pop("sha256"):
-            raise ValueError("another hash")
+        if about.pop("sha256") != _digest(about, model):
+            raise ValueError("its sha256 is another")
         about["preprocessing"] = _PREPROCESSING.validate_python(about["preprocessing"])
         kept = ExportedEncoder(model=model, **about)
     except FileNotFoundError:
@@ -90,11 +92,15 @@ def _read(folder: Path) -> ExportedEncoder | None:
     return kept
 
 
+def _digest(about: Mapping[str, Any], model: bytes) -> str:
+    return hashlib.sha256(json.dumps(about).encode() + model).hexdigest()
+
+
 def _keep(exported: ExportedEncoder, folder: Path) -> None:
     """Renamed into place whole, so that other processes may write and read the same meanwhile."""
     about = asdict(exported)
     model = about.pop("model")
-    about["sha256"] = hashlib.sha256(model).hexdigest()
+    about["sha256"] = _digest(about, model)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tmp-") as temporary:
