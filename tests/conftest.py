@@ -52,7 +52,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> "Built":
 
     root = tmp_path_factory.mktemp("built") / "data"
     entries = write_inputs(tmp_path_factory.mktemp("inputs"))
-    config = config_of(root, entries)
+    config = config_of(root, entries, build={"workers": 2})
     generation, is_new = build(config)
     assert is_new
     return Built(root, entries, config, generation)

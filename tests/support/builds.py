@@ -82,7 +82,7 @@ def config_of(out: Path | str, sources: Sequence[Mapping[str, Any]], **sections:
         "encoder": ENCODER,
         "selection": {"budget": 60, "pilot": 100},
         "output": {"path": str(out), "image_size": 64, "samples_per_shard": SAMPLES_PER_SHARD},
-        "build": {"workers": 2},
+        "build": {"workers": 1},
     }
     for name, section in sections.items():
         data[name] = {**data.get(name, {}), **section} if isinstance(section, dict) else section

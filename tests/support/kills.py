@@ -195,13 +195,6 @@ class KilledBuild:
                 self._wait_for_end(kill.target)
                 return
 
-    def strike_in(self, phase: Phase, kill: Kill) -> None:
-        """Strikes until it hits the phase, which may pass unseen on a busy machine."""
-        self.strike(kill)
-        while self.struck[-1].phase != phase:
-            assert not self.is_finished, f"never in {phase}:\n{self.output}"
-            self.strike(kill)
-
     def finish(self) -> None:
         """Lets the build finish."""
         code = 1

@@ -15,12 +15,12 @@ from pipeline.dataset import Dataset
 from pipeline.dataset.lease import lease_uri
 from pipeline.dataset.metadata import PartRecord
 from support.builds import build_inline, config_of, file_hashes, squares, write_config, write_inputs
+from support.crashes import crash_build, forked_builds  # noqa: F401
 from support.kills import (
     MOMENTS,
     MOMENTS_OF_PLANNING,
     Events,
     Kill,
-    KilledBuild,
     LocalEvents,
     Phase,
     S3Events,
@@ -77,12 +77,11 @@ def new_events(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], E
     return lambda: S3Events(server.new_root(), server)
 
 
-def assert_as_undisturbed(build: KilledBuild, events: Events, expected: Undisturbed) -> None:
-    assert file_hashes(events.root) == expected.hashes
-    assert verify_dataset(events.root).problems == []
-    assert garbage_in(events.root) == []
-    assert repeated_work(build, events.poll()) == []
-    assert Dataset(events.root).read_info().latest_generation > 1
+def assert_as_undisturbed(root: str, expected: Undisturbed) -> None:
+    assert file_hashes(root) == expected.hashes
+    assert verify_dataset(root).problems == []
+    assert garbage_in(root) == []
+    assert Dataset(root).read_info().latest_generation > 1
 
 
 def leave_garbage(root: Path) -> None:
@@ -111,8 +110,28 @@ def assert_parts_are_sound(root: str) -> None:
         assert storage.sha256_of(f"{root}/{part.path}") == part.sha256
 
 
+@pytest.mark.usefixtures("forked_builds")
 @pytest.mark.timeout(240)
-def test_build_killed_on_a_disk_resumes_to_the_same_bytes(
+def test_build_that_dies_at_every_kind_of_write_resumes_to_the_same_bytes(
+    short: Undisturbed, tmp_path: Path
+) -> None:
+    events = LocalEvents(str(tmp_path / "data"))
+    config = config_of(events.root, short.entries, **SECTIONS)
+    leave_garbage(tmp_path / "data")
+    events.poll()
+    died = []
+    for moment in MOMENTS:
+        for before in (True, False):
+            if crash_build(config, moment, before=before):
+                died.append((moment, before))
+            events.poll()  # it fails if a part is committed twice
+    build_inline(config)
+    assert len(died) == 2 * len(MOMENTS)
+    assert_as_undisturbed(events.root, short)
+
+
+@pytest.mark.timeout(240)
+def test_build_with_killed_processes_of_ray_resumes_to_the_same_bytes(
     short: Undisturbed, tmp_path: Path
 ) -> None:
     events = LocalEvents(str(tmp_path / "data"))
@@ -121,24 +140,20 @@ def test_build_killed_on_a_disk_resumes_to_the_same_bytes(
     kills = [
         Kill(Target.WORKER, "part"),  # which the run survives
         Kill(Target.RAYLET, "shard"),
-        Kill(Target.DRIVER, "generation"),
     ]
     with killed_build(path, events, tmp_path) as build:
-        for kill in kills[:2]:
+        for kill in kills:
             build.strike(kill)
         assert_parts_are_sound(events.root)
-        leave_garbage(tmp_path / "data")
-        build.strike_in(Phase.SWEEPING, kills[2])
         build.finish()
-    assert [struck.kill for struck in build.struck][:3] == kills
-    first, second, third, *_ = (log.read_text() for log in build.logs)
-    assert build.struck[1].phase == Phase.PACKING
+    assert [struck.kill for struck in build.struck] == kills
+    first, second = (log.read_text() for log in build.logs)
     assert "Run the same command again: it resumes" in first
     num_resumed = sum(map(int, re.findall(r"resuming: (\d+) parts are committed", second)))
     assert num_resumed == 3, "cats have one part, 600 squares have two"
-    assert "took over the lease" in third
     assert not storage.exists(lease_uri(events.root))
-    assert_as_undisturbed(build, events, short)
+    assert repeated_work(build, events.poll()) == []
+    assert_as_undisturbed(events.root, short)
 
 
 @pytest.mark.timeout(240)
@@ -147,14 +162,15 @@ def test_build_killed_on_s3_resumes_to_the_same_bytes(
 ) -> None:
     events = S3Events(s3_root, s3_server)
     path = write_config(tmp_path / "config.yaml", config_of(s3_root, short.entries, **SECTIONS))
-    kills = [Kill(Target.WORKER, "part"), Kill(Target.GCS, "generation")]
+    kills = [Kill(Target.DRIVER, "part"), Kill(Target.GCS, "generation")]
     with killed_build(path, events, tmp_path) as build:
-        build.strike(kills[0])
-        build.strike_in(Phase.SWEEPING, kills[1])
+        for kill in kills:
+            build.strike(kill)
         build.finish()
-    assert [struck.kill for struck in build.struck][:2] == kills
-    assert "Run the same command again: it resumes" in build.logs[0].read_text()
-    assert_as_undisturbed(build, events, short)
+    assert [struck.kill for struck in build.struck] == kills
+    assert "took over the lease" in build.logs[1].read_text()
+    assert repeated_work(build, events.poll()) == []
+    assert_as_undisturbed(s3_root, short)
 
 
 @pytest.mark.slow
@@ -181,7 +197,8 @@ def test_fifty_kills_leave_no_trace(
                 build.strike(draw_kill(f"{num_sets} {number}", list(Target), moments))
             if not build.is_finished:
                 build.finish()
-        assert_as_undisturbed(build, events, expected)
+        assert repeated_work(build, events.poll()) == []
+        assert_as_undisturbed(events.root, expected)
         struck += build.struck
         num_sets += 1
         with capfd.disabled():

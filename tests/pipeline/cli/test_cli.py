@@ -32,7 +32,7 @@ def config_file(tmp_path: Path, **changes: Any) -> Path:
         "selection": {"budget": 60, "pilot": 100},
         "split": {"val": 0.25, "test": 0.25},
         "output": {"path": "${HERE}/data", "image_size": 64, "samples_per_shard": 40},
-        "build": {"workers": 2},
+        "build": {"workers": 1},
         "train": {"run": "${HERE}/run", "steps": 60, "batch_size": 32, "warmup_steps": 5},
         "evaluate": {"alpha": 0.05},
     } | changes

@@ -72,7 +72,7 @@ def test_a_build_serves_what_it_then_commits(tmp_path: Path) -> None:
     (odd / "broken.jpg").write_bytes(b"no picture")
     entries = [squares(num_pictures=1200, per_partition=600), folder_entry("odd", odd)]
     config = config_of(
-        root, entries, build={"workers": 2, "metrics": {"port": port}}, output={"path": str(root)}
+        root, entries, build={"workers": 1, "metrics": {"port": port}}, output={"path": str(root)}
     )
     process = start_infineg("build", write_config(tmp_path / "c.yaml", config), log=log)
     last = last_scraped(process, port, log)
