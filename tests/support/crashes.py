@@ -1,34 +1,19 @@
 """Builds that kill themselves at a moment of their own choice, without Ray and its start.
 
-The processes are forked from one that has imported everything. SIGKILL leaves them no chance to
-clean up, and Python's audit events tell the moment to the system call.
+SIGKILL leaves them no chance to clean up; Python's audit events tell the moment to the system call.
 """
 
-import multiprocessing
 import os
 import re
 import signal
 import sys
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from pipeline.config.schema import Config
 from support.builds import build_inline
+from support.forks import fork
 from support.kills import MOMENTS
-
-_processes = multiprocessing.get_context("forkserver")
-
-
-@pytest.fixture(scope="module")
-def forked_builds() -> None:
-    """Starts the process that they are forked from."""
-    _processes.set_forkserver_preload(["support.crashes"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # Python 3.11 does not pass it on
-        forkserver.ensure_running()
 
 
 def crash_build(config: Config, moment: str, *, before: bool) -> bool:
@@ -36,8 +21,7 @@ def crash_build(config: Config, moment: str, *, before: bool) -> bool:
 
     moment: one of `kills.MOMENTS`.
     """
-    process = _processes.Process(target=_build, args=(config.model_dump_json(), moment, before))
-    process.start()
+    process = fork(_build, config.model_dump_json(), moment, before)
     process.join(100)
     process.kill()
     assert process.exitcode in (0, -signal.SIGKILL), process.exitcode

@@ -9,7 +9,6 @@ import os
 import random
 import re
 import signal
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from typing import Protocol
 from pipeline import storage
 from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import NO_GENERATION, Generation
-from support.processes import kill_session, session_processes, start_infineg
+from support.processes import Command, kill_session, session_processes, start_infineg
 from support.servers import S3Server
 
 # Ray reports the death of a node to its driver immediately; it gives up on its head after 60 s.
@@ -163,8 +162,8 @@ class KilledBuild:
 
     def __init__(self, config: Path, events: Events, folder: Path) -> None:
         self._config, self._events, self._folder = config, events, folder
-        self._process: subprocess.Popen[bytes] | None = None
-        self._started: list[subprocess.Popen[bytes]] = []
+        self._process: Command | None = None
+        self._started: list[Command] = []
         self.struck: list[Struck] = []
         self.is_finished = False
         # Of the running build; found before they are needed, because the search takes a moment.
@@ -220,7 +219,7 @@ class KilledBuild:
         for process in self._started:
             kill_session(process)
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _running(self) -> Command:
         if self._process is None:
             log = self._folder / f"log-{len(self._started)}"
             self._process = start_infineg("build", self._config, log=log)

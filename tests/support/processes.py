@@ -12,6 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from support.forks import ForkedCommand
+
+Command = subprocess.Popen[bytes] | ForkedCommand
+
 
 def start_infineg(
     *arguments: object,
@@ -19,18 +23,22 @@ def start_infineg(
     prefix: Sequence[str] = (),
     cwd: Path | None = None,
     **env: str,
-) -> subprocess.Popen[bytes]:
+) -> Command:
     """The command in a session of its own, so that all that it starts can be found and killed.
 
     `prefix` goes before it, such as that of a `Host`.
     """
+    words = [str(argument) for argument in arguments]
+    environment = {**os.environ, **env}
+    if not prefix and "PYTHONPATH" not in env:
+        return ForkedCommand(words, log=log, cwd=cwd, env=environment)
     with log.open("ab") as file:
         return subprocess.Popen(
-            [*prefix, sys.executable, "-m", "infineg", *map(str, arguments)],
+            [*prefix, sys.executable, "-m", "infineg", *words],
             stdout=file,
             stderr=file,
             cwd=cwd,
-            env={**os.environ, **env},
+            env=environment,
             start_new_session=True,
             # Children of a shell in the background, as under some CI, ignore SIGINT by default.
             preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
@@ -71,7 +79,7 @@ def write_impostors(folder: Path) -> None:
         (folder / name).write_text(text)
 
 
-def kill_session(process: subprocess.Popen[bytes]) -> None:
+def kill_session(process: Command) -> None:
     """SIGKILL to a command and to all that it started, the raylet and workers of Ray included."""
     if process.poll() is None:
         process.kill()  # at once: the search for the others takes a moment
@@ -86,7 +94,7 @@ def kill_session(process: subprocess.Popen[bytes]) -> None:
     raise AssertionError(f"still alive: {session_processes(process.pid)}")
 
 
-def wait_until(claim: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until(claim: Callable[[], bool], process: Command, log: Path) -> None:
     """Polls often, because what is waited for is a moment in which to strike."""
     while not claim():
         assert process.poll() is None, f"ended too early:\n{log.read_text()}"

@@ -33,7 +33,8 @@ from pipeline.dataset.metadata import Counts, DatasetInfo, Generation, ShardReco
 from pipeline.dataset.schema import Split, Stratum, row_schema
 from pipeline.dataset.shards import output_group, write_shard
 from pipeline.encoders.networks import encoder_identity, load_encoder
-from support.processes import kill_session
+from support.forks import ForkedCommand
+from support.processes import Command, kill_session
 from train.config import load_train_config
 from train.data.bad_shards import read_usable_rows
 from train.data.batches import read_eval_batches
@@ -371,22 +372,22 @@ def start_job(
     launcher: list[str] | None = None,
     limits: str = "",
     **env: str,
-) -> subprocess.Popen[bytes]:
+) -> Command:
     """`launcher` infineg train CONFIG ..., in a session of its own.
 
     limits: a command of the shell before, such as `ulimit -f 100`.
     """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    if not launcher and not limits and "PYTHONPATH" not in env:
+        words = ["train", str(config), *arguments]
+        return ForkedCommand(words, log=log, cwd=None, env=environment)
     by = [*launcher, "--no-python"] if launcher else []
     command = [*by, INFINEG, "train", str(config), *arguments]
     if limits:
         command = ["bash", "-c", f'{limits}; exec "$@"', "bash", *command]
     with log.open("ab") as file:
         return subprocess.Popen(
-            command,
-            stdout=file,
-            stderr=file,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **env},
-            start_new_session=True,
+            command, stdout=file, stderr=file, env=environment, start_new_session=True
         )
 
 
@@ -415,7 +416,7 @@ def train_on_two(configs: list[Path], script: Path) -> None:
     )
 
 
-def workers_of(job: subprocess.Popen[bytes]) -> list[int]:
+def workers_of(job: Command) -> list[int]:
     """Process ids of torchrun's, by rank; each has a session of its own."""
     listed = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
     return [pid for pid in map(int, listed) if _environment(pid).get("RANK")]
@@ -426,7 +427,7 @@ def _environment(pid: int) -> dict[str, str]:
     return dict(pair.partition("=")[::2] for pair in pairs if pair)
 
 
-def kill_job(job: subprocess.Popen[bytes]) -> None:
+def kill_job(job: Command) -> None:
     """SIGKILL to it and to what torchrun has started for it."""
     if job.poll() is None:
         for pid in workers_of(job):

@@ -15,7 +15,7 @@ from pipeline.dataset import Dataset
 from pipeline.dataset.lease import lease_uri
 from pipeline.dataset.metadata import PartRecord
 from support.builds import build_inline, config_of, file_hashes, squares, write_config, write_inputs
-from support.crashes import crash_build, forked_builds  # noqa: F401
+from support.crashes import crash_build
 from support.kills import (
     MOMENTS,
     MOMENTS_OF_PLANNING,
@@ -110,7 +110,6 @@ def assert_parts_are_sound(root: str) -> None:
         assert storage.sha256_of(f"{root}/{part.path}") == part.sha256
 
 
-@pytest.mark.usefixtures("forked_builds")
 @pytest.mark.timeout(240)
 def test_build_that_dies_at_every_kind_of_write_resumes_to_the_same_bytes(
     short: Undisturbed, tmp_path: Path

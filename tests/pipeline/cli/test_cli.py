@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from support.builds import CATS, ENCODER, first_samples, squares
+import pipeline.build.driver
+from support.builds import CATS, ENCODER, first_samples, open_inline, squares
 from support.processes import kill_session, run_infineg, start_infineg, wait_until
 from train.cli import main
 
@@ -165,7 +166,9 @@ def test_main_job_from_plan_to_prediction(
         assert code == 0, text
         return text
 
-    assert "squares" in infineg("plan", config)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.build.driver, "open_cluster", open_inline)
+        assert "squares" in infineg_here("plan", config)
     assert not (data / "shards").exists(), "a plan writes nothing but the plan"
     assert "squares://0/0" in infineg_here("check", config, "--source", "squares")
 

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -19,6 +18,7 @@ from pipeline.errors import ConfigError
 from pipeline.telemetry.metrics import BUILD_METRICS, TRAIN_METRICS, serve_metrics
 from support.builds import config_of, folder_entry, squares, write_config
 from support.processes import (
+    Command,
     kill_session,
     run_infineg,
     session_processes,
@@ -45,7 +45,7 @@ def scrape(port: int) -> dict[str, float]:
     return {name: float(value) for name, _, value in lines}
 
 
-def last_scraped(process: subprocess.Popen[bytes], port: int, log: Path) -> dict[str, float]:
+def last_scraped(process: Command, port: int, log: Path) -> dict[str, float]:
     """What a process that ends well served at the end."""
     last: dict[str, float] = {}
     try:

@@ -3,12 +3,11 @@
 import os
 import signal
 import socket
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from support.processes import network, wait_until
+from support.processes import Command, network, wait_until
 from support.train_runs import (
     TORCHRUN,
     checkpoint_steps,
@@ -39,7 +38,7 @@ def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return run
 
 
-def finish(jobs: list[subprocess.Popen[bytes]]) -> None:
+def finish(jobs: list[Command]) -> None:
     try:
         assert [job.wait(timeout=150) for job in jobs] == [0] * len(jobs)
     finally:

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from support.processes import wait_until
+from support.processes import Command, wait_until
 from support.train_runs import (
     checkpoint_steps,
     kill_job,
@@ -44,14 +43,14 @@ def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return runs
 
 
-def finish(job: subprocess.Popen[bytes], *, code: int = 0) -> None:
+def finish(job: Command, *, code: int = 0) -> None:
     try:
         assert job.wait(timeout=120) == code
     finally:
         kill_job(job)
 
 
-def wait_for_steps(job: subprocess.Popen[bytes], run: Path, num: int, log: Path) -> None:
+def wait_for_steps(job: Command, run: Path, num: int, log: Path) -> None:
     wait_until(lambda: steps_logged(run) * HEAD["log_every"] >= num, job, log)
 
 
