@@ -45,17 +45,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> "Built":
-    """Cats and four sources of negatives, built by Ray with two workers."""
+    """Cats and four sources of negatives."""
     # Imported here, because most tests must not wait for torch and Ray.
-    from pipeline.build.driver import build
-    from support.builds import Built, config_of, write_inputs
+    from support.builds import Built, build_inline, config_of, write_inputs
 
     root = tmp_path_factory.mktemp("built") / "data"
     entries = write_inputs(tmp_path_factory.mktemp("inputs"))
-    config = config_of(root, entries, build={"workers": 2})
-    generation, is_new = build(config)
-    assert is_new
-    return Built(root, entries, config, generation)
+    config = config_of(root, entries)
+    return Built(root, entries, config, build_inline(config))
 
 
 @pytest.fixture(scope="session")

@@ -17,9 +17,6 @@ from support.builds import (
     CATS,
     NUM_STRAY_CATS,
     Built,
-    build_inline,
-    config_of,
-    file_hashes,
     first_samples,
     sidecar_rows,
 )
@@ -170,10 +167,3 @@ def test_nothing_but_the_dataset_is_left(built: Built) -> None:
         "_info.json", "dataset.json", "embeddings", "generations", "hashes", "ledger", "plans",
         "quarantine", "reference.json", "reference.parquet", "shards",
     }  # fmt: skip
-
-
-def test_bytes_depend_neither_on_ray_nor_on_the_order_of_tasks(
-    built: Built, tmp_path: Path
-) -> None:
-    build_inline(config_of(tmp_path / "data", built.entries))
-    assert file_hashes(tmp_path / "data") == file_hashes(built.root)

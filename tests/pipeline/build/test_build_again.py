@@ -28,13 +28,13 @@ def stamps(root: Path) -> dict[str, tuple[int, int]]:
     return {str(path.relative_to(root)): (stat.st_ino, stat.st_mtime_ns) for path, stat in found}
 
 
-def test_sources_added_one_by_one_by_other_workers_give_the_same_bytes(
+def test_sources_added_later_by_workers_of_ray_give_the_same_bytes(
     built: Built, tmp_path: Path
 ) -> None:
     root = tmp_path / "data"
-    first, _ = build(config_of(root, built.entries[:2], build={"workers": 1}))
+    first = build_inline(config_of(root, built.entries[:2]))
     then = stamps(root)
-    config = config_of(root, built.entries, build={"workers": 4})
+    config = config_of(root, built.entries, build={"workers": 2})
     second, is_new = build(config)
     assert (first.number, second.number, second.parent, is_new) == (1, 2, 1, True)
     files = ("shards/", "quarantine/", "ledger/")
