@@ -22,6 +22,7 @@ _IMPORTED = [
     "support.crashes",
     "timm",
     "train.evaluate.run",
+    "train.loop.ray_launcher",
     "train.loop.trainer",
 ]
 

@@ -107,47 +107,33 @@ def agent(node: int, endpoint: str, *options: str) -> list[str]:
     return [TORCHRUN, *same, *options]
 
 
-def test_two_agents_go_on_after_a_kill_on_one_of_them(
+def test_two_hosts_go_on_after_a_kill_on_one_of_them(
     dataset: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """Only the agent of the killed process counts a restart; both must meet again."""
+    """Joined by a cable, where the machine allows network namespaces.
+
+    Only the agent of the killed process counts a restart; both must meet again.
+    """
     run = tmp_path / "run"
     config = write_job(dataset, run, **HEAD)
-    endpoint = f"127.0.0.1:{free_port()}"
     logs = [tmp_path / f"log{node}" for node in range(2)]
-    jobs = [
-        start_job(config, log=logs[node], launcher=agent(node, endpoint), **OWN_STORE)
-        for node in range(2)
-    ]
-    try:
-        wait_until(lambda: bool(checkpoint_steps(run)), jobs[1], logs[1])
-        os.kill(workers_of(jobs[1])[0], signal.SIGKILL)
-        finish(jobs)
-    finally:
-        for job in jobs:
-            kill_job(job)
-    assert_same(run, undisturbed)
-
-
-def test_two_network_namespaces_train_as_one_machine(
-    dataset: Path, undisturbed: Path, tmp_path: Path
-) -> None:
-    """Two hosts joined by a cable: what they say to each other crosses a network."""
-    run = tmp_path / "run"
-    config = write_job(dataset, run, **HEAD)
     with network(2) as net:
-        if not net.is_real:
-            pytest.skip("network namespaces need root and iproute2")
-        endpoint = f"{net.hosts[0].address}:29500"
+        endpoint = f"{net.hosts[0].address}:{free_port()}"
         jobs = [
             start_job(
                 config,
-                log=tmp_path / f"log{node}",
+                log=log,
                 launcher=[*host.prefix, *agent(node, endpoint, "--local-addr", host.address)],
                 GLOO_SOCKET_IFNAME=host.interface,
                 **OWN_STORE,
             )
-            for node, host in enumerate(net.hosts)
+            for node, (host, log) in enumerate(zip(net.hosts, logs, strict=True))
         ]
-        finish(jobs)
+        try:
+            wait_until(lambda: bool(checkpoint_steps(run)), jobs[1], logs[1])
+            os.kill(workers_of(jobs[1])[0], signal.SIGKILL)
+            finish(jobs)
+        finally:
+            for job in jobs:
+                kill_job(job)
     assert_same(run, undisturbed)
