@@ -153,11 +153,8 @@ class ViewMaker:
 
     def _path(self, shard: ShardRecord, view: int) -> Path:
         parts = (self.identity, self.strength, str(self.seed), str(view), shard.sha256)
-        return cache_folder(self.cache_dir) / "views" / f"{_key(parts)}.arrow"
-
-
-def _key(parts: Sequence[str]) -> str:
-    return sha256_hex("\n".join(parts).encode())[:32]
+        key = sha256_hex("\n".join(parts).encode())[:32]
+        return cache_folder(self.cache_dir) / "views" / f"{key}.arrow"
 
 
 def _read(path: Path) -> NDArray[np.float16]:

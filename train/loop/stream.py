@@ -13,7 +13,7 @@ from train.data.batches import AugmentedImages, Batch, Batches, CachedEmbeddings
 from train.data.device import DecodedOnDevice
 from train.data.embeddings import MappedEmbeddings, open_embeddings
 from train.data.images import open_cache
-from train.data.order import BatchOrder, Rank
+from train.data.order import BatchOrder
 from train.data.views import ViewedEmbeddings
 from train.loop.state import TrainState
 
@@ -81,7 +81,8 @@ def _order_of(state: TrainState) -> BatchOrder:
         window=_SHUFFLE_WINDOW,
         seed=train_config.seed,
         first_step=state.segments[-1].first_step,
-        part=Rank(state.world.rank, state.world.size),
+        rank=state.world.rank,
+        world_size=state.world.size,
     )
 
 

@@ -82,10 +82,14 @@ def _measure_target(
     `train_mix` those of the mix in the loss, the target at its share of a batch.
     """
     by_stratum, by_similarity = members_by_stratum(test), members_by_similarity(test)
-    levels = {"fpr": calibration.threshold, **_thresholds_at_levels(test)}
+    positives_N = test.logits_N[test.is_positive_N]
+    levels: dict[str, float | None] = {"fpr": calibration.threshold}
+    for level in _TPR_LEVELS:  # the threshold that detects that share of the test positives
+        found = threshold_at_tpr(positives_N, tpr=level) if len(positives_N) else None
+        levels[f"fpr_at_tpr{100 * level:g}"] = found
     rates = {name: detection_rates(test, by_stratum, at) for name, at in levels.items()}
     tpr = asdict(detected(test, test.is_positive_N, calibration.threshold))
-    prior = config.deploy_prior
+    prior, samples = config.deploy_prior, (test.is_positive_N, test.logits_N, test.weights_N)
     return {
         "threshold": calibration.threshold,
         "alpha": calibration.alpha,
@@ -107,24 +111,15 @@ def _measure_target(
         "negatives_needed": claims([config.alpha]),
         **per_million(rates["fpr"]["all"]),
         "precision": precision(tpr, rates["fpr"]["all"], prior),
-        **_ranking(test),
+        "auroc": area_under_roc(*samples),
+        "partial_auroc": area_under_roc(*samples, max_fpr=_PARTIAL_MAX_FPR),
+        "average_precision": average_precision(*samples),
         **_calibration(test, calibration, config, prior),
         "test_mix": _calibration(test, calibration, config, None),
         "train_mix": {
             "prior": train_prior,
             **_calibration(test, calibration, config, train_prior),
         },
-    }
-
-
-def _thresholds_at_levels(test: TargetPredictions) -> dict[str, float | None]:
-    """Name in metrics.json -> the threshold that detects that share of the test positives."""
-    logits_N = test.logits_N[test.is_positive_N]
-    return {
-        f"fpr_at_tpr{100 * level:g}": (
-            threshold_at_tpr(logits_N, tpr=level) if len(logits_N) else None
-        )
-        for level in _TPR_LEVELS
     }
 
 
@@ -136,24 +131,11 @@ def _measure_sources(
     for source in sorted({source for test in tests for source in test.source_N.tolist()}):
         strata[source] = {}
         for test in tests:
-            of_source = test.source_N == source
-            members = {
-                "tpr": of_source & test.is_positive_N,
-                "fpr": of_source & ~test.is_positive_N,
-            }
-            strata[source][test.target] = detection_rates(
-                test, members, calibration[test.target].threshold
-            )
+            here = test.source_N == source
+            members = {"tpr": here & test.is_positive_N, "fpr": here & ~test.is_positive_N}
+            threshold = calibration[test.target].threshold
+            strata[source][test.target] = detection_rates(test, members, threshold)
     return strata
-
-
-def _ranking(test: TargetPredictions) -> dict[str, float | None]:
-    samples = (test.is_positive_N, test.logits_N, test.weights_N)
-    return {
-        "auroc": area_under_roc(*samples),
-        "partial_auroc": area_under_roc(*samples, max_fpr=_PARTIAL_MAX_FPR),
-        "average_precision": average_precision(*samples),
-    }
 
 
 def _calibration(

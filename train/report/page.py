@@ -1,7 +1,6 @@
 """Renders the report from metrics, predictions and figures."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,41 +20,20 @@ from train.report.summary import summarise
 from train.report.wording import format_figure, format_percent, one_in
 
 
-@dataclass(frozen=True, kw_only=True)
-class TargetReport:
-    """One target's test predictions, its block of metrics.json, and its calibration."""
-
-    test: TargetPredictions
-    metrics: Mapping[str, Any]
-    calibration: TargetCalibration
-
-
-def target_reports(
+def report_on_dataset(
     tests: Sequence[TargetPredictions],
     metrics: Mapping[str, Any],
     calibration: Mapping[str, TargetCalibration],
-) -> list[TargetReport]:
-    """metrics: all of metrics.json; calibration: by target."""
-    return [
-        TargetReport(
-            test=test,
-            metrics=metrics["target"][test.target],
-            calibration=calibration[test.target],
-        )
-        for test in tests
-    ]
-
-
-def report_on_dataset(
-    targets: Sequence[TargetReport],
-    metrics: Mapping[str, Any],
     *,
     title: str,
     subtitle: str,
     dataset: str,
     generation: Generation,
 ) -> str:
-    """HTML for a test split; `metrics` is all of metrics.json. Pictures come from the shards."""
+    """HTML for a test split. Pictures come from the shards.
+
+    metrics: all of metrics.json; calibration: by target.
+    """
 
     def read_image(row: Mapping[str, Any]) -> bytes:
         # Reads only the image's range of the tar.
@@ -64,20 +42,21 @@ def report_on_dataset(
 
     places = [
         place
-        for target in targets
+        for test in tests
         for of_positives in (False, True)
-        for place in places_of(target.test, worst_rows(target.test, of_positives=of_positives))
+        for place in places_of(test, worst_rows(test, of_positives=of_positives))
     ]
     places = list(dict.fromkeys(places))
     found = find_neighbours(dataset, generation, places)
     neighbours = {key: near for (key, _), near in zip(places, found, strict=True)}
-    shown = [_show(target, neighbours, read_image) for target in targets]
+    shown = [_show(test, metrics, calibration, neighbours, read_image) for test in tests]
     return _render(shown, metrics, title=title, subtitle=subtitle, is_folder=False)
 
 
 def report_on_folders(
-    targets: Sequence[TargetReport],
+    tests: Sequence[TargetPredictions],
     metrics: Mapping[str, Any],
+    calibration: Mapping[str, TargetCalibration],
     *,
     title: str,
     subtitle: str,
@@ -91,22 +70,24 @@ def report_on_folders(
             raise InfinegError(f"{row['key']}: changed during the evaluation ({decoded})")
         return decoded.image
 
-    shown = [_show(target, {}, read_image, is_folder=True) for target in targets]
+    shown = [_show(test, metrics, calibration, {}, read_image, is_folder=True) for test in tests]
     return _render(shown, metrics, title=title, subtitle=subtitle, is_folder=True)
 
 
 def _show(
-    target: TargetReport,
+    test: TargetPredictions,
+    all_metrics: Mapping[str, Any],
+    calibrations: Mapping[str, TargetCalibration],
     neighbours: Mapping[str, Sequence[Neighbour]],
     read_image: ReadImage,
     *,
     is_folder: bool = False,
 ) -> dict[str, Any]:
-    test, metrics = target.test, target.metrics
+    metrics, calibration = all_metrics["target"][test.target], calibrations[test.target]
     mistakes, misses = (
         show_pictures(
             test,
-            target.calibration,
+            calibration,
             worst_rows(test, of_positives=of_positives),
             neighbours=neighbours,
             read_image=read_image,
@@ -120,7 +101,7 @@ def _show(
         "levels": [name.removeprefix(prefix) for name in metrics if name.startswith(prefix)],
         "summary": summarise(test.target, metrics, is_folder=is_folder),
         "strata_figures": draw_strata(test, metrics),
-        "figures": draw_curves(test, metrics, target.calibration),
+        "figures": draw_curves(test, metrics, calibration),
         "false_positives": mistakes,
         "misses": misses,
     }
