@@ -20,7 +20,6 @@ Arithmetic is of integers, and of floats that are added, multiplied, divided and
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import cv2
@@ -34,6 +33,7 @@ from pipeline.sources.generated import (
     Pixels,
     all_families,
     draw_family,
+    three_pictures,
 )
 from pipeline.sources.generated.gradients_and_blanks.fills import (
     ANGULAR,
@@ -69,6 +69,7 @@ def draw(rng: np.random.Generator, params: Params, family: str = "") -> Pixels:
 
 
 Source = partial(PictureSource, "gradients_and_blanks", draw)
+toy = partial(three_pictures, Params)
 
 
 def _draw_flat(rng: np.random.Generator, size: int) -> Pixels:
@@ -202,8 +203,3 @@ _FAMILIES: dict[str, Callable[[np.random.Generator, int], Pixels]] = {
     "banding": _draw_banding,
     "bars": _draw_bars,
 }
-
-
-def toy(directory: Path) -> Params:  # noqa: ARG001 - a generator needs no files
-    """Three pictures: a colour, next to black, next to white."""
-    return Params(image_size=64, num_pictures=3)

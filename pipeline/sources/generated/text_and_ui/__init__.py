@@ -21,13 +21,18 @@ With the same releases of both, pixels are the same on any machine.
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from pipeline.sources.drawing import Dice
-from pipeline.sources.generated import PictureParams, PictureSource, Pixels, all_families
+from pipeline.sources.generated import (
+    PictureParams,
+    PictureSource,
+    Pixels,
+    all_families,
+    three_pictures,
+)
 from pipeline.sources.generated.text_and_ui.pages import (
     draw_chart,
     draw_code,
@@ -67,8 +72,4 @@ def draw(rng: np.random.Generator, params: Params, family: str = "") -> Pixels:
 
 
 Source = partial(PictureSource, "text_and_ui", draw)
-
-
-def toy(directory: Path) -> Params:  # noqa: ARG001 - a generator needs no files
-    """Three pictures: a page, code, a sign."""
-    return Params(image_size=64, num_pictures=3)
+toy = partial(three_pictures, Params)
