@@ -133,12 +133,12 @@ def status_json(
         "dataset": dataset,
         "generation": generation.number,
         **building,
-        "counts": _counts_json(generation.counts),
+        "counts": generation.counts.model_dump(),
         "sources": {
             source.name: {
                 "role": source.role,
                 "rounds": source.num_rounds,
-                **_counts_json(source.counts),
+                **source.counts.model_dump(),
             }
             for source in generation.sources
         },
@@ -148,13 +148,4 @@ def status_json(
             for split in SPLITS
         },
         "size_bytes": sum(shard.size_bytes for shard in generation.shards),
-    }
-
-
-def _counts_json(counts: Counts) -> dict[str, object]:
-    return {
-        "read": counts.read,
-        "selected": counts.selected,
-        "not_selected": counts.not_selected,
-        "rejected": dict(counts.rejected),
     }

@@ -82,6 +82,8 @@ def _apply(job: Job, template: str, values: dict[str, Any], manifest: Any, kind:
 def _values(job: Job) -> dict[str, Any]:
     """Every name used in the templates."""
     site = job.values
+    claim = site.kubernetes.volume_claim
+    data = {"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}
     groups = {"decode": site.cpu_workers, "embed": site.gpu_workers}
     values: dict[str, Any] = {
         **site.model_dump(),
@@ -94,7 +96,7 @@ def _values(job: Job) -> dict[str, Any]:
         ],
         "volumes": [
             {"name": "config", "configMap": {"name": job.name}},
-            {"name": "data", **_data_volume(site.kubernetes.volume_claim)},
+            {"name": "data", **data},
             {"name": "shm", "emptyDir": {"medium": "Memory"}},
         ],
         "workers": {name: nodes.model_dump() for name, nodes in groups.items() if nodes.max},
@@ -127,10 +129,6 @@ def _environment(job: Job) -> list[dict[str, Any]]:
         for name in names
         if name not in job.values.env
     ]
-
-
-def _data_volume(claim: str | None) -> dict[str, Any]:
-    return {"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}
 
 
 def _require_lasting_places(job: Job) -> None:

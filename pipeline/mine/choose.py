@@ -6,8 +6,8 @@ Holds one ledger at a time, and the hashes and keys of selected rows.
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -94,6 +94,10 @@ class Tally:
     num_selected: int = 0  # newly selected
     num_suspected: int = 0
     num_refused: int = 0  # drawn, but a duplicate
+
+    @classmethod
+    def total(cls, tallies: Iterable["Tally"]) -> "Tally":
+        return cls(*map(sum, zip(*map(astuple, tallies), strict=True)))
 
 
 @dataclass

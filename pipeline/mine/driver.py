@@ -9,7 +9,7 @@ interrupted run continues where it stopped and commits the same bytes. The proba
 
 import functools
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,7 +128,8 @@ def _mine_sources(
     embeddings: Embeddings = {r.name: find_embeddings(dataset, r) for r in rounds}
     workers = _start_workers(config, scorer, parent, embeddings, cluster)
     embeddings = _score(config, scorer, rounds, embeddings, workers)
-    budget = request["budget"] or _default_budget(parent, names)
+    num_negatives = sum(s.num_samples for s in parent.shards if is_minable(s, names))
+    budget = request["budget"] or max(1, num_negatives // 3)
     log_scales = fit_scales(dataset, rounds, num_folds=scorer.num_folds, budget=budget)
     numbers = dict(parent.next_numbers)
     chooser = Chooser(config, log_scales, read_seen_images(dataset, parent), numbers)
@@ -136,7 +137,8 @@ def _mine_sources(
     fetches = [task for each in chosen for task in each.tasks]
     workers.run("read", MineWorker.fetch, fetches, sum(task.num_rows for task in fetches))
     generation = pack_generation(config, parent, chosen, chooser.changes, numbers, workers.cluster)
-    record = _record(scorer, parent, request, log_scales, chooser.tallies.values())
+    total = Tally.total(chooser.tallies.values())
+    record = _record(scorer, parent, request, log_scales, total)
     generation = generation.model_copy(update={"mined": (*parent.mined, record)})
     return generation, chooser.tallies
 
@@ -218,25 +220,20 @@ def _num_rows(rounds: Sequence[MinedRound]) -> int:
     return sum(round_.ledger.num_rows for round_ in rounds)
 
 
-def _default_budget(parent: Generation, names: Collection[str]) -> int:
-    num_negatives = sum(s.num_samples for s in parent.shards if is_minable(s, names))
-    return max(1, num_negatives // 3)
-
-
 def _record(
     scorer: Scorer,
     parent: Generation,
     request: Mapping[str, Any],
     log_scales: tuple[float, ...],
-    tallies: Collection[Tally],
+    total: Tally,
 ) -> MinedRecord:
     return MinedRecord(
         generation=parent.number + 1,
         log_scales=log_scales,
-        num_scored=sum(tally.num_scored for tally in tallies),
-        num_expected=sum(tally.num_expected for tally in tallies),
-        num_selected=sum(tally.num_selected for tally in tallies),
-        num_suspected=sum(tally.num_suspected for tally in tallies),
+        num_scored=total.num_scored,
+        num_expected=total.num_expected,
+        num_selected=total.num_selected,
+        num_suspected=total.num_suspected,
         about=dict(scorer.about),
         **request,
     )

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ _MAX_DELETED = 1000
 _PIECE_BYTES = 2**22
 
 
-def open_read(uri: str) -> IO[bytes]:
+def open_read(uri: str) -> io.BufferedReader:
     """A buffered binary stream that reconnects; seekable unless an http server has no ranges."""
     fs, path = resolve(uri)
     what = f"read {redact(uri)}"
@@ -79,12 +80,9 @@ def remove_many(uris: Iterable[str]) -> None:
 
 
 def sha256_of(uri: str) -> str:
-    """sha256 of a stored file, read in pieces of 1 MiB."""
-    digest = hashlib.sha256()
+    """sha256 of a stored file, read in pieces."""
     with open_read(uri) as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetch(uri: str, file: IO[bytes]) -> tuple[str, int]:

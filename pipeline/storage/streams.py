@@ -15,12 +15,12 @@ _BUFFER_BYTES = 2**20
 _MAX_SKIP_BYTES = 2**20
 
 
-def open_stream(fs: Any, path: str, what: str) -> IO[bytes]:
+def open_stream(fs: Any, path: str, what: str) -> io.BufferedReader:
     """A buffered, seekable stream of a file of fsspec."""
     return io.BufferedReader(_Resumed(fs, path, what), _BUFFER_BYTES)
 
 
-def open_http(fs: Any, url: str, what: str) -> IO[bytes]:
+def open_http(fs: Any, url: str, what: str) -> io.BufferedReader:
     """A buffered stream of an address; seekable where the server offers ranges."""
     return io.BufferedReader(_HttpBody(fs, url, what), _BUFFER_BYTES)
 

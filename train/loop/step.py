@@ -15,8 +15,9 @@ from train.data.batches import Batch
 from train.distributed.fsdp import average_whole_gradients, clip_gradients
 from train.loop.optim import set_learning_rates
 from train.loop.state import TrainState
+from train.loss.losses import importance_weights
 from train.loss.mixup import draw_mixing
-from train.loss.objective import batch_loss, batch_weights
+from train.loss.objective import batch_loss
 
 _MIXING = 1  # after (seed, step): a random stream of its own for mixing
 
@@ -51,7 +52,12 @@ def train_step(state: TrainState, model: nn.Module, batch: Batch, step: int) -> 
     if world.device.type == "cuda":
         torch.cuda.manual_seed(int(noise_seed.generate_state(1)[0]))
     batch = Batch(*(tensor.to(world.device) for tensor in batch))
-    weights = batch_weights(batch, train_config, world)
+    weights = importance_weights(
+        batch.targets_BK,
+        batch.importance_B,
+        max_weight=train_config.max_weight,
+        reduce_sum=world.all_reduce_sum,
+    )
     labels = [_Labels(1.0, batch, weights.weight_BK)]
     inputs = batch.inputs
     if train_config.regularization.mixes:

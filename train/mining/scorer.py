@@ -11,7 +11,7 @@ positives reach. Shapes: B batch, N rows of val, F folds, K targets.
 
 import hashlib
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from pipeline.config.schema import Config
 from pipeline.dataset import Dataset
+from pipeline.encoders.runtimes import export_module
 from pipeline.errors import ConfigError
 from pipeline.mine.driver import Mined, Tally, mine
-from pipeline.mine.scorer import Scorer, make_scorer
+from pipeline.mine.scorer import Scorer
 from train.config import load_train_config
 from train.data.batches import read_eval_batches
 from train.metrics.calibration import fit_platt
@@ -82,20 +83,17 @@ def mined_table(mined: Mined) -> Table:
     for column in ("source", *columns):
         table.add_column(column, justify="left" if column == "source" else "right")
 
-    def add(name: str, tallies: Collection[Tally]) -> None:
+    rows = [*mined.tallies.items(), ("all", Tally.total(mined.tallies.values()))]
+    for number, (name, tally) in enumerate(rows, start=2):
         table.add_row(
             name,
-            f"{sum(tally.num_scored for tally in tallies):,}",
-            f"{sum(tally.num_expected for tally in tallies):,.1f}",
-            f"{sum(tally.num_selected for tally in tallies):,}",
-            f"{sum(tally.num_suspected for tally in tallies):,}",
-            f"{sum(tally.num_refused for tally in tallies):,}",
+            f"{tally.num_scored:,}",
+            f"{tally.num_expected:,.1f}",
+            f"{tally.num_selected:,}",
+            f"{tally.num_suspected:,}",
+            f"{tally.num_refused:,}",
+            end_section=number == len(rows),
         )
-
-    for name, tally in mined.tallies.items():
-        add(name, [tally])
-    table.add_section()
-    add("all", mined.tallies.values())
     return table
 
 
@@ -119,9 +117,8 @@ def prepare_scorer(config: Config, run_dir: str | os.PathLike[str]) -> Scorer:
         size = info.preprocessing.image_size
         example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     model = MarginScorer(models, constants_3FK).eval()
-    return make_scorer(
-        model,
-        example,
+    return Scorer(
+        model=export_module(model, example, inputs="inputs", outputs="scored"),
         reads="embedding" if info.mode == "head" else "pixels",
         num_folds=len(models),
         preprocessing=info.preprocessing,
