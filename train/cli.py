@@ -8,9 +8,8 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
-from enum import StrEnum
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,13 +21,6 @@ from pipeline.telemetry.logging import LogFormat, configure_logging
 
 _INTERRUPTED = 130
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-class Launcher(StrEnum):
-    """What starts the processes of a training."""
-
-    ENV = "env"
-    RAY = "ray"
 
 
 RunDir = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run (train.run).")]
@@ -79,8 +71,8 @@ def train(
         typer.Option(metavar="N", help="Number or latest; a resumed run switches to it."),
     ] = None,
     launcher: Annotated[
-        Launcher, typer.Option(help="env: this process or torchrun; ray: Ray Train.")
-    ] = Launcher.ENV,
+        Literal["env", "ray"], typer.Option(help="env: this process or torchrun; ray: Ray Train.")
+    ] = "env",
     num_workers: Annotated[
         str | None,
         typer.Option(metavar="N|MIN:MAX", help="For --launcher ray; default one per GPU."),
@@ -97,7 +89,7 @@ def train(
 
     loaded, train_config, _ = load_train_config(config, overrides or ())
     wanted = None if generation is None else parse_generation(generation)
-    if launcher == Launcher.RAY:
+    if launcher == "ray":
         from train.loop.ray_launcher import parse_workers, train_on_ray
 
         run_dir = train_on_ray(
@@ -261,5 +253,4 @@ def _evaluate_folders(run: str, images: list[str], labels: list[str]) -> None:
             f"--images is given {len(images)} times and --label {len(labels)} times: give one "
             "--label per --images"
         )
-    metrics = evaluate_folders(run, list(zip(images, labels, strict=True)))
-    console.print(metrics_table(metrics))
+    console.print(metrics_table(evaluate_folders(run, list(zip(images, labels, strict=True)))))

@@ -60,15 +60,6 @@ class TrainState:
         """Whether the backbone's weights are spread over the processes (train.parallel)."""
         return self.train_config.parallel == "fsdp" and self.world.size > 1
 
-    @property
-    def uses_amp(self) -> bool:
-        amp = self.train_config.amp
-        return amp in ("bf16", "fp16") or (amp == "auto" and self.world.device.type == "cuda")
-
-    @property
-    def amp_dtype(self) -> torch.dtype:
-        return torch.float16 if self.train_config.amp == "fp16" else torch.bfloat16
-
 
 def prepare_state(
     config: Config,

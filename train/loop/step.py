@@ -100,7 +100,9 @@ def _accumulate_gradients(
     Weights are normalised over the whole batch, so that the sum is its gradient.
     """
     train_config, world = state.train_config, state.world
-    num_parts = train_config.accumulate
+    num_parts, amp = train_config.accumulate, train_config.amp
+    uses_amp = amp in ("bf16", "fp16") or (amp == "auto" and world.device.type == "cuda")
+    amp_dtype = torch.float16 if amp == "fp16" else torch.bfloat16
     bounds = [round(i * len(inputs) / num_parts) for i in range(num_parts + 1)]
     total = torch.zeros((), device=world.device)
     for rows in map(slice, bounds, bounds[1:]):
@@ -108,7 +110,7 @@ def _accumulate_gradients(
         # Processes reduce their gradients once, after the last part.
         waits = isinstance(model, DistributedDataParallel) and not is_last
         with model.no_sync() if waits else nullcontext():  # type: ignore[operator]
-            with torch.autocast(world.device.type, state.amp_dtype, enabled=state.uses_amp):
+            with torch.autocast(world.device.type, amp_dtype, enabled=uses_amp):
                 logits_BK = model(inputs[rows])
             parts = [each.part(rows) for each in labels]
             losses = [
