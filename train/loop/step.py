@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from train.data.batches import Batch
-from train.distributed.fsdp import average_whole_gradients, clip_gradients
+from train.distributed.fsdp import full_tensor
 from train.loop.optim import set_learning_rates
 from train.loop.state import TrainState
 from train.loss.losses import importance_weights
@@ -64,8 +64,6 @@ def train_step(state: TrainState, model: nn.Module, batch: Batch, step: int) -> 
         inputs, labels = _mix(state, labels[0], step)
     state.optimizer.zero_grad()
     loss = _accumulate_gradients(state, model, inputs, labels)
-    if state.is_sharded and not isinstance(model, DistributedDataParallel):
-        average_whole_gradients(_parameters_of(state), world)
     grad_norm = _clip_gradients(state)
     state.scaler.step(state.optimizer)
     state.scaler.update()
@@ -129,13 +127,8 @@ def _clip_gradients(state: TrainState) -> Tensor | None:
     if limit is None:
         return None
     state.scaler.unscale_(state.optimizer)
-    if state.is_sharded:
-        return clip_gradients(_parameters_of(state), limit)
-    return nn.utils.clip_grad_norm_(_parameters_of(state), limit)
-
-
-def _parameters_of(state: TrainState) -> list[nn.Parameter]:
-    return [p for group in state.optimizer.param_groups for p in group["params"]]
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    return full_tensor(nn.utils.clip_grad_norm_(parameters, limit))
 
 
 def _take(batch: Batch, rows: slice | Tensor) -> Batch:
