@@ -127,14 +127,23 @@ def evaluate(
     ] = None,
 ) -> None:
     """Calibrate on val, measure on test and write a report; or measure folders of images."""
-    if images or label:
-        _evaluate_folders(run, images or [], label or [])
-        return
-    from train.evaluate.run import evaluate_run
     from train.evaluate.tables import metrics_table
 
-    metrics = evaluate_run(run, overrides=overrides or ())
-    console.print(metrics_table(metrics))
+    folders, labels = images or [], label or []
+    if len(folders) != len(labels):
+        raise ConfigError(
+            f"--images is given {len(folders)} times and --label {len(labels)} times: give one "
+            "--label per --images"
+        )
+    if folders:
+        from train.evaluate.folders import evaluate_folders
+
+        metrics = evaluate_folders(run, list(zip(folders, labels, strict=True)))
+        console.print(metrics_table(metrics))
+        return
+    from train.evaluate.run import evaluate_run
+
+    console.print(metrics_table(evaluate_run(run, overrides=overrides or ())))
     console.print(f"wrote {run}/metrics.json and {run}/report.html", soft_wrap=True)
 
 
@@ -242,15 +251,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if end.code == _INTERRUPTED:
             sys.stderr.write("infineg: interrupted; run the same command again to resume\n")
         raise
-
-
-def _evaluate_folders(run: str, images: list[str], labels: list[str]) -> None:
-    from train.evaluate.folders import evaluate_folders
-    from train.evaluate.tables import metrics_table
-
-    if len(images) != len(labels):
-        raise ConfigError(
-            f"--images is given {len(images)} times and --label {len(labels)} times: give one "
-            "--label per --images"
-        )
-    console.print(metrics_table(evaluate_folders(run, list(zip(images, labels, strict=True)))))

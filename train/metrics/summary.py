@@ -6,10 +6,11 @@ Every rate has an interval and its n; unknown values are null, never nan. Shapes
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scipy.special import expit
 from scipy.special import logit as log_odds
 from sklearn.metrics import brier_score_loss
@@ -37,7 +38,6 @@ from train.metrics.rates import (
     members_by_stratum,
     per_million,
     precision,
-    rates_as_drawn,
 )
 from train.model.detector import ModelInfo, TargetCalibration
 
@@ -106,7 +106,10 @@ def _measure_target(
         "by_similarity": {
             name: detection_rates(test, by_similarity, at) for name, at in levels.items()
         },
-        "fpr_as_drawn": rates_as_drawn(test, by_stratum, calibration.threshold),
+        # Each sample counted once, whatever its inclusion probability.
+        "fpr_as_drawn": detection_rates(
+            replace(test, weights_N=np.ones(len(test.weights_N))), by_stratum, calibration.threshold
+        ),
         "evidence": evidence(test, by_stratum, calibration.threshold),
         "negatives_needed": claims([config.alpha]),
         **per_million(rates["fpr"]["all"]),

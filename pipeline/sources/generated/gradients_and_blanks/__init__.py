@@ -74,7 +74,10 @@ toy = partial(three_pictures, Params)
 
 def _draw_flat(rng: np.random.Generator, size: int) -> Pixels:
     dice = Dice(rng)
-    return _grained(dice, _filled(size, dice.palette(1)[0]), dice.pick((0, 0, 0, 2, 8)))
+    pixels = np.empty((size, size, 3), np.uint8)
+    pixels[0] = dice.palette(1)[0]
+    pixels[1:] = pixels[0]  # whole rows are copied at once, three bytes are not
+    return _grained(dice, pixels, dice.pick((0, 0, 0, 2, 8)))
 
 
 def _draw_near(rng: np.random.Generator, size: int, *, is_white: bool) -> Pixels:
@@ -175,13 +178,6 @@ def _draw_bars(rng: np.random.Generator, size: int) -> Pixels:
     rows = np.arange(size) * len(strips) // size
     pixels = np.stack(strips)[rows]
     return pixels if dice.chance(0.5) else np.asarray(cv2.transpose(pixels), np.uint8)
-
-
-def _filled(size: int, colour: NDArray[np.uint8]) -> Pixels:
-    pixels = np.empty((size, size, 3), np.uint8)
-    pixels[0] = colour
-    pixels[1:] = pixels[0]  # whole rows are copied at once, three bytes are not
-    return pixels
 
 
 def _grained(dice: Dice, pixels: Pixels, depth: int) -> Pixels:
