@@ -96,9 +96,7 @@ def _build_rounds(
         reading = Reading(config, planned, progress)
         for rounds in reading.batches():
             tables = cluster.map(
-                _build_span,
-                monitor.dispatched(reading.tasks(rounds)),
-                make_worker=make_worker,
+                _build_span, monitor.dispatched(reading.tasks(rounds)), make_worker=make_worker
             )
             _log_parts(tables, progress, monitor)
             if seen is None:

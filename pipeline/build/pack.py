@@ -29,11 +29,7 @@ from pipeline.telemetry.progress import Progress
 
 
 def pack_generation(
-    config: Config,
-    parent: Generation,
-    rounds: Sequence[Round],
-    cluster: Cluster,
-    seen: SeenImages,
+    config: Config, parent: Generation, rounds: Sequence[Round], cluster: Cluster, seen: SeenImages
 ) -> Generation:
     """Writes the shards and tables of some rounds; returns the generation to commit.
 

@@ -19,12 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.dataset.dataset import Dataset, Span, part_stem
-from pipeline.dataset.metadata import (
-    Counts,
-    PartRecord,
-    ShardFile,
-    ShardRecord,
-)
+from pipeline.dataset.metadata import Counts, PartRecord, ShardFile, ShardRecord
 from pipeline.dataset.schema import SPLITS, RejectReason, Split, row_schema, with_columns
 
 # The columns in `<key>.json`, for readers that have only the tar. Its inclusion_probability is

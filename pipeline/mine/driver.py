@@ -112,11 +112,7 @@ def _mined_sources(config: Config, parent: Generation, only: Sequence[str]) -> l
 
 
 def _mine_sources(
-    config: Config,
-    scorer: Scorer,
-    parent: Generation,
-    request: Mapping[str, Any],
-    cluster: Cluster,
+    config: Config, scorer: Scorer, parent: Generation, request: Mapping[str, Any], cluster: Cluster
 ) -> tuple[Generation, Mapping[str, Tally]]:
     """Scores, decides and packs; returns the generation to commit and the tally of each source.
 

@@ -20,11 +20,7 @@ _SAMPLES_PER_SPAN = 512
 
 
 def make_plan(
-    pilot: Pilot,
-    *,
-    config: Config,
-    reference: ReferenceInfo,
-    previous: SourcePlan | None = None,
+    pilot: Pilot, *, config: Config, reference: ReferenceInfo, previous: SourcePlan | None = None
 ) -> SourcePlan:
     """Fits the inclusion probabilities so that the expected numbers meet the budget.
 

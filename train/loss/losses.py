@@ -21,11 +21,7 @@ class ImportanceWeights(NamedTuple):
 
 
 def importance_weights(
-    targets_BK: Tensor,
-    importance_B: Tensor,
-    *,
-    max_weight: float,
-    reduce_sum: ReduceSum,
+    targets_BK: Tensor, importance_B: Tensor, *, max_weight: float, reduce_sum: ReduceSum
 ) -> ImportanceWeights:
     """1 for positives; for negatives importance_B, self-normalised to mean 1.
 

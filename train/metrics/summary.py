@@ -119,10 +119,7 @@ def _measure_target(
         "average_precision": average_precision(*samples),
         **_calibration(test, calibration, config, prior),
         "test_mix": _calibration(test, calibration, config, None),
-        "train_mix": {
-            "prior": train_prior,
-            **_calibration(test, calibration, config, train_prior),
-        },
+        "train_mix": {"prior": train_prior, **_calibration(test, calibration, config, train_prior)},
     }
 
 

@@ -123,9 +123,7 @@ def three_pictures(params: type[A], directory: Path, **given: Any) -> A:  # noqa
 def all_families(literal: object) -> Any:
     """The field `families`; `literal` is the Literal of their names, all of them the default."""
     return Field(
-        get_args(literal),
-        min_length=1,
-        description="Picture i is of family i modulo their number.",
+        get_args(literal), min_length=1, description="Picture i is of family i modulo their number."
     )
 
 

@@ -85,11 +85,7 @@ class Source(AddressedSource[Params]):
 
 
 def draw(
-    rng: np.random.Generator,
-    params: Params,
-    family: str = "",
-    *,
-    pool: Sequence[Cut] | None = None,
+    rng: np.random.Generator, params: Params, family: str = "", *, pool: Sequence[Cut] | None = None
 ) -> Pixels:
     """uint8[image_size, image_size, 3]; by default of the first pool."""
     if pool is None:

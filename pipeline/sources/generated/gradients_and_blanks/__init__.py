@@ -24,7 +24,6 @@ from typing import Literal
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.sources.drawing import Dice, ramp
 from pipeline.sources.generated import (
