@@ -12,14 +12,7 @@ from train.metrics.intervals import weighted_interval
 from train.metrics.predictions import TargetPredictions
 from train.metrics.ranking import NUM_BINS, Floats, bins_of, reliability
 from train.model.detector import TargetCalibration
-from train.report.figures import (
-    draw_histograms,
-    draw_precision_recall,
-    draw_rates,
-    draw_reliability,
-    draw_ridges,
-    draw_roc,
-)
+from train.report import figures
 
 
 class Drawing(NamedTuple):
@@ -37,7 +30,7 @@ def draw_strata(test: TargetPredictions, metrics: Mapping[str, Any]) -> list[Dra
                 rows[stratum + suffix] = [rate, block["fpr_at_tpr95"][stratum]]
     drawings = []
     if rows:
-        svg = draw_rates(
+        svg = figures.draw_rates(
             rows, labels=("at the threshold", "at TPR 95 %"), goal=metrics["alpha_wanted"]
         )
         note = (
@@ -46,7 +39,7 @@ def draw_strata(test: TargetPredictions, metrics: Mapping[str, Any]) -> list[Dra
         )
         drawings.append(Drawing("False positive rates", note, svg))
     if similarities := _similarities_by_source(test):
-        svg = draw_ridges(similarities, label="Similarity to the reference bank")
+        svg = figures.draw_ridges(similarities, label="Similarity to the reference bank")
         note = "How similar the pictures of each source are to the positives, before any training."
         drawings.append(Drawing("Similarity by source", note, svg))
     return drawings
@@ -70,7 +63,7 @@ def draw_curves(
         logits = {
             name: test.logits_N[members] for name, members in classes.items() if members.any()
         }
-        svg = draw_histograms(logits, label="Raw logit", threshold=metrics["threshold"])
+        svg = figures.draw_histograms(logits, label="Raw logit", threshold=metrics["threshold"])
         note = f"Before calibration. From the threshold on, pictures are called {test.target}."
         drawings.append(Drawing("Logits", note, svg))
     return drawings
@@ -86,7 +79,7 @@ def _draw_reliability(test: TargetPredictions, calibration: TargetCalibration) -
             test.is_positive_N[members], test.weights_N[members]
         )
     curve = reliability(test.is_positive_N, probabilities_N, test.weights_N)
-    return draw_reliability(curve, low_M, high_M)
+    return figures.draw_reliability(curve, low_M, high_M)
 
 
 def _ranking_curves(test: TargetPredictions, metrics: Mapping[str, Any]) -> list[Drawing]:
@@ -102,12 +95,12 @@ def _ranking_curves(test: TargetPredictions, metrics: Mapping[str, Any]) -> list
             "ROC, by stratum of the negatives",
             "Further left is better: strata whose curve is further right are mistaken more often. "
             "With n negatives, rates below 1 / n are unknown.",
-            draw_roc(curves, operating_point=here),
+            figures.draw_roc(curves, operating_point=here),
         ),
         Drawing(
             "Precision and recall",
             "For two mixes: that of the test split, and with the target as rare as in use.",
-            draw_precision_recall(*samples, deploy_prior=metrics["deploy_prior"]),
+            figures.draw_precision_recall(*samples, deploy_prior=metrics["deploy_prior"]),
         ),
     ]
 

@@ -33,27 +33,20 @@ from pipeline.sources.generated import (
     all_families,
     three_pictures,
 )
-from pipeline.sources.generated.text_and_ui.pages import (
-    draw_chart,
-    draw_code,
-    draw_page,
-    draw_sign,
-    draw_table,
-)  # fmt: skip
+from pipeline.sources.generated.text_and_ui import pages, windows
 from pipeline.sources.generated.text_and_ui.screen import Screen, choose_theme
-from pipeline.sources.generated.text_and_ui.windows import draw_app, draw_dialog, draw_icons
 
 Family = Literal["page", "code", "sign", "table", "chart", "dialog", "app", "icons"]
 
 _FAMILIES: dict[str, Callable[[Screen], None]] = {
-    "page": draw_page,
-    "code": draw_code,
-    "sign": draw_sign,
-    "table": draw_table,
-    "chart": draw_chart,
-    "dialog": draw_dialog,
-    "app": draw_app,
-    "icons": draw_icons,
+    "page": pages.draw_page,
+    "code": pages.draw_code,
+    "sign": pages.draw_sign,
+    "table": pages.draw_table,
+    "chart": pages.draw_chart,
+    "dialog": windows.draw_dialog,
+    "app": windows.draw_app,
+    "icons": windows.draw_icons,
 }
 
 
