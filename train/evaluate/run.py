@@ -31,7 +31,7 @@ from train.model.detector import (
     write_model_info,
 )
 from train.report.composition import describe_dataset
-from train.report.page import report_on_dataset
+from train.report.page import render_report
 from train.report.wording import format_percent
 
 _log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def evaluate_run(
     metrics = measure(tests, info, evaluate_config) | {
         "dataset": describe_dataset(dataset, generation, config)
     }
-    page = report_on_dataset(
+    page = render_report(
         tests,
         metrics,
         calibration,

@@ -1,6 +1,7 @@
 """Renders the report from metrics, predictions and figures."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,58 +21,69 @@ from train.report.summary import summarise
 from train.report.wording import format_figure, format_percent, one_in
 
 
-def report_on_dataset(
+def render_report(
     tests: Sequence[TargetPredictions],
     metrics: Mapping[str, Any],
     calibration: Mapping[str, TargetCalibration],
     *,
     title: str,
     subtitle: str,
-    dataset: str,
-    generation: Generation,
+    dataset: str | None = None,
+    generation: Generation | None = None,
 ) -> str:
-    """HTML for a test split. Pictures come from the shards.
+    """HTML for the test split of a data set, or for folders of images, whose paths are the keys.
 
     metrics: all of metrics.json; calibration: by target.
     """
+    read_image: ReadImage = _read_file
+    neighbours: dict[str, list[Neighbour]] = {}
+    if dataset is not None and generation is not None:
+        read_image = partial(_read_from_tar, dataset)
+        places = [
+            place
+            for test in tests
+            for of_positives in (False, True)
+            for place in places_of(test, worst_rows(test, of_positives=of_positives))
+        ]
+        places = list(dict.fromkeys(places))
+        found = find_neighbours(dataset, generation, places)
+        neighbours = {key: near for (key, _), near in zip(places, found, strict=True)}
+    is_folder = dataset is None
+    environment = Environment(
+        loader=PackageLoader("train.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": format_percent, "figure": format_figure, "one_in": one_in}
+    page = environment.get_template("report.html.j2").render(
+        title=title,
+        subtitle=subtitle,
+        targets=[
+            _show(test, metrics, calibration, neighbours, read_image, is_folder=is_folder)
+            for test in tests
+        ],
+        sources=metrics["strata"],
+        dataset=metrics.get("dataset"),
+        is_folder=is_folder,
+    )
+    # No line break between a number and its sign.
+    return page.replace(" %", "&nbsp;%")
 
-    def read_image(row: Mapping[str, Any]) -> bytes:
-        # Reads only the image's range of the tar.
-        tar = storage.join(dataset, row["shard"])
-        return storage.read_range(tar, row["tar_offset"], row["tar_size"])
 
-    places = [
-        place
-        for test in tests
-        for of_positives in (False, True)
-        for place in places_of(test, worst_rows(test, of_positives=of_positives))
-    ]
-    places = list(dict.fromkeys(places))
-    found = find_neighbours(dataset, generation, places)
-    neighbours = {key: near for (key, _), near in zip(places, found, strict=True)}
-    shown = [_show(test, metrics, calibration, neighbours, read_image) for test in tests]
-    return _render(shown, metrics, title=title, subtitle=subtitle, is_folder=False)
+def _read_from_tar(dataset: str, row: Mapping[str, Any]) -> bytes:
+    # Reads only the image's range of the tar.
+    tar = storage.join(dataset, row["shard"])
+    return storage.read_range(tar, row["tar_offset"], row["tar_size"])
 
 
-def report_on_folders(
-    tests: Sequence[TargetPredictions],
-    metrics: Mapping[str, Any],
-    calibration: Mapping[str, TargetCalibration],
-    *,
-    title: str,
-    subtitle: str,
-) -> str:
-    """HTML for folders of images, whose paths are the keys."""
-
-    def read_image(row: Mapping[str, Any]) -> bytes:
-        settings = ImageSettings(image_size=PICTURE_SIDE)
-        decoded = decode_image(Path(row["key"]).read_bytes(), rotation=0, settings=settings)
-        if not isinstance(decoded, Decoded):
-            raise InfinegError(f"{row['key']}: changed during the evaluation ({decoded})")
-        return decoded.image
-
-    shown = [_show(test, metrics, calibration, {}, read_image, is_folder=True) for test in tests]
-    return _render(shown, metrics, title=title, subtitle=subtitle, is_folder=True)
+def _read_file(row: Mapping[str, Any]) -> bytes:
+    settings = ImageSettings(image_size=PICTURE_SIDE)
+    decoded = decode_image(Path(row["key"]).read_bytes(), rotation=0, settings=settings)
+    if not isinstance(decoded, Decoded):
+        raise InfinegError(f"{row['key']}: changed during the evaluation ({decoded})")
+    return decoded.image
 
 
 def _show(
@@ -81,7 +93,7 @@ def _show(
     neighbours: Mapping[str, Sequence[Neighbour]],
     read_image: ReadImage,
     *,
-    is_folder: bool = False,
+    is_folder: bool,
 ) -> dict[str, Any]:
     metrics, calibration = all_metrics["target"][test.target], calibrations[test.target]
     mistakes, misses = (
@@ -105,31 +117,3 @@ def _show(
         "false_positives": mistakes,
         "misses": misses,
     }
-
-
-def _render(
-    targets: Sequence[Mapping[str, Any]],
-    metrics: Mapping[str, Any],
-    *,
-    title: str,
-    subtitle: str,
-    is_folder: bool,
-) -> str:
-    environment = Environment(
-        loader=PackageLoader("train.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": format_percent, "figure": format_figure, "one_in": one_in}
-    page = environment.get_template("report.html.j2").render(
-        title=title,
-        subtitle=subtitle,
-        targets=targets,
-        sources=metrics["strata"],
-        dataset=metrics.get("dataset"),
-        is_folder=is_folder,
-    )
-    # No line break between a number and its sign.
-    return page.replace(" %", "&nbsp;%")
