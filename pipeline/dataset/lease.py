@@ -92,6 +92,7 @@ class Lease:
         self._lock = threading.Lock()
         self._is_done = threading.Event()
         self._thread = threading.Thread(target=self._renew_often, name="lease", daemon=True)
+        self._thread.start()
 
     def check(self) -> None:
         """Renews the lease; raises InfinegError if another process has taken it over."""
@@ -102,9 +103,6 @@ class Lease:
     def is_lost(self) -> bool:
         """True once a renewal has found another holder. Reads no storage, so loops can ask it."""
         return self._lost is not None
-
-    def start(self) -> None:
-        self._thread.start()
 
     def release(self) -> None:
         """Removes the lease if it is still this one."""
@@ -162,7 +160,6 @@ def hold_lease(root: str, ttl_s: float = 60.0, *, wait_s: float = 0.0) -> Iterat
     another process has it and keeps it for `wait_s`.
     """
     lease = Lease(root, _wait_for(root, ttl_s, wait_s))
-    lease.start()
     try:
         yield lease
     finally:

@@ -11,12 +11,13 @@ from typing import IO, Any
 from pipeline.storage.listings import find_files, forget_listings, resolve_listable
 from pipeline.storage.locations import is_http, is_local, is_protocol, redact, resolve
 from pipeline.storage.retry import retry
-from pipeline.storage.streams import open_http, open_stream, read_http_range
+from pipeline.storage.streams import HttpBody, ResumedFile, read_http_range
 from pipeline.storage.threads import map_many
 
 # docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
 _MAX_DELETED = 1000
 _PIECE_BYTES = 2**22
+_BUFFER_BYTES = 2**20  # a tar reader reads much less at once
 
 
 def open_read(uri: str) -> io.BufferedReader:
@@ -25,7 +26,8 @@ def open_read(uri: str) -> io.BufferedReader:
     what = f"read {redact(uri)}"
     if is_local(fs):
         return retry(lambda: open(path, "rb"), what)
-    return open_http(fs, path, what) if is_http(fs) else open_stream(fs, path, what)
+    kind = HttpBody if is_http(fs) else ResumedFile
+    return io.BufferedReader(kind(fs, path, what), _BUFFER_BYTES)
 
 
 def read_bytes(uri: str) -> bytes:

@@ -36,10 +36,6 @@ def _blocks_of(module: nn.Module) -> Iterator[nn.Module]:
             yield from _blocks_of(child)
 
 
-def is_sharded(tensor: Tensor) -> bool:
-    return isinstance(tensor, DTensor)
-
-
 def full_tensor(tensor: Tensor) -> Tensor:
     """All of a sharded tensor; every process takes part."""
     if not isinstance(tensor, DTensor):
