@@ -59,7 +59,9 @@ def build(
         monitor_build(metrics, stuck_after_s=config.build.stuck_after_s) as monitor,
         hold_lease(dataset.root, wait_s=config.build.lease_wait_s) as lease,
     ):
-        latest = _clean_up(dataset)
+        latest = complete(dataset)
+        for prefix in (".tmp-", "plans/.tmp-", "generations/.tmp-", "embeddings/.tmp-"):
+            storage.remove_many(storage.list_prefix(dataset.uri(prefix)))
         changes = find_changes(config, latest, only, follow=follow)
         if changes.drop:
             _log.info("removing, by the config: %s", ", ".join(sorted(changes.drop)))
@@ -130,14 +132,6 @@ def _commit(dataset: Dataset, generation: Generation, lease: Lease) -> Generatio
         f"{len(generation.shards):,}",
     )  # fmt: skip
     return generation
-
-
-def _clean_up(dataset: Dataset) -> Generation:
-    """Finishes an interrupted commit and removes temporary files; returns the latest generation."""
-    latest = complete(dataset)
-    for prefix in (".tmp-", "plans/.tmp-", "generations/.tmp-", "embeddings/.tmp-"):
-        storage.remove_many(storage.list_prefix(dataset.uri(prefix)))
-    return latest
 
 
 @contextlib.contextmanager

@@ -94,9 +94,7 @@ def running_line(running: Running) -> str:
     return f"{line}; {rate:,.1f} candidates/s since reading started, {left} left"
 
 
-def running_json(running: Running | None) -> dict[str, object] | None:
-    if running is None:
-        return None
+def running_json(running: Running) -> dict[str, object]:
     lease = running.lease
     return {
         "alive": running.is_alive,
@@ -126,7 +124,7 @@ def status_json(
     dataset: str, generation: Generation | None, running: Running | None
 ) -> dict[str, object]:
     """`generation` is None before the first commit, `running` when nothing is unfinished."""
-    building = {"building": running_json(running)}
+    building = {"building": running and running_json(running)}
     if generation is None:
         return {"dataset": dataset, "generation": None, **building}
     return {

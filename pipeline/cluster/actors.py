@@ -42,11 +42,12 @@ def start_encoder_actors(
     build = cluster.config
     if build.embed_on == "worker":
         return cluster, encoder
+    names = ("CPU", "GPU", "object_store_memory")
     resources = [node["Resources"] for node in alive_nodes()]
     placement = place(
         build,
         encoder,
-        [Node(*(r.get(n, 0.0) for n in ("CPU", "GPU", "object_store_memory"))) for r in resources],
+        [Node(*(of_node.get(name, 0.0) for name in names)) for of_node in resources],
         num_workers=cluster.num_workers,
         can_grow=_can_grow(build.address),
     )

@@ -13,14 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.metadata import (
-    Counts,
-    Generation,
-    ShardFile,
-    SourceRecord,
-    TableRecord,
-    add_counts,
-)
+from pipeline.dataset.metadata import Generation, ShardFile, SourceRecord, TableRecord, add_counts
 from pipeline.dataset.schema import RejectReason
 from pipeline.dataset.shards import (
     LEDGER_COLUMNS,
@@ -146,7 +139,7 @@ class _Revision:
             update={
                 "ledger": tuple(ledgers),
                 "hashes": tuple(hashes),
-                "counts": add_counts(counts) if counts else Counts(),
+                "counts": add_counts(counts),
             }
         )
 

@@ -110,7 +110,19 @@ def prepare_scorer(config: Config, run_dir: str | os.PathLike[str]) -> Scorer:
             f"{info.dataset[:12]}, not {dataset.fingerprint[:12]})"
         )
     if info.mode == "head":
-        models, constants_3FK = _fold_models(config, run, info, detector.head)
+        _, train_config, _ = load_train_config(run / "config.yaml")
+        heads = fold_heads(
+            run,
+            config,
+            train_config,
+            dataset,
+            detector.head,
+            generation=info.generation,
+            num_folds=NUM_FOLDS,
+            num_steps=info.samples_seen // train_config.batch_size,
+        )
+        models: Sequence[nn.Module] = heads
+        constants_3FK = _calibrate_heads(config.output.path, info, heads)
         example = torch.zeros(2, info.embedding_dim)
     else:
         models, constants_3FK = [detector], _own_constants(run, info)
@@ -131,23 +143,6 @@ def prepare_scorer(config: Config, run_dir: str | os.PathLike[str]) -> Scorer:
             "guard_logits": constants_3FK[2].tolist(),  # by fold and target
         },
     )
-
-
-def _fold_models(
-    config: Config, run: Path, info: ModelInfo, head: Head
-) -> tuple[list[nn.Module], NDArray[np.float64]]:
-    _, train_config, _ = load_train_config(run / "config.yaml")
-    heads = fold_heads(
-        run,
-        config,
-        train_config,
-        Dataset(config.output.path).read_info(),
-        head,
-        generation=info.generation,
-        num_folds=NUM_FOLDS,
-        num_steps=info.samples_seen // train_config.batch_size,
-    )
-    return list(heads), _calibrate_heads(config.output.path, info, heads)
 
 
 def _calibrate_heads(root: str, info: ModelInfo, heads: Sequence[Head]) -> NDArray[np.float64]:

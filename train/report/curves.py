@@ -10,7 +10,7 @@ from scipy.special import expit
 from train.metrics.calibration import calibrated_logits
 from train.metrics.intervals import weighted_interval
 from train.metrics.predictions import TargetPredictions
-from train.metrics.ranking import NUM_BINS, Floats, bins_of, reliability
+from train.metrics.ranking import NUM_BINS, bins_of, reliability
 from train.model.detector import TargetCalibration
 from train.report import figures
 
@@ -38,7 +38,12 @@ def draw_strata(test: TargetPredictions, metrics: Mapping[str, Any]) -> list[Dra
             "the rate is anywhere left of it. Dashed: evaluate.alpha."
         )
         drawings.append(Drawing("False positive rates", note, svg))
-    if similarities := _similarities_by_source(test):
+    known = ~np.isnan(test.similarity_N)
+    similarities = {
+        source: test.similarity_N[known & (test.source_N == source)]
+        for source in sorted(set(test.source_N[known].tolist()))
+    }
+    if similarities:
         svg = figures.draw_ridges(similarities, label="Similarity to the reference bank")
         note = "How similar the pictures of each source are to the positives, before any training."
         drawings.append(Drawing("Similarity by source", note, svg))
@@ -103,11 +108,3 @@ def _ranking_curves(test: TargetPredictions, metrics: Mapping[str, Any]) -> list
             figures.draw_precision_recall(*samples, deploy_prior=metrics["deploy_prior"]),
         ),
     ]
-
-
-def _similarities_by_source(test: TargetPredictions) -> dict[str, Floats]:
-    known = ~np.isnan(test.similarity_N)
-    return {
-        source: test.similarity_N[known & (test.source_N == source)]
-        for source in sorted(set(test.source_N[known].tolist()))
-    }

@@ -13,7 +13,7 @@ several families of pictures is its drawing functions and this:
         return draw_family({"dots": _draw_dots, "lines": _draw_lines}, rng, params, family)
 
     Source = partial(PictureSource, "doodles", draw)
-    toy = partial(three_pictures, Params)
+    toy = partial(toy_of, Params)
 """
 
 import abc
@@ -115,8 +115,8 @@ class AddressedSource(abc.ABC, Generic[A]):
         return map(self.sample, range(first + start, last))
 
 
-def three_pictures(params: type[A], directory: Path, **given: Any) -> A:  # noqa: ARG001
-    """The `toy` of a generator, which needs no files."""
+def toy_of(params: type[A], directory: Path, **given: Any) -> A:  # noqa: ARG001
+    """Three pictures as the `toy` of a generator, which needs no files."""
     return params(image_size=64, num_pictures=3, **given)
 
 

@@ -16,7 +16,7 @@ from pipeline.sources.generated import (
     Pixels,
     drawn_sample,
     picture_rng,
-    three_pictures,
+    toy_of,
 )
 
 
@@ -75,4 +75,4 @@ def draw(rng: np.random.Generator, params: Params) -> Pixels:
     return small.repeat(params.smallest_side, axis=1).repeat(params.smallest_side, axis=0)
 
 
-toy = partial(three_pictures, Params)
+toy = partial(toy_of, Params)

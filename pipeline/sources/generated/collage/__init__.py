@@ -35,7 +35,7 @@ from pipeline.sources.generated import (
     all_families,
     drawn_sample,
     picture_rng,
-    three_pictures,
+    toy_of,
 )
 from pipeline.sources.generated.collage.layouts import LAYOUTS, Hand
 from pipeline.sources.generated.collage.pool import Cut, Origin, PoolReader
@@ -110,4 +110,4 @@ def _joined(names: Iterator[str | None]) -> str | None:
 
 
 _SQUARES = Origin(kind="squares", params={"image_size": 64, "num_pictures": 8})
-toy = partial(three_pictures, Params, sources=(_SQUARES,))
+toy = partial(toy_of, Params, sources=(_SQUARES,))

@@ -8,7 +8,7 @@ import simplejpeg
 from pydantic import BaseModel, Field, JsonValue
 
 from pipeline.dataset.images import Decoded, decode_image
-from pipeline.dataset.schema import ImageSettings, Partition, RawSample
+from pipeline.dataset.schema import ImageSettings, Partition
 from pipeline.errors import ConfigError
 from pipeline.sources import open_source
 from pipeline.sources.drawing import Dice
@@ -74,18 +74,13 @@ class PoolReader:
         partitions = self._listed[position]
         first = dice.below(max(len(partitions), 1))
         in_order = partitions[first:] + partitions[:first]
+        states = ("verified_absent", "unknown") if origin.allow_unknown else ("verified_absent",)
         for partition in in_order[:_MAX_PARTITIONS_READ]:
             for sample in itertools.islice(source.read(partition), share * _MAX_READ_PER_IMAGE):
-                if not _may_be_cut(sample, allow_unknown=origin.allow_unknown):
+                if sample.label or sample.label_state not in states:
                     continue
                 rotation = sample.rotation or 0
                 decoded = decode_image(sample.image, rotation=rotation, settings=self._settings)
                 if isinstance(decoded, Decoded):
                     pixels = simplejpeg.decode_jpeg(decoded.image, colorspace="RGB")
                     yield Cut(pixels, sample.license, sample.author)
-
-
-def _may_be_cut(sample: RawSample, *, allow_unknown: bool) -> bool:
-    """Whether a sample shows no target, by its label."""
-    states = ("verified_absent", "unknown") if allow_unknown else ("verified_absent",)
-    return not sample.label and sample.label_state in states

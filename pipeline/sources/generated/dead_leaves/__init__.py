@@ -18,13 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.sources.drawing import Dice, State, compiled, next_below, next_unit
-from pipeline.sources.generated import (
-    PictureParams,
-    PictureSource,
-    Pixels,
-    all_families,
-    three_pictures,
-)
+from pipeline.sources.generated import PictureParams, PictureSource, Pixels, all_families, toy_of
 from pipeline.sources.generated.dead_leaves.falling import (
     ANY,
     DISK,
@@ -73,7 +67,7 @@ def draw(rng: np.random.Generator, params: Params, family: str = "") -> Pixels:
 
 
 Source = partial(PictureSource, "dead_leaves", draw)
-toy = partial(three_pictures, Params)
+toy = partial(toy_of, Params)
 
 
 @compiled

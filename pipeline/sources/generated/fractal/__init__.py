@@ -25,13 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.sources.drawing import Dice, State, compiled, next_unit, next_word, ramp
-from pipeline.sources.generated import (
-    PictureParams,
-    PictureSource,
-    Pixels,
-    all_families,
-    three_pictures,
-)
+from pipeline.sources.generated import PictureParams, PictureSource, Pixels, all_families, toy_of
 from pipeline.sources.generated.fractal.systems import (
     AFFINE,
     FLAME,
@@ -83,7 +77,7 @@ def draw(rng: np.random.Generator, params: Params, family: str = "") -> Pixels:
 
 
 Source = partial(PictureSource, "fractal", draw)
-toy = partial(three_pictures, Params)
+toy = partial(toy_of, Params)
 
 
 def _view(dice: Dice, box: Box, point: tuple[float, float]) -> Box:

@@ -32,7 +32,7 @@ from pipeline.sources.generated import (
     Pixels,
     all_families,
     draw_family,
-    three_pictures,
+    toy_of,
 )
 from pipeline.sources.generated.gradients_and_blanks.fills import (
     ANGULAR,
@@ -68,7 +68,7 @@ def draw(rng: np.random.Generator, params: Params, family: str = "") -> Pixels:
 
 
 Source = partial(PictureSource, "gradients_and_blanks", draw)
-toy = partial(three_pictures, Params)
+toy = partial(toy_of, Params)
 
 
 def _draw_flat(rng: np.random.Generator, size: int) -> Pixels:

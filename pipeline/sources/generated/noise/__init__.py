@@ -31,7 +31,7 @@ from pipeline.sources.generated import (
     Pixels,
     all_families,
     draw_family,
-    three_pictures,
+    toy_of,
 )
 from pipeline.sources.generated.noise.spectra import amplitudes, spectral_noise
 from pipeline.sources.generated.noise.wavelets import wavelet_noise
@@ -57,7 +57,7 @@ def draw(rng: np.random.Generator, params: Params, family: str = "") -> Pixels:
 
 
 Source = partial(PictureSource, "noise", draw)
-toy = partial(three_pictures, Params)
+toy = partial(toy_of, Params)
 
 
 def _draw_white(rng: np.random.Generator, size: int) -> Pixels:

@@ -17,7 +17,7 @@ from pipeline.sources.generated import (
     Pixels,
     drawn_sample,
     picture_rng,
-    three_pictures,
+    toy_of,
 )
 from pipeline.sources.generated.shapes.animals import FOUR_LEGGED, paint_animal
 from pipeline.sources.generated.shapes.canvas import new_pen
@@ -84,11 +84,7 @@ def draw(rng: np.random.Generator, params: Params, *, class_name: str | None = N
     scene = draw_scene(rng, params.image_size)
     coat = choose_coat(rng, HABITS.get(class_name))
     pen = new_pen(
-        params.image_size,
-        centre=scene.centre,
-        scale=scene.scale,
-        mirror=scene.mirror,
-        tilt=scene.tilt,
+        params.image_size, scene.centre, scene.scale, mirror=scene.mirror, tilt=scene.tilt
     )
     if class_name in THINGS:
         THINGS[class_name](pen, rng)
@@ -100,4 +96,4 @@ def draw(rng: np.random.Generator, params: Params, *, class_name: str | None = N
     return render(scene, pen.sheet, coat, rng=rng)
 
 
-toy = partial(three_pictures, Params, content=("cat", "tiger", "chair"))
+toy = partial(toy_of, Params, content=("cat", "tiger", "chair"))

@@ -173,8 +173,9 @@ class Pen:
             cv2.line(zones, start, end, value, width, cv2.LINE_8, _SUBPIXEL_BITS)
 
 
-def new_pen(size: int, *, centre: tuple[float, float], scale: float, mirror: bool,
-            tilt: float) -> Pen:  # fmt: skip
+def new_pen(
+    size: int, centre: tuple[float, float], scale: float, *, mirror: bool, tilt: float
+) -> Pen:
     """A pen on an empty sheet for a picture of `size` pixels.
 
     `centre` and `scale` place the subject's box, as fractions of the picture: from the middle of

@@ -26,13 +26,7 @@ from typing import Literal
 import numpy as np
 
 from pipeline.sources.drawing import Dice
-from pipeline.sources.generated import (
-    PictureParams,
-    PictureSource,
-    Pixels,
-    all_families,
-    three_pictures,
-)
+from pipeline.sources.generated import PictureParams, PictureSource, Pixels, all_families, toy_of
 from pipeline.sources.generated.text_and_ui import pages, windows
 from pipeline.sources.generated.text_and_ui.screen import Screen, choose_theme
 
@@ -65,4 +59,4 @@ def draw(rng: np.random.Generator, params: Params, family: str = "") -> Pixels:
 
 
 Source = partial(PictureSource, "text_and_ui", draw)
-toy = partial(three_pictures, Params)
+toy = partial(toy_of, Params)
