@@ -173,10 +173,11 @@ def mine(
     address: Address = None,
 ) -> None:
     """Commit a generation with more of the negatives that a model takes for the target."""
-    from train.mining.scorer import mine_run, mined_table
+    from pipeline.mine.driver import mine as run_mining
+    from train.mining.scorer import mined_table, prepare_scorer
 
     loaded = load(config, overrides, address)
-    mined = mine_run(loaded, run, budget=budget, only=source or ())
+    mined = run_mining(loaded, prepare_scorer(loaded, run), budget=budget, only=source or ())
     number, path = mined.generation.number, loaded.output.path
     if not mined.is_new:
         console.print(f"nothing to do: {path} has been mined by {run} (generation {number})")

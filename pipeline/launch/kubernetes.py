@@ -46,7 +46,7 @@ def on_kubeflow(job: Job) -> Submission:
         raise ConfigError(f"--on kubeflow: only trains; use --on kuberay for {job.kind}")
     _require_lasting_places(job)
     values = _values(job)
-    pod = _pod(values, "node", job.values.trainers)
+    pod = values["pod"]("node", job.values.trainers)
     values |= {
         "config": job.text,
         "arguments": ["torchrun", "--no-python", *job.command(_CONFIG)],
@@ -103,15 +103,11 @@ def _values(job: Job) -> dict[str, Any]:
     }
 
     def pod(name: str, nodes: Any, metrics_port: int | None = None) -> Any:
-        return _pod(values, name, Nodes.model_validate(nodes), metrics_port)
+        port = str(metrics_port) if metrics_port else None  # an annotation is a string
+        of_pod = {"name": name, "nodes": Nodes.model_validate(nodes), "metrics_port": port}
+        return fill_yaml("kubernetes/pod.yaml.j2", values | of_pod)
 
     return values | {"pod": pod, "metrics_port": job.metrics_port}
-
-
-def _pod(values: dict[str, Any], name: str, nodes: Nodes, metrics_port: int | None = None) -> Any:
-    port = str(metrics_port) if metrics_port else None  # an annotation is a string
-    of_pod = {"name": name, "nodes": nodes, "metrics_port": port}
-    return fill_yaml("kubernetes/pod.yaml.j2", values | of_pod)
 
 
 def _environment(job: Job) -> list[dict[str, Any]]:

@@ -122,7 +122,11 @@ def _mine_sources(
     folder = _work_folder(dataset, parent, request)
     rounds = [r for s in parent.sources if s.name in names for r in rounds_of(s, folder)]
     embeddings: Embeddings = {r.name: find_embeddings(dataset, r) for r in rounds}
-    workers = _start_workers(config, scorer, parent, embeddings, cluster)
+    encoder = None
+    if None in embeddings.values():
+        cluster, encoder = start_encoder_actors(cluster, _prepare_encoder(config))
+    make_worker = functools.partial(MineWorker, config, scorer, encoder, parent.taken_down)
+    workers = _Workers(cluster, make_worker)
     embeddings = _score(config, scorer, rounds, embeddings, workers)
     num_negatives = sum(s.num_samples for s in parent.shards if is_minable(s, names))
     budget = request["budget"] or max(1, num_negatives // 3)
@@ -165,16 +169,6 @@ class _Workers:
         with Progress(what, total=num_images, unit="images") as progress:
             for table in self.cluster.map(method, tasks, make_worker=self.make_worker):
                 progress.advance(table["num_rows"][0].as_py())
-
-
-def _start_workers(
-    config: Config, scorer: Scorer, parent: Generation, embeddings: Embeddings, cluster: Cluster
-) -> _Workers:
-    encoder = None
-    if None in embeddings.values():
-        cluster, encoder = start_encoder_actors(cluster, _prepare_encoder(config))
-    make_worker = functools.partial(MineWorker, config, scorer, encoder, parent.taken_down)
-    return _Workers(cluster, make_worker)
 
 
 def _prepare_encoder(config: Config) -> PreparedEncoder:

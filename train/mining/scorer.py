@@ -25,7 +25,7 @@ from pipeline.config.schema import Config
 from pipeline.dataset import Dataset
 from pipeline.encoders.runtimes import export_module
 from pipeline.errors import ConfigError
-from pipeline.mine.driver import Mined, Tally, mine
+from pipeline.mine.driver import Mined, Tally
 from pipeline.mine.scorer import Scorer
 from train.config import load_train_config
 from train.data.batches import read_eval_batches
@@ -61,21 +61,6 @@ class MarginScorer(nn.Module):
         return torch.stack([log_odds_BF, margin_BF], dim=2)
 
 
-def mine_run(
-    config: Config,
-    run_dir: str | os.PathLike[str],
-    *,
-    budget: int | None = None,
-    only: Sequence[str] = (),
-) -> Mined:
-    """Mines the data set of a config with a run's model.
-
-    Raises ConfigError for a run that is not finished, not evaluated, or of another data set.
-    """
-    scorer = prepare_scorer(config, run_dir)
-    return mine(config, scorer, budget=budget, only=only)
-
-
 def mined_table(mined: Mined) -> Table:
     """One row per source and the total: candidates scored, and what became of them."""
     table = Table(title=f"mined generation {mined.generation.number}")
@@ -98,7 +83,10 @@ def mined_table(mined: Mined) -> Table:
 
 
 def prepare_scorer(config: Config, run_dir: str | os.PathLike[str]) -> Scorer:
-    """The run's model as a scorer that can be sent to workers."""
+    """The run's model as a scorer that can be sent to workers.
+
+    Raises ConfigError for a run that is not finished, not evaluated, or of another data set.
+    """
     run = Path(run_dir)
     detector, info = load_model(run)
     if info.calibration is None:
