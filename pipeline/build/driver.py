@@ -187,12 +187,6 @@ def _build_span(worker: SpanWorker, task: ReadTask) -> Iterator[pa.Table]:
 def _log_part(part: PartRecord, seconds: float) -> None:
     _log.info(
         "committed %s round %d span %d part %d: %s selected, %s rejected, %s not selected, %.1f s",
-        part.source,
-        part.round,
-        part.span,
-        part.part,
-        f"{part.counts.selected:,}",
-        f"{part.counts.num_rejected:,}",
-        f"{part.counts.not_selected:,}",
-        seconds,
-    )
+        part.source, part.round, part.span, part.part, f"{part.counts.selected:,}",
+        f"{part.counts.num_rejected:,}", f"{part.counts.not_selected:,}", seconds,
+    )  # fmt: skip

@@ -182,9 +182,6 @@ def _make_reference(config: Config, cluster: Cluster, make_worker: MakeWorker) -
     _log.info(
         "committed reference bank: %s embeddings of %s positives, median similarity %.3f, "
         "suspected above %.3f",
-        f"{info.num_embeddings:,}",
-        f"{info.num_positives:,}",
-        info.median,
-        info.ceiling,
-    )
+        f"{info.num_embeddings:,}", f"{info.num_positives:,}", info.median, info.ceiling,
+    )  # fmt: skip
     return info

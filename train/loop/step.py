@@ -37,9 +37,6 @@ class _Labels(NamedTuple):
     batch: Batch
     weight_BK: Tensor
 
-    def part(self, rows: slice) -> "_Labels":
-        return _Labels(self.share, _take(self.batch, rows), self.weight_BK[rows])
-
 
 def train_step(state: TrainState, model: nn.Module, batch: Batch, step: int) -> StepResult:
     """Gradients of the whole batch, one update of weights and of their average."""
@@ -110,10 +107,10 @@ def _accumulate_gradients(
         with model.no_sync() if waits else nullcontext():  # type: ignore[operator]
             with torch.autocast(world.device.type, amp_dtype, enabled=uses_amp):
                 logits_BK = model(inputs[rows])
-            parts = [each.part(rows) for each in labels]
             losses = [
-                share * batch_loss(logits_BK, batch, weight_BK, train_config, world)
-                for share, batch, weight_BK in parts
+                share
+                * batch_loss(logits_BK, _take(batch, rows), weight_BK[rows], train_config, world)
+                for share, batch, weight_BK in labels
             ]
             loss = torch.stack(losses).sum() if len(losses) > 1 else losses[0]
             state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
