@@ -39,11 +39,15 @@ class Running:
         return self.lease is not None and not self.lease.is_free
 
     @property
+    def num_left(self) -> int:
+        """Candidates."""
+        return sum(max(source.num_planned - source.num_read, 0) for source in self.sources)
+
+    @property
     def seconds_left(self) -> float | None:
         """At the rate so far."""
-        num_left = sum(max(source.num_planned - source.num_read, 0) for source in self.sources)
         rate = self.candidates_per_second
-        return num_left / rate if rate and self.is_alive else None
+        return self.num_left / rate if rate and self.is_alive else None
 
 
 def read_running(root: str) -> Running | None:

@@ -137,8 +137,7 @@ def _mine_sources(
     fetches = [task for each in chosen for task in each.tasks]
     workers.run("read", MineWorker.fetch, fetches, sum(task.num_rows for task in fetches))
     generation = pack_generation(config, parent, chosen, chooser.changes, numbers, workers.cluster)
-    total = Tally.total(chooser.tallies.values())
-    record = _record(scorer, parent, request, log_scales, total)
+    record = _record(scorer, parent, request, log_scales, Tally.total(chooser.tallies.values()))
     generation = generation.model_copy(update={"mined": (*parent.mined, record)})
     return generation, chooser.tallies
 
