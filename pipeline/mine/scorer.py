@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from pipeline.encoders.export import export_module
 from pipeline.encoders.preprocessing import Preprocessing
 from pipeline.encoders.runtimes import open_session
 from pipeline.selection.mining import fold_of
@@ -34,11 +32,6 @@ class Scorer:
     preprocessing: Preprocessing  # where it reads pixels
     fingerprint: str
     about: Mapping[str, Any]  # for `MinedRecord`
-
-
-def make_scorer(module: torch.nn.Module, example: torch.Tensor, **fields: Any) -> Scorer:
-    """A scorer from a module that maps inputs_B to scored_BF2; `fields` are those of `Scorer`."""
-    return Scorer(model=export_module(module, example, inputs="inputs", outputs="scored"), **fields)
 
 
 class OpenScorer:

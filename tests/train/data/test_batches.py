@@ -11,11 +11,10 @@ from pipeline.errors import InfinegError
 from support.train_runs import ENCODER, EVAL_PROBABILITY, NEGATIVES, read_train_rows, write_dataset
 from train.data.batches import AugmentedImages, Batches, CachedEmbeddings, read_eval_batches
 from train.data.corrections import LossTerms, loss_terms
-from train.data.order import BatchOrder, Rank, Stream, shuffle_epoch
+from train.data.order import BatchOrder, Stream, shuffle_epoch
 from train.data.rows import TrainRows, read_embeddings
 
 POSITIVES = [range(7), range(7, 10)]
-ALONE = Rank()
 NEGATIVE_SHARDS = [range(start, start + 10) for start in range(10, 60, 10)]
 
 
@@ -39,10 +38,11 @@ def embeddings(root: str, rows: TrainRows) -> CachedEmbeddings:
     return CachedEmbeddings(read_embeddings(root, rows))
 
 
-def order(*, seed: int = 0, part: Rank = ALONE) -> BatchOrder:
+def order(*, seed: int = 0, rank: int = 0, world_size: int = 1) -> BatchOrder:
     return BatchOrder(
         [Stream(POSITIVES)], [Stream(NEGATIVE_SHARDS)],
-        num_positives=2, batch_size=6, window=2, seed=seed, part=part,
+        num_positives=2, batch_size=6, window=2, seed=seed, rank=rank,
+        world_size=world_size,
     )  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def test_every_negative_is_drawn_once_an_epoch_and_every_positive_once_in_its_ow
 
 def test_ranks_share_the_batch_of_one_process() -> None:
     rows, positions = order().batch(5)
-    parts = [order(part=Rank(rank, 3)).batch(5) for rank in range(3)]
+    parts = [order(rank=rank, world_size=3).batch(5) for rank in range(3)]
     assert sorted(np.concatenate([part[0] for part in parts])) == sorted(rows)
     assert sorted(np.concatenate([part[1] for part in parts])) == sorted(positions)
     assert {len(part[0]) for part in parts} == {2}

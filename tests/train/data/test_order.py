@@ -14,7 +14,7 @@ from support.train_runs import ENCODER, read_train_rows, write_config, write_dat
 from train.config import WINDOW, load_train_config
 from train.data.batches import AugmentedImages, Batches
 from train.data.corrections import loss_terms
-from train.data.order import BatchOrder, MixedOrder, Rank, Stream, take_turns
+from train.data.order import BatchOrder, MixedOrder, Stream, take_turns
 
 UNEVEN = [range(1), range(1, 1001), range(1001, 1004)]
 POSITIVES = [range(2000, 2005)]
@@ -24,7 +24,8 @@ BATCH = 24
 def open_order(rank: int = 0, size: int = 1, **changes: Any) -> BatchOrder:
     settings: dict[str, Any] = {
         "num_positives": 6, "batch_size": BATCH, "window": 2, "seed": 3,
-        "part": Rank(rank, size),
+        "rank": rank,
+        "world_size": size,
     }  # fmt: skip
     return BatchOrder([Stream(POSITIVES)], [Stream(UNEVEN)], **settings | changes)
 
@@ -72,7 +73,8 @@ def test_fewer_shards_and_rows_than_ranks_starve_none(size: int) -> None:
     for rank in range(size):
         order = BatchOrder(
             **streams, num_positives=6, batch_size=BATCH, window=16, seed=0,
-            part=Rank(rank, size),
+            rank=rank,
+            world_size=size,
         )  # fmt: skip
         for step in (0, 1, 50):
             assert len(order.batch(step)[0]) == BATCH // size
@@ -149,7 +151,7 @@ def test_real_worker_processes_of_any_rank_go_on_with_the_next_eight_batches(
         )  # fmt: skip
         order = BatchOrder(
             [Stream(rows.positives)], [Stream(rows.negatives)], num_positives=3,
-            batch_size=12, window=2, seed=0, part=Rank(rank, size),
+            batch_size=12, window=2, seed=0, rank=rank, world_size=size,
         )  # fmt: skip
         return Batches(rows, terms, order, images)
 

@@ -19,7 +19,7 @@ from support.train_runs import (
     write_run_config,
 )
 from train.config import load_train_config
-from train.data.order import BatchOrder, Rank, Stream
+from train.data.order import BatchOrder, Stream
 from train.distributed.world import World, join_world
 from train.loop.optim import average_of, restore_update_state, update_state
 from train.loop.state import TrainState, prepare_state
@@ -183,7 +183,7 @@ def test_no_rank_runs_out_before_another(world_size: int) -> None:
         for rank in range(world_size):
             order = BatchOrder(
                 [Stream([range(7), range(7, 10)])], [Stream([range(10, 21), range(21, 71)])],
-                num_positives=4, batch_size=12, window=2, seed=0, part=Rank(rank, world_size),
+                num_positives=4, batch_size=12, window=2, seed=0, rank=rank, world_size=world_size,
             )  # fmt: skip
             rows, positions = order.batch(step)
             sizes.add((len(rows), len(positions)))
