@@ -5,7 +5,6 @@ the project's own functions. `SCALE=1000000` for the largest size, which takes t
 """
 
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +41,7 @@ SIZES = [size for size in (10**3, 10**4, 10**5, 10**6) if size <= LARGEST]
 def print_figures(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     lines = [columns, ["---"] * len(columns), *([str(value) for value in row] for row in rows)]
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    sys.stdout.write(f"\n{title}\n{text}\n")
+    print(f"\n{title}\n{text}")
 
 
 def list_partitions(number: int) -> int:
