@@ -12,17 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from pipeline.dataset import Dataset
-from pipeline.dataset.keys import make_key, sha256_hex
 from pipeline.dataset.metadata import Generation, ShardRecord
-from pipeline.dataset.schema import LabelState, row_schema
-from pipeline.dataset.shards import output_group, write_shard
 from pipeline.encoders.networks import encoder_identity, load_encoder
-from support.train_runs import ENCODER, commit_dataset
+from support.tables import selected_rows
+from support.train_runs import ENCODER, commit_dataset, write_shards
 
 EMBEDDING_DIM = 256
 _DIRECTION = np.array([1.6, 1.0, -0.8, 0.5])
@@ -71,59 +67,22 @@ def draw_pictures(rng: np.random.Generator, number: int) -> Pictures:
     return Pictures(point_N4, rng.random(number) < posterior_N)
 
 
-def keep_some(pictures: Pictures, rng: np.random.Generator) -> Pictures:
-    return pictures.subset(rng.random(len(pictures.is_cat_N)) < pictures.inclusion_probability_N)
-
-
 def write_biased_dataset(root: Path, rng: np.random.Generator, *, num_pictures: int) -> Generation:
     """The train split of a data set: what the sampling keeps of `num_pictures`."""
-    kept = keep_some(draw_pictures(rng, num_pictures), rng)
+    drawn = draw_pictures(rng, num_pictures)
+    kept = drawn.subset(rng.random(num_pictures) < drawn.inclusion_probability_N)
     is_often_N = kept.is_often_kept_N
-    groups: dict[tuple[str, LabelState], Pictures] = {
-        ("my_cat", "verified_present"): kept.subset(kept.is_cat_N),
-        ("often", "verified_absent"): kept.subset(~kept.is_cat_N & is_often_N),
-        ("seldom", "verified_absent"): kept.subset(~kept.is_cat_N & ~is_often_N),
-    }
-    shards = [_write_group(root, *names, pictures) for names, pictures in groups.items()]
-    counts = {source: len(pictures.is_cat_N) for (source, _), pictures in groups.items()}
-    fingerprint = f"{encoder_identity(load_encoder(ENCODER), ENCODER)}:toy"
-    return commit_dataset(root, ("cat",), fingerprint, EMBEDDING_DIM, shards, counts)
-
-
-def _write_group(
-    root: Path, source: str, label_state: LabelState, pictures: Pictures
-) -> ShardRecord:
-    label = "cat" if label_state == "verified_present" else ""
-    number = len(pictures.is_cat_N)
-    embedding_ND = pictures.embedding_ND
-    columns = {
-        "key": [make_key(source, "p", i) for i in range(number)],
-        "source": [source] * number,
-        "uri": [f"toy://{source}/{i}" for i in range(number)],
-        "label": [label] * number,
-        "label_state": [label_state] * number,
-        "split": ["train"] * number,
-        "content_hash": [sha256_hex(f"{source}/{i}".encode()) for i in range(number)],
-        "image": [b"no trainer of a head looks here"] * number,
-        "embedding": pa.FixedSizeListArray.from_arrays(
-            pa.array(embedding_ND.ravel()), EMBEDDING_DIM
-        ),
-        "similarity": pictures.similarity_N,
-        "inclusion_probability": pictures.inclusion_probability_N,
-        "selected": [True] * number,
-    }
-    schema = row_schema(EMBEDDING_DIM)
-    arrays = [
-        pa.array(columns[field.name], field.type)
-        if isinstance(columns.get(field.name), list)
-        else pa.array(columns[field.name]).cast(field.type)
-        if field.name in columns
-        else pa.nulls(number, field.type)
-        for field in schema
-    ]
-    stem = output_group(source=source, split="train", label=label, selected=True, reason=None)
-    shard = write_shard(
-        Dataset(str(root)), pa.table(arrays, schema=schema), stem=f"{stem}-000000",
-        targets=("cat",), encoder="toy", round_number=1,
-    )  # fmt: skip
-    return ShardRecord(**shard.model_dump(), split="train", label=label)
+    shards: list[ShardRecord] = []
+    for source, label, chosen_N in (
+        ("my_cat", "cat", kept.is_cat_N),
+        ("often", "", ~kept.is_cat_N & is_often_N),
+        ("seldom", "", ~kept.is_cat_N & ~is_often_N),
+    ):
+        pictures = kept.subset(chosen_N)
+        images = [b"no trainer of a head looks here"] * len(pictures.is_cat_N)
+        rows = selected_rows(
+            source, label, pictures.embedding_ND, images, similarity=pictures.similarity_N,
+            inclusion_probability=pictures.inclusion_probability_N,
+        )  # fmt: skip
+        shards += write_shards(root, rows, samples_per_shard=num_pictures)
+    return commit_dataset(root, f"{encoder_identity(load_encoder(ENCODER), ENCODER)}:toy", shards)

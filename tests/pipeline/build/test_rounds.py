@@ -20,7 +20,7 @@ from support.builds import (
     squares,
     write_config,
 )
-from support.processes import kill_session, start_infineg, wait_until
+from support.processes import running_infineg, wait_until
 from support.servers import S3Server
 
 FILES = ("shards/", "ledger/", "hashes/")
@@ -142,13 +142,10 @@ def test_followed_source_makes_generations_until_it_is_interrupted(tmp_path: Pat
     root = tmp_path / "data"
     config = config_of(root, [STREAM, ENDLESS], selection={"budget": 60})
     path, log = write_config(tmp_path / "config.yaml", config), tmp_path / "log"
-    process = start_infineg("build", path, "--follow", log=log)
-    try:
+    with running_infineg("build", path, "--follow", log=log) as process:
         wait_until(lambda: (root / "generations/000004.json").exists(), process, log)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 130, log.read_text()
-    finally:
-        kill_session(process)
     generation = Dataset(str(root)).read_generation()
     assert record_of(generation, "endless").counts.read > 3 * 600
     assert record_of(generation, "squares").counts.read == 3000, "what ends is read once"

@@ -132,14 +132,14 @@ def test_skipped_shards_are_recorded_and_a_resume_draws_the_same(
     assert not lost & set(keys)
     assert f"training without a shard. shard {dataset / bad.path}" in caplog.text
     assert "left out 1 of 11 shards, 10 samples" in caplog.text
-    interrupt_training(dataset, tmp_path / "b", monkeypatch, at=6, **section)
+    interrupt_training(dataset, tmp_path / "b", at=6, **section)
     # It is back, and stays out: the order of a run does not change behind its back.
     (tmp_path / "bad.tar").rename(dataset / bad.path)
     resumed = run_training(dataset, tmp_path / "b", resume=True, **section)
     assert read_losses(resumed) == read_losses(undisturbed)
     assert not lost & set(keys)
     # One more goes: another segment, from the checkpoint on.
-    interrupt_training(dataset, tmp_path / "c", monkeypatch, at=6, **section)
+    interrupt_training(dataset, tmp_path / "c", at=6, **section)
     (dataset / worse.path).unlink()
     info = read_model_info(run_training(dataset, tmp_path / "c", resume=True, **section))
     assert info is not None

@@ -56,6 +56,10 @@ def test_ranks_together_see_what_one_process_sees(size: int) -> None:
         assert np.array_equal(whole_batch(step, size), whole_batch(step, 1))
 
 
+def test_another_seed_is_another_order() -> None:
+    assert not np.array_equal(open_order(seed=4).batch(30)[0], open_order().batch(30)[0])
+
+
 def test_after_a_change_of_ranks_each_sample_is_seen_equally_often() -> None:
     """100 steps by 4 ranks, 50 by 1, 70 by 3: as if by one all along."""
     sizes = [4] * 100 + [1] * 50 + [3] * 70
