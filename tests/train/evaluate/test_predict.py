@@ -10,18 +10,14 @@ from PIL.ExifTags import Base as ExifTag
 
 from pipeline.errors import ConfigError, InfinegError
 from support.corpus import png_header
-from support.train_runs import write_run
 from train.evaluate.predict import Detector, FilePrediction, ImageInput, Prediction, predict_paths
-from train.evaluate.run import evaluate_run
 
 WARM, PINK, COLD = (230, 120, 40), (220, 60, 160), (30, 90, 200)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = write_run(tmp_path_factory.mktemp("two"), mode="finetune", targets=("cat", "dog"))
-    evaluate_run(run)
-    return run
+@pytest.fixture
+def run(two_targets: Path) -> Path:
+    return two_targets
 
 
 def _encode(colour: tuple[int, int, int], kind: str = "JPEG", *, seed: int = 0) -> bytes:

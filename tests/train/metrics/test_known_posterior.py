@@ -1,6 +1,6 @@
 """Training on a heavily biased sample of a world with a known posterior."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,7 @@ from scipy.special import expit
 from scipy.special import logit as log_odds
 
 from support.known_posterior import Pictures, draw_pictures, write_biased_dataset
-from support.train_runs import write_config
-from train.config import load_train_config
-from train.loop.trainer import train
+from support.train_runs import run_training
 from train.metrics.calibration import calibrate_target, calibrated_logits
 from train.metrics.ranking import reliability
 from train.model.detector import load_model
@@ -43,30 +41,13 @@ def gap_of(said_N: NDArray[np.float64], true_N: NDArray[np.float64]) -> tuple[fl
     return ece, float(np.abs(said_N - true_N).mean())
 
 
-def measure_gap(
-    folder: Path,
-    draw: Callable[[int], tuple[Pictures, NDArray[np.float64]]],
-    calibration: str = "platt",
-    **section: Any,
-) -> Gap:
-    """Of one training and one calibration."""
-    return measure_gaps(folder, draw, [calibration], **section)[0]
-
-
 def measure_gaps(
-    folder: Path,
-    draw: Callable[[int], tuple[Pictures, NDArray[np.float64]]],
-    calibrations: Sequence[str],
-    **section: Any,
+    dataset: Path, run: Path, calibrations: Sequence[str], **section: Any
 ) -> list[Gap]:
-    """Trains on folder/data, calibrates on fresh pictures, every second negative of them."""
-    torch.set_num_threads(1)
-    run = folder / f"run-{len(list(folder.iterdir()))}"
-    path = write_config(
-        run.with_suffix(".yaml"), dataset=folder / "data", run=run, train={**SETTINGS, **section}
-    )
-    detector, info = load_model(train(*load_train_config(path)[:2]))
-    (val, _), (fresh, true_N) = draw(20_000), draw(50_000)
+    """Trains, calibrates on fresh pictures, every second negative of them."""
+    detector, info = load_model(run_training(dataset, run, **SETTINGS, **section))
+    val, fresh = (draw_pictures(np.random.default_rng(n), n) for n in (20_000, 50_000))
+    true_N = fresh.posterior_N
     val = val.subset(val.is_cat_N | (np.arange(len(val.is_cat_N)) % 2 == 0))
 
     def logits_of(pictures: Pictures) -> NDArray[np.float32]:
@@ -98,30 +79,25 @@ def measure_gaps(
 
 @pytest.fixture(scope="module")
 def biased(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("biased")
-    write_biased_dataset(folder / "data", np.random.default_rng(0), num_pictures=30_000)
-    return folder
-
-
-def draw_world(number: int) -> tuple[Pictures, NDArray[np.float64]]:
-    pictures = draw_pictures(np.random.default_rng(number), number)
-    return pictures, pictures.posterior_N
+    root = tmp_path_factory.mktemp("biased")
+    write_biased_dataset(root, np.random.default_rng(0), num_pictures=30_000)
+    return root
 
 
 @pytest.mark.parametrize("correction", ["weight", "offset"])
 def test_corrected_training_recovers_the_posterior_of_the_stream(
-    biased: Path, correction: str
+    biased: Path, tmp_path: Path, correction: str
 ) -> None:
     methods = ("platt", "temperature")
-    for gap in measure_gaps(biased, draw_world, methods, correction=correction):
+    for gap in measure_gaps(biased, tmp_path / "run", methods, correction=correction):
         assert gap.ece < 0.01
         assert gap.mean < 0.015
         assert gap.ece_before < 0.01, "the correction does it, and not the calibration"
 
 
-def test_uncorrected_training_does_not(biased: Path) -> None:
+def test_uncorrected_training_does_not(biased: Path, tmp_path: Path) -> None:
     """Calibration corrects predictions on average, not for single images."""
-    gap = measure_gap(biased, draw_world, correction="none")
+    (gap,) = measure_gaps(biased, tmp_path / "run", ["platt"], correction="none")
     assert gap.ece_before > 0.02
     assert gap.mean_before > 0.08
     assert gap.mean > 0.08

@@ -16,13 +16,6 @@ from train.model.detector import load_model
 from train.report.wording import format_percent, in_hundred, one_in
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = write_run(tmp_path_factory.mktemp("one"), mode="head", noise=2.0, num_negatives=300)
-    evaluate_run(run)
-    return run
-
-
 def _assert_fetches_nothing(page: str) -> None:
     references = re.findall(r"""(?:src|href|action|data|srcset)\s*=\s*["']([^"']*)""", page)
     assert references
