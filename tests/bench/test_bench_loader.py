@@ -156,6 +156,5 @@ def head_state(folder: Path) -> TrainState:
         encoder=ENCODER.model_dump(mode="json"), train={"batch_size": BATCH_SIZE, "steps": 10**5},
     )  # fmt: skip
     config, train_config, _ = load_train_config(path)
-    world = World(rank=0, size=1, device=torch.device("cpu"))
     info, generation = Dataset(str(data)).read_info(), Dataset(str(data)).read_generation()
-    return prepare_state(config, train_config, info, generation, world)
+    return prepare_state(config, train_config, info, generation, World.alone())

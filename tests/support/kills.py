@@ -12,7 +12,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -224,6 +224,7 @@ class KilledBuild:
         self.is_finished = True
 
     def close(self) -> None:
+        """Ends all processes of all runs."""
         for process in self._started:
             kill_session(process)
 
@@ -264,16 +265,6 @@ class KilledBuild:
         # It may have finished at that moment.
         assert code in ((-signal.SIGKILL,) if target == Target.DRIVER else (0, 1)), self.output
         self._process = None
-
-
-@contextlib.contextmanager
-def killed_build(config: Path, events: Events, folder: Path) -> Iterator[KilledBuild]:
-    """Ends all processes of all runs on exit."""
-    build = KilledBuild(config, events, folder)
-    try:
-        yield build
-    finally:
-        build.close()
 
 
 def _find_victims(leader: int, target: Target) -> list[tuple[int, str]]:

@@ -83,14 +83,6 @@ def test_one_picture_in_many_encodings_is_on_one_side_of_the_split(built: Built)
     assert {row["reject_reason"] for row in rows if row["split"] == "train"} == {"in_eval_set"}
 
 
-def test_each_sample_is_seen_once_and_each_selected_key_is_in_one_shard(built: Built) -> None:
-    rows = [row for s in built.generation.sources for row in ledger_of(built, s.name)]
-    places = Counter((row["source"], row["partition"], row["ordinal"]) for row in rows)
-    assert set(places.values()) == {1}
-    packed = Counter(sidecar_rows(built.root)["key"].to_pylist())
-    assert packed == Counter(row["key"] for row in rows if row["selected"])
-
-
 def test_shards_hold_one_source_split_and_label_at_most_so_many_samples(built: Built) -> None:
     for shard in built.generation.shards:
         rows = Dataset(str(built.root)).read_sidecar(shard)

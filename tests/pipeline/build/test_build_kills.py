@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,6 @@ from support.kills import (
     Target,
     draw_kill,
     garbage_in,
-    killed_build,
     repeated_work,
 )
 from support.servers import S3Server
@@ -48,8 +48,7 @@ class Undisturbed:
 
 def undisturbed(folder: Path, num_squares: int) -> Undisturbed:
     """Four sources of negatives, and one that has again what the first one has."""
-    first, *others = write_inputs(folder / "inputs")
-    del first
+    _, *others = write_inputs(folder / "inputs")
     entries = [
         squares(num_pictures=num_squares, per_partition=600),
         squares("again", num_pictures=600, per_partition=300),
@@ -123,7 +122,7 @@ def test_build_killed_on_a_disk_resumes_to_the_same_bytes(
         Kill(Target.RAYLET, "shard"),
         Kill(Target.DRIVER, "generation"),
     ]
-    with killed_build(path, events, tmp_path) as build:
+    with closing(KilledBuild(path, events, tmp_path)) as build:
         for kill in kills[:2]:
             build.strike(kill)
         assert_parts_are_sound(events.root)
@@ -148,7 +147,7 @@ def test_build_killed_on_s3_resumes_to_the_same_bytes(
     events = S3Events(s3_root, s3_server)
     path = write_config(tmp_path / "config.yaml", config_of(s3_root, short.entries, **SECTIONS))
     kills = [Kill(Target.WORKER, "part"), Kill(Target.GCS, "generation")]
-    with killed_build(path, events, tmp_path) as build:
+    with closing(KilledBuild(path, events, tmp_path)) as build:
         build.strike(kills[0])
         build.strike_in(Phase.SWEEPING, kills[1])
         build.finish()
@@ -174,7 +173,7 @@ def test_fifty_kills_leave_no_trace(
         later = set(MOMENTS) - set(MOMENTS_OF_PLANNING)
         if isinstance(events, S3Events):
             later -= {"half a file"}
-        with killed_build(path, events, folder) as build:
+        with closing(KilledBuild(path, events, folder)) as build:
             for number in range(5):
                 is_early = number == 0 and num_sets % 3 == 0  # planning comes but once
                 moments = sorted(MOMENTS_OF_PLANNING if is_early else later)

@@ -7,12 +7,11 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-from support.builds import CATS, ENCODER, first_samples, squares
+from support.builds import CATS, first_samples, squares
+from support.launching import write_config
 from support.processes import call_infineg, run_infineg, running_infineg, wait_until
 
 COMMANDS = (
@@ -21,23 +20,18 @@ COMMANDS = (
 )  # fmt: skip
 
 
-def config_file(tmp_path: Path, **changes: Any) -> Path:
+def config_file(tmp_path: Path) -> Path:
     """A config of the whole job that takes seconds."""
-    data = {
-        "target": {"name": "cat"},
-        "positives": [CATS],
-        "sources": [squares(num_pictures=300, per_partition=100)],
-        "encoder": ENCODER,
-        "selection": {"budget": 60, "pilot": 100},
-        "split": {"val": 0.25, "test": 0.25},
-        "output": {"path": "${HERE}/data", "image_size": 64, "samples_per_shard": 40},
-        "build": {"workers": 2},
-        "train": {"run": "${HERE}/run", "steps": 60, "batch_size": 32, "warmup_steps": 5},
-        "evaluate": {"alpha": 0.05},
-    } | changes
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(data))
-    return path
+    return write_config(
+        tmp_path / "config.yaml",
+        sources=[squares(num_pictures=300, per_partition=100)],
+        selection={"budget": 60, "pilot": 100},
+        split={"val": 0.25, "test": 0.25},
+        output={"path": "${HERE}/data", "image_size": 64, "samples_per_shard": 40},
+        build={"workers": 2},
+        train={"run": "${HERE}/run", "steps": 60, "batch_size": 32, "warmup_steps": 5},
+        evaluate={"alpha": 0.05},
+    )
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
