@@ -62,7 +62,6 @@ def scan_parts(root: str) -> int:
 def look(root: str) -> int:
     """Like `infineg status`."""
     running = read_running(root)
-    assert running is not None
     return running.sources[0].num_read
 
 

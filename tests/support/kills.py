@@ -184,7 +184,6 @@ class KilledBuild:
         """Runs a build until the moment and kills, unless the build ends first."""
         while not self.is_finished and self._wait_for(kill):
             time.sleep(kill.delay_s)
-            assert self._process is not None
             leader = self._process.pid
             if victims := self._node.get(kill.target) or _find_victims(leader, kill.target):
                 victim, name = random.Random(str(kill)).choice(victims)
@@ -258,7 +257,6 @@ class KilledBuild:
 
     def _wait_for_end(self, target: Target) -> None:
         """A driver ends with its node or head, and survives the death of a worker."""
-        assert self._process is not None
         if target in (Target.WORKER, Target.OTHER):
             return
         code = self._process.wait(_MAX_WAIT_FOR_END_S)

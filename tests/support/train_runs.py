@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -406,29 +406,36 @@ def state_of(dataset: Path, run: Path, **section: Any) -> TrainState:
     return prepare_state(config, train_config, info, generation, World.alone())
 
 
-def watch_keys(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Keys of all samples that are trained on from now on."""
-    keys: list[str] = []
+def watch_steps(patch: pytest.MonkeyPatch, look: Callable[[TrainState, Any, int], None]) -> None:
+    """Calls `look(state, batch, step)` at the end of every step from now on."""
     train_step = trainer.train_step
 
-    def watched(state: Any, model: Any, batch: Any, step: int) -> Any:
-        keys.extend(state.rows.keys.take(batch.rows_B.numpy()).to_pylist())
-        return train_step(state, model, batch, step)
+    def watched(state: TrainState, model: Any, batch: Any, step: int) -> Any:
+        result = train_step(state, model, batch, step)
+        look(state, batch, step)
+        return result
 
-    monkeypatch.setattr(trainer, "train_step", watched)
+    patch.setattr(trainer, "train_step", watched)
+
+
+def watch_keys(patch: pytest.MonkeyPatch) -> list[str]:
+    """Keys of all samples that are trained on from now on."""
+    keys: list[str] = []
+    watch_steps(
+        patch,
+        lambda state, batch, _: keys.extend(state.rows.keys.take(batch.rows_B.numpy()).to_pylist()),
+    )
     return keys
 
 
 def interrupt_training(dataset: Path, run: Path, *, at: int, **section: Any) -> None:
     """A run that ends in the middle of step `at`, as Ctrl-C would end it."""
-    train_step = trainer.train_step
 
-    def interrupted(state: Any, model: Any, batch: Any, step: int) -> Any:
+    def stop(_state: TrainState, _batch: Any, step: int) -> None:
         if step == at:
             raise KeyboardInterrupt
-        return train_step(state, model, batch, step)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "train_step", interrupted)
+        watch_steps(patch, stop)
         with pytest.raises(KeyboardInterrupt):
             run_training(dataset, run, **section)

@@ -98,12 +98,10 @@ def test_shards_hold_one_source_split_and_label_at_most_so_many_samples(built: B
 def test_inclusion_probability_follows_from_plan_and_similarity(built: Built) -> None:
     rows = sidecar_rows(built.root)
     reference = Dataset(str(built.root)).read_reference()
-    assert reference is not None
     selection = built.config.selection
     seen = Counter[str]()
     for row in rows.drop_columns(["embedding"]).to_pylist():
         plan = Dataset(str(built.root)).read_plan(row["source"])
-        assert plan is not None
         weight = pc.exp(selection.beta * (row["similarity"] - reference.median)).as_py()
         if row["label"]:
             kind, expected = "positive", 1.0
@@ -136,7 +134,6 @@ def test_unlabelled_lookalikes_are_in_quarantine_with_their_image_and_in_no_shar
     built: Built,
 ) -> None:
     reference = Dataset(str(built.root)).read_reference()
-    assert reference is not None
     rows = ledger_of(built, "strays")
     for row in rows:
         is_suspected = row["reject_reason"] == "suspected_positive"

@@ -152,7 +152,6 @@ def test_followed_source_makes_generations_until_it_is_interrupted(tmp_path: Pat
     # A plain build finishes what was begun, and comes to what one budget more would have given.
     finished = build_inline(config)
     plan = Dataset(str(root)).read_plan("endless")
-    assert plan is not None
     assert record_of(finished, "endless").num_partitions == plan.num_partitions
     assert plan.num_partitions % plan.partitions_per_budget == 0
 

@@ -60,7 +60,6 @@ def holder(root: str, ttl_s: float = 60) -> Iterator[subprocess.Popen[str]]:
 
 
 def says(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
     return process.stdout.readline().strip()
 
 

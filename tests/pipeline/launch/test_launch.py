@@ -413,8 +413,6 @@ def test_job_submitted_to_a_running_ray_builds(tmp_path: Path) -> None:
         env=environment,
         text=True,
     ) as head:
-        assert head.stdin is not None
-        assert head.stdout is not None
         address = head.stdout.readline().strip()
         for attempt in range(20):
             code, output = run_infineg(

@@ -183,7 +183,6 @@ def test_a_detector_that_reads_pixels_mines_what_its_head_would(
     """The run is marked as finetuned, so that the whole detector reads every image."""
     run = Path(shutil.copytree(world.run, tmp_path / "run"))
     info = read_model_info(run)
-    assert info is not None
     write_model_info(run, info.model_copy(update={"mode": "finetune"}))
     config = at(world.config, world_copy)
     scorer = prepare_scorer(config, run)
@@ -193,7 +192,6 @@ def test_a_detector_that_reads_pixels_mines_what_its_head_would(
     record = mined.generation.mined[0]
     assert record.num_expected == pytest.approx(BUDGET, rel=1e-6)
     detector, _ = load_model(run)
-    assert info.calibration is not None
     own, before = info.calibration["cat"], generations(world_copy)[0]
     then = ledger_rows(world_copy, before).to_pylist()
     pi1 = {row["key"]: row["inclusion_probability"] for row in then}

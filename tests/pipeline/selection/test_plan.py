@@ -251,7 +251,6 @@ def test_size_of_tars_that_nobody_counted_is_estimated_by_their_bytes(tmp_path: 
     )
     generation = build_inline(config)
     plan = Dataset(str(tmp_path / "data")).read_plan("tars")
-    assert plan is not None
     assert plan.samples_per_partition == pytest.approx(160, rel=0.05)
     (tars,) = (source for source in generation.sources if source.name == "tars")
     assert tars.counts.read == 480
@@ -306,8 +305,6 @@ def test_plan_is_kept_until_its_entry_is_changed(tmp_path: Path) -> None:
     with pytest.raises(InfinegError, match="120 of 120"):
         build_inline(config_of(out, stopped, selection={"budget": 30}))
     changed = Dataset(out).read_plan("good")
-    assert plan is not None
-    assert changed is not None
     assert changed.scale < plan.scale
     for number in range(120, 600):
         (tmp_path / f"bad/{number}.jpg").write_bytes(b"no picture")

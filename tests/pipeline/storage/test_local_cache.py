@@ -120,7 +120,6 @@ def test_a_partial_copy_is_never_seen_and_its_room_is_free_again(tmp_path: Path)
         f"LocalCache(Path({str(tmp_path)!r}), {BOUND}).map('a', {SIZE}, write)\n"
     )
     reader = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
-    assert reader.stdout is not None
     assert reader.stdout.readline() == b"half\n"
     assert not (tmp_path / "a").exists()
     assert total_bytes(tmp_path) == SIZE, "room is taken before it is used"

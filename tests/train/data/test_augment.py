@@ -1,6 +1,5 @@
 """RandAugment and TrivialAugment against torchvision's, but with chance that is passed in."""
 
-
 import numpy as np
 import pytest
 import torch

@@ -131,7 +131,6 @@ def test_predictions_say_where_each_picture_lies(run: Path) -> None:
 def test_model_carries_the_calibration_that_metrics_name(run: Path) -> None:
     cat = _metrics(run)["target"]["cat"]
     _, info = load_model(run)
-    assert info.calibration is not None
     assert info.thresholds == {"cat": cat["threshold"]}
     assert info.calibration["cat"].num_negatives == cat["num_val_negatives"] == 150
 

@@ -63,7 +63,6 @@ def test_a_resume_after_adoption_repeats_the_undisturbed_one_exactly(
     undisturbed = go_on(dataset, tmp_path / "a", 2, **SECTION)
     interrupt_training(dataset, tmp_path / "b", at=14, resume=True, switch_to="latest", **SECTION)
     checkpoint = find_checkpoint(tmp_path / "b")
-    assert checkpoint is not None
     assert (checkpoint.step, checkpoint.generation) == (12, 2)
     add_generation(dataset, "later")
     # Plain --resume stays on what it adopted, though there is a newer one.
