@@ -3,11 +3,9 @@
     PHOTOS=/path/to/photos pytest -m slow tests/bench/test_mine_splits.py -s --timeout 3600
 
 The choosing is that of `pipeline.selection.mining`, by heads that each leave a fold out; shards
-are not written. Half of the candidates are the test, so that look-alikes are many. 2 minutes on 2
-cores.
-Of 410 look-alikes and 2,300 others, 10 splits: near-FPR at TPR 95 % 4.2 % with 58 uniform
-negatives, 1.6 % and 1.3 % after rounds of 30, 2.2 % with as many uniform ones (difference 0.9 +-
-0.25 points, standard error over splits); of all others 0.12 %, 0.31 %, 0.29 % and 0.14 %.
+are not written. Half of the candidates are the test, so that look-alikes are many. The table is in
+docs/method.md.
+
 Shapes: N candidates.
 """
 

@@ -158,6 +158,11 @@ def build_inline(config: Config, *, only: Sequence[str] = (), follow: bool = Fal
         return pipeline.build.driver.build(config, only=only, follow=follow)[0]
 
 
+def built_inline(root: Path, entries: list[dict[str, Any]], **sections: Any) -> Built:
+    config = config_of(root, entries, **sections)
+    return Built(root, entries, config, build_inline(config))
+
+
 # All that a data set promises to keep: plans hold measured times, dataset.json may lag a crash.
 _KEPT = ("shards/", "quarantine/", "ledger/", "hashes/", "generations/", "reference", "_info.json")
 

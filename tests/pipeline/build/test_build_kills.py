@@ -4,9 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,7 +13,15 @@ from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import Dataset
 from pipeline.dataset.lease import lease_uri
 from pipeline.dataset.metadata import PartRecord
-from support.builds import build_inline, config_of, file_hashes, squares, write_config, write_inputs
+from support.builds import (
+    Built,
+    built_inline,
+    config_of,
+    file_hashes,
+    squares,
+    write_config,
+    write_inputs,
+)
 from support.kills import (
     MOMENTS,
     MOMENTS_OF_PLANNING,
@@ -38,31 +44,23 @@ SHORT = 1200  # squares: with all else 5 generations
 LONG = 6000  # 13
 
 
-@dataclass(frozen=True)
-class Undisturbed:
-    """What a build gives that nobody kills."""
-
-    entries: list[dict[str, Any]]
-    hashes: dict[str, str]
-
-
-def undisturbed(folder: Path, num_squares: int) -> Undisturbed:
-    """Four sources of negatives, and one that has again what the first one has."""
+def undisturbed(folder: Path, num_squares: int) -> Built:
+    """Four sources of negatives, and one that has again what the first one has; nobody kills it."""
     _, *others = write_inputs(folder / "inputs")
     entries = [
         squares(num_pictures=num_squares, per_partition=600),
         squares("again", num_pictures=600, per_partition=300),
         *others,
     ]
-    generation = build_inline(config_of(folder / "data", entries, **SECTIONS))
-    rejected = {source.name: source.counts.rejected for source in generation.sources}
+    built = built_inline(folder / "data", entries, **SECTIONS)
+    rejected = {source.name: source.counts.rejected for source in built.generation.sources}
     assert rejected["again"]["duplicate"] > 5
     assert rejected["strays"]["suspected_positive"] > 5
-    return Undisturbed(entries, file_hashes(folder / "data"))
+    return built
 
 
 @pytest.fixture(scope="module")
-def short(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+def short(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return undisturbed(tmp_path_factory.mktemp("short"), SHORT)
 
 
@@ -76,8 +74,8 @@ def new_events(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], E
     return lambda: S3Events(server.new_root(), server)
 
 
-def assert_as_undisturbed(build: KilledBuild, events: Events, expected: Undisturbed) -> None:
-    assert file_hashes(events.root) == expected.hashes
+def assert_as_undisturbed(build: KilledBuild, events: Events, expected: Built) -> None:
+    assert file_hashes(events.root) == file_hashes(expected.root)
     assert verify_dataset(events.root).problems == []
     assert garbage_in(events.root) == []
     assert repeated_work(build, events.poll()) == []
@@ -111,9 +109,7 @@ def assert_parts_are_sound(root: str) -> None:
 
 
 @pytest.mark.timeout(240)
-def test_build_killed_on_a_disk_resumes_to_the_same_bytes(
-    short: Undisturbed, tmp_path: Path
-) -> None:
+def test_build_killed_on_a_disk_resumes_to_the_same_bytes(short: Built, tmp_path: Path) -> None:
     events = LocalEvents(str(tmp_path / "data"))
     config = config_of(events.root, short.entries, **SECTIONS)
     path = write_config(tmp_path / "config.yaml", config)
@@ -142,7 +138,7 @@ def test_build_killed_on_a_disk_resumes_to_the_same_bytes(
 
 @pytest.mark.timeout(240)
 def test_build_killed_on_s3_resumes_to_the_same_bytes(
-    s3_root: str, s3_server: S3Server, short: Undisturbed, tmp_path: Path
+    s3_root: str, s3_server: S3Server, short: Built, tmp_path: Path
 ) -> None:
     events = S3Events(s3_root, s3_server)
     path = write_config(tmp_path / "config.yaml", config_of(s3_root, short.entries, **SECTIONS))

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.curate.verify import verify_dataset
-from support.builds import build_inline, config_of, file_hashes, squares, write_config
+from support.builds import Built, built_inline, config_of, file_hashes, squares, write_config
 from support.kills import S3Events
 from support.processes import Host, Network, network, run_infineg, running_infineg, wait_until
 from support.ray_nodes import RayNodes, ray_nodes
@@ -20,12 +19,6 @@ from support.train_runs import checkpoint_steps, losses_logged, write_dataset, w
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]  # each node takes seconds to start
 
 SECTIONS: dict[str, Any] = {"build": {"workers": 3, "lease_wait_s": 100}}
-
-
-@dataclass(frozen=True)
-class Undisturbed:
-    entries: list[dict[str, Any]]
-    hashes: dict[str, str]
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +35,10 @@ def s3_server(net: Network) -> Iterator[S3Server]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """Built in this process, on a disk."""
     entries = [squares(num_pictures=12_000, per_partition=600)]
-    root = tmp_path_factory.mktemp("undisturbed") / "data"
-    build_inline(config_of(root, entries, **SECTIONS))
-    return Undisturbed(entries, file_hashes(root))
+    return built_inline(tmp_path_factory.mktemp("undisturbed") / "data", entries, **SECTIONS)
 
 
 @contextlib.contextmanager
@@ -62,14 +53,14 @@ def num_parts(events: S3Events) -> int:
     return sum(e.startswith("+parts/squares/") and e.endswith(".json") for e in events.poll())
 
 
-def assert_as_undisturbed(events: S3Events, expected: Undisturbed) -> None:
-    assert file_hashes(events.root) == expected.hashes
+def assert_as_undisturbed(events: S3Events, expected: Built) -> None:
+    assert file_hashes(events.root) == file_hashes(expected.root)
     assert verify_dataset(events.root).problems == []
     written = [e for e in events.poll() if e.startswith("+parts/") and e.endswith(".json")]
     assert len(written) == len(set(written)), "a part that was committed is not built again"
 
 
-def new_build(s3_server: S3Server, expected: Undisturbed, tmp_path: Path) -> tuple[Path, S3Events]:
+def new_build(s3_server: S3Server, expected: Built, tmp_path: Path) -> tuple[Path, S3Events]:
     """The config of a data set that is not there yet, and what will happen to its files."""
     events = S3Events(s3_server.new_root(), s3_server)
     config = config_of(events.root, expected.entries, **SECTIONS)
@@ -78,7 +69,7 @@ def new_build(s3_server: S3Server, expected: Undisturbed, tmp_path: Path) -> tup
 
 @pytest.mark.usefixtures("s3_root")
 def test_a_build_goes_on_when_one_of_three_nodes_is_killed(
-    undisturbed: Undisturbed, s3_server: S3Server, net: Network, tmp_path: Path
+    undisturbed: Built, s3_server: S3Server, net: Network, tmp_path: Path
 ) -> None:
     config, events = new_build(s3_server, undisturbed, tmp_path)
     log = tmp_path / "log"
@@ -121,7 +112,7 @@ def test_gpus_are_refused_or_waited_for_as_the_cluster_can_grow_or_not(
 
 @pytest.mark.usefixtures("s3_root")
 def test_a_build_whose_head_is_killed_resumes_on_another_cluster(
-    undisturbed: Undisturbed, s3_server: S3Server, net: Network, tmp_path: Path
+    undisturbed: Built, s3_server: S3Server, net: Network, tmp_path: Path
 ) -> None:
     config, events = new_build(s3_server, undisturbed, tmp_path)
     first, second = tmp_path / "log-1", tmp_path / "log-2"
