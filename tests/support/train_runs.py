@@ -261,7 +261,7 @@ def write_run(
     """Trains on a data set below `folder`; returns the run's folder."""
     dataset, run = folder / "data", folder / "run"
     write_dataset(dataset, targets=targets, num_negatives=num_negatives, noise=noise)
-    section = SHORT | {"steps": 60} if mode == "head" else FINETUNE | {"steps": 40, "head_steps": 0}
+    section = SHORT | {"steps": 60} if mode == "head" else FINETUNE | {"steps": 20, "head_steps": 0}
     return run_training(dataset, run, **section | {"batch_size": 32})
 
 

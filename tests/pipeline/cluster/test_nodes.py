@@ -42,10 +42,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 
 @contextlib.contextmanager
-def running_on(cluster: RayNodes, *arguments: object, log: Path) -> Iterator[Popen[bytes]]:
-    """A command on the head."""
-    prefix, address = cluster.hosts[0].prefix, {"RAY_ADDRESS": cluster.address}
-    with running_infineg(*arguments, log=log, prefix=prefix, **address, **cluster.env) as command:
+def building_on(cluster: RayNodes, config: Path, log: Path) -> Iterator[Popen[bytes]]:
+    """`infineg build` on the head."""
+    arguments, prefix = ("build", config, "--address", cluster.address), cluster.hosts[0].prefix
+    with running_infineg(*arguments, log=log, prefix=prefix, **cluster.env) as command:
         yield command
 
 
@@ -73,12 +73,9 @@ def test_a_build_goes_on_when_one_of_three_nodes_is_killed(
 ) -> None:
     config, events = new_build(s3_server, undisturbed, tmp_path)
     log = tmp_path / "log"
-    with (
-        ray_nodes(net.hosts) as cluster,
-        running_on(cluster, "build", config, "--address", cluster.address, log=log) as command,
-    ):
-        all_work = lambda: num_parts(events) > 1 and all(map(cluster.works, range(3)))  # noqa: E731
-        wait_until(all_work, command, log)
+    with ray_nodes(net.hosts) as cluster, building_on(cluster, config, log) as command:
+        wait_until(lambda: num_parts(events) > 1, command, log)
+        wait_until(lambda: all(map(cluster.works, range(3))), command, log)
         cluster.kill(2)
         assert command.wait(timeout=200) == 0, log.read_text()
     assert "3 nodes, 3 CPUs, 0 GPUs; it runs no dashboard" in log.read_text()
@@ -94,9 +91,10 @@ def test_gpus_are_refused_or_waited_for_as_the_cluster_can_grow_or_not(
     settings = {"embed_on": "actors", "workers": 1}
     config = config_of(tmp_path / "data", [squares(num_pictures=40)], build=settings)
     path, log = write_config(tmp_path / "config.yaml", config), tmp_path / "log"
+    hosts = [Host("127.0.0.1")] * 2
     with (
-        ray_nodes([Host("127.0.0.1")] * 2, num_started=1) as cluster,
-        running_on(cluster, "build", path, "--address", cluster.address, log=log) as command,
+        ray_nodes(hosts, num_started=1) as cluster,
+        building_on(cluster, path, log) as command,
     ):
         if has_autoscaler:
             wait_until(lambda: "waiting for its autoscaler" in log.read_text(), command, log)
@@ -116,20 +114,14 @@ def test_a_build_whose_head_is_killed_resumes_on_another_cluster(
 ) -> None:
     config, events = new_build(s3_server, undisturbed, tmp_path)
     first, second = tmp_path / "log-1", tmp_path / "log-2"
-    with (
-        ray_nodes(net.hosts[:2]) as cluster,
-        running_on(cluster, "build", config, "--address", cluster.address, log=first) as command,
-    ):
+    with ray_nodes(net.hosts[:2]) as cluster, building_on(cluster, config, first) as command:
         wait_until(lambda: num_parts(events) > 2, command, first)
         cluster.kill(0)
         assert command.wait(timeout=100) != 0, "Ray gives up after a minute"
     done = num_parts(events)
     assert f"head of the Ray cluster at {cluster.address} does not" in first.read_text()
     assert "Traceback" not in first.read_text()
-    with (
-        ray_nodes(net.hosts[:2]) as cluster,
-        running_on(cluster, "build", config, "--address", cluster.address, log=second) as command,
-    ):
+    with ray_nodes(net.hosts[:2]) as cluster, building_on(cluster, config, second) as command:
         assert command.wait(timeout=200) == 0, second.read_text()
     assert done < num_parts(events)
     assert_as_undisturbed(events, undisturbed)
@@ -147,11 +139,14 @@ def test_a_training_goes_on_with_the_worker_that_is_left(net: Network, tmp_path:
     code, output = run_infineg("train", write_run_config(dataset, undisturbed, **settings), log=log)
     assert code == 0, output
     config = write_run_config(dataset, run, **settings)
-    options = ("--launcher", "ray", "--num-workers", "1:2")
+    arguments = ("train", config, "--launcher", "ray", "--num-workers", "1:2")
     with (
         ray_nodes(net.hosts[:2]) as cluster,
-        running_on(cluster, "train", config, *options, log=log) as command,
-    ):
+        running_infineg(
+            *arguments, log=log, prefix=cluster.hosts[0].prefix, RAY_ADDRESS=cluster.address,
+            **cluster.env,
+        ) as command,
+    ):  # fmt: skip
         wait_until(lambda: bool(checkpoint_steps(run)), command, log)
         assert all(map(cluster.trains, range(2)))
         cluster.kill(1)

@@ -163,7 +163,7 @@ def test_a_public_host_and_a_taken_port_are_refused(root: Path) -> None:
 
 
 def test_saved_verdicts_are_a_csv_that_the_command_takes(
-    root: Path, capsys: pytest.CaptureFixture[str]
+    root: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     session = ReviewSession(str(root), "cat")
     keys = keys_of(session)
@@ -174,14 +174,13 @@ def test_saved_verdicts_are_a_csv_that_the_command_takes(
     again = ReviewSession(str(root), "cat")
     assert [each["verdict"] for each in again.page(0)["suspects"][:3]] == [None, "negative", "drop"]
     assert again.next_undecided(0) == 3
-    code, _, log = call_infineg(capsys, "review", root, "--apply")
-    assert code == 0, log
-    assert "committed generation 2" in log
+    assert call_infineg(capsys, "review", root, "--apply")[0] == 0
+    assert "committed generation 2" in caplog.text
     assert read_verdicts(str(path)) == {}, "applied verdicts are removed"
     assert verify_dataset(str(root)).problems == []
-    code, _, log = call_infineg(capsys, "review", root, "--apply")
+    code, _, error = call_infineg(capsys, "review", root, "--apply")
     assert code == 2
-    assert "no verdict is saved" in log
+    assert "no verdict is saved" in error
 
 
 def test_several_who_review_at_once_lose_nothing(root: Path) -> None:

@@ -209,7 +209,7 @@ def test_upload_in_parts_outlives_passing_faults(
 
 def test_server_decides_who_creates(s3_root: str, flaky: FlakyServer) -> None:
     uri = storage.join(s3_root, "lock.json")
-    assert [storage.create_exclusive(uri, b"x") for _ in range(3)] == [True, False, False]
+    assert [storage.create_exclusive(uri, b"%d" % n) for n in range(3)] == [True, False, False]
     conditions = [
         headers.get("If-None-Match") for method, _, headers in flaky.requests if method == "PUT"
     ]

@@ -118,7 +118,7 @@ def test_positives_come_in_all_their_views_with_their_labels_and_weights(
     embedding_ND = read_embeddings(str(dataset), rows)
     cached = torch.from_numpy(embedding_ND).float()
     views_of_row: dict[int, set[bytes]] = {}
-    for step in range(150):
+    for step in range(200):
         before, after = (
             embedding_batches(state, embedding_ND).read(step) for state in (plain, viewed)
         )

@@ -13,6 +13,7 @@ from scipy.stats import binomtest
 
 from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import ReferenceInfo
+from pipeline.dataset.schema import with_columns
 from pipeline.errors import ConfigError
 from support.train_runs import EVAL_PROBABILITY
 from train.evaluate import run as evaluate
@@ -146,7 +147,7 @@ def test_threshold_and_calibration_depend_on_val_alone(
         table = predict_splits(*args, **kwargs)
         moved = pc.add(table["logit"], pa.scalar(1.0, pa.float32()))
         logits = pc.if_else(pc.equal(table["split"], split), moved, table["logit"])
-        return table.set_column(table.column_names.index("logit"), "logit", logits)
+        return with_columns(table, logit=logits)
 
     monkeypatch.setattr(evaluate, "predict_splits", shift)
     evaluate_run(copy)
@@ -196,9 +197,7 @@ def test_mid_stratum_is_reported_where_present(run: Path, tmp_path: Path) -> Non
     for path in sorted(data.glob("shards/*/scenes*.parquet")):
         table = pq.read_table(path)
         nulls = pa.nulls(table.num_rows, pa.string())
-        pq.write_table(
-            table.set_column(table.column_names.index("stratum"), "stratum", nulls), path
-        )
+        pq.write_table(with_columns(table, stratum=nulls), path)
     info = ReferenceInfo(
         fingerprint="toy", num_embeddings=9, num_positives=9, median=0.8, ceiling=0.9, near=0.9,
         mid=-1.0,
