@@ -16,13 +16,10 @@ if TYPE_CHECKING:
 # Read when torch is imported, here and in processes begun here: the cores are shared with Ray.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Of Ray about its own defaults, which no caller can avoid.
-_RAY_WARNINGS = ("ignore::DeprecationWarning:ray.data.context",)
-
 
 def pytest_configure(config: pytest.Config) -> None:
-    for warning in _RAY_WARNINGS:
-        config.addinivalue_line("filterwarnings", warning)
+    """Of Ray about its own defaults, which no caller can avoid."""
+    config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning:ray.data.context")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -250,21 +250,6 @@ def write_run_config(dataset: Path, run: Path, **train: Any) -> Path:
     return write_config(path, dataset=dataset, run=run, targets=targets, train=train)
 
 
-def write_run(
-    folder: Path,
-    *,
-    mode: str = "finetune",
-    targets: tuple[str, ...] = ("cat",),
-    num_negatives: int = 150,
-    noise: float = 0.5,
-) -> Path:
-    """Trains on a data set below `folder`; returns the run's folder."""
-    dataset, run = folder / "data", folder / "run"
-    write_dataset(dataset, targets=targets, num_negatives=num_negatives, noise=noise)
-    section = SHORT | {"steps": 60} if mode == "head" else FINETUNE | {"steps": 20, "head_steps": 0}
-    return run_training(dataset, run, **section | {"batch_size": 32})
-
-
 INFINEG, TORCHRUN = (str(Path(sys.executable).with_name(n)) for n in ("infineg", "torchrun"))
 
 

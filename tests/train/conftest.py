@@ -1,11 +1,12 @@
 """A data set and runs that tests of training share and do not change, and one thread for each."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from support.train_runs import write_dataset, write_run
+from support.train_runs import FINETUNE, SHORT, run_training, write_dataset
 from train.evaluate.run import evaluate_run
 
 
@@ -18,16 +19,21 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A head on pictures that overlap, evaluated. Not to be changed."""
-    run = write_run(tmp_path_factory.mktemp("one"), mode="head", noise=2.0, num_negatives=300)
-    evaluate_run(run)
-    return run
+    """A head on embeddings that overlap, evaluated. Not to be changed."""
+    folder, section = tmp_path_factory.mktemp("one"), SHORT | {"steps": 60}
+    return train_and_evaluate(folder, section, noise=2.0, num_negatives=300)
 
 
 @pytest.fixture(scope="session")
 def two_targets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finetuned detector of cats and dogs, evaluated. Not to be changed."""
-    run = write_run(tmp_path_factory.mktemp("two"), targets=("cat", "dog"))
+    folder, section = tmp_path_factory.mktemp("two"), FINETUNE | {"steps": 20, "head_steps": 0}
+    return train_and_evaluate(folder, section, targets=("cat", "dog"))
+
+
+def train_and_evaluate(folder: Path, section: dict[str, Any], **of_data: Any) -> Path:
+    write_dataset(folder / "data", **of_data)
+    run = run_training(folder / "data", folder / "run", **section | {"batch_size": 32})
     evaluate_run(run)
     return run
 
