@@ -18,13 +18,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Exported encoders are made once for all processes of all runs.
 os.environ.setdefault("XDG_CACHE_HOME", str(Path(__file__).parents[1] / ".cache"))
 
-# Of Ray about its own defaults, which no caller can avoid.
-_RAY_WARNINGS = ("ignore::DeprecationWarning:ray.data.context",)
-
 
 def pytest_configure(config: pytest.Config) -> None:
-    for warning in _RAY_WARNINGS:
-        config.addinivalue_line("filterwarnings", warning)
+    """Of Ray about its own defaults, which no caller can avoid."""
+    config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning:ray.data.context")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

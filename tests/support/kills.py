@@ -11,7 +11,7 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -183,7 +183,6 @@ class KilledBuild:
         """Runs a build until the moment and kills, unless the build ends first."""
         while not self.is_finished and self._wait_for(kill):
             time.sleep(kill.delay_s)
-            assert self._process is not None
             leader = self._process.pid
             if victims := self._node.get(kill.target) or _find_victims(leader, kill.target):
                 victim, name = random.Random(str(kill)).choice(victims)
@@ -216,6 +215,7 @@ class KilledBuild:
         self.is_finished = True
 
     def close(self) -> None:
+        """Ends all processes of all runs."""
         for process in self._started:
             kill_session(process)
 
@@ -249,23 +249,12 @@ class KilledBuild:
 
     def _wait_for_end(self, target: Target) -> None:
         """A driver ends with its node or head, and survives the death of a worker."""
-        assert self._process is not None
         if target in (Target.WORKER, Target.OTHER):
             return
         code = self._process.wait(_MAX_WAIT_FOR_END_S)
         # It may have finished at that moment.
         assert code in ((-signal.SIGKILL,) if target == Target.DRIVER else (0, 1)), self.output
         self._process = None
-
-
-@contextlib.contextmanager
-def killed_build(config: Path, events: Events, folder: Path) -> Iterator[KilledBuild]:
-    """Ends all processes of all runs on exit."""
-    build = KilledBuild(config, events, folder)
-    try:
-        yield build
-    finally:
-        build.close()
 
 
 def _find_victims(leader: int, target: Target) -> list[tuple[int, str]]:

@@ -1,20 +1,33 @@
-"""`infineg` as a real process, with all that it starts: to run, to watch, to kill."""
+"""`infineg`, called here or as a real process with all that it starts: to run, watch, kill."""
 
 import contextlib
 import functools
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from support.forks import ForkedCommand
+from train.cli import main
 
 Command = subprocess.Popen[bytes] | ForkedCommand
+
+
+def call_infineg(capture: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit code, output and errors of a command in this process."""
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    out, err = capture.readouterr()
+    return int(end.value.code or 0), out, err
 
 
 def start_infineg(
@@ -45,16 +58,28 @@ def start_infineg(
         )
 
 
-def run_infineg(
-    *arguments: object, log: Path, timeout: float = 150, cwd: Path | None = None, **env: str
-) -> tuple[int, str]:
-    """Exit code and output."""
-    process = start_infineg(*arguments, log=log, cwd=cwd, **env)
+@contextlib.contextmanager
+def running_infineg(*arguments: object, log: Path, **options: Any) -> Iterator[Command]:
+    """The same, which ends with the block, as does all that it has started."""
+    process = start_infineg(*arguments, log=log, **options)
     try:
-        code = process.wait(timeout=timeout)
+        yield process
     finally:
         kill_session(process)
-    return code, log.read_text()
+
+
+def run_infineg(
+    *arguments: object, log: Path, cwd: Path | None = None, **env: str
+) -> tuple[int, str]:
+    """Exit code and output."""
+    with running_infineg(*arguments, log=log, cwd=cwd, **env) as process:
+        return process.wait(timeout=150), log.read_text()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def session_processes(leader: int) -> dict[int, str]:
