@@ -33,7 +33,6 @@ ENCODER = {
     "weights": "random",
     "image_size": 64,
     "batch_size": 16,
-    "runtime": "onnxruntime",
 }
 CATS = {
     "name": "cats",

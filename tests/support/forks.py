@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray._raylet import Config
 
 _IMPORTED = [
     "infineg.__main__",
@@ -51,6 +52,7 @@ class ForkedCommand:
     def __init__(
         self, arguments: list[str], *, log: Path, cwd: Path | None, env: Mapping[str, str]
     ) -> None:
+        log.touch()
         self._process = fork(_run_command, arguments, str(log), cwd and str(cwd), dict(env))
         self.pid: int = self._process.pid or 0
 
@@ -83,6 +85,7 @@ def _run_command(arguments: list[str], log: str, cwd: str | None, env: Mapping[s
             os.dup2(opened.fileno(), descriptor)
     os.environ.clear()
     os.environ.update(env)
+    Config.initialize("")  # Ray has read the environment of the process that this is forked from
     if cwd is not None:
         os.chdir(cwd)
     sys.argv = [str(Path(sys.executable).with_name("infineg")), *arguments]

@@ -43,13 +43,13 @@ GIB = 2**30
 
 @pytest.fixture(scope="module")
 def torch_encoder() -> PreparedEncoder:
-    return prepare_encoder(EncoderConfig(**ENCODER), gpus_per_worker=0)  # type: ignore[arg-type]
+    settings = {**ENCODER, "runtime": "torch"}
+    return prepare_encoder(EncoderConfig(**settings), gpus_per_worker=0)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
 def onnx_encoder() -> PreparedEncoder:
-    settings = {**ENCODER, "runtime": "auto"}
-    return prepare_encoder(EncoderConfig(**settings), gpus_per_worker=0)  # type: ignore[arg-type]
+    return prepare_encoder(EncoderConfig(**ENCODER), gpus_per_worker=0)  # type: ignore[arg-type]
 
 
 def entries() -> list[dict[str, Any]]:
@@ -214,7 +214,7 @@ def test_settings_that_contradict_each_other_are_refused(onnx_encoder: PreparedE
 def test_bf16_is_another_fingerprint_and_nearly_the_same_embedding(
     torch_encoder: PreparedEncoder, tmp_path: Path
 ) -> None:
-    settings = {**ENCODER, "runtime": "auto", "precision": "bf16"}
+    settings = {**ENCODER, "precision": "bf16"}
     prepared = prepare_encoder(EncoderConfig(**settings), gpus_per_worker=0)  # type: ignore[arg-type]
     assert ":torch-bf16:" in prepared.fingerprint, "auto is PyTorch, the only runtime with bf16"
     assert prepared.fingerprint.replace("bf16", "fp32") == torch_encoder.fingerprint
