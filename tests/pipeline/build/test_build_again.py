@@ -1,6 +1,5 @@
 """A second build adds what is new, leaves what is there, and refuses what has changed."""
 
-import logging
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,9 @@ from support.builds import (
     file_hashes,
     sidecar_rows,
     squares,
+    write_config,
 )
+from support.processes import call_infineg
 
 
 @pytest.fixture
@@ -54,12 +55,13 @@ def test_sources_added_later_by_workers_of_ray_give_the_same_bytes(
     assert verify_dataset(str(root)).problems == []
 
 
-def test_second_build_does_nothing(built: Built, caplog: pytest.LogCaptureFixture) -> None:
+def test_second_build_does_nothing(
+    built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = stamps(built.root)
-    caplog.set_level(logging.INFO)
-    generation, is_new = build(built.config)
-    assert (generation, is_new) == (built.generation, False)
-    assert "nothing to do" in caplog.text
+    path = write_config(tmp_path / "config.yaml", built.config)
+    code, output, _ = call_infineg(capsys, "build", path)
+    assert (code, "nothing to do" in output) == (0, True)
     assert stamps(built.root) == before
 
 
