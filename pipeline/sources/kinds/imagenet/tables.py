@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.sources.kinds.imagenet.classes import IMAGENET_1K, is_wnid, read_synsets, wnid_of
+from pipeline.sources.readers.class_names import number_of
 from pipeline.sources.readers.columns import TableParams, choose_columns, holds, image_bytes
 from pipeline.sources.readers.parquet import (
     Table,
@@ -19,8 +20,10 @@ from pipeline.sources.readers.parquet import (
     read_rows,
     row_ranges,
 )
-from pipeline.sources.readers.tar_samples import Member, TarReader, described, text_of
+from pipeline.sources.readers.tar_labels import label_of
+from pipeline.sources.readers.tar_samples import Member, TarReader, described
 from pipeline.sources.readers.tars import estimate_members
+from pipeline.sources.readers.text import strip
 
 _log = logging.getLogger(__name__)
 
@@ -74,9 +77,10 @@ class ParquetImages:
             wnids = self._wnids(table)
 
             def wnid(label: object) -> str | None:
-                if isinstance(label, int):
-                    return wnid_of(label, wnids, uri)
-                return label if isinstance(label, str) and is_wnid(label) else None
+                if isinstance(label, str) and is_wnid(strip(label)):
+                    return strip(label)
+                number = number_of(label)
+                return None if number is None else wnid_of(number, wnids, uri)
 
             rows = read_rows(
                 table,
@@ -152,11 +156,13 @@ class WdsImages:
         for name in (members[0].key, str(description.get("filename", "")).partition(".")[0]):
             if named := _IN_NAME.search(name):
                 return named[1]
-        number = text_of(members, "cls") or text_of(members, "json.label")
-        if number is None or not number.removeprefix("-").isdecimal():
+        number = number_of(label_of(members, "cls"))
+        if number is None:
+            number = number_of(label_of(members, "json.label"))
+        if number is None:
             _log.info("%s#%s: no class in its json or cls, left out", tar, members[0].key)
             return None
-        return wnid_of(int(number), self._wnids(tar, members[0]), f"{tar}#{members[0].name}")
+        return wnid_of(number, self._wnids(tar, members[0]), f"{tar}#{members[0].name}")
 
     def _wnids(self, tar: str, member: Member) -> tuple[str, ...]:
         if self._synsets is not None:
