@@ -4,7 +4,7 @@ import codecs
 
 from pipeline.errors import ConfigError
 
-_SPACES = " \t\r\n\v\f"
+SPACES = " \t\r\n\v\f"
 # The longer marks first: that of UTF-16 LE begins that of UTF-32 LE.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
@@ -31,7 +31,7 @@ def decode_text(content: bytes, where: str) -> str:
 
 def strip(text: str) -> str:
     """Without spaces, tabs and line ends around it. Other invisible characters stay, and show."""
-    return text.strip(_SPACES)
+    return text.strip(SPACES)
 
 
 def shown(text: str) -> str:

@@ -69,7 +69,7 @@ class ParquetImages:
         return float(address[4])
 
     def read(
-        self, address: Address, *, is_offered: Callable[[str], bool], start: int
+        self, address: Address, *, is_offered: Callable[[str | None], bool], start: int
     ) -> Iterator[FoundImage]:
         _, uri, first, end, _ = address
         with open_table(uri) as table:
@@ -87,7 +87,7 @@ class ParquetImages:
                 columns=columns,
                 groups=(first, end),
                 label_column=columns[1],
-                is_offered=lambda label: (found := wnid(label)) is not None and is_offered(found),
+                is_offered=lambda label: is_offered(wnid(label)),
                 start=start,
             )
             folder = uri.rpartition("/")[0] or "."
@@ -132,21 +132,34 @@ class WdsImages:
         return estimate_members(storage.size_of(address[1]), mean_bytes)
 
     def read(
-        self, address: Address, *, is_offered: Callable[[str], bool], start: int
+        self, address: Address, *, is_offered: Callable[[str | None], bool], start: int
     ) -> Iterator[FoundImage]:
         tar = address[1]
         reader = TarReader(
             tar,
             start=start,
             text_fields=("json", "cls"),
-            is_offered=lambda members: (
-                (found := self._wnid(tar, members)) is not None and is_offered(found)
-            ),
+            is_offered=self._once(tar, is_offered),
         )
         for sample in reader.read():
             found = self._wnid(tar, sample.members)
             assert found is not None, "samples without a class are not offered"
             yield FoundImage(found, sample.uri, sample.image)
+
+    def _once(
+        self, tar: str, is_offered: Callable[[str | None], bool]
+    ) -> Callable[[Sequence[Member]], bool]:
+        """By members, asked once: a reader asks more than once about those of a key."""
+        last: tuple[object, bool] = (None, False)
+
+        def is_offered_once(members: Sequence[Member]) -> bool:
+            nonlocal last
+            key = (members[0].key, len(members))
+            if last[0] != key:
+                last = key, is_offered(self._wnid(tar, members))
+            return last[1]
+
+        return is_offered_once
 
     def _wnid(self, tar: str, members: Sequence[Member]) -> str | None:
         description = described(members)
@@ -202,9 +215,9 @@ class Images(Protocol):
         """Estimated number of images, of `mean_bytes` on average; None if unknown."""
 
     def read(
-        self, address: Address, *, is_offered: Callable[[str], bool], start: int
+        self, address: Address, *, is_offered: Callable[[str | None], bool], start: int
     ) -> Iterator[FoundImage]:
-        """Images of offered classes, without the first `start`.
+        """Images of offered classes, without the first `start`; None is asked for no class.
 
         A layout whose addresses have a wnid need not ask `is_offered`: the caller has.
         """

@@ -21,6 +21,7 @@ from pipeline.sources.kinds.open_images.lookups import KEY, open_lookup
 # How boxes with IsDepiction 1 count: drawings, toys, cartoons.
 Depictions = Literal["exclude", "positive", "ignore"]
 
+LABEL_NAME = {"LabelName": pa.string()}
 _MIN_MACHINE_CONFIDENCE = 0.5
 
 
@@ -89,6 +90,10 @@ class LabelFiles:
     machine: tuple[str, ...] = ()
     boxes: tuple[str, ...] = ()
 
+    @property
+    def all(self) -> tuple[str, ...]:
+        return (*self.human, *self.machine, *self.boxes)
+
 
 class ImageLabels:
     """Verdicts by image id, from label files in any row order."""
@@ -100,7 +105,7 @@ class ImageLabels:
         self._mids = classes.relevant
         recipe = [asdict(files), self._mids, sorted(classes.targets), depictions]
         self._claims = open_lookup(
-            (*files.human, *files.machine, *files.boxes),
+            files.all,
             json.dumps(["claims", *recipe]),
             lambda: _read_claims(files, classes, depictions),
         )
@@ -109,13 +114,22 @@ class ImageLabels:
         rows = self._claims.find(image_id)
         return judge(((self._mids[row["mid"]], Claim(row["claim"])) for row in rows), self._classes)
 
+    def has_claims(self) -> bool:
+        """Whether the files have any label of a class that matters, of whatever image."""
+        return any(True for _ in self._claims.image_ids())
+
+    def has_claims_of_target(self) -> bool:
+        ids = self._claims.image_ids()
+        num_targets = len(self._classes.targets)
+        return any(row["mid"] < num_targets for each in ids for row in self._claims.find(each))
+
 
 def _read_claims(
     files: LabelFiles, classes: TargetClasses, depictions: Depictions
 ) -> Iterator[pa.Table]:
     """Rows of ImageID, index of the MID in `relevant`, and claim; only of relevant classes."""
     mids, num_targets = pa.array(classes.relevant), len(classes.targets)
-    columns = {KEY: pa.string(), "LabelName": pa.string()}
+    columns = {KEY: pa.string(), **LABEL_NAME}
     label_columns = {**columns, "Source": pa.string(), "Confidence": pa.float32()}
     for setting, uris in (("human_labels", files.human), ("machine_labels", files.machine)):
         for uri in uris:
