@@ -24,11 +24,6 @@ def label_of(members: Sequence[Member], field: str) -> object:
     return _value_at(label_of(members, "json"), field.removeprefix("json."))
 
 
-def label_field_of(field: str) -> str:
-    """The member that has the label."""
-    return "json" if field.startswith("json.") else field
-
-
 def _parse(text: str) -> object:
     """None for broken JSON: it costs a sample its class and no picture."""
     try:

@@ -28,21 +28,23 @@ def tell_unmatched(folder: str) -> None:
 
     Raises ConfigError if no row fits an image, and if a file is in another encoding than UTF-8.
     """
-    root = Path(os.path.normpath(folder))
-    files = [path for name in _METADATA for path in sorted(root.rglob(name))]
+    root = os.path.normpath(folder)
+    files = sorted(path for path in _walk(root) if os.path.basename(path) in _METADATA)
     if not files:
         return
-    images = {path for path in root.rglob("*") if path.suffix.lower() in _IMAGES}
+    images = {path for path in _walk(root) if path.lower().endswith(_IMAGES)}
     if not images:
         return  # they may be in archives
     named = {
-        Path(os.path.normpath(path.parent / name)) for path in files for name in _file_names(path)
+        os.path.normpath(os.path.join(os.path.dirname(path), name))
+        for path in files
+        for name in _file_names(Path(path))
     }
     without_row, without_image = images - named, named - images
     # A row may name a file of another suffix.
-    without_image = {path for path in without_image if not path.exists()}
+    without_image = {path for path in without_image if not os.path.exists(path)}
     counts = (
-        f"{folder}: {len(named):,} rows of {', '.join(path.name for path in files)}: "
+        f"{folder}: {len(named):,} rows of {', '.join(map(os.path.basename, files))}: "
         f"{len(without_image):,} name no image{_such_as(without_image, root)}; "
         f"{len(images):,} images: {len(without_row):,} have no row{_such_as(without_row, root)}"
     )
@@ -52,7 +54,13 @@ def tell_unmatched(folder: str) -> None:
         _log.warning("%s; images without a row are not read", counts)
 
 
-def _such_as(paths: Iterable[Path], root: Path) -> str:
+def _walk(root: str) -> Iterator[str]:
+    """Files that are not hidden."""
+    for folder, _, names in os.walk(root):
+        yield from (os.path.join(folder, name) for name in names if not name.startswith("."))
+
+
+def _such_as(paths: Iterable[str], root: str) -> str:
     some = sorted(paths)[:3]
     names = (shown(os.path.relpath(path, root)) for path in some)
     return f", such as {', '.join(names)}" if some else ""
