@@ -93,6 +93,14 @@ def test_target_that_never_occurs_stops_its_source(
     assert "params.target_labels" in message
 
 
+def test_negatives_of_only_the_target_that_never_occurs_are_none(
+    tmp_path: Path, images: list[bytes]
+) -> None:
+    entry = with_params(tar_entry(tmp_path, images), target_labels=["cat"], target_policy="only")
+    message = refusal(config_of(tmp_path / "data", [entry]))
+    assert 'no sample of class "cat" among 40; seen: "Cat" 20, "thing" 20' in message
+
+
 @pytest.mark.parametrize(
     ("label", "told"),
     [("cat\u200b", r'"cat\u200b" 20'), ("cat\xa0", r'"cat\xa0" 20'), ("\ufeffcat", r'"\ufeffcat"')],

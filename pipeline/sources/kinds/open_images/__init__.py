@@ -162,7 +162,7 @@ class Source:
 
     def read_from(self, partition: Partition, start: int) -> Iterator[RawSample]:
         """Without the first `start`, of which only labels are looked up."""
-        labels = self._image_labels()
+        labels = ImageLabels(self._labels, self._classes, depictions=self._params.depictions)
         facts = ImageFacts(self._image_ids, self._params.split)
         verdict, num_offered, num_left_out = Verdict(), 0, 0
 
@@ -197,12 +197,14 @@ class Source:
         return bool(self._labels.all)
 
     def check_labels(self, seen: SeenLabels) -> None:
-        match = LabelMatch(self._labels, self._classes, self._params.target_policy == "only")
+        match = LabelMatch(
+            self._labels,
+            self._classes,
+            self._params.depictions,
+            is_only=self._params.target_policy == "only",
+        )
         image_ids = (each for p in self.partitions() for each in first_ids(p.locator, 1000))
-        match.check(seen, self._image_labels, image_ids)
-
-    def _image_labels(self) -> ImageLabels:
-        return ImageLabels(self._labels, self._classes, depictions=self._params.depictions)
+        match.check(seen, image_ids)
 
     def _sample(self, image: FoundImage, verdict: Verdict, facts: ImageFacts) -> RawSample:
         known = facts.facts(image.image_id)

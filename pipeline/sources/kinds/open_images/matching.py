@@ -7,14 +7,20 @@ an image is no error. Not one that fits is.
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.dataset.seen_labels import SeenLabels
 from pipeline.errors import ConfigError
 from pipeline.sources.kinds.open_images.classes import TargetClasses
 from pipeline.sources.kinds.open_images.csv_tables import read_columns
-from pipeline.sources.kinds.open_images.labels import LABEL_NAME, ImageLabels, LabelFiles
+from pipeline.sources.kinds.open_images.labels import (
+    LABEL_NAME,
+    Depictions,
+    ImageLabels,
+    LabelFiles,
+    count_labelled,
+)
 from pipeline.sources.kinds.open_images.metadata import list_labelled_ids
 from pipeline.sources.readers.declared import described, has_class
 from pipeline.sources.readers.text import shown
@@ -32,29 +38,24 @@ class LabelMatch:
 
     files: LabelFiles
     classes: TargetClasses
+    depictions: Depictions
     is_only: bool  # whether the source yields only the target
 
-    def check(
-        self, seen: SeenLabels, open_labels: Callable[[], ImageLabels], image_ids: Iterator[str]
-    ) -> None:
+    def check(self, seen: SeenLabels, image_ids: Iterator[str]) -> None:
         """Raises ConfigError if no label fits an image or the target never occurs.
 
         image_ids: of images that were read. They and the label files are only looked into if there
         is something to explain, since these may have gigabytes.
         """
-        num_without = seen.others.get("", 0)
-        _log.info(
-            "%s images, %s of them without a label of the target or a class near it",
-            f"{seen.num_samples:,}", f"{num_without:,}",
-        )  # fmt: skip
+        self._tell(seen)
         if not seen.num_samples or seen.targets:
             return
         if not has_class(seen):
             self._check_ids(seen.num_samples, list(itertools.islice(image_ids, _MAX_IDS)))
-        labels = open_labels()
+        labels = ImageLabels(self.files, self.classes, depictions=self.depictions)
         unknown = sorted(self.classes.roots - self.classes.known)
-        has_claims = labels.has_claims_of_target()
-        if self.is_only or (unknown and not has_claims) or not labels.has_claims():
+        has_none = next(labels.image_ids(), None) is None
+        if self.is_only or has_none or (unknown and not labels.has_claims_of_target()):
             wanted = ", ".join(unknown or sorted(self.classes.roots))
             raise ConfigError(
                 f"no image of class {wanted} among {seen.num_samples:,}; "
@@ -65,6 +66,16 @@ class LabelMatch:
             "no image of the target (%s) among %s; seen: %s",
             ", ".join(sorted(self.classes.roots)), f"{seen.num_samples:,}", described(seen),
         )  # fmt: skip
+
+    def _tell(self, seen: SeenLabels) -> None:
+        num_labelled = count_labelled(self.files, self.classes, self.depictions)
+        _log.info(
+            "%s images looked at, %s without a class of those that matter; the label files have "
+            "such labels of %s images",
+            f"{seen.num_samples:,}",
+            f"{seen.others.get('', 0):,}",
+            "very many" if num_labelled is None else f"{num_labelled:,}",
+        )
 
     def _check_ids(self, num_read: int, image_ids: Sequence[str]) -> None:
         labelled = set()

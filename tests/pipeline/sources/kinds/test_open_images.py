@@ -594,10 +594,16 @@ def test_labels_that_fit_no_image_are_an_error_with_both_sides(
         )
 
 
+@pytest.mark.usefixtures("_joined")
 @pytest.mark.parametrize("policy", ["exclude", "positive", "only"])
-def test_labels_of_some_images_are_enough(tmp_path: Path, policy: str) -> None:
+def test_labels_of_some_images_are_enough_and_told(
+    tmp_path: Path, policy: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     labels = write_csv(tmp_path / "a.csv", [human(CAT, 1), ("f" * 16, "verification", CAT, 1)])
     checked(path=write_images(tmp_path, ID, OTHER_ID), human_labels=labels, target_policy=policy)
+    told = "2 images looked at, 1 without a class of those that matter; the label files have such"
+    assert f"{told} labels of 2 images" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["Cat", "/m/01yrX"])
