@@ -36,7 +36,9 @@ class TableParams(LabelledParams, frozen=True, extra="forbid"):
         None, description="Default: image, img, jpg ..., or the only column of images."
     )
     label_column: str | None = Field(
-        None, description="Default: label, labels or fine_label, if there is one."
+        None,
+        description="Default: label, labels or fine_label, if there is one. A column that is named "
+        "has to have a class in some row.",
     )
     license_column: str | None = Field(None, description="Default: license, if there is one.")
     author_column: str | None = Field(None, description="Default: author, if there is one.")

@@ -98,7 +98,7 @@ class LabelRule:
     policy: TargetPolicy
     is_exhaustive: bool
     classes: ClassNames
-    where: str  # for messages: the file or the data set
+    where: str  # labels are, for messages: the file or data set, and its column or member
 
     @property
     def leaves_some_out(self) -> bool:

@@ -8,20 +8,20 @@ from pipeline.sources.readers.tar_samples import Member
 from pipeline.sources.readers.text import decode_text, strip
 
 
-def label_of(members: Sequence[Member], field: str) -> object:
+def label_of(url: str, members: Sequence[Member], field: str) -> object:
     """A text without type from a member, a value with its type from JSON; None if there is none.
 
-    field: of a member, or `json.label` for a value of the json, `json.label.name` for one in it.
-    Raises ConfigError for text in another encoding than UTF-8.
+    url: of the tar. field: of a member, or `json.label` for a value of the json and
+    `json.label.name` for one in that. Raises ConfigError for text in another encoding than UTF-8.
     """
     for member in members:
         if member.field == field and member.content is not None:
-            text = decode_text(member.content, member.name)
+            text = decode_text(member.content, f"{url}#{member.name}")
             is_json = field.rpartition(".")[2] == "json"
             return _parse(text) if is_json else Untyped(strip(text))
     if not field.startswith("json."):
         return None
-    return _value_at(label_of(members, "json"), field.removeprefix("json."))
+    return _value_at(label_of(url, members, "json"), field.removeprefix("json."))
 
 
 def _parse(text: str) -> object:

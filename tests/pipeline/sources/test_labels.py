@@ -12,9 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.dataset.seen_labels import LabelCounter
 from pipeline.errors import ConfigError
 from pipeline.sources import open_source
 from pipeline.sources.readers.class_names import ClassNames, NotALabel, Untyped, read_class_names
+from pipeline.sources.readers.declared import Declared
 from pipeline.sources.readers.text import decode_text, shown
 from support.corpus import encode, quadrants, write_tar
 
@@ -216,7 +218,7 @@ def test_other_encoding_is_refused_by_name(
 ) -> None:
     member = f"a.{field.partition('.')[0]}"
     path = write_tar(tmp_path / "a.tar", [("a.jpg", JPEG), (member, content)])
-    with pytest.raises(ConfigError, match=rf"{member}: {message}.*UTF-8"):
+    with pytest.raises(ConfigError, match=rf"a\.tar#{member}: {message}.*UTF-8"):
         classes_of("webdataset", urls=str(path), class_field=field)
 
 
@@ -241,3 +243,24 @@ def test_text_is_shown_so_that_nothing_hides() -> None:
 def test_names_that_yaml_took_for_yes_and_no_are_refused(names: list[Any]) -> None:
     with pytest.raises(ConfigError, match="write it in quotes"):
         open_source("parquet", {"urls": "a.parquet", "label_names": names})
+
+
+def test_class_that_is_not_known_is_named_with_its_place(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", [("a.jpg", JPEG), ("a.cls", b"Cat")])
+    with pytest.raises(ConfigError, match=r"a\.tar: cls: class 'Cat' is none of the 4 known"):
+        classes_of("webdataset", urls=str(path), class_field="cls", label_names=WORDS)
+
+
+def test_captions_are_counted_in_bounded_memory() -> None:
+    """Each is a class of its own, and so may be each list of classes that has the target."""
+    counter = LabelCounter()
+    for number in range(5000):
+        counter.add(f"caption {number} " + "x" * 1000, is_target=False)
+        counter.add(f"cat, class {number % 50}, number {number}", is_target=True)
+    counter.add("late, cat", is_target=True)
+    seen = counter.seen()
+    assert (len(seen.others), seen.num_more, seen.num_samples) == (2000, 3000, 10_001)
+    assert max(map(len, seen.others)) == 120
+    Declared(targets=["cat", "class 49", "late"]).check(seen)
+    with pytest.raises(ConfigError, match='no sample of class "class" among 10,001'):
+        Declared(targets=["class"]).check(seen)

@@ -169,9 +169,9 @@ class WdsImages:
         for name in (members[0].key, str(description.get("filename", "")).partition(".")[0]):
             if named := _IN_NAME.search(name):
                 return named[1]
-        number = number_of(label_of(members, "cls"))
+        number = number_of(label_of(tar, members, "cls"))
         if number is None:
-            number = number_of(label_of(members, "json.label"))
+            number = number_of(label_of(tar, members, "json.label"))
         if number is None:
             _log.info("%s#%s: no class in its json or cls, left out", tar, members[0].key)
             return None

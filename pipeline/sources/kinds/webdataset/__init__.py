@@ -7,6 +7,7 @@ import functools
 import io
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field, field_validator
@@ -43,7 +44,7 @@ class Params(LabelledParams, frozen=True, extra="forbid"):
     class_field: str | None = Field(
         None,
         description="Where the class is: a member, e.g. cls or txt, or a value of the json, e.g. "
-        "json.label.",
+        "json.label or json.label.name. Some sample has to have it.",
     )
 
     @field_validator("urls")
@@ -75,23 +76,24 @@ class Source:
 
     def read_from(self, partition: Partition, start: int) -> Iterator[RawSample]:
         """Of earlier samples only headers are read, if the tar can seek."""
-        class_field = self._params.class_field
+        class_field, url = self._params.class_field, partition.locator
+        rule = replace(self._rule, where=f"{url}: {class_field}")
         reader = TarReader(
-            partition.locator,
+            url,
             start=start,
             image_fields=self._params.image_fields,
             text_fields=["json", *([class_field] if class_field else [])],
-            is_offered=self._counting() if self._rule.leaves_some_out else None,
+            is_offered=self._counting(url, rule) if rule.leaves_some_out else None,
         )
-        return (self._sample(partition.locator, sample) for sample in reader.read())
+        return (self._sample(url, sample, rule) for sample in reader.read())
 
     def estimate_samples(self, partition: Partition, mean_bytes: float) -> float | None:
         if self._params.target_policy == "only":
             return None
         return estimate_members(storage.size_of(partition.locator), mean_bytes)
 
-    def _sample(self, url: str, sample: TarSample) -> RawSample:
-        facts = self._rule.facts(self._label(sample.members))
+    def _sample(self, url: str, sample: TarSample, rule: LabelRule) -> RawSample:
+        facts = rule.facts(self._label(url, sample.members))
         description = described(sample.members)
         author, terms = description.get("author"), description.get("license")
         return RawSample(
@@ -120,22 +122,22 @@ class Source:
         place = f"`params.class_field` ({self._params.class_field})"
         declared(self._params, self._rule, place).check(seen)
 
-    def _label(self, members: Sequence[Member]) -> object:
+    def _label(self, url: str, members: Sequence[Member]) -> object:
         field = self._params.class_field
-        return None if field is None else label_of(members, field)
+        return None if field is None else label_of(url, members, field)
 
-    def _counting(self) -> Callable[[Sequence[Member]], bool]:
+    def _counting(self, url: str, rule: LabelRule) -> Callable[[Sequence[Member]], bool]:
         """`is_offered` for one tar; it is asked more than once about the members of a key."""
         last_key: str | None = None
 
         def is_offered(members: Sequence[Member]) -> bool:
             nonlocal last_key
-            label = self._label(members)
-            if self._rule.is_offered(label):
+            label = self._label(url, members)
+            if rule.is_offered(label):
                 return True
             if members[0].key != last_key:
                 last_key = members[0].key
-                self._rule.count(label, self.left_out)
+                rule.count(label, self.left_out)
             return False
 
         return is_offered
@@ -146,7 +148,7 @@ class Source:
             self._params,
             is_labelled=self._params.class_field is not None,
             hint="give `params.class_field`, e.g. cls",
-            where=f"member {self._params.class_field}",
+            where="",
         )
 
 
