@@ -88,8 +88,8 @@ def _resembling(names: Sequence[str], seen: SeenLabels) -> str:
     if not found:
         return ""
     return (
-        f"; {_listed(found[:3])} is like {shown(wanted[_skeleton(found[0])])} but for capitals, "
-        "spaces or characters that one cannot see"
+        f"; {_listed(found[:3])} differs from {shown(wanted[_skeleton(found[0])])} only in "
+        "capitals, spaces, leading zeros or characters that one cannot see"
     )
 
 

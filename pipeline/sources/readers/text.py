@@ -44,4 +44,4 @@ def shown(text: str) -> str:
 
 
 def _refused(where: str, encoding: str) -> ConfigError:
-    return ConfigError(f"{where}: {encoding}; labels are read as UTF-8: write it anew in that")
+    return ConfigError(f"{where}: {encoding}; labels are read as UTF-8; convert it")
