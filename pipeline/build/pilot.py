@@ -188,16 +188,11 @@ def _make_reference(config: Config, cluster: Cluster, make_worker: MakeWorker) -
     if not any(rows.num_rows for rows in tables):
         raise InfinegError("positives: no image could be read")
     info = write_reference(
-        config.output.path,
-        pa.concat_tables(tables),
-        num_neighbors=config.selection.num_neighbors,
+        config.output.path, pa.concat_tables(tables), num_neighbors=config.selection.num_neighbors
     )
     _log.info(
         "committed reference bank: %s embeddings of %s positives, median similarity %.3f, "
         "suspected above %.3f",
-        f"{info.num_embeddings:,}",
-        f"{info.num_positives:,}",
-        info.median,
-        info.ceiling,
-    )
+        f"{info.num_embeddings:,}", f"{info.num_positives:,}", info.median, info.ceiling,
+    )  # fmt: skip
     return info

@@ -4,6 +4,7 @@ A file without a record is not part of the data set. Imports neither Ray nor tor
 loader starts without them.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -59,20 +60,12 @@ class Counts(_Record):
 
 def add_counts(counts: Iterable[Counts]) -> Counts:
     """The sum, with reasons sorted so that equal sums are equal JSON."""
-    read = selected = not_selected = 0
-    rejected: dict[str, int] = {}
+    total: Counter[str] = Counter()
+    rejected: Counter[str] = Counter()
     for each in counts:
-        read += each.read
-        selected += each.selected
-        not_selected += each.not_selected
-        for reason, number in each.rejected.items():
-            rejected[reason] = rejected.get(reason, 0) + number
-    return Counts(
-        read=read,
-        selected=selected,
-        not_selected=not_selected,
-        rejected=dict(sorted(rejected.items())),
-    )
+        total.update(each.model_dump(exclude={"rejected"}))
+        rejected.update(each.rejected)
+    return Counts(**total, rejected=dict(sorted(rejected.items())))
 
 
 class PartRecord(_Record):

@@ -19,13 +19,14 @@ from pipeline.storage.files import (
     sha256_of,
 )
 from pipeline.storage.listings import list_files, list_prefix, list_times, size_of, sizes_of
-from pipeline.storage.local_cache import LocalCache
+from pipeline.storage.local_cache import LocalCache, cache_folder
 from pipeline.storage.locations import configure, join, redact, refuse_credentials
 from pipeline.storage.threads import map_ahead
 
 __all__ = [
     "HashingWriter",
     "LocalCache",
+    "cache_folder",
     "configure",
     "create_exclusive",
     "exists",

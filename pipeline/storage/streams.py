@@ -9,20 +9,8 @@ from fsspec.asyn import sync
 from pipeline.errors import InfinegError
 from pipeline.storage.retry import retry
 
-# A tar reader reads much less at once.
-_BUFFER_BYTES = 2**20
 # Cheaper to read and discard than a new request.
 _MAX_SKIP_BYTES = 2**20
-
-
-def open_stream(fs: Any, path: str, what: str) -> IO[bytes]:
-    """A buffered, seekable stream of a file of fsspec."""
-    return io.BufferedReader(_Resumed(fs, path, what), _BUFFER_BYTES)
-
-
-def open_http(fs: Any, url: str, what: str) -> IO[bytes]:
-    """A buffered stream of an address; seekable where the server offers ranges."""
-    return io.BufferedReader(_HttpBody(fs, url, what), _BUFFER_BYTES)
 
 
 def read_http_range(fs: Any, url: str, what: str, *, offset: int, size: int) -> bytes:
@@ -30,7 +18,7 @@ def read_http_range(fs: Any, url: str, what: str, *, offset: int, size: int) -> 
     data = bytearray(size)
     num_read = 0
     with (
-        _HttpBody(fs, url, what, start=offset, end=offset + size) as body,
+        HttpBody(fs, url, what, start=offset, end=offset + size) as body,
         memoryview(data) as view,
     ):
         while num := body.readinto(view[num_read:]):
@@ -38,7 +26,7 @@ def read_http_range(fs: Any, url: str, what: str, *, offset: int, size: int) -> 
     return bytes(data[:num_read])
 
 
-class _Resumed(io.RawIOBase):
+class ResumedFile(io.RawIOBase):
     """A file of fsspec whose reads go through `retry`.
 
     The driver's file stays open: if the storage has versions, it keeps reading its own.
@@ -81,8 +69,8 @@ class _Resumed(io.RawIOBase):
         super().close()
 
 
-class _HttpBody(io.RawIOBase):
-    """Bytes `start` to `end` of the body of one GET, read as they arrive.
+class HttpBody(io.RawIOBase):
+    """Bytes `start` to `end` of the body of one GET; seekable where the server offers ranges.
 
     After a lost connection continues with a range (RFC 9110, section 14.2) of the same version;
     a server without ranges sends all again, and what was read is skipped.
