@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.build.changes import begin_dataset, find_changes, finished_generation
+from pipeline.build.declared import check_rounds
 from pipeline.build.monitor import BuildMonitor, monitor_build
 from pipeline.build.pack import pack_generation, without_sources
 from pipeline.build.pilot import MakeWorker, plan_sources
@@ -101,6 +102,7 @@ def _build_rounds(
                 _build_span, monitor.dispatched(reading.tasks(rounds)), make_worker=make_worker
             )
             _log_parts(tables, progress, monitor)
+            check_rounds(dataset, rounds)
             if seen is None:
                 seen = read_seen_images(dataset, parent)
             generation = pack_generation(config, parent, rounds, cluster, seen)

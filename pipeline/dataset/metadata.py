@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, Field, field_serializer, model_validator
 
 from pipeline.dataset.schema import Role, Split
+from pipeline.dataset.seen_labels import SeenLabels
 
 FORMAT_VERSION = 2
 
@@ -79,6 +80,9 @@ class PartRecord(_Record):
     path: str
     sha256: str
     counts: Counts
+    # Of sources that declare labels, else null.
+    seen: SeenLabels | None = None  # in the rows of this part
+    left_out: SeenLabels | None = None  # by the source, in the span so far; complete in its last
 
 
 class ShardFile(_Record):

@@ -21,6 +21,7 @@ from pipeline import storage
 from pipeline.dataset.dataset import Dataset, Span, part_stem
 from pipeline.dataset.metadata import Counts, PartRecord, ShardFile, ShardRecord
 from pipeline.dataset.schema import RejectReason, row_schema, with_columns
+from pipeline.dataset.seen_labels import SeenLabels, count_labels
 
 # The columns in `<key>.json`, for readers that have only the tar. Its inclusion_probability is
 # that of the generation that wrote the tar: mining raises it in sidecars.
@@ -90,12 +91,19 @@ def count_rows(rows: pa.Table) -> Counts:
 
 
 def write_part(
-    dataset: Dataset, rows: pa.Table, span: Span, *, part: int, is_last: bool
+    dataset: Dataset,
+    rows: pa.Table,
+    span: Span,
+    *,
+    part: int,
+    is_last: bool,
+    left_out: SeenLabels | None = None,
 ) -> PartRecord:
     """Writes decided rows as a part of a span: data first, then the record that commits it.
 
     Images and embeddings, most of a row's bytes, stay only on rows that go into a shard or into
     quarantine. A part may have no rows: an empty partition is finished like any other.
+    left_out: labels that the source has passed over in this span, if it declares any.
     """
     kept = pa.array([bool(group) for group in output_groups(rows)], pa.bool_())
     heavy = {
@@ -116,6 +124,8 @@ def write_part(
         path=path,
         sha256=file.sha256,
         counts=count_rows(rows),
+        seen=None if left_out is None else count_labels(rows),
+        left_out=left_out,
     )
     dataset.commit_part(record)
     return record
