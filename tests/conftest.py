@@ -15,14 +15,13 @@ if TYPE_CHECKING:
 
 # Read when torch is imported, here and in processes begun here: the cores are shared with Ray.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-# Of Ray about its own defaults, which no caller can avoid.
-_RAY_WARNINGS = ("ignore::DeprecationWarning:ray.data.context",)
+# Exported encoders are made once for all processes of all runs.
+os.environ.setdefault("XDG_CACHE_HOME", str(Path(__file__).parents[1] / ".cache"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for warning in _RAY_WARNINGS:
-        config.addinivalue_line("filterwarnings", warning)
+    """Of Ray about its own defaults, which no caller can avoid."""
+    config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning:ray.data.context")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,17 +42,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> "Built":
-    """Cats and four sources of negatives, built by Ray with two workers."""
+    """Cats and four sources of negatives."""
     # Imported here, because most tests must not wait for torch and Ray.
-    from pipeline.build.driver import build
-    from support.builds import Built, config_of, write_inputs
+    from support.builds import Built, build_inline, config_of, write_inputs
 
     root = tmp_path_factory.mktemp("built") / "data"
     entries = write_inputs(tmp_path_factory.mktemp("inputs"))
     config = config_of(root, entries)
-    generation, is_new = build(config)
-    assert is_new
-    return Built(root, entries, config, generation)
+    return Built(root, entries, config, build_inline(config))
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,8 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
-from enum import StrEnum
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,13 +21,6 @@ from pipeline.telemetry.logging import LogFormat, configure_logging
 
 _INTERRUPTED = 130
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-class Launcher(StrEnum):
-    """What starts the processes of a training."""
-
-    ENV = "env"
-    RAY = "ray"
 
 
 RunDir = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run (train.run).")]
@@ -79,8 +71,8 @@ def train(
         typer.Option(metavar="N", help="Number or latest; a resumed run switches to it."),
     ] = None,
     launcher: Annotated[
-        Launcher, typer.Option(help="env: this process or torchrun; ray: Ray Train.")
-    ] = Launcher.ENV,
+        Literal["env", "ray"], typer.Option(help="env: this process or torchrun; ray: Ray Train.")
+    ] = "env",
     num_workers: Annotated[
         str | None,
         typer.Option(metavar="N|MIN:MAX", help="For --launcher ray; default one per GPU."),
@@ -97,7 +89,7 @@ def train(
 
     loaded, train_config, _ = load_train_config(config, overrides or ())
     wanted = None if generation is None else parse_generation(generation)
-    if launcher == Launcher.RAY:
+    if launcher == "ray":
         from train.loop.ray_launcher import parse_workers, train_on_ray
 
         run_dir = train_on_ray(
@@ -135,14 +127,23 @@ def evaluate(
     ] = None,
 ) -> None:
     """Calibrate on val, measure on test and write a report; or measure folders of images."""
-    if images or label:
-        _evaluate_folders(run, images or [], label or [])
-        return
-    from train.evaluate.run import evaluate_run
     from train.evaluate.tables import metrics_table
 
-    metrics = evaluate_run(run, overrides=overrides or ())
-    console.print(metrics_table(metrics))
+    folders, labels = images or [], label or []
+    if len(folders) != len(labels):
+        raise ConfigError(
+            f"--images is given {len(folders)} times and --label {len(labels)} times: give one "
+            "--label per --images"
+        )
+    if folders:
+        from train.evaluate.folders import evaluate_folders
+
+        metrics = evaluate_folders(run, list(zip(folders, labels, strict=True)))
+        console.print(metrics_table(metrics))
+        return
+    from train.evaluate.run import evaluate_run
+
+    console.print(metrics_table(evaluate_run(run, overrides=overrides or ())))
     console.print(f"wrote {run}/metrics.json and {run}/report.html", soft_wrap=True)
 
 
@@ -172,10 +173,11 @@ def mine(
     address: Address = None,
 ) -> None:
     """Commit a generation with more of the negatives that a model takes for the target."""
-    from train.mining.scorer import mine_run, mined_table
+    from pipeline.mine.driver import mine as run_mining
+    from train.mining.scorer import mined_table, prepare_scorer
 
     loaded = load(config, overrides, address)
-    mined = mine_run(loaded, run, budget=budget, only=source or ())
+    mined = run_mining(loaded, prepare_scorer(loaded, run), budget=budget, only=source or ())
     number, path = mined.generation.number, loaded.output.path
     if not mined.is_new:
         console.print(f"nothing to do: {path} has been mined by {run} (generation {number})")
@@ -250,16 +252,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if end.code == _INTERRUPTED:
             sys.stderr.write("infineg: interrupted; run the same command again to resume\n")
         raise
-
-
-def _evaluate_folders(run: str, images: list[str], labels: list[str]) -> None:
-    from train.evaluate.folders import evaluate_folders
-    from train.evaluate.tables import metrics_table
-
-    if len(images) != len(labels):
-        raise ConfigError(
-            f"--images is given {len(images)} times and --label {len(labels)} times: give one "
-            "--label per --images"
-        )
-    metrics = evaluate_folders(run, list(zip(images, labels, strict=True)))
-    console.print(metrics_table(metrics))

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.build.changes import begin_dataset, find_changes, finished_generation
+from pipeline.build.declared import check_rounds
 from pipeline.build.monitor import BuildMonitor, monitor_build
 from pipeline.build.pack import pack_generation, without_sources
 from pipeline.build.pilot import MakeWorker, plan_sources
@@ -55,10 +56,13 @@ def build(
         return finished, False
     dataset = Dataset(config.output.path)
     with (
-        _monitoring(config) as monitor,
+        serve_metrics(BUILD_METRICS, config.build.metrics, "build.metrics.port") as metrics,
+        monitor_build(metrics, stuck_after_s=config.build.stuck_after_s) as monitor,
         hold_lease(dataset.root, wait_s=config.build.lease_wait_s) as lease,
     ):
-        latest = _clean_up(dataset)
+        latest = complete(dataset)
+        for prefix in (".tmp-", "plans/.tmp-", "generations/.tmp-", "embeddings/.tmp-"):
+            storage.remove_many(storage.list_prefix(dataset.uri(prefix)))
         changes = find_changes(config, latest, only, follow=follow)
         if changes.drop:
             _log.info("removing, by the config: %s", ", ".join(sorted(changes.drop)))
@@ -75,16 +79,6 @@ def build(
                 planned = extend_plans(dataset, planned)
                 generation = run(generation, planned)
     return generation, True
-
-
-@contextlib.contextmanager
-def _monitoring(config: Config) -> Iterator[BuildMonitor]:
-    settings = config.build
-    with (
-        serve_metrics(BUILD_METRICS, settings.metrics, "build.metrics.port") as metrics,
-        monitor_build(metrics, stuck_after_s=settings.stuck_after_s) as monitor,
-    ):
-        yield monitor
 
 
 def _build_rounds(
@@ -105,11 +99,10 @@ def _build_rounds(
         reading = Reading(config, planned, progress)
         for rounds in reading.batches():
             tables = cluster.map(
-                _build_span,
-                monitor.dispatched(reading.tasks(rounds)),
-                make_worker=make_worker,
+                _build_span, monitor.dispatched(reading.tasks(rounds)), make_worker=make_worker
             )
             _log_parts(tables, progress, monitor)
+            check_rounds(dataset, rounds)
             if seen is None:
                 seen = read_seen_images(dataset, parent)
             generation = pack_generation(config, parent, rounds, cluster, seen)
@@ -137,21 +130,10 @@ def _commit(dataset: Dataset, generation: Generation, lease: Lease) -> Generatio
     counts = generation.counts
     _log.info(
         "committed generation %d: %s sources, %s selected of %s, %s shards",
-        generation.number,
-        len(generation.sources),
-        f"{counts.selected:,}",
-        f"{counts.read:,}",
+        generation.number, len(generation.sources), f"{counts.selected:,}", f"{counts.read:,}",
         f"{len(generation.shards):,}",
-    )
+    )  # fmt: skip
     return generation
-
-
-def _clean_up(dataset: Dataset) -> Generation:
-    """Finishes an interrupted commit and removes temporary files; returns the latest generation."""
-    latest = complete(dataset)
-    for prefix in (".tmp-", "plans/.tmp-", "generations/.tmp-", "embeddings/.tmp-"):
-        storage.remove_many(storage.list_prefix(dataset.uri(prefix)))
-    return latest
 
 
 @contextlib.contextmanager
@@ -166,17 +148,13 @@ def _plan_on_cluster(
         with open_cluster(config.build) as cluster:
             cluster, encoder = start_encoder_actors(cluster, preparing.result())
             begin_dataset(config, encoder=encoder.fingerprint, embedding_dim=encoder.embedding_dim)
-            _begin_embeddings(config, encoder.fingerprint)
+            info = EmbeddingsInfo(encoder=encoder.fingerprint, images=config.output.image_settings)
+            if config.build.embeddings_from is not None:
+                require_info(config.build.embeddings_from, info)
+            if config.build.keep_embeddings:
+                write_info(config.output.path, info)
             make_worker = functools.partial(SpanWorker, config, encoder, latest.taken_down)
             yield cluster, make_worker, plan_sources(config, entries, latest, cluster, make_worker)
-
-
-def _begin_embeddings(config: Config, encoder: str) -> None:
-    info = EmbeddingsInfo(encoder=encoder, images=config.output.image_settings)
-    if config.build.embeddings_from is not None:
-        require_info(config.build.embeddings_from, info)
-    if config.build.keep_embeddings:
-        write_info(config.output.path, info)
 
 
 def _log_parts(tables: Iterator[pa.Table], progress: Progress, monitor: BuildMonitor) -> None:
@@ -211,12 +189,6 @@ def _build_span(worker: SpanWorker, task: ReadTask) -> Iterator[pa.Table]:
 def _log_part(part: PartRecord, seconds: float) -> None:
     _log.info(
         "committed %s round %d span %d part %d: %s selected, %s rejected, %s not selected, %.1f s",
-        part.source,
-        part.round,
-        part.span,
-        part.part,
-        f"{part.counts.selected:,}",
-        f"{part.counts.num_rejected:,}",
-        f"{part.counts.not_selected:,}",
-        seconds,
-    )
+        part.source, part.round, part.span, part.part, f"{part.counts.selected:,}",
+        f"{part.counts.num_rejected:,}", f"{part.counts.not_selected:,}", seconds,
+    )  # fmt: skip

@@ -2,8 +2,11 @@
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence, Set
+from itertools import groupby
+from operator import itemgetter
 
 import pyarrow as pa
+from more_itertools import chunked
 from pydantic import BaseModel
 
 from pipeline import storage
@@ -27,11 +30,7 @@ from pipeline.worker.rejects import refuse_unusable
 
 
 def pack_generation(
-    config: Config,
-    parent: Generation,
-    rounds: Sequence[Round],
-    cluster: Cluster,
-    seen: SeenImages,
+    config: Config, parent: Generation, rounds: Sequence[Round], cluster: Cluster, seen: SeenImages
 ) -> Generation:
     """Writes the shards and tables of some rounds; returns the generation to commit.
 
@@ -133,23 +132,18 @@ def pack_shards(config: Config, tasks: Sequence[ShardTask], cluster: Cluster) ->
     """Writes shards on all workers; returns them in the order of their paths."""
     dataset = Dataset(config.output.path)
     info = dataset.read_info()
-    method = functools.partial(
-        _pack_one, dataset=dataset, targets=info.targets, encoder=info.encoder
-    )
+
+    def pack(_: None, task: ShardTask) -> Iterator[pa.Table]:
+        file = pack_shard(dataset, task, targets=info.targets, encoder=info.encoder)
+        yield pa.table({"record": [file.model_dump_json()]})
+
     open_storage = functools.partial(storage.configure, config.storage)
     files = []
     with Progress("pack", total=len(tasks), unit="shards") as progress:
-        for table in cluster.map(method, tasks, make_worker=open_storage):
+        for table in cluster.map(pack, tasks, make_worker=open_storage):
             files.append(ShardFile.model_validate_json(table["record"][0].as_py()))
             progress.advance()
     return sorted(files, key=lambda file: file.path)
-
-
-def _pack_one(
-    _: None, task: ShardTask, *, dataset: Dataset, targets: Sequence[str], encoder: str
-) -> Iterator[pa.Table]:
-    file = pack_shard(dataset, task, targets=targets, encoder=encoder)
-    yield pa.table({"record": [file.model_dump_json()]})
 
 
 def _source_record(round_: Round, tables: RoundTables, before: SourceRecord | None) -> SourceRecord:
@@ -185,31 +179,24 @@ def cut_shards(
 
     Shards take their numbers from `next_numbers`, which is updated.
     """
-    tasks: list[ShardTask] = []
-    open_pieces: dict[str, list[Piece]] = {}
-    sizes: dict[str, int] = {}
-
-    def close(group: str) -> None:
-        number = take_number(next_numbers, group)
-        pieces = tuple(open_pieces.pop(group))
-        tasks.append(
-            ShardTask(source=source, round=round_number, group=group, number=number, pieces=pieces)
-        )
-        sizes[group] = 0
-
+    places: dict[str, list[tuple[str, int]]] = {}  # part and position of each row, by group
     for part in parts:
         for group, positions in part.rows.items():
-            start = 0
-            while start < len(positions):
-                stop = min(len(positions), start + samples_per_shard - sizes.get(group, 0))
-                piece = Piece(part_path=part.path, rows=tuple(positions[start:stop]))
-                open_pieces.setdefault(group, []).append(piece)
-                sizes[group] = sizes.get(group, 0) + stop - start
-                start = stop
-                if sizes[group] == samples_per_shard:
-                    close(group)
-    for group in sorted(open_pieces):
-        close(group)
+            places.setdefault(group, []).extend((part.path, position) for position in positions)
+    tasks = [
+        ShardTask(
+            source=source,
+            round=round_number,
+            group=group,
+            number=take_number(next_numbers, group),
+            pieces=tuple(
+                Piece(part_path=path, rows=tuple(position for _, position in rows))
+                for path, rows in groupby(of_shard, key=itemgetter(0))
+            ),
+        )
+        for group, of_group in places.items()
+        for of_shard in chunked(of_group, samples_per_shard)
+    ]
     return sorted(tasks, key=lambda task: task.stem)
 
 

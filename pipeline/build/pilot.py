@@ -11,11 +11,13 @@ import pyarrow.compute as pc
 from more_itertools import ilen
 
 from pipeline import storage
+from pipeline.build.declared import check_labels
 from pipeline.build.reading import PlannedSource
 from pipeline.cluster.ray_data import Cluster
 from pipeline.config.schema import Config, SourceEntry, fingerprint
 from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation, ReferenceInfo, SourcePlan
+from pipeline.dataset.seen_labels import LabelCounter
 from pipeline.errors import InfinegError
 from pipeline.selection.fit import pilot_needed
 from pipeline.selection.pilot import Pilot, make_pilot, pilot_sample
@@ -31,7 +33,7 @@ from pipeline.sources.survey import (
 )
 from pipeline.telemetry.progress import Progress
 from pipeline.worker.rejects import refuse_unusable
-from pipeline.worker.span import ReadTask, SpanWorker
+from pipeline.worker.span import ReadTask, SpanWorker, seen_in
 
 _log = logging.getLogger(__name__)
 # Samples to read on, in every eighth partition of a pilot, if the source does not say how many
@@ -161,10 +163,14 @@ def _run_pilots(
 
 
 def _make_reference(config: Config, cluster: Cluster, make_worker: MakeWorker) -> ReferenceInfo:
-    """Embeds the positives and commits the reference bank."""
+    """Embeds the positives and commits the reference bank.
+
+    Raises ConfigError if a label that one of them declares never occurred.
+    """
+    sources = {entry.name: open_entry(entry, "positive") for entry in config.positives}
     tasks = []
     for entry in config.positives:
-        source = open_entry(entry, "positive")
+        source = sources[entry.name]
         listing = survey(source, entry, config)
         tasks += [
             ReadTask(source=entry.name, partitions=(partition,))
@@ -172,11 +178,16 @@ def _make_reference(config: Config, cluster: Cluster, make_worker: MakeWorker) -
         ]
     total = sum(task.num_samples for task in tasks)
     tables = []
+    seen = {name: LabelCounter() for name in sources}
     with Progress("embed positives", total=total, unit="images") as progress:
         for rows in cluster.map(SpanWorker.embed, tasks, make_worker=make_worker):
+            name, labels = seen_in(rows)
+            seen[name].update(labels)
             tables.append(rows)
             progress.advance(rows.num_rows)
-    if not tables:
+    for entry in config.positives:
+        check_labels(entry, sources[entry.name], seen[entry.name].seen())
+    if not any(rows.num_rows for rows in tables):
         raise InfinegError("positives: no image could be read")
     embedded = pa.concat_tables(tables)
     for entry in config.positives:
@@ -189,11 +200,8 @@ def _make_reference(config: Config, cluster: Cluster, make_worker: MakeWorker) -
     _log.info(
         "committed reference bank: %s embeddings of %s positives, median similarity %.3f, "
         "suspected above %.3f",
-        f"{info.num_embeddings:,}",
-        f"{info.num_positives:,}",
-        info.median,
-        info.ceiling,
-    )
+        f"{info.num_embeddings:,}", f"{info.num_positives:,}", info.median, info.ceiling,
+    )  # fmt: skip
     return info
 
 

@@ -41,21 +41,16 @@ Overrides = Annotated[
     typer.Option("--set", metavar="FIELD=VALUE", help="Override a config value; repeatable."),
 ]
 Sources = Annotated[
-    list[str] | None,
-    typer.Option("--source", metavar="NAME", help="Only this source; repeatable."),
+    list[str] | None, typer.Option("--source", metavar="NAME", help="Only this source; repeatable.")
 ]
 Address = Annotated[
-    str | None,
-    typer.Option(help="Ray cluster to join: ray://HOST:10001, HOST:6379 or auto."),
+    str | None, typer.Option(help="Ray cluster to join: ray://HOST:10001, HOST:6379 or auto.")
 ]
 
 
 @app.command()
 def plan(
-    config: ConfigPath,
-    source: Sources = None,
-    overrides: Overrides = None,
-    address: Address = None,
+    config: ConfigPath, source: Sources = None, overrides: Overrides = None, address: Address = None
 ) -> None:
     """Run a pilot and print what a build would read, select and write. Writes only the plan."""
     from pipeline.build.driver import plan as make_plans

@@ -94,9 +94,7 @@ def running_line(running: Running) -> str:
     return f"{line}; {rate:,.1f} candidates/s since reading started, {left} left"
 
 
-def running_json(running: Running | None) -> dict[str, object] | None:
-    if running is None:
-        return None
+def running_json(running: Running) -> dict[str, object]:
     lease = running.lease
     return {
         "alive": running.is_alive,
@@ -126,19 +124,19 @@ def status_json(
     dataset: str, generation: Generation | None, running: Running | None
 ) -> dict[str, object]:
     """`generation` is None before the first commit, `running` when nothing is unfinished."""
-    building = {"building": running_json(running)}
+    building = {"building": running and running_json(running)}
     if generation is None:
         return {"dataset": dataset, "generation": None, **building}
     return {
         "dataset": dataset,
         "generation": generation.number,
         **building,
-        "counts": _counts_json(generation.counts),
+        "counts": generation.counts.model_dump(),
         "sources": {
             source.name: {
                 "role": source.role,
                 "rounds": source.num_rounds,
-                **_counts_json(source.counts),
+                **source.counts.model_dump(),
             }
             for source in generation.sources
         },
@@ -148,13 +146,4 @@ def status_json(
             for split in SPLITS
         },
         "size_bytes": sum(shard.size_bytes for shard in generation.shards),
-    }
-
-
-def _counts_json(counts: Counts) -> dict[str, object]:
-    return {
-        "read": counts.read,
-        "selected": counts.selected,
-        "not_selected": counts.not_selected,
-        "rejected": dict(counts.rejected),
     }

@@ -42,10 +42,12 @@ def start_encoder_actors(
     build = cluster.config
     if build.embed_on == "worker":
         return cluster, encoder
+    names = ("CPU", "GPU", "object_store_memory")
+    resources = [node["Resources"] for node in alive_nodes()]
     placement = place(
         build,
         encoder,
-        _read_nodes(),
+        [Node(*(of_node.get(name, 0.0) for name in names)) for of_node in resources],
         num_workers=cluster.num_workers,
         can_grow=_can_grow(build.address),
     )
@@ -69,17 +71,6 @@ def start_encoder_actors(
         actor.prepare.remote(reference)  # opens the encoder while workers start
     shared = replace(encoder, model=None, shared=EncoderActors(actors, reference))
     return replace(cluster, num_workers=placement.num_workers), shared
-
-
-def _read_nodes() -> tuple[Node, ...]:
-    return tuple(
-        Node(
-            cpus=node["Resources"].get("CPU", 0.0),
-            gpus=node["Resources"].get("GPU", 0.0),
-            object_store_bytes=node["Resources"].get("object_store_memory", 0.0),
-        )
-        for node in alive_nodes()
-    )
 
 
 def _can_grow(address: str | None) -> bool:

@@ -11,7 +11,7 @@ import os
 import pickle
 import site
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,10 @@ def open_cluster(config: BuildConfig) -> Iterator[Cluster]:
         "log_to_driver": debug,
     }
     if config.address is None:
-        num_cpus = max(os.cpu_count() or 1, _cpus_asked(config))
+        # Ray must report all that is asked for, even if the machine has fewer.
+        num_actors = (config.actors or 1) if config.embed_on == "actors" else 0
+        asked = (config.workers or 1) * config.cpus_per_worker + num_actors * config.cpus_per_actor
+        num_cpus = max(os.cpu_count() or 1, math.ceil(asked))
         options |= {
             "address": "local",  # or Ray would join any cluster on this machine
             "num_cpus": num_cpus,
@@ -134,7 +137,13 @@ def open_cluster(config: BuildConfig) -> Iterator[Cluster]:
             cluster_resources: Any = ray.cluster_resources
             resources = cluster_resources()
             if config.address is not None:
-                _log_cluster(config.address, resources, context.dashboard_url)
+                dashboard = context.dashboard_url  # HOST:PORT, or empty if the cluster runs none
+                _log.info(
+                    "joined the Ray cluster at %s: %d nodes, %g CPUs, %g GPUs; %s",
+                    config.address, len(alive_nodes()),
+                    resources.get("CPU", 0), resources.get("GPU", 0),
+                    f"dashboard: http://{dashboard}" if dashboard else "it runs no dashboard",
+                )  # fmt: skip
             num_cpus = resources.get("CPU", 1)
             num_workers = config.workers or config.most_workers(cpus=num_cpus)
             yield Cluster(config, num_workers)
@@ -161,29 +170,10 @@ def _own_code() -> Iterator[JobConfig]:
         sys.path[:] = before
 
 
-def _log_cluster(address: str, resources: Mapping[str, float], dashboard: str | None) -> None:
-    """dashboard: HOST:PORT, or empty if the cluster runs none."""
-    _log.info(
-        "joined the Ray cluster at %s: %d nodes, %g CPUs, %g GPUs; %s",
-        address,
-        len(alive_nodes()),
-        resources.get("CPU", 0),
-        resources.get("GPU", 0),
-        f"dashboard: http://{dashboard}" if dashboard else "it runs no dashboard",
-    )
-
-
 def alive_nodes() -> list[dict[str, Any]]:
     """Ray's description of each machine that is running now."""
     nodes: Any = ray.nodes  # untyped
     return [node for node in nodes() if node["Alive"]]
-
-
-def _cpus_asked(config: BuildConfig) -> int:
-    """CPUs that a local Ray must report, even if the machine has fewer."""
-    num_actors = (config.actors or 1) if config.embed_on == "actors" else 0
-    of_workers = (config.workers or 1) * config.cpus_per_worker
-    return math.ceil(of_workers + num_actors * config.cpus_per_actor)
 
 
 def _object_store_bytes(config: BuildConfig, num_cpus: int) -> int:

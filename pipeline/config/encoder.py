@@ -9,8 +9,7 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     """The frozen network whose embeddings decide what is similar."""
 
     name: str = Field(
-        "efficientnet_lite0",
-        description="The packaged encoder, torchvision/MODEL or timm/MODEL.",
+        "efficientnet_lite0", description="The packaged encoder, torchvision/MODEL or timm/MODEL."
     )
     weights: str | None = Field(
         None,

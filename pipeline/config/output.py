@@ -1,5 +1,6 @@
 """The `output:` and `split:` sections of the config."""
 
+from dataclasses import fields
 from typing import Self
 
 from pydantic import BaseModel, Field, model_validator
@@ -39,13 +40,8 @@ class OutputConfig(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def image_settings(self) -> ImageSettings:
-        return ImageSettings(
-            image_size=self.image_size,
-            jpeg_quality=self.jpeg_quality,
-            min_side=self.min_side,
-            max_pixels=self.max_pixels,
-            max_aspect=self.max_aspect,
-        )
+        names = {field.name for field in fields(ImageSettings)}
+        return ImageSettings(**self.model_dump(include=names))
 
 
 class SplitConfig(BaseModel, frozen=True, extra="forbid"):

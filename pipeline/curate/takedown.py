@@ -30,9 +30,12 @@ def take_down(root: str, wanted: TakenDown, *, purge: bool = False) -> tuple[Gen
         everything = TakenDown(content_hashes=hashes)
         rows = _find(dataset, parent, everything)
         generation = revise(dataset, parent, rows["key"].to_pylist(), _reject)
-        generation = generation.model_copy(
-            update={"taken_down": _union(parent.taken_down, wanted, everything)}
-        )
+        parts = (parent.taken_down, wanted, everything)
+        union = {
+            name: frozenset().union(*(getattr(part, name) for part in parts))
+            for name in TakenDown.model_fields
+        }
+        generation = generation.model_copy(update={"taken_down": TakenDown(**union)})
         commit(dataset, generation, lease)
         if purge:
             remove_replaced(dataset, parent, generation)
@@ -58,13 +61,4 @@ def _reject(rows: pa.Table) -> pa.Table:
         selected=pa.repeat(False, rows.num_rows),
         inclusion_probability=pa.nulls(rows.num_rows, pa.float32()),
         reject_reason=pa.repeat(pa.scalar(RejectReason.TAKEN_DOWN.value), rows.num_rows),
-    )
-
-
-def _union(*parts: TakenDown) -> TakenDown:
-    return TakenDown(
-        **{
-            name: frozenset().union(*(getattr(part, name) for part in parts))
-            for name in TakenDown.model_fields
-        }
     )

@@ -9,7 +9,7 @@ drop       it is of no use: rejected, and removed from the quarantine
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,7 @@ from pipeline.errors import ConfigError
 from pipeline.selection.rule import load_rule, poisson_sample
 
 Verdict = Literal["positive", "negative", "drop"]
-VERDICTS: dict[str, Verdict] = {"positive": "positive", "negative": "negative", "drop": "drop"}
+VERDICTS: dict[str, Verdict] = {name: name for name in get_args(Verdict)}
 
 
 def read_verdicts(uri: str) -> dict[str, Verdict]:

@@ -34,11 +34,6 @@ def complete(dataset: Dataset) -> Generation:
 
 
 def _finish(dataset: Dataset, before: Generation, generation: Generation) -> None:
-    _sweep(dataset, before, generation)
-    dataset.write_derived(generation)
-
-
-def _sweep(dataset: Dataset, before: Generation, generation: Generation) -> None:
     """Removes the parts of the rounds between two generations, and files of interrupted runs.
 
     No name is given twice, so that a file that was never listed has a number that this generation
@@ -60,6 +55,7 @@ def _sweep(dataset: Dataset, before: Generation, generation: Generation) -> None
     storage.remove_many(garbage)
     for folder in round_folders:
         storage.remove_tree(dataset.uri(folder))
+    dataset.write_derived(generation)
 
 
 def _was_listed(path: str, before: Generation) -> bool:

@@ -114,9 +114,7 @@ class SeenImages:
         }
 
 
-def _arrays(
-    rows: pa.Table,
-) -> tuple[NDArray[np.uint64], NDArray[np.uint64], pa.ChunkedArray]:
+def _arrays(rows: pa.Table) -> tuple[NDArray[np.uint64], NDArray[np.uint64], pa.ChunkedArray]:
     """content_hash_N (its last 64 bits), perceptual_hash_N, split."""
     return _last_64_bits(rows["content_hash"]), perceptual_hashes(rows), rows["split"]
 

@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -92,6 +92,7 @@ class Lease:
         self._lock = threading.Lock()
         self._is_done = threading.Event()
         self._thread = threading.Thread(target=self._renew_often, name="lease", daemon=True)
+        self._thread.start()
 
     def check(self) -> None:
         """Renews the lease; raises InfinegError if another process has taken it over."""
@@ -102,9 +103,6 @@ class Lease:
     def is_lost(self) -> bool:
         """True once a renewal has found another holder. Reads no storage, so loops can ask it."""
         return self._lost is not None
-
-    def start(self) -> None:
-        self._thread.start()
 
     def release(self) -> None:
         """Removes the lease if it is still this one."""
@@ -128,7 +126,7 @@ class Lease:
     def _renew(self) -> None:
         if self._lost is not None:
             raise InfinegError(self._lost)
-        expires_at = _after(_now(), self._record.ttl_s)
+        expires_at = _now() + timedelta(seconds=self._record.ttl_s)
         content = _encode(self._record.model_copy(update={"expires_at": expires_at}))
         if content != self._content and not storage.replace_if(self._uri, self._content, content):
             self._lost = self._describe_loss()
@@ -162,7 +160,6 @@ def hold_lease(root: str, ttl_s: float = 60.0, *, wait_s: float = 0.0) -> Iterat
     another process has it and keeps it for `wait_s`.
     """
     lease = Lease(root, _wait_for(root, ttl_s, wait_s))
-    lease.start()
     try:
         yield lease
     finally:
@@ -218,13 +215,14 @@ def _why_free(other: LeaseRecord | None) -> str | None:
         return "it cannot be read"
     if other.process.is_surely_dead:
         return "its process has ended"
-    if _now() > _after(other.expires_at, other.ttl_s / 2):
+    if _now() > other.expires_at + timedelta(seconds=other.ttl_s / 2):
         return f"it expired at {_local(other.expires_at)}"
     return None
 
 
 def _refusal(root: str, other: LeaseRecord) -> str:
-    left_s = max((_after(other.expires_at, other.ttl_s / 2) - _now()).total_seconds(), 0)
+    free_at = other.expires_at + timedelta(seconds=other.ttl_s / 2)
+    left_s = max((free_at - _now()).total_seconds(), 0)
     return (
         f"{storage.redact(root)} is being built by {_name(other)} since "
         f"{_local(other.acquired_at)}. Wait for it, or stop it. If it is gone, run again in "
@@ -249,7 +247,7 @@ def _new_record(ttl_s: float) -> LeaseRecord:
         process=this_process(),
         command=storage.redact(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))[:_MAX_COMMAND],
         acquired_at=now,
-        expires_at=_after(now, ttl_s),
+        expires_at=now + timedelta(seconds=ttl_s),
         ttl_s=ttl_s,
     )
 
@@ -260,10 +258,6 @@ def _encode(record: LeaseRecord) -> bytes:
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-def _after(moment: datetime, seconds: float) -> datetime:
-    return datetime.fromtimestamp(moment.timestamp() + seconds, UTC)
 
 
 def _local(moment: datetime) -> str:

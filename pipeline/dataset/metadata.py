@@ -4,6 +4,7 @@ A file without a record is not part of the data set. Imports neither Ray nor tor
 loader starts without them.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, Field, field_serializer, model_validator
 
 from pipeline.dataset.schema import Role, Split
+from pipeline.dataset.seen_labels import SeenLabels
 
 FORMAT_VERSION = 2
 
@@ -58,20 +60,12 @@ class Counts(_Record):
 
 def add_counts(counts: Iterable[Counts]) -> Counts:
     """The sum, with reasons sorted so that equal sums are equal JSON."""
-    read = selected = not_selected = 0
-    rejected: dict[str, int] = {}
+    total: Counter[str] = Counter()
+    rejected: Counter[str] = Counter()
     for each in counts:
-        read += each.read
-        selected += each.selected
-        not_selected += each.not_selected
-        for reason, number in each.rejected.items():
-            rejected[reason] = rejected.get(reason, 0) + number
-    return Counts(
-        read=read,
-        selected=selected,
-        not_selected=not_selected,
-        rejected=dict(sorted(rejected.items())),
-    )
+        total.update(each.model_dump(exclude={"rejected"}))
+        rejected.update(each.rejected)
+    return Counts(**total, rejected=dict(sorted(rejected.items())))
 
 
 class PartRecord(_Record):
@@ -86,6 +80,9 @@ class PartRecord(_Record):
     path: str
     sha256: str
     counts: Counts
+    # Of sources that declare labels, else null.
+    seen: SeenLabels | None = None  # in the rows of this part
+    left_out: SeenLabels | None = None  # by the source, in the span so far; complete in its last
 
 
 class ShardFile(_Record):

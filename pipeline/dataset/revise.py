@@ -13,14 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.metadata import (
-    Counts,
-    Generation,
-    ShardFile,
-    SourceRecord,
-    TableRecord,
-    add_counts,
-)
+from pipeline.dataset.metadata import Generation, ShardFile, SourceRecord, TableRecord, add_counts
 from pipeline.dataset.schema import RejectReason
 from pipeline.dataset.shards import (
     LEDGER_COLUMNS,
@@ -93,11 +86,9 @@ class _Revision:
 
     def ledger_rows(self, source: SourceRecord) -> pa.Table:
         """The rows of a source that are decided again."""
-        tables = [
-            self._named(self._dataset.read_table(table.path, LEDGER_COLUMNS))
-            for table in source.ledger
-        ]
-        return pa.concat_tables(tables)
+        paths = (table.path for table in source.ledger)
+        tables = [self._dataset.read_table(path, LEDGER_COLUMNS) for path in paths]
+        return pa.concat_tables([rows.filter(self._is_named(rows)) for rows in tables])
 
     def replace_file(self, file: ShardFile, keys: pa.Table) -> list[ShardFile]:
         """The file itself, or one without the samples in question, whose rows move."""
@@ -148,7 +139,7 @@ class _Revision:
             update={
                 "ledger": tuple(ledgers),
                 "hashes": tuple(hashes),
-                "counts": add_counts(counts) if counts else Counts(),
+                "counts": add_counts(counts),
             }
         )
 
@@ -179,9 +170,6 @@ class _Revision:
 
     def _is_named(self, rows: pa.Table) -> pa.ChunkedArray:
         return pc.is_in(rows["key"], value_set=self._keys)
-
-    def _named(self, rows: pa.Table) -> pa.Table:
-        return rows.filter(self._is_named(rows))
 
 
 def remove_replaced(dataset: Dataset, before: Generation, after: Generation) -> int:

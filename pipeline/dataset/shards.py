@@ -19,13 +19,9 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.dataset.dataset import Dataset, Span, part_stem
-from pipeline.dataset.metadata import (
-    Counts,
-    PartRecord,
-    ShardFile,
-    ShardRecord,
-)
-from pipeline.dataset.schema import SPLITS, RejectReason, Split, row_schema, with_columns
+from pipeline.dataset.metadata import Counts, PartRecord, ShardFile, ShardRecord
+from pipeline.dataset.schema import RejectReason, row_schema, with_columns
+from pipeline.dataset.seen_labels import SeenLabels, count_labels
 
 # The columns in `<key>.json`, for readers that have only the tar. Its inclusion_probability is
 # that of the generation that wrote the tar: mining raises it in sidecars.
@@ -46,13 +42,6 @@ def output_group(*, source: str, split: str, label: str, selected: bool, reason:
     return f"shards/{split}/{source}-{label}" if label else f"shards/{split}/{source}"
 
 
-def parse_group(group: str) -> tuple[Split, str]:
-    """Split and label of a group of shards. Names of sources contain no dash."""
-    _, split, name = group.split("/")
-    assert split in SPLITS
-    return split, name.partition("-")[2]
-
-
 def sort_files(files: Iterable[ShardFile]) -> tuple[list[ShardRecord], list[ShardFile]]:
     """Separates shards from the files of the quarantine."""
     shards, quarantine = [], []
@@ -60,9 +49,10 @@ def sort_files(files: Iterable[ShardFile]) -> tuple[list[ShardRecord], list[Shar
         if file.path.startswith("quarantine/"):
             quarantine.append(file)
         else:
-            split, label = parse_group(group_of(file.path))
+            _, split, name = group_of(file.path).split("/")
+            label = name.partition("-")[2]  # names of sources contain no dash
             given = file.model_dump(include=set(ShardFile.model_fields))
-            shards.append(ShardRecord(**given, split=split, label=label))
+            shards.append(ShardRecord.model_validate({**given, "split": split, "label": label}))
     return shards, quarantine
 
 
@@ -101,12 +91,19 @@ def count_rows(rows: pa.Table) -> Counts:
 
 
 def write_part(
-    dataset: Dataset, rows: pa.Table, span: Span, *, part: int, is_last: bool
+    dataset: Dataset,
+    rows: pa.Table,
+    span: Span,
+    *,
+    part: int,
+    is_last: bool,
+    left_out: SeenLabels | None = None,
 ) -> PartRecord:
     """Writes decided rows as a part of a span: data first, then the record that commits it.
 
     Images and embeddings, most of a row's bytes, stay only on rows that go into a shard or into
     quarantine. A part may have no rows: an empty partition is finished like any other.
+    left_out: labels that the source has passed over in this span, if it declares any.
     """
     kept = pa.array([bool(group) for group in output_groups(rows)], pa.bool_())
     heavy = {
@@ -127,6 +124,8 @@ def write_part(
         path=path,
         sha256=file.sha256,
         counts=count_rows(rows),
+        seen=None if left_out is None else count_labels(rows),
+        left_out=left_out,
     )
     dataset.commit_part(record)
     return record

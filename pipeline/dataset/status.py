@@ -6,7 +6,6 @@ Read from the data set: its plans, its committed parts and generations, and its 
 import contextlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import NamedTuple
 
 from pipeline import storage
 from pipeline.dataset.dataset import Dataset, part_stem
@@ -76,9 +75,9 @@ def _read_running(root: str) -> Running | None:
         if record is not None and record.fingerprint != plan.fingerprint:
             record = None  # it is being built again with other settings
         if record is None or record.num_partitions < plan.num_partitions:
-            parts = _read_open_parts(dataset, plan.source, record, began)
-            sources.append(_progress(plan, record, parts))
-            num_fresh += parts.num_fresh
+            progress, num_read = _read_progress(dataset, plan, record, began)
+            sources.append(progress)
+            num_fresh += num_read
     if lease is None:
         return Running(None, tuple(sources), None) if sources else None
     num_fresh += _committed_since(dataset, latest, began)
@@ -87,45 +86,35 @@ def _read_running(root: str) -> Running | None:
     return Running(lease, tuple(sources), rate)
 
 
-class _OpenParts(NamedTuple):
-    """Committed parts of a source that are in no generation yet."""
+def _read_progress(
+    dataset: Dataset, plan: SourcePlan, record: SourceRecord | None, began: datetime
+) -> tuple[SourceProgress, int]:
+    """The progress of a source, and how many candidates were read since `began`.
 
-    num_spans: int  # finished
-    num_read: int  # candidates
-    num_fresh: int  # candidates read since this build began
-
-
-def _read_open_parts(
-    dataset: Dataset, source: str, record: SourceRecord | None, began: datetime
-) -> _OpenParts:
-    folder = f"parts/{source}"
+    record: what is in a generation of it; the rest are committed parts.
+    """
+    folder = f"parts/{plan.source}"
     times = storage.list_times(dataset.uri(folder), (".json",))
     rounds = {int(name.partition("/")[0]) for name in times if "/" in name}
-    first = record.num_rounds + 1 if record else 1
-    num_spans = num_read = num_fresh = 0
-    for number in sorted(rounds):
-        if number < first:
-            continue
-        for part in dataset.iterate_parts(source, number):
-            num_spans += part.is_last
+    num_rounds, num_partitions, num_read = 0, 0, 0
+    if record is not None:
+        num_rounds, num_partitions = record.num_rounds, record.num_partitions
+        num_read = record.counts.read
+    num_fresh = 0
+    for number in sorted(number for number in rounds if number > num_rounds):
+        for part in dataset.iterate_parts(plan.source, number):
+            num_partitions += part.is_last * plan.partitions_per_span
             num_read += part.counts.read
-            stem = part_stem(part, part.part).removeprefix(f"{folder}/")
-            time = times.get(f"{stem}.json")
+            time = times.get(part_stem(part, part.part).removeprefix(f"{folder}/") + ".json")
             num_fresh += part.counts.read if time and time >= began else 0
-    return _OpenParts(num_spans, num_read, num_fresh)
-
-
-def _progress(plan: SourcePlan, record: SourceRecord | None, parts: _OpenParts) -> SourceProgress:
-    before = record.num_partitions if record else 0
-    finished = before + parts.num_spans * plan.partitions_per_span
-    read = record.counts.read if record else 0
-    return SourceProgress(
+    progress = SourceProgress(
         name=plan.source,
-        num_partitions=min(finished, plan.num_partitions),
+        num_partitions=min(num_partitions, plan.num_partitions),
         num_partitions_planned=plan.num_partitions,
-        num_read=read + parts.num_read,
+        num_read=num_read,
         num_planned=plan.num_candidates,
     )
+    return progress, num_fresh
 
 
 def _committed_since(dataset: Dataset, latest: Generation, began: datetime) -> int:

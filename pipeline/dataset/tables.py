@@ -43,12 +43,7 @@ class RoundTables:
 
 
 def write_tables(
-    dataset: Dataset,
-    parts: Sequence[str],
-    seen: SeenImages,
-    *,
-    ledger_path: str,
-    hashes_path: str,
+    dataset: Dataset, parts: Sequence[str], seen: SeenImages, *, ledger_path: str, hashes_path: str
 ) -> RoundTables:
     """Refuses duplicates; writes the ledger and the hashes of a round.
 

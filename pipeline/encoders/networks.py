@@ -4,6 +4,9 @@
     torchvision/<model>        torchvision's default weights, or a local file
     timm/<model>               timm's pretrained weights from the hub or its cache, or a local file
 
+timm and torchvision are imported where a network is made: they take 4 s, which a worker that runs
+an exported network does not need.
+
 Shapes: B batch, C H W image, D embedding.
 """
 
@@ -11,38 +14,18 @@ import hashlib
 import importlib
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import numpy as np
-import simplejpeg
-import timm
 import torch
-import torchvision
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from pipeline.config.encoder import EncoderConfig
-from pipeline.dataset.decoders import UnusableImage
-from pipeline.dataset.images import Decoded, decode_image
-from pipeline.dataset.schema import ImageSettings
+from pipeline.encoders.preprocessing import Preprocessing
 from pipeline.errors import ConfigError, InfinegError
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """Shorter side to `resize_size`, central square of `image_size` (pixels), then mean and std."""
-
-    image_size: int
-    resize_size: int
-    interpolation: str  # "bilinear" or "bicubic", antialiased
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
 
 
 class Encoder(nn.Module):
@@ -104,42 +87,16 @@ def encoder_identity(encoder: Encoder, config: EncoderConfig) -> str:
     return f"{config.name}:{digest.hexdigest()[:12]}:{config.layer}:{config.image_size}px"
 
 
-def decode_rgb(image: bytes) -> NDArray[np.uint8]:
-    """RGB pixels HWC of an image of a data set, which is an upright RGB JPEG."""
-    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(image)
-    return pixels
-
-
-def crop_pixels(image: bytes, preprocessing: Preprocessing) -> Tensor:
-    """The uint8 CHW square of an image of a data set that an encoder sees; deterministic."""
-    return crop_decoded(torch.from_numpy(decode_rgb(image)), preprocessing)
-
-
-def crop_any_image(image: bytes, preprocessing: Preprocessing) -> Tensor:
-    """`crop_pixels` for an image of any format, after the decoding and resizing of a build.
-
-    Raises UnusableImage.
-    """
-    settings = ImageSettings(image_size=preprocessing.resize_size)
-    decoded = decode_image(image, rotation=0, settings=settings)
-    if not isinstance(decoded, Decoded):
-        raise UnusableImage(decoded)
-    return crop_pixels(decoded.image, preprocessing)
-
-
-def crop_decoded(pixels_HWC: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """`crop_pixels` of decoded pixels."""
-    pixels_CHW = pixels_HWC.permute(2, 0, 1)  # a view: the resampler is fastest channels last
-    height, width = pixels_CHW.shape[1:]
-    scale = preprocessing.resize_size / min(height, width)
-    if scale != 1:
-        size = (round(height * scale), round(width * scale))
-        pixels_CHW = nn.functional.interpolate(
-            pixels_CHW[None], size=size, mode=preprocessing.interpolation, antialias=True
-        )[0]
-    top, left = ((side - preprocessing.image_size) // 2 for side in pixels_CHW.shape[1:])
-    side = preprocessing.image_size
-    return pixels_CHW[:, top : top + side, left : left + side].contiguous()
+def weights_digest(config: EncoderConfig) -> str | None:
+    """What tells weights from others without making the network; None if only that can tell."""
+    if config.weights == "random":
+        return "random"
+    if config.weights is not None:
+        try:
+            return hashlib.sha256(Path(config.weights).read_bytes()).hexdigest()
+        except OSError:
+            return None  # `load_encoder` says what is wrong
+    return _PACKAGED.get(config.name)
 
 
 # sha256 of the weight files. Other weights under the same name would make embeddings that look
@@ -183,6 +140,9 @@ def _packaged_weights(model: str, backbone: nn.Module) -> dict[str, Tensor]:
 
 
 def _load_timm(model: str, image_size: int, from_hub: bool) -> _Loaded:
+    import timm
+    from timm.data import resolve_model_data_config
+
     if not timm.is_model(model):
         close = ", ".join(timm.list_models(f"*{model.split('.')[0]}*")[:5]) or "timm.list_models()"
         raise ConfigError(f"encoder.name: timm has no model {model!r}; see {close}")
@@ -198,6 +158,8 @@ def _load_timm(model: str, image_size: int, from_hub: bool) -> _Loaded:
 
 
 def _load_torchvision(model: str, image_size: int, from_hub: bool) -> _Loaded:
+    import torchvision
+
     if model not in torchvision.models.list_models(module=torchvision.models):
         raise ConfigError(f"encoder.name: torchvision has no classifier {model!r}")
     weights = torchvision.models.get_model_weights(model).DEFAULT

@@ -4,11 +4,8 @@ Shapes: B batch, C H W image, D embedding.
 """
 
 import importlib
-import tempfile
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.config.encoder import EncoderConfig
-from pipeline.encoders.networks import Encoder, Preprocessing, encoder_identity, load_encoder
+from pipeline.encoders.export import ExportedEncoder, export_encoder
+from pipeline.encoders.networks import Encoder, encoder_identity, load_encoder
+from pipeline.encoders.preprocessing import Preprocessing
 
 # Waits for the result and returns embedding_BD, L2-normalised.
 Pending = Callable[[], NDArray[np.float32]]
@@ -118,45 +117,21 @@ def prepare_encoder(config: EncoderConfig, *, gpus_per_worker: float) -> Prepare
 
     Runtime `auto` is PyTorch if they have GPUs or the precision is bf16, else ONNX Runtime.
     """
-    encoder = load_encoder(config)
     runtime = config.runtime
     if runtime == "auto":
         is_torch = gpus_per_worker > 0 or config.precision == "bf16"
         runtime = "torch" if is_torch else "onnxruntime"
-    identity = encoder_identity(encoder, config)
+    encoder: Encoder | ExportedEncoder
+    if runtime == "onnxruntime":
+        encoder = export_encoder(config)
+        identity, model = encoder.identity, encoder.model
+    else:
+        encoder = load_encoder(config)
+        identity, model = encoder_identity(encoder, config), None
     return PreparedEncoder(
         config=config,
         preprocessing=encoder.preprocessing,
         embedding_dim=encoder.embedding_dim,
         fingerprint=f"{identity}:{runtime}-{config.precision}:batch{config.batch_size}",
-        model=export_onnx(encoder) if runtime == "onnxruntime" else None,
+        model=model,
     )
-
-
-def export_onnx(encoder: Encoder) -> bytes:
-    """The encoder as an ONNX model with input `pixels` (B free) and output `embedding`."""
-    size = encoder.preprocessing.image_size
-    example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
-    return export_module(encoder, example, inputs="pixels", outputs="embedding")
-
-
-def export_module(
-    module: torch.nn.Module, example: torch.Tensor, *, inputs: str, outputs: str
-) -> bytes:
-    """A module with one input and one output as an ONNX model; the first dimension is free."""
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as directory:
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
-        program = torch.onnx.export(
-            module,
-            (example,),
-            dynamo=True,
-            input_names=[inputs],
-            output_names=[outputs],
-            dynamic_shapes=({0: torch.export.Dim("B")},),
-            opset_version=18,
-            verbose=False,
-        )
-        assert program is not None
-        path = Path(directory) / "module.onnx"
-        program.save(path, external_data=False)
-        return path.read_bytes()

@@ -46,7 +46,7 @@ def on_kubeflow(job: Job) -> Submission:
         raise ConfigError(f"--on kubeflow: only trains; use --on kuberay for {job.kind}")
     _require_lasting_places(job)
     values = _values(job)
-    pod = _pod(values, "node", job.values.trainers)
+    pod = values["pod"]("node", job.values.trainers)
     values |= {
         "config": job.text,
         "arguments": ["torchrun", "--no-python", *job.command(_CONFIG)],
@@ -82,6 +82,8 @@ def _apply(job: Job, template: str, values: dict[str, Any], manifest: Any, kind:
 def _values(job: Job) -> dict[str, Any]:
     """Every name used in the templates."""
     site = job.values
+    claim = site.kubernetes.volume_claim
+    data = {"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}
     groups = {"decode": site.cpu_workers, "embed": site.gpu_workers}
     values: dict[str, Any] = {
         **site.model_dump(),
@@ -94,22 +96,18 @@ def _values(job: Job) -> dict[str, Any]:
         ],
         "volumes": [
             {"name": "config", "configMap": {"name": job.name}},
-            {"name": "data", **_data_volume(site.kubernetes.volume_claim)},
+            {"name": "data", **data},
             {"name": "shm", "emptyDir": {"medium": "Memory"}},
         ],
         "workers": {name: nodes.model_dump() for name, nodes in groups.items() if nodes.max},
     }
 
     def pod(name: str, nodes: Any, metrics_port: int | None = None) -> Any:
-        return _pod(values, name, Nodes.model_validate(nodes), metrics_port)
+        port = str(metrics_port) if metrics_port else None  # an annotation is a string
+        of_pod = {"name": name, "nodes": Nodes.model_validate(nodes), "metrics_port": port}
+        return fill_yaml("kubernetes/pod.yaml.j2", values | of_pod)
 
     return values | {"pod": pod, "metrics_port": job.metrics_port}
-
-
-def _pod(values: dict[str, Any], name: str, nodes: Nodes, metrics_port: int | None = None) -> Any:
-    port = str(metrics_port) if metrics_port else None  # an annotation is a string
-    of_pod = {"name": name, "nodes": nodes, "metrics_port": port}
-    return fill_yaml("kubernetes/pod.yaml.j2", values | of_pod)
 
 
 def _environment(job: Job) -> list[dict[str, Any]]:
@@ -127,10 +125,6 @@ def _environment(job: Job) -> list[dict[str, Any]]:
         for name in names
         if name not in job.values.env
     ]
-
-
-def _data_volume(claim: str | None) -> dict[str, Any]:
-    return {"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}
 
 
 def _require_lasting_places(job: Job) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from pipeline.errors import ConfigError
 from pipeline.launch import JobKind, Platform
-from pipeline.launch.job import Job, read_job
+from pipeline.launch.job import read_job
 from pipeline.launch.kubernetes import on_kubeflow, on_kuberay
 from pipeline.launch.machines import on_ray, on_sky, on_slurm, on_this_machine
 from pipeline.launch.submission import Submission
@@ -33,13 +33,6 @@ def prepare(
     """The manifest and the command that submits it; raises ConfigError before anything starts."""
     is_here = platform in _SHARE_ENVIRONMENT
     job = read_job(kind, path, overrides, values, is_here=is_here)
-    _require_sense(job, platform, schedule)
-    if schedule is not None:
-        return on_kuberay(job, schedule=schedule)
-    return _ON[platform](job)
-
-
-def _require_sense(job: Job, platform: Platform, schedule: str | None) -> None:
     if job.kind == JobKind.CLUSTER and platform != Platform.RAY:
         raise ConfigError(f"cluster --on {platform}: `ray up` starts clusters, so --on ray")
     if schedule is not None and platform != Platform.KUBERAY:
@@ -47,3 +40,6 @@ def _require_sense(job: Job, platform: Platform, schedule: str | None) -> None:
             f"--schedule --on {platform}: only KubeRay has nightly jobs; elsewhere cron or "
             "scrontab runs `infineg launch`"
         )
+    if schedule is not None:
+        return on_kuberay(job, schedule=schedule)
+    return _ON[platform](job)

@@ -44,16 +44,11 @@ def submit(submission: Submission) -> int:
             f"{program} is not on this machine, so nothing was started: "
             f"{_INSTALL.get(program, 'install it')}. --dry-run shows what would be submitted"
         )
+    folder, text = submission.folder, submission.text or None
     with ExitStack() as stack:
-        if submission.file is None:
-            return _run(submission, folder=None, text=submission.text or None)
-        folder = submission.folder or stack.enter_context(tempfile.TemporaryDirectory())
-        (Path(folder) / submission.file).write_text(submission.text)
-        return _run(submission, folder=folder, text=None)
-
-
-def _run(submission: Submission, *, folder: str | None, text: str | None) -> int:
-    done = subprocess.run(
-        list(submission.arguments), input=text, text=True, cwd=folder, check=False
-    )
-    return done.returncode
+        if submission.file is not None:
+            folder = folder or stack.enter_context(tempfile.TemporaryDirectory())
+            (Path(folder) / submission.file).write_text(submission.text)
+            text = None
+        arguments = list(submission.arguments)
+        return subprocess.run(arguments, input=text, text=True, cwd=folder, check=False).returncode

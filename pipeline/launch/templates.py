@@ -93,12 +93,5 @@ def _replace_tokens(node: Any, held: list[Any]) -> Any:
     if not isinstance(node, str):
         return node
     if whole := _TOKEN.fullmatch(node):
-        return _plain(held[int(whole[1])])
+        return held[int(whole[1])]
     return _TOKEN.sub(lambda match: str(held[int(match[1])]), node)
-
-
-def _plain(value: Any) -> Any:
-    """As types of YAML."""
-    if isinstance(value, Mapping):
-        return {key: _plain(child) for key, child in value.items()}
-    return [_plain(child) for child in value] if isinstance(value, list | tuple) else value

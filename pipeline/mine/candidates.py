@@ -195,8 +195,5 @@ def read_scored(dataset: Dataset, round_: MinedRound) -> Scored:
             f"source {round_.source!r} has changed since the data set was built. Restore it, or "
             "mine without it (--source)"
         )
-    return Scored(rows, *(_with_nan(scored[name]) for name in ("log_odds", "margin")))
-
-
-def _with_nan(column: pa.ChunkedArray) -> NDArray[np.float32]:
-    return np.asarray(pc.fill_null(column, float("nan")).to_numpy(), np.float32)
+    columns = (pc.fill_null(scored[name], float("nan")) for name in ("log_odds", "margin"))
+    return Scored(rows, *(np.asarray(column.to_numpy(), np.float32) for column in columns))

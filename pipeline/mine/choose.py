@@ -6,8 +6,8 @@ Holds one ledger at a time, and the hashes and keys of selected rows.
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -32,15 +32,7 @@ from pipeline.mine.candidates import (
 )
 from pipeline.mine.shards import Change
 from pipeline.mine.worker import FetchTask
-from pipeline.selection.mining import (
-    Decided,
-    Eligible,
-    decide,
-    fit_log_scale,
-    fold_of,
-    judge,
-    log_probability,
-)
+from pipeline.selection import mining
 
 _ROWS_PER_FETCH = 1024  # 25 MB of images at 256 px
 
@@ -54,15 +46,15 @@ def fit_scales(
     """
     num_F = np.sum([_write_eligible(dataset, round_, num_folds) for round_ in rounds], axis=0)
 
-    def pieces(fold: int) -> Iterator[Eligible]:
+    def pieces(fold: int) -> Iterator[mining.Eligible]:
         for round_ in rounds:
             table = dataset.read_table(round_.path("eligible", fold))
             log_p_N = table["log_p"].to_numpy()
-            yield Eligible(log_p_N, table["probability"].to_numpy().astype(np.float64))
+            yield mining.Eligible(log_p_N, table["probability"].to_numpy().astype(np.float64))
 
     shares = num_F / max(num_F.sum(), 1)
     return tuple(
-        fit_log_scale(functools.partial(pieces, fold), budget=budget * share)
+        mining.fit_log_scale(functools.partial(pieces, fold), budget=budget * share)
         for fold, share in enumerate(shares)
     )
 
@@ -70,12 +62,12 @@ def fit_scales(
 def _write_eligible(dataset: Dataset, round_: MinedRound, num_folds: int) -> NDArray[np.int64]:
     """Writes what the scales are fitted on, one file per fold; returns num_F, the rows in each."""
     scored = read_scored(dataset, round_)
-    is_eligible_N = judge(scored.rows, scored.margin_N)[0]
+    is_eligible_N = mining.judge(scored.rows, scored.margin_N)[0]
     rows = scored.rows.filter(pa.array(is_eligible_N))
-    fold_N = fold_of(rows["content_hash"].to_pylist(), num_folds)
+    fold_N = mining.fold_of(rows["content_hash"].to_pylist(), num_folds)
     table = pa.table(
         {
-            "log_p": log_probability(scored.log_odds_N[is_eligible_N]),
+            "log_p": mining.log_probability(scored.log_odds_N[is_eligible_N]),
             "probability": rows["inclusion_probability"],
         }
     )
@@ -94,6 +86,10 @@ class Tally:
     num_selected: int = 0  # newly selected
     num_suspected: int = 0
     num_refused: int = 0  # drawn, but a duplicate
+
+    @classmethod
+    def total(cls, tallies: Iterable["Tally"]) -> "Tally":
+        return cls(*map(sum, zip(*map(astuple, tallies), strict=True)))
 
 
 @dataclass
@@ -129,7 +125,7 @@ class Chooser:
         """Writes the tables of a round, and the rows whose images are to be read."""
         dataset = Dataset(self.config.output.path)
         scored = read_scored(dataset, round_)
-        decided = decide(
+        decided = mining.decide(
             scored.rows,
             log_odds_N=scored.log_odds_N,
             margin_N=scored.margin_N,
@@ -146,7 +142,7 @@ class Chooser:
         return chosen
 
     def _refuse_duplicates(
-        self, decided: Decided, source: str
+        self, decided: mining.Decided, source: str
     ) -> tuple[pa.Table, NDArray[np.bool_]]:
         """Rejects new rows that are duplicates; returns all rows and which images are wanted."""
         new = np.flatnonzero(decided.is_new_N)

@@ -9,7 +9,7 @@ interrupted run continues where it stopped and commits the same bytes. The proba
 
 import functools
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,11 +112,7 @@ def _mined_sources(config: Config, parent: Generation, only: Sequence[str]) -> l
 
 
 def _mine_sources(
-    config: Config,
-    scorer: Scorer,
-    parent: Generation,
-    request: Mapping[str, Any],
-    cluster: Cluster,
+    config: Config, scorer: Scorer, parent: Generation, request: Mapping[str, Any], cluster: Cluster
 ) -> tuple[Generation, Mapping[str, Tally]]:
     """Scores, decides and packs; returns the generation to commit and the tally of each source.
 
@@ -126,9 +122,14 @@ def _mine_sources(
     folder = _work_folder(dataset, parent, request)
     rounds = [r for s in parent.sources if s.name in names for r in rounds_of(s, folder)]
     embeddings: Embeddings = {r.name: find_embeddings(dataset, r) for r in rounds}
-    workers = _start_workers(config, scorer, parent, embeddings, cluster)
+    encoder = None
+    if None in embeddings.values():
+        cluster, encoder = start_encoder_actors(cluster, _prepare_encoder(config))
+    make_worker = functools.partial(MineWorker, config, scorer, encoder, parent.taken_down)
+    workers = _Workers(cluster, make_worker)
     embeddings = _score(config, scorer, rounds, embeddings, workers)
-    budget = request["budget"] or _default_budget(parent, names)
+    num_negatives = sum(s.num_samples for s in parent.shards if is_minable(s, names))
+    budget = request["budget"] or max(1, num_negatives // 3)
     log_scales = fit_scales(dataset, rounds, num_folds=scorer.num_folds, budget=budget)
     numbers = dict(parent.next_numbers)
     chooser = Chooser(config, log_scales, read_seen_images(dataset, parent), numbers)
@@ -136,7 +137,7 @@ def _mine_sources(
     fetches = [task for each in chosen for task in each.tasks]
     workers.run("read", MineWorker.fetch, fetches, sum(task.num_rows for task in fetches))
     generation = pack_generation(config, parent, chosen, chooser.changes, numbers, workers.cluster)
-    record = _record(scorer, parent, request, log_scales, chooser.tallies.values())
+    record = _record(scorer, parent, request, log_scales, Tally.total(chooser.tallies.values()))
     generation = generation.model_copy(update={"mined": (*parent.mined, record)})
     return generation, chooser.tallies
 
@@ -167,16 +168,6 @@ class _Workers:
         with Progress(what, total=num_images, unit="images") as progress:
             for table in self.cluster.map(method, tasks, make_worker=self.make_worker):
                 progress.advance(table["num_rows"][0].as_py())
-
-
-def _start_workers(
-    config: Config, scorer: Scorer, parent: Generation, embeddings: Embeddings, cluster: Cluster
-) -> _Workers:
-    encoder = None
-    if None in embeddings.values():
-        cluster, encoder = start_encoder_actors(cluster, _prepare_encoder(config))
-    make_worker = functools.partial(MineWorker, config, scorer, encoder, parent.taken_down)
-    return _Workers(cluster, make_worker)
 
 
 def _prepare_encoder(config: Config) -> PreparedEncoder:
@@ -218,25 +209,20 @@ def _num_rows(rounds: Sequence[MinedRound]) -> int:
     return sum(round_.ledger.num_rows for round_ in rounds)
 
 
-def _default_budget(parent: Generation, names: Collection[str]) -> int:
-    num_negatives = sum(s.num_samples for s in parent.shards if is_minable(s, names))
-    return max(1, num_negatives // 3)
-
-
 def _record(
     scorer: Scorer,
     parent: Generation,
     request: Mapping[str, Any],
     log_scales: tuple[float, ...],
-    tallies: Collection[Tally],
+    total: Tally,
 ) -> MinedRecord:
     return MinedRecord(
         generation=parent.number + 1,
         log_scales=log_scales,
-        num_scored=sum(tally.num_scored for tally in tallies),
-        num_expected=sum(tally.num_expected for tally in tallies),
-        num_selected=sum(tally.num_selected for tally in tallies),
-        num_suspected=sum(tally.num_suspected for tally in tallies),
+        num_scored=total.num_scored,
+        num_expected=total.num_expected,
+        num_selected=total.num_selected,
+        num_suspected=total.num_suspected,
         about=dict(scorer.about),
         **request,
     )

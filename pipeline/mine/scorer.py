@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from pipeline.encoders.networks import Preprocessing
-from pipeline.encoders.runtimes import export_module, open_session
+from pipeline.encoders.preprocessing import Preprocessing
+from pipeline.encoders.runtimes import open_session
 from pipeline.selection.mining import fold_of
 
 Reads = Literal["embedding", "pixels"]
@@ -33,11 +32,6 @@ class Scorer:
     preprocessing: Preprocessing  # where it reads pixels
     fingerprint: str
     about: Mapping[str, Any]  # for `MinedRecord`
-
-
-def make_scorer(module: torch.nn.Module, example: torch.Tensor, **fields: Any) -> Scorer:
-    """A scorer from a module that maps inputs_B to scored_BF2; `fields` are those of `Scorer`."""
-    return Scorer(model=export_module(module, example, inputs="inputs", outputs="scored"), **fields)
 
 
 class OpenScorer:

@@ -28,7 +28,7 @@ from pipeline.dataset.schema import (
     with_columns,
 )
 from pipeline.dataset.shards import LEDGER_COLUMNS
-from pipeline.encoders.networks import crop_pixels
+from pipeline.encoders.preprocessing import crop_pixels
 from pipeline.encoders.runtimes import PreparedEncoder
 from pipeline.mine.scorer import OpenScorer, Scorer
 from pipeline.sources import open_entry, read_partitions

@@ -5,11 +5,10 @@ Pure: reads a pilot's rows, opens no image and starts nothing.
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import pyarrow.compute as pc
 
-from pipeline.config.schema import Config, SourceEntry, fingerprint
+from pipeline.config.schema import Config, fingerprint
 from pipeline.dataset.metadata import ReferenceInfo, SourcePlan, strata_by_similarity
 from pipeline.selection.fit import Fitted, fit_probabilities, probability_curve
 from pipeline.selection.pilot import Pilot
@@ -20,11 +19,7 @@ _SAMPLES_PER_SPAN = 512
 
 
 def make_plan(
-    pilot: Pilot,
-    *,
-    config: Config,
-    reference: ReferenceInfo,
-    previous: SourcePlan | None = None,
+    pilot: Pilot, *, config: Config, reference: ReferenceInfo, previous: SourcePlan | None = None
 ) -> SourcePlan:
     """Fits the inclusion probabilities so that the expected numbers meet the budget.
 
@@ -33,7 +28,14 @@ def make_plan(
     """
     entry, listing = pilot.entry, pilot.listing
     samples_per_partition = pilot.samples_per_partition
-    source_fingerprint = fingerprint(_inputs_but_amounts(config, entry))
+    # Of what decides which samples a source has and their order, not how many are wanted.
+    amounts = {"weight", "max_reject_fraction"}
+    inputs = {
+        "entry": entry.model_dump(mode="json", exclude=amounts),
+        "role": config.role_of(entry),
+        "rows": config.row_inputs(),
+    }
+    source_fingerprint = fingerprint(inputs)
     num_partitions = _num_partitions(pilot, config)
     num_candidates = num_partitions * samples_per_partition
     fit = _keep_chosen(
@@ -86,16 +88,6 @@ def _keep_chosen(fit: Fitted, previous: SourcePlan | None, source_fingerprint: s
         scale=max(fit.scale, previous.scale),
         eval_probability=max(fit.eval_probability, previous.eval_probability),
     )
-
-
-def _inputs_but_amounts(config: Config, entry: SourceEntry) -> dict[str, Any]:
-    """Settings that decide which samples a source has and their order, not how many are wanted."""
-    amounts = {"weight", "max_reject_fraction"}
-    return {
-        "entry": entry.model_dump(mode="json", exclude=amounts),
-        "role": config.role_of(entry),
-        "rows": config.row_inputs(),
-    }
 
 
 def _num_partitions(pilot: Pilot, config: Config) -> int:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +9,6 @@ from numpy.typing import NDArray
 from pipeline.config.selection import SelectionConfig
 from pipeline.dataset import Dataset
 from pipeline.dataset.keys import unit_hash
-from pipeline.dataset.metadata import ReferenceInfo, SourcePlan
 
 
 @dataclass(frozen=True)
@@ -30,21 +28,6 @@ class SelectionRule:
     near: float  # similarity below which the perceptual hash of a positive is a coincidence
     ceiling: float | None  # similarity above which an unlabelled candidate is suspected
 
-    @classmethod
-    def from_plan(
-        cls, plan: SourcePlan, reference: ReferenceInfo, selection: SelectionConfig
-    ) -> Self:
-        return cls(
-            scale=plan.scale,
-            beta=selection.effective_beta,
-            offset=reference.median,
-            min_probability=selection.min_probability,
-            eval_probability=plan.eval_probability,
-            seed=selection.seed,
-            near=reference.near,
-            ceiling=reference.ceiling if selection.quarantine == "auto" else None,
-        )
-
     def train_probability(self, similarity_B: NDArray[np.floating]) -> NDArray[np.float32]:
         """inclusion_probability_B of training negatives, in the precision of the column."""
         return inclusion_probability(
@@ -62,7 +45,16 @@ def load_rule(dataset: Dataset, source: str, selection: SelectionConfig) -> Sele
     assert plan is not None, f"no plan is committed for {source}"
     reference = dataset.read_reference()
     assert reference is not None
-    return SelectionRule.from_plan(plan, reference, selection)
+    return SelectionRule(
+        scale=plan.scale,
+        beta=selection.effective_beta,
+        offset=reference.median,
+        min_probability=selection.min_probability,
+        eval_probability=plan.eval_probability,
+        seed=selection.seed,
+        near=reference.near,
+        ceiling=reference.ceiling if selection.quarantine == "auto" else None,
+    )
 
 
 def inclusion_probability(

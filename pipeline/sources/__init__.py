@@ -23,6 +23,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.config.schema import SourceEntry
 from pipeline.dataset.schema import Partition, Positioned, RawSample, Role
+from pipeline.dataset.seen_labels import LabelCounter, SeenLabels
 from pipeline.errors import ConfigError
 
 _KIND = re.compile(r"[a-z][a-z_]*")
@@ -61,6 +62,23 @@ class EstimatingSource(Source, Protocol):
 
         `mean_bytes` is the mean size of an encoded image of this source.
         """
+
+
+@runtime_checkable
+class LabelledSource(Source, Protocol):
+    """A source whose settings may declare labels, which have to occur in what it reads."""
+
+    left_out: LabelCounter
+    """Classes of the samples that reading has passed over and not yielded, since it was opened.
+
+    Complete when a partition was read to its end, also if it was read on from a later sample.
+    """
+
+    def declares_labels(self) -> bool:
+        """Whether there is anything that has to occur."""
+
+    def check_labels(self, seen: SeenLabels) -> None:
+        """Raises ConfigError, with what was seen instead, if a declared label did not occur."""
 
 
 class SourceModule(Protocol):
@@ -104,6 +122,13 @@ def estimate_samples(source: Source, partition: Partition, mean_bytes: float) ->
     if not isinstance(source, EstimatingSource):
         return None
     return source.estimate_samples(partition, mean_bytes)
+
+
+def left_out_labels(source: Source) -> SeenLabels | None:
+    """Labels that reading has passed over; None of a source that declares none."""
+    if isinstance(source, LabelledSource) and source.declares_labels():
+        return source.left_out.seen()
+    return None
 
 
 def source_kinds() -> list[str]:

@@ -26,7 +26,7 @@ from pipeline.storage.listings import (
     size_of,
     sizes_of,
 )
-from pipeline.storage.local_cache import LocalCache
+from pipeline.storage.local_cache import LocalCache, cache_folder
 from pipeline.storage.locations import configure, escape, join, redact, refuse_credentials
 from pipeline.storage.threads import map_ahead
 from pipeline.storage.walking import is_hidden, walk
@@ -34,6 +34,7 @@ from pipeline.storage.walking import is_hidden, walk
 __all__ = [
     "HashingWriter",
     "LocalCache",
+    "cache_folder",
     "configure",
     "create_exclusive",
     "escape",

@@ -99,7 +99,9 @@ def as_user_error(error: Exception, what: str) -> Exception | None:
 
 def _by_status(error: Exception, chain: list[BaseException], what: str) -> Exception | None:
     status = next((status for link in chain if (status := status_of(link))), None)
-    if status == 404 or (status is None and _is_bare_not_found(error)):
+    # Without an errno a driver raised it, not the operating system.
+    is_missing = isinstance(error, FileNotFoundError) and error.errno is None
+    if status == 404 or (status is None and is_missing):
         return FileNotFoundError(errno.ENOENT, f"{what}: no such file")
     if status in (401, 403):
         return InfinegError(f"{what}: access is denied ({status}) with the credentials in use")
@@ -111,11 +113,6 @@ def _by_status(error: Exception, chain: list[BaseException], what: str) -> Excep
     return (
         InfinegError(f"{what}: permission denied") if isinstance(error, PermissionError) else None
     )
-
-
-def _is_bare_not_found(error: Exception) -> bool:
-    """Whether a driver raised it, not the operating system."""
-    return isinstance(error, FileNotFoundError) and error.errno is None
 
 
 def first_line(error: Exception) -> str:

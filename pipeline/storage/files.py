@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import itertools
 import os
 import stat
@@ -13,27 +14,29 @@ from pipeline.errors import InfinegError
 from pipeline.storage.listings import find_files, forget_listings, resolve_listable
 from pipeline.storage.locations import is_http, is_local, is_protocol, redact, resolve
 from pipeline.storage.retry import retry
-from pipeline.storage.streams import open_http, open_stream, read_http_range
+from pipeline.storage.streams import HttpBody, ResumedFile, read_http_range
 from pipeline.storage.threads import map_many
 
 # docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
 _MAX_DELETED = 1000
 _PIECE_BYTES = 2**22
+_BUFFER_BYTES = 2**20  # a tar reader reads much less at once
 
 
-def open_read(uri: str) -> IO[bytes]:
+def open_read(uri: str) -> io.BufferedReader:
     """A buffered binary stream that reconnects; seekable unless an http server has no ranges."""
     fs, path = resolve(uri)
     what = f"read {redact(uri)}"
     if is_local(fs):
         return retry(lambda: open(path, "rb"), what)
-    return open_http(fs, path, what) if is_http(fs) else open_stream(fs, path, what)
+    kind = HttpBody if is_http(fs) else ResumedFile
+    return io.BufferedReader(kind(fs, path, what), _BUFFER_BYTES)
 
 
 def read_bytes(uri: str) -> bytes:
     fs, path = resolve(uri)
     if is_http(fs):
-        with open_http(fs, path, f"read {redact(uri)}") as stream:
+        with open_read(uri) as stream:
             return stream.read()
     # Otherwise s3fs asks for the size first.
     options = {"max_concurrency": 1} if is_protocol(fs, "s3") else {}
@@ -99,12 +102,9 @@ def remove_many(uris: Iterable[str]) -> None:
 
 
 def sha256_of(uri: str) -> str:
-    """sha256 of a stored file, read in pieces of 1 MiB."""
-    digest = hashlib.sha256()
+    """sha256 of a stored file, read in pieces."""
     with open_read(uri) as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetch(uri: str, file: IO[bytes]) -> tuple[str, int]:

@@ -26,6 +26,12 @@ _MAX_OPEN = 256  # maps per process; each costs a file descriptor
 _PART, _LOCK = ".part-", ".lock"
 
 
+def cache_folder(cache_dir: str | None = None) -> Path:
+    """Files that can be made again: `cache_dir`, else `~/.cache/infineg` (XDG_CACHE_HOME)."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache_dir or f"{home}/infineg").expanduser()
+
+
 class LocalCache:
     """Memory maps of files of `directory`, by name. Safe for many processes and threads."""
 
@@ -66,19 +72,21 @@ class LocalCache:
                 if os.fstat(file.fileno()).st_size == size_bytes and _is_at(file, final):
                     os.utime(file.fileno())  # the time of its last use
                     self._make_room(0, own=file)
-                    return _map(file)
+                    # The map keeps the lock: its descriptor is a copy of the file's.
+                    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             with part.open("ab+") as file:
                 if not _try_lock(file):
                     _flock(file, fcntl.LOCK_SH)  # until its writer is done
                     continue
                 if not _is_at(file, part):
                     continue  # renamed meanwhile, or evicted before it was locked
-                if _has_size(final, size_bytes):
-                    part.unlink()  # renamed before this one was created
-                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    if final.stat().st_size == size_bytes:
+                        part.unlink()  # renamed before this one was created
+                        continue
                 self._write(file, final, size_bytes, write)
                 _flock(file, fcntl.LOCK_SH)
-                return _map(file)
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def _write(
         self, file: IO[bytes], final: Path, size_bytes: int, write: Callable[[IO[bytes]], None]
@@ -151,21 +159,9 @@ def _remove_unused(path: Path) -> bool:
     return True
 
 
-def _map(file: IO[bytes]) -> mmap.mmap:
-    """The map keeps the lock: its descriptor is a copy of the file's."""
-    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-
 def _is_at(file: IO[bytes], path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _has_size(path: Path, size_bytes: int) -> bool:
-    try:
-        return path.stat().st_size == size_bytes
     except FileNotFoundError:
         return False
 

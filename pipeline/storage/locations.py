@@ -109,7 +109,9 @@ def resolve(uri: str) -> tuple[Any, str]:
             f"{redact(uri)}: {protocol}:// needs the package {package}: pip install {package}"
         ) from None
     options = _defaults(protocol) | driver._get_kwargs_from_urls(uri)
-    for name, value in _options_of(uri).items():
+    # Those of the longest configured prefix; `s3://cats` is not one of `s3://cats-2`.
+    prefixes = [p for p in _options if f"{uri}/".startswith(p if p.endswith("/") else f"{p}/")]
+    for name, value in _options[max(prefixes, key=len)].items() if prefixes else ():
         both_are_dicts = isinstance(value, Mapping) and isinstance(options.get(name), dict)
         options[name] = options[name] | value if both_are_dicts else value
     try:
@@ -150,12 +152,6 @@ def _protocol_of(uri: str) -> str:
             + ", ".join(f"{name}://" for name in sorted(_DRIVERS))
         )
     return protocol
-
-
-def _options_of(uri: str) -> dict[str, Any]:
-    """Options of the longest configured prefix; `s3://cats` is not one of `s3://cats-2`."""
-    prefixes = [p for p in _options if f"{uri}/".startswith(p if p.endswith("/") else f"{p}/")]
-    return _options[max(prefixes, key=len)] if prefixes else {}
 
 
 def _defaults(protocol: str) -> dict[str, Any]:

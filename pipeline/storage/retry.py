@@ -8,15 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from pipeline.errors import TransientStorageError
-from pipeline.storage.errors import (
-    PERMANENT,
-    as_user_error,
-    chain_of,
-    first_line,
-    names_of,
-    s3_code,
-    status_of,
-)
+from pipeline.storage import errors
 
 _log = logging.getLogger(__name__)
 
@@ -87,11 +79,11 @@ def retry(action: Callable[[], T], what: str) -> T:
             return action()
         except Exception as error:
             if not is_transient(error):
-                refusal = as_user_error(error, what)
+                refusal = errors.as_user_error(error, what)
                 if refusal is None:
                     raise
                 raise refusal from None
-            reason = f"{type(error).__name__}: {first_line(error)}".rstrip(": ")
+            reason = f"{type(error).__name__}: {errors.first_line(error)}".rstrip(": ")
             if attempt == NUM_TRIES - 1:
                 raise TransientStorageError(f"{what}: {reason} ({NUM_TRIES} tries)") from None
             _log.warning("%s: %s, trying again", what, reason)
@@ -102,13 +94,13 @@ def retry(action: Callable[[], T], what: str) -> T:
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed later: a busy server, a lost connection."""
-    chain = list(chain_of(error))
-    statuses = [status for link in chain if (status := status_of(link))]
+    chain = list(errors.chain_of(error))
+    statuses = [status for link in chain if (status := errors.status_of(link))]
     if statuses:
-        codes = {s3_code(link) for link in chain}
+        codes = {errors.s3_code(link) for link in chain}
         return statuses[0] in _TRANSIENT_STATUS or not codes.isdisjoint(_TRANSIENT_CODE)
-    names = {name for link in chain for name in names_of(link)}
-    if not names.isdisjoint(PERMANENT):
+    names = {name for link in chain for name in errors.names_of(link)}
+    if not names.isdisjoint(errors.PERMANENT):
         return False
     numbers = {link.errno for link in chain if isinstance(link, OSError)}
     return not (names.isdisjoint(TRANSIENT) and numbers.isdisjoint(_TRANSIENT_ERRNO))

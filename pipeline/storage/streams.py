@@ -12,24 +12,13 @@ from fsspec.asyn import sync
 from pipeline.errors import InfinegError, TransientStorageError
 from pipeline.storage.retry import retry
 
-# A tar reader reads much less at once.
-_BUFFER_BYTES = 2**20
 # Cheaper to read and discard than a new request.
 _MAX_SKIP_BYTES = 2**20
+_PIECE_BYTES = 2**20
 # A server that sends less in this time, spent waiting, counts as one that does not answer.
 _SLOW_S, _SLOW_BYTES = 60.0, 2**16
 
 T = TypeVar("T")
-
-
-def open_stream(fs: Any, path: str, what: str) -> IO[bytes]:
-    """A buffered, seekable stream of a file of fsspec."""
-    return io.BufferedReader(_Resumed(fs, path, what), _BUFFER_BYTES)
-
-
-def open_http(fs: Any, url: str, what: str) -> IO[bytes]:
-    """A buffered stream of an address; seekable where the server offers ranges."""
-    return io.BufferedReader(_HttpBody(fs, url, what), _BUFFER_BYTES)
 
 
 def read_http_range(
@@ -39,15 +28,14 @@ def read_http_range(
 
     Raises InfinegError if they are not there after `deadline_s`, all tries together.
     """
-    body = _HttpBody(fs, url, what, start=offset, end=offset + size, deadline_s=deadline_s)
-    with body:
-        data = bytearray()
-        while piece := body.read(min(_BUFFER_BYTES, size - len(data))):
+    data = bytearray()
+    with HttpBody(fs, url, what, start=offset, end=offset + size, deadline_s=deadline_s) as body:
+        while piece := body.read(min(_PIECE_BYTES, size - len(data))):
             data += piece
     return bytes(data)
 
 
-class _Resumed(io.RawIOBase):
+class ResumedFile(io.RawIOBase):
     """A file of fsspec whose reads go through `retry`.
 
     The driver's file stays open: if the storage has versions, it keeps reading its own.
@@ -90,8 +78,8 @@ class _Resumed(io.RawIOBase):
         super().close()
 
 
-class _HttpBody(io.RawIOBase):
-    """Bytes `start` to `end` of the body of one GET, read as they arrive.
+class HttpBody(io.RawIOBase):
+    """Bytes `start` to `end` of the body of one GET; seekable where the server offers ranges.
 
     After a lost connection continues with a range (RFC 9110, section 14.2) of the same version;
     a server without ranges sends all again, and what was read is skipped.

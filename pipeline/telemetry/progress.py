@@ -63,14 +63,11 @@ class Progress:
             self._last_time, self._last_done = now, self._done
             _log.info(
                 "%s: %s of %s %s, %.1f/s, %s left%s",
-                self._title,
-                f"{self._done:,}",
-                f"{self._total:,}" if self._total else "?",
-                self._unit,
-                rate,
+                self._title, f"{self._done:,}", f"{self._total:,}" if self._total else "?",
+                self._unit, rate,
                 format_duration(max(self._total - self._done, 0) / rate) if self._total else "?",
                 f", {self.note}" if self.note else "",
-            )
+            )  # fmt: skip
 
 
 def format_duration(seconds: float) -> str:

@@ -21,11 +21,12 @@ from pipeline.dataset.embedding_cache import attach_embeddings, read_embeddings,
 from pipeline.dataset.keys import short_hash
 from pipeline.dataset.metadata import Counts, PartRecord, TakenDown
 from pipeline.dataset.schema import Partition, Positioned, row_schema, with_columns
+from pipeline.dataset.seen_labels import SeenLabels, count_labels
 from pipeline.dataset.shards import count_rows, output_groups, write_part
 from pipeline.encoders.runtimes import PreparedEncoder
 from pipeline.selection.reference import ReferenceBank, read_bank
 from pipeline.selection.rule import SelectionRule, load_rule
-from pipeline.sources import open_entry, read_partitions
+from pipeline.sources import Source, left_out_labels, open_entry, read_partitions
 from pipeline.telemetry.stopwatch import Stopwatch
 from pipeline.worker.embedder import Embedder
 from pipeline.worker.rejects import check_rejects
@@ -35,6 +36,7 @@ from pipeline.worker.steps.select import select_batch
 # A crash costs at most one part. Part of the format: images are embedded part by part, and the
 # last bit of an embedding may depend on its batch.
 SAMPLES_PER_PART = 512
+_SOURCE, _LEFT_OUT = b"source", b"left_out"  # in the metadata of a table
 _PILOT_COLUMNS = (
     "source", "partition", "label", "label_state", "stratum", "similarity", "doubt",
     "reject_reason", "read_bytes", "size_bytes", "seconds", "partition_size",
@@ -79,10 +81,18 @@ class SpanWorker:
         return self._embedder.stopwatch
 
     def embed(self, task: ReadTask) -> Iterator[pa.Table]:
-        """Rows with embeddings, from which the reference bank is made."""
+        """Rows with embeddings, from which the reference bank is made.
+
+        If the source declares labels, a last table has no rows, and those left out (`seen_in`).
+        """
         entry = self._entries[task.source]
-        for samples in chunked(self._read(task), SAMPLES_PER_PART):
+        source = self._open(task)
+        for samples in chunked(read_partitions(source, task.partitions, 0), SAMPLES_PER_PART):
             yield self._embedder.embed(samples, entry).drop_columns(["image"])
+        if (left_out := left_out_labels(source)) is not None:
+            rows = self._embedder.embed([], entry).drop_columns(["image"])
+            labels = {_SOURCE: task.source, _LEFT_OUT: left_out.model_dump_json()}
+            yield rows.replace_schema_metadata(labels)
 
     def score(self, task: ReadTask) -> Iterator[pa.Table]:
         """One table for the pilot: a row per sample, with sizes and the mean seconds per sample.
@@ -90,7 +100,7 @@ class SpanWorker:
         `partition_size` is null unless the end was reached.
         """
         began = time.monotonic()
-        samples = self._read(task)
+        samples = read_partitions(self._open(task), task.partitions, 0)
         read_bytes: list[int] = []
         read = side_effect(
             lambda each: read_bytes.append(len(each.sample.image)),
@@ -123,7 +133,9 @@ class SpanWorker:
             counts.append(record.counts)
             if record.is_last:
                 return
-        samples = peekable(self._read(task, start=sum(each.read for each in counts)))
+        source = self._open(task)
+        start = sum(each.read for each in counts)
+        samples = peekable(read_partitions(source, task.partitions, start))
         is_last = False
         while not is_last:
             part = len(counts)
@@ -132,14 +144,19 @@ class SpanWorker:
             counts.append(count_rows(rows))
             check_rejects(self._entries[task.source], task.partitions, counts, rows)
             with self.stopwatch.stage("write"):
-                record = write_part(self._dataset, rows, task, part=part, is_last=is_last)
+                record = write_part(
+                    self._dataset,
+                    rows,
+                    task,
+                    part=part,
+                    is_last=is_last,
+                    left_out=left_out_labels(source),
+                )
             yield record, True
 
-    def _read(self, task: ReadTask, *, start: int = 0) -> Iterator[Positioned]:
-        """The samples of all partitions, without the first `start`."""
+    def _open(self, task: ReadTask) -> Source:
         entry = self._entries[task.source]
-        source = open_entry(entry, self._config.role_of(entry))
-        return read_partitions(source, task.partitions, start)
+        return open_entry(entry, self._config.role_of(entry))
 
     def _decide(self, samples: Iterator[Positioned], task: ReadTask, part: int) -> pa.Table:
         """Read, decode, embed, score, select: the rows of one part, as `row_schema`.
@@ -190,6 +207,14 @@ class SpanWorker:
         if source not in self._rules:
             self._rules[source] = load_rule(self._dataset, source, self._config.selection)
         return self._rules[source]
+
+
+def seen_in(rows: pa.Table) -> tuple[str, SeenLabels]:
+    """The source of a table of `SpanWorker.embed`, and its labels: of rows, or those left out."""
+    labels = rows.schema.metadata or {}
+    if _LEFT_OUT in labels:
+        return labels[_SOURCE].decode(), SeenLabels.model_validate_json(labels[_LEFT_OUT])
+    return rows["source"][0].as_py(), count_labels(rows)
 
 
 def _attach_each(tables: Iterator[pa.Table], embedded: pa.Table) -> Iterator[pa.Table]:

@@ -103,7 +103,7 @@ def bare(data: Path, view: Callable[[bytes], Tensor], num_batches: int) -> dict[
 
 def ours(data: Path, kind: str, num_batches: int) -> Iterator[Tensor]:
     from pipeline.dataset import Dataset
-    from pipeline.encoders.networks import Preprocessing
+    from pipeline.encoders.preprocessing import Preprocessing
     from support.train_runs import read_train_rows
     from train.data.batches import AugmentedImages, Batches
     from train.data.corrections import loss_terms

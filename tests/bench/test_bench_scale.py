@@ -5,13 +5,10 @@ the project's own functions. `SCALE=1000000` for the largest size, which takes t
 """
 
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pytest
 
 from pipeline.build.reading import PlannedSource, iterate_spans
@@ -22,12 +19,13 @@ from pipeline.dataset.metadata import Generation, PartRecord, ShardRecord
 from pipeline.dataset.status import read_running
 from pipeline.sources import open_source
 from pipeline.sources.survey import survey
-from support.builds import squares
-from support.photo_shards import cost_of
+from support.builds import config_of, squares
+from support.costs import cost_of
 from support.synthetic import (
     SOURCE,
     pack_round,
     plan_of,
+    seen_images,
     tables_of,
     write_dataset,
     write_part_records,
@@ -42,13 +40,11 @@ SIZES = [size for size in (10**3, 10**4, 10**5, 10**6) if size <= LARGEST]
 def print_figures(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     lines = [columns, ["---"] * len(columns), *([str(value) for value in row] for row in rows)]
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    sys.stdout.write(f"\n{title}\n{text}\n")
+    print(f"\n{title}\n{text}")
 
 
 def list_partitions(number: int) -> int:
     """Surveys a source of so many partitions, and goes through its spans."""
-    from support.builds import config_of
-
     entry = squares(num_pictures=number, per_partition=1)
     config = config_of("unused", [entry])
     source = open_source(entry["kind"], entry["params"])
@@ -66,7 +62,6 @@ def scan_parts(root: str) -> int:
 def look(root: str) -> int:
     """Like `infineg status`."""
     running = read_running(root)
-    assert running is not None
     return running.sources[0].num_read
 
 
@@ -135,19 +130,11 @@ def see(number: int) -> float:
     """Seconds to refuse the duplicates of a round of 10,000 beside `number` images."""
     seen = SeenImages()
     for first in range(0, number, 100_000):
-        seen.add(_images(min(100_000, number), first))
-    few = _images(10_000, number)
+        seen.add(seen_images(min(100_000, number), first))
+    few = seen_images(10_000, number)
     began = time.perf_counter()
     seen.admit(few)
     return time.perf_counter() - began
-
-
-def _images(number: int, seed: int) -> pa.Table:
-    rng = np.random.default_rng(seed)
-    hashes = [f"{n:064x}" for n in rng.integers(0, 2**63, number)]
-    splits = ["train", "val", "test", "train", "train"] * (number // 5)
-    looks = rng.integers(0, 2**64, number, np.uint64)
-    return pa.table({"content_hash": hashes, "perceptual_hash": looks, "split": splits})
 
 
 @pytest.mark.timeout(3600)

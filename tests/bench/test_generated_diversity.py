@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from pipeline.config.encoder import EncoderConfig
 from pipeline.dataset.schema import RawSample
-from pipeline.encoders.networks import Encoder, crop_any_image, load_encoder
+from pipeline.encoders.networks import Encoder, load_encoder
+from pipeline.encoders.preprocessing import crop_any_image
 from pipeline.encoders.runtimes import Runtime, TorchRuntime, prepare_encoder
 from pipeline.sources import generated, load_source_module, open_source
+from support.pictures import first_pictures
 
 Embeddings = NDArray[np.float32]
 
@@ -58,9 +60,7 @@ def effective_number(embedding_BD: Embeddings) -> float:
 
 
 def samples_of(kind: str, number: int, **params: object) -> list[RawSample]:
-    source = open_source(kind, {**OF_KIND.get(kind, {}), **params})
-    samples = (s for p in source.partitions() for s in source.read(p))
-    return list(itertools.islice(samples, number))
+    return first_pictures(open_source(kind, {**OF_KIND.get(kind, {}), **params}), number)
 
 
 def embed(samples: Sequence[RawSample], encoder: Encoder, runtime: Runtime) -> Embeddings:
@@ -137,8 +137,7 @@ def test_table_of_diversity(capsys: pytest.CaptureFixture[str]) -> None:
     for folder in ("random", "near", "imagenet_sample"):
         path = os.path.join(os.environ.get("PHOTOS", ""), folder)
         if os.path.isdir(path):
-            photos = open_source("image_folder", {"path": path})
-            samples = (s for p in photos.partitions() for s in photos.read(p))
-            rows.append(row(f"photographs: {folder}", list(itertools.islice(samples, 256))))
+            samples = first_pictures(open_source("image_folder", {"path": path}), 256)
+            rows.append(row(f"photographs: {folder}", samples))
     with capsys.disabled():
         print("", *rows, sep="\n")

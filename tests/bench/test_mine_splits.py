@@ -3,11 +3,9 @@
     PHOTOS=/path/to/photos pytest -m slow tests/bench/test_mine_splits.py -s --timeout 3600
 
 The choosing is that of `pipeline.selection.mining`, by heads that each leave a fold out; shards
-are not written. Half of the candidates are the test, so that look-alikes are many. 2 minutes on 2
-cores.
-Of 410 look-alikes and 2,300 others, 10 splits: near-FPR at TPR 95 % 4.2 % with 58 uniform
-negatives, 1.6 % and 1.3 % after rounds of 30, 2.2 % with as many uniform ones (difference 0.9 +-
-0.25 points, standard error over splits); of all others 0.12 %, 0.31 %, 0.29 % and 0.14 %.
+are not written. Half of the candidates are the test, so that look-alikes are many. The table is in
+docs/method.md.
+
 Shapes: N candidates.
 """
 
@@ -20,23 +18,31 @@ import pyarrow as pa
 import pytest
 import torch
 
+from pipeline.config.loading import load_config
 from pipeline.dataset import Dataset
 from pipeline.dataset.keys import unit_hash
+from pipeline.dataset.schema import embedding_matrix, with_columns
 from pipeline.selection.mining import Eligible, decide, fit_log_scale, fold_of, log_probability
 from support.builds import build_inline
-from test_mine_photos import config_at
 from train.loss.losses import cross_entropy, importance_weights
 from train.metrics.calibration import fit_platt
 from train.metrics.ranking import threshold_at_tpr
 from train.model.detector import Head
 
+CONFIG = Path(__file__).parents[2] / "configs" / "photos.yaml"
+SOURCES = ("imagenet", "near", "random", "squares", "screens")  # those that take little time
 NUM_SPLITS, NUM_FIRST, NUM_MINED, NUM_STEPS, NUM_FOLDS = 10, 60, 30, 200, 3
 
 
 def read_candidates(root: str) -> pa.Table:
-    """Usable rows of all sources, with embeddings."""
+    """Usable rows of all sources, with embeddings, of a data set built for that."""
+    overrides = ["selection.budget=20", "selection.beta=0.0", "selection.eval_budget=800"]
+    overrides += ["selection.pilot=60", "split.val=0.15", "split.test=0.5", f"variables.OUT={root}"]
+    config = load_config(CONFIG, overrides)
+    sources = tuple(entry for entry in config.sources if entry.name in SOURCES)
+    generation = build_inline(config.model_copy(update={"sources": sources}))
     tables = []
-    for source in Dataset(root).read_generation().sources:
+    for source in generation.sources:
         for number, table in enumerate(source.ledger, start=1):
             rows = Dataset(root).read_table(table.path)
             folder = Path(root) / f"embeddings/{source.name}/{number:06d}"
@@ -75,15 +81,11 @@ class Split:
 
     def __init__(self, rows: pa.Table, seed: int) -> None:
         self.seed = seed
-        self.embedding_ND = torch.from_numpy(
-            np.stack(rows["embedding"].to_numpy(zero_copy_only=False)).astype(np.float32)
-        )
+        self.embedding_ND = torch.from_numpy(embedding_matrix(rows))
         place_N = np.array([unit_hash("place", seed, h) for h in rows["content_hash"].to_pylist()])
         self.split_N = np.where(place_N < 0.35, "train", np.where(place_N < 0.5, "val", "test"))
         self.is_positive_N = np.array([label != "" for label in rows["label"].to_pylist()])
-        self.rows = rows.set_column(
-            rows.schema.get_field_index("split"), "split", pa.array(self.split_N.tolist())
-        )
+        self.rows = with_columns(rows, split=pa.array(self.split_N.tolist()))
         self.is_candidate_N = ~self.is_positive_N & (self.split_N == "train")
         self.fold_N = fold_of(rows["content_hash"].to_pylist(), NUM_FOLDS)
 
@@ -93,14 +95,11 @@ class Split:
             [unit_hash(self.seed, h) for h in self.rows["content_hash"].to_pylist()]
         )
         probability_N = np.where(self.is_positive_N, np.float32(1), probability)
-        columns = {
-            "inclusion_probability": pa.array(probability_N, pa.float32()),
-            "selected": pa.array(chance_N < probability_N),
-        }
-        rows = self.rows
-        for name, column in columns.items():
-            rows = rows.set_column(rows.schema.get_field_index(name), name, column)
-        return rows
+        return with_columns(
+            self.rows,
+            inclusion_probability=pa.array(probability_N, pa.float32()),
+            selected=pa.array(chance_N < probability_N),
+        )
 
     def logits(self, rows: pa.Table, is_seen_N: np.ndarray) -> np.ndarray:
         """Of all candidates, by a head trained on those of `rows` that are selected and seen."""
@@ -127,9 +126,8 @@ class Split:
                 rows["inclusion_probability"].to_numpy()[own_N].astype(float),
             )
             scales.append(fit_log_scale(lambda own=eligible: [own], budget=NUM_MINED / NUM_FOLDS))
-        guard_N = np.full(
-            rows.num_rows, -np.inf, np.float32
-        )  # what is here has been looked through
+        # What is here has been looked through.
+        guard_N = np.full(rows.num_rows, -np.inf, np.float32)
         return decide(
             rows, log_odds_N=log_odds_N, margin_N=guard_N, log_scales=scales, seed=self.seed
         ).rows
@@ -152,9 +150,7 @@ class Split:
 @pytest.mark.skipif("PHOTOS" not in os.environ, reason="PHOTOS: a folder of photographs")
 def test_mined_negatives_are_worth_more_than_as_many_uniform_ones(tmp_path: Path) -> None:
     torch.set_num_threads(2)
-    config = config_at(tmp_path / "data", 0)
-    build_inline(config)
-    rows = read_candidates(config.output.path)
+    rows = read_candidates(str(tmp_path / "data"))
     results: dict[str, list[dict[str, float]]] = defaultdict(list)
     for seed in range(NUM_SPLITS):
         split = Split(rows, seed)

@@ -183,14 +183,12 @@ def result(seed: int, alarms: int, *, tested: int = 100, **fields: Any) -> dict[
 
 def test_pooled_rate_is_alarms_over_tests_and_its_interval_holds_it() -> None:
     rate = pool_rate([result(0, 4), result(1, 8)], "near")
-    assert rate is not None
     assert (rate.value, rate.num_alarms, rate.n, rate.num_images) == (0.06, 12, 200, 100)
     assert 0 < rate.low < 0.04 < 0.08 < rate.high < 0.2
 
 
 def test_no_alarm_has_the_exact_interval_of_the_different_pictures() -> None:
     rate = pool_rate([result(0, 0), result(1, 0)], "near")
-    assert rate is not None
     assert (rate.low, rate.num_images) == (0.0, 100)
     assert rate.high == pytest.approx(1 - 0.025 ** (1 / 100))
 
@@ -198,7 +196,6 @@ def test_no_alarm_has_the_exact_interval_of_the_different_pictures() -> None:
 def test_ratio_of_an_arm_to_itself_is_one_without_width() -> None:
     runs = [result(0, 4), result(1, 8)]
     ratio = pool_ratio(runs, runs, "near")
-    assert ratio is not None
     assert (ratio.value, ratio.low, ratio.high) == (1.0, 1.0, 1.0)
 
 

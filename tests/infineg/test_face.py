@@ -25,6 +25,7 @@ def test_importing_it_does_not_wait_for_torch_and_ray() -> None:
 
 def test_every_public_name_exists_and_no_other_is_invented() -> None:
     assert all(getattr(infineg, name) is not None for name in infineg.__all__)
+    assert dir(infineg) == sorted(infineg.__all__), "for completion"
     with pytest.raises(AttributeError, match="no attribute 'Classifier'"):
         infineg.Classifier  # noqa: B018
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -48,10 +49,6 @@ def test_wrong_arguments_are_config_errors(tmp_path: Path) -> None:
         infineg.build(config, sources="squares")
     with pytest.raises(infineg.ConfigError, match="overrides is the string"):
         infineg.load_config(tmp_path / "cats.yaml", "selection.beta=0")
-
-
-def test_completion_shows_the_public_names() -> None:
-    assert dir(infineg) == sorted(infineg.__all__)
 
 
 def test_functions_work_together(built: Built, tmp_path: Path) -> None:

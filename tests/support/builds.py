@@ -25,6 +25,7 @@ from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import RawSample
 from pipeline.sources import open_source
 from support.corpus import odd_but_usable, unusable
+from support.pictures import first_pictures
 
 # Small, the same everywhere; its embeddings tell little, which these tests do not need.
 ENCODER = {
@@ -32,7 +33,6 @@ ENCODER = {
     "weights": "random",
     "image_size": 64,
     "batch_size": 16,
-    "runtime": "torch",
 }
 CATS = {
     "name": "cats",
@@ -82,7 +82,7 @@ def config_of(out: Path | str, sources: Sequence[Mapping[str, Any]], **sections:
         "encoder": ENCODER,
         "selection": {"budget": 60, "pilot": 100},
         "output": {"path": str(out), "image_size": 64, "samples_per_shard": SAMPLES_PER_SHARD},
-        "build": {"workers": 2},
+        "build": {"workers": 1},
     }
     for name, section in sections.items():
         data[name] = {**data.get(name, {}), **section} if isinstance(section, dict) else section
@@ -125,9 +125,7 @@ def write_inputs(folder: Path) -> list[dict[str, Any]]:
 
 
 def first_samples(entry: Mapping[str, Any], number: int) -> list[RawSample]:
-    source = open_source(entry["kind"], entry["params"])
-    samples = [s for partition in source.partitions() for s in source.read(partition)]
-    return samples[:number]
+    return first_pictures(open_source(entry["kind"], entry["params"]), number)
 
 
 class InlineCluster:
@@ -157,6 +155,11 @@ def build_inline(config: Config, *, only: Sequence[str] = (), follow: bool = Fal
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline.build.driver, "open_cluster", open_inline)
         return pipeline.build.driver.build(config, only=only, follow=follow)[0]
+
+
+def built_inline(root: Path, entries: list[dict[str, Any]], **sections: Any) -> Built:
+    config = config_of(root, entries, **sections)
+    return Built(root, entries, config, build_inline(config))
 
 
 # All that a data set promises to keep: plans hold measured times, dataset.json may lag a crash.

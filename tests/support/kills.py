@@ -9,10 +9,9 @@ import os
 import random
 import re
 import signal
-import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Protocol
 from pipeline import storage
 from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import NO_GENERATION, Generation
-from support.processes import kill_session, session_processes, start_infineg
+from support.processes import Command, kill_session, session_processes, start_infineg
 from support.servers import S3Server
 
 # Ray reports the death of a node to its driver immediately; it gives up on its head after 60 s.
@@ -163,8 +162,8 @@ class KilledBuild:
 
     def __init__(self, config: Path, events: Events, folder: Path) -> None:
         self._config, self._events, self._folder = config, events, folder
-        self._process: subprocess.Popen[bytes] | None = None
-        self._started: list[subprocess.Popen[bytes]] = []
+        self._process: Command | None = None
+        self._started: list[Command] = []
         self.struck: list[Struck] = []
         self.is_finished = False
         # Of the running build; found before they are needed, because the search takes a moment.
@@ -184,7 +183,6 @@ class KilledBuild:
         """Runs a build until the moment and kills, unless the build ends first."""
         while not self.is_finished and self._wait_for(kill):
             time.sleep(kill.delay_s)
-            assert self._process is not None
             leader = self._process.pid
             if victims := self._node.get(kill.target) or _find_victims(leader, kill.target):
                 victim, name = random.Random(str(kill)).choice(victims)
@@ -194,13 +192,6 @@ class KilledBuild:
                 self.struck.append(Struck(kill, phase, name))
                 self._wait_for_end(kill.target)
                 return
-
-    def strike_in(self, phase: Phase, kill: Kill) -> None:
-        """Strikes until it hits the phase, which may pass unseen on a busy machine."""
-        self.strike(kill)
-        while self.struck[-1].phase != phase:
-            assert not self.is_finished, f"never in {phase}:\n{self.output}"
-            self.strike(kill)
 
     def finish(self) -> None:
         """Lets the build finish."""
@@ -224,10 +215,11 @@ class KilledBuild:
         self.is_finished = True
 
     def close(self) -> None:
+        """Ends all processes of all runs."""
         for process in self._started:
             kill_session(process)
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _running(self) -> Command:
         if self._process is None:
             log = self._folder / f"log-{len(self._started)}"
             self._process = start_infineg("build", self._config, log=log)
@@ -257,23 +249,12 @@ class KilledBuild:
 
     def _wait_for_end(self, target: Target) -> None:
         """A driver ends with its node or head, and survives the death of a worker."""
-        assert self._process is not None
         if target in (Target.WORKER, Target.OTHER):
             return
         code = self._process.wait(_MAX_WAIT_FOR_END_S)
         # It may have finished at that moment.
         assert code in ((-signal.SIGKILL,) if target == Target.DRIVER else (0, 1)), self.output
         self._process = None
-
-
-@contextlib.contextmanager
-def killed_build(config: Path, events: Events, folder: Path) -> Iterator[KilledBuild]:
-    """Ends all processes of all runs on exit."""
-    build = KilledBuild(config, events, folder)
-    try:
-        yield build
-    finally:
-        build.close()
 
 
 def _find_victims(leader: int, target: Target) -> list[tuple[int, str]]:

@@ -5,7 +5,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field
@@ -72,11 +72,7 @@ def launched(
 
 
 VOLUME = "cluster.kubernetes.volume_claim=runs"
-
-
 QUEUE = "cluster.kubernetes.queue=team-a"
-
-
 # Everything that can be rendered, with what it needs besides the config.
 ALL: dict[str, tuple[str, str, list[str], str | None]] = {
     "kuberay build": ("build", "kuberay", [], None),
@@ -102,13 +98,20 @@ def launch_named(name: str, config: Path, *overrides: str) -> Submission:
 
 
 Pod = dict[str, Any]
-
-
 Whole = Annotated[int, Field(ge=0, strict=True)]
+T = TypeVar("T")
 
 
 class _Model(BaseModel, extra="forbid"):
     pass
+
+
+class _Spec(_Model, Generic[T]):
+    spec: T
+
+
+class _Template(_Model, Generic[T]):
+    template: T
 
 
 class Metadata(_Model):
@@ -155,11 +158,10 @@ class RayJobSpec(_Model):
     rayClusterSpec: RayCluster
 
 
-class RayJob(_Model):
+class RayJob(_Spec[RayJobSpec]):
     apiVersion: Literal["ray.io/v1"]
     kind: Literal["RayJob"]
     metadata: Metadata
-    spec: RayJobSpec
 
 
 class RayCronJobSpec(_Model):
@@ -168,11 +170,10 @@ class RayCronJobSpec(_Model):
     jobTemplate: RayJobSpec
 
 
-class RayCronJob(_Model):
+class RayCronJob(_Spec[RayCronJobSpec]):
     apiVersion: Literal["ray.io/v1"]
     kind: Literal["RayCronJob"]
     metadata: Metadata
-    spec: RayCronJobSpec
 
 
 class RuntimeRef(_Model):
@@ -204,38 +205,17 @@ class PatchedPod(_Model):
     volumes: list[dict[str, Any]]
 
 
-class _PatchedPodTemplate(_Model):
-    spec: PatchedPod
-
-
-class _PatchedJobSpec(_Model):
-    template: _PatchedPodTemplate
-
-
-class _PatchedJobTemplate(_Model):
-    spec: _PatchedJobSpec
-
-
-class _PatchedJob(_Model):
+class PatchedJob(_Template[_Spec[_Template[_Spec[PatchedPod]]]]):
     name: Literal["node"]
-    template: _PatchedJobTemplate
 
 
-class _PatchedJobs(_Model):
-    replicatedJobs: list[_PatchedJob]
-
-
-class _PatchedJobSet(_Model):
-    spec: _PatchedJobs
-
-
-class _PatchedRuntime(_Model):
-    template: _PatchedJobSet
+class PatchedJobs(_Model):
+    replicatedJobs: list[PatchedJob]
 
 
 class RuntimePatch(_Model):
     manager: str = Field(pattern=r"^[a-z0-9.-]+/[a-z0-9.-]+$")
-    trainingRuntimeSpec: _PatchedRuntime
+    trainingRuntimeSpec: _Template[_Spec[PatchedJobs]]
 
 
 class TrainJobSpec(_Model):
@@ -244,17 +224,14 @@ class TrainJobSpec(_Model):
     runtimePatches: list[RuntimePatch]
 
 
-class TrainJob(_Model):
+class TrainJob(_Spec[TrainJobSpec]):
     apiVersion: Literal["trainer.kubeflow.org/v1alpha1"]
     kind: Literal["TrainJob"]
     metadata: Metadata
-    spec: TrainJobSpec
 
 
 MODELS: dict[str, type[BaseModel]] = {
-    "RayJob": RayJob,
-    "RayCronJob": RayCronJob,
-    "TrainJob": TrainJob,
+    model.__name__: model for model in (RayJob, RayCronJob, TrainJob)
 }
 
 

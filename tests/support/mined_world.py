@@ -34,6 +34,8 @@ from train.loop.trainer import train
 from train.mining.scorer import prepare_scorer
 
 BUDGET = 40
+# What a generation lists.
+FILES = ("shards/", "quarantine/", "ledger/", "hashes/", "generations/")
 
 
 @dataclass(frozen=True)

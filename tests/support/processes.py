@@ -1,16 +1,33 @@
-"""`infineg` as a real process, with all that it starts: to run, to watch, to kill."""
+"""`infineg`, called here or as a real process with all that it starts: to run, watch, kill."""
 
 import contextlib
 import functools
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.forks import ForkedCommand
+from train.cli import main
+
+Command = subprocess.Popen[bytes] | ForkedCommand
+
+
+def call_infineg(capture: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit code, output and errors of a command in this process."""
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    out, err = capture.readouterr()
+    return int(end.value.code or 0), out, err
 
 
 def start_infineg(
@@ -19,34 +36,50 @@ def start_infineg(
     prefix: Sequence[str] = (),
     cwd: Path | None = None,
     **env: str,
-) -> subprocess.Popen[bytes]:
+) -> Command:
     """The command in a session of its own, so that all that it starts can be found and killed.
 
     `prefix` goes before it, such as that of a `Host`.
     """
+    words = [str(argument) for argument in arguments]
+    environment = {**os.environ, **env}
+    if not prefix and "PYTHONPATH" not in env:
+        return ForkedCommand(words, log=log, cwd=cwd, env=environment)
     with log.open("ab") as file:
         return subprocess.Popen(
-            [*prefix, sys.executable, "-m", "infineg", *map(str, arguments)],
+            [*prefix, sys.executable, "-m", "infineg", *words],
             stdout=file,
             stderr=file,
             cwd=cwd,
-            env={**os.environ, **env},
+            env=environment,
             start_new_session=True,
             # Children of a shell in the background, as under some CI, ignore SIGINT by default.
             preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
 
 
-def run_infineg(
-    *arguments: object, log: Path, timeout: float = 150, cwd: Path | None = None, **env: str
-) -> tuple[int, str]:
-    """Exit code and output."""
-    process = start_infineg(*arguments, log=log, cwd=cwd, **env)
+@contextlib.contextmanager
+def running_infineg(*arguments: object, log: Path, **options: Any) -> Iterator[Command]:
+    """The same, which ends with the block, as does all that it has started."""
+    process = start_infineg(*arguments, log=log, **options)
     try:
-        code = process.wait(timeout=timeout)
+        yield process
     finally:
         kill_session(process)
-    return code, log.read_text()
+
+
+def run_infineg(
+    *arguments: object, log: Path, cwd: Path | None = None, **env: str
+) -> tuple[int, str]:
+    """Exit code and output."""
+    with running_infineg(*arguments, log=log, cwd=cwd, **env) as process:
+        return process.wait(timeout=150), log.read_text()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def session_processes(leader: int) -> dict[int, str]:
@@ -71,7 +104,7 @@ def write_impostors(folder: Path) -> None:
         (folder / name).write_text(text)
 
 
-def kill_session(process: subprocess.Popen[bytes]) -> None:
+def kill_session(process: Command) -> None:
     """SIGKILL to a command and to all that it started, the raylet and workers of Ray included."""
     if process.poll() is None:
         process.kill()  # at once: the search for the others takes a moment
@@ -86,7 +119,7 @@ def kill_session(process: subprocess.Popen[bytes]) -> None:
     raise AssertionError(f"still alive: {session_processes(process.pid)}")
 
 
-def wait_until(claim: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until(claim: Callable[[], bool], process: Command, log: Path) -> None:
     """Polls often, because what is waited for is a moment in which to strike."""
     while not claim():
         assert process.poll() is None, f"ended too early:\n{log.read_text()}"

@@ -8,7 +8,6 @@ import contextlib
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from support.processes import Host, kill_session, session_processes, wait_until
+from support.processes import Host, free_port, kill_session, session_processes, wait_until
 
 _STORE_BYTES = 100 * 2**20
 
@@ -88,15 +87,8 @@ class RayNodes:
 def ray_nodes(hosts: list[Host], *, num_started: int | None = None) -> Iterator[RayNodes]:
     """A cluster of a node a host, by default of all hosts; ends with all their processes."""
     folder = Path(tempfile.mkdtemp(prefix="rn"))  # short: paths of Unix sockets end at 107 bytes
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    env = {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
-    cluster = RayNodes(hosts, port, folder, env)
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    cluster = RayNodes(hosts, free_port(), folder, token | {"RAY_USAGE_STATS_ENABLED": "0"})
     try:
         for _ in hosts[:num_started]:
             cluster.start()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from support.builds import CATS, build_inline, config_of, first_samples, folder_entry, squares
-from support.processes import kill_session, start_infineg, wait_until
+from support.processes import running_infineg, wait_until
 
 NUM_SUSPECTS = 12
 HOSTILE_CLASS = "<b onmouseover=alert(1)>\"'&amp;"
@@ -36,7 +36,6 @@ class Served:
     """A running server."""
 
     url: str
-    log: Path
 
     def request(
         self, path: str, body: Any = None, *, method: str | None = None, **headers: str
@@ -66,13 +65,10 @@ class Served:
 
 
 @contextlib.contextmanager
-def serve_review(root: Path, log: Path, *arguments: object) -> Iterator[Served]:
+def serve_review(root: Path, log: Path) -> Iterator[Served]:
     log.unlink(missing_ok=True)
-    process = start_infineg("review", root, "--port", 0, *arguments, log=log)
-    try:
-        wait_until(lambda: log.exists() and "Every verdict" in log.read_text(), process, log)
+    with running_infineg("review", root, "--port", 0, log=log) as process:
+        wait_until(lambda: "Every verdict" in log.read_text(), process, log)
         found = re.search(r"http://\S+/", log.read_text())
         assert found
-        yield Served(found[0], log)
-    finally:
-        kill_session(process)
+        yield Served(found[0])

@@ -28,6 +28,7 @@ from pipeline.dataset.metadata import (
 from pipeline.dataset.schema import row_schema
 from pipeline.dataset.shards import sort_files, write_part
 from pipeline.dataset.tables import RoundTables, write_tables
+from support.tables import table_of
 
 SOURCE = "stream"
 FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
@@ -46,30 +47,25 @@ def decided_rows(
     selected = [unit_hash(0, digest) < np.float32(share) for digest in hashes]
     columns: dict[str, object] = {
         "key": [make_key(SOURCE, p, o) for p, o in zip(partitions, ordinals, strict=True)],
-        "source": [SOURCE] * number,
+        "source": SOURCE,
         "partition": partitions,
         "ordinal": ordinals,
         "uri": [f"s3://bucket/{p}#{o:06d}.jpg" for p, o in zip(partitions, ordinals, strict=True)],
-        "label": [""] * number,
-        "label_state": ["unknown"] * number,
+        "label": "",
+        "label_state": "unknown",
         "group": hashes,
         "split": [split_of(digest, FRACTIONS) for digest in hashes],
         "content_hash": hashes,
         "perceptual_hash": rng.integers(0, 2**64, number, np.uint64),
         "image": [rng.bytes(image_bytes) if is_selected else None for is_selected in selected],
-        "width": [256] * number,
-        "height": [256] * number,
+        "width": 256,
+        "height": 256,
         "embedding": list(rng.standard_normal((number, dim)).astype(np.float16)),
         "similarity": rng.standard_normal(number).astype(np.float32),
-        "inclusion_probability": [share] * number,
+        "inclusion_probability": share,
         "selected": selected,
     }
-    return pa.table(
-        {
-            field.name: pa.array(columns.get(field.name, [None] * number), field.type)
-            for field in row_schema(dim)
-        }
-    )
+    return table_of(number, row_schema(dim), columns)
 
 
 def write_parts(
@@ -138,6 +134,15 @@ def pack_round(root: Path | str, tables: RoundTables) -> list[ShardFile]:
     return [
         pack_shard(Dataset(str(root)), task, targets=("cat",), encoder="none") for task in tasks
     ]
+
+
+def seen_images(number: int, seed: int) -> pa.Table:
+    """What refuses duplicates looks at, of images that have nothing to do with each other."""
+    rng = np.random.default_rng(seed)
+    hashes = [f"{n:064x}" for n in rng.integers(0, 2**63, number)]
+    splits = ["train", "val", "test", "train", "train"] * (number // 5)
+    looks = rng.integers(0, 2**64, number, np.uint64)
+    return pa.table({"content_hash": hashes, "perceptual_hash": looks, "split": splits})
 
 
 def write_dataset(root: Path | str, num_parts: int, **rows: float) -> Generation:

@@ -1,11 +1,13 @@
-"""A small data set that tests of training share and do not change, and one thread for each."""
+"""A data set and runs that tests of training share and do not change, and one thread for each."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from support.train_runs import write_dataset
+from support.train_runs import FINETUNE, SHORT, run_training, write_dataset
+from train.evaluate.run import evaluate_run
 
 
 @pytest.fixture(scope="session")
@@ -13,6 +15,27 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("dataset")
     write_dataset(root, image_size=40)
     return root
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A head on embeddings that overlap, evaluated. Not to be changed."""
+    folder, section = tmp_path_factory.mktemp("one"), SHORT | {"steps": 60}
+    return train_and_evaluate(folder, section, noise=2.0, num_negatives=300)
+
+
+@pytest.fixture(scope="session")
+def two_targets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finetuned detector of cats and dogs, evaluated. Not to be changed."""
+    folder, section = tmp_path_factory.mktemp("two"), FINETUNE | {"steps": 20, "head_steps": 0}
+    return train_and_evaluate(folder, section, targets=("cat", "dog"))
+
+
+def train_and_evaluate(folder: Path, section: dict[str, Any], **of_data: Any) -> Path:
+    write_dataset(folder / "data", **of_data)
+    run = run_training(folder / "data", folder / "run", **section | {"batch_size": 32})
+    evaluate_run(run)
+    return run
 
 
 @pytest.fixture(autouse=True)

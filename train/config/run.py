@@ -32,8 +32,7 @@ class RunSettings(BaseModel, frozen=True, extra="forbid"):
     keep_checkpoints: int = Field(2, ge=1, description="Latest checkpoints that are kept.")
     log_every: int = Field(10, ge=1, description="Steps between lines of log.jsonl.")
     metrics: MetricsServer = Field(
-        MetricsServer(),
-        description="Prometheus metrics of the main process, such as {port: 9465}.",
+        MetricsServer(), description="Prometheus metrics of the main process, such as {port: 9465}."
     )
     wandb: WandbConfig | None = Field(None, description="Also logs to Weights & Biases.")
     device: Literal["auto", "cpu", "cuda"] = Field(

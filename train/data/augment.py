@@ -101,31 +101,6 @@ def _erase(view_CHW: Tensor, rng: np.random.Generator) -> Tensor:
     return erased_CHW
 
 
-def _rotate(view_CHW: Tensor, magnitude: float) -> Tensor:
-    rotated: Tensor = F.rotate(view_CHW, 40 * magnitude - 20, InterpolationMode.BILINEAR)
-    return rotated
-
-
-def _blur(view_CHW: Tensor, magnitude: float) -> Tensor:
-    blurred: Tensor = F.gaussian_blur(view_CHW, [5, 5], [0.1 + 1.4 * magnitude])
-    return blurred
-
-
-def _posterize(view_CHW: Tensor, magnitude: float) -> Tensor:
-    posterized: Tensor = F.posterize(view_CHW, bits=4 + round(3 * magnitude))
-    return posterized
-
-
-def _fade(view_CHW: Tensor, magnitude: float) -> Tensor:
-    faded: Tensor = F.adjust_saturation(view_CHW, 1 - magnitude)
-    return faded
-
-
-def _sharpen(view_CHW: Tensor, magnitude: float) -> Tensor:
-    sharpened: Tensor = F.adjust_sharpness(view_CHW, 2 * magnitude)
-    return sharpened
-
-
 def _equalize(view_CHW: Tensor, magnitude: float) -> Tensor:
     """Blended in by `magnitude`: no camera gives the full effect."""
     equal_CHW = F.equalize(view_CHW)
@@ -134,8 +109,13 @@ def _equalize(view_CHW: Tensor, magnitude: float) -> Tensor:
 
 # As RandAugment (https://arxiv.org/abs/1909.13719), without its label-breaking extremes.
 _DISTORTIONS: tuple[_Operation, ...] = (
-    _rotate, _blur, _posterize, _fade, _sharpen, _equalize,
-)  # fmt: skip
+    lambda view, by: F.rotate(view, 40 * by - 20, InterpolationMode.BILINEAR),
+    lambda view, by: F.gaussian_blur(view, [5, 5], [0.1 + 1.4 * by]),
+    lambda view, by: F.posterize(view, bits=4 + round(3 * by)),
+    lambda view, by: F.adjust_saturation(view, 1 - by),
+    lambda view, by: F.adjust_sharpness(view, 2 * by),
+    _equalize,
+)
 
 
 def rand_augment(view_CHW: Tensor, rng: np.random.Generator) -> Tensor:
@@ -181,11 +161,6 @@ def _affine(
     return moved
 
 
-def _drop_bits(view_CHW: Tensor, bits_lost: float) -> Tensor:
-    posterized: Tensor = F.posterize(view_CHW, bits=round(8 - bits_lost))
-    return posterized
-
-
 # Operation, range in RandAugment, range in TrivialAugmentWide, whether the sign is random.
 # Ranges of translations: shares of the side (150 of 331 pixels), and pixels.
 OPERATIONS: dict[str, tuple[_Operation, float, float, bool]] = {
@@ -199,7 +174,7 @@ OPERATIONS: dict[str, tuple[_Operation, float, float, bool]] = {
     "Color": (lambda view, by: F.adjust_saturation(view, 1 + by), 0.9, 0.99, True),
     "Contrast": (lambda view, by: F.adjust_contrast(view, 1 + by), 0.9, 0.99, True),
     "Sharpness": (lambda view, by: F.adjust_sharpness(view, 1 + by), 0.9, 0.99, True),
-    "Posterize": (_drop_bits, 4, 6, False),
+    "Posterize": (lambda view, by: F.posterize(view, bits=round(8 - by)), 4, 6, False),
     "Solarize": (lambda view, by: F.solarize(view, 255 * (1 - by)), 1, 1, False),
     "AutoContrast": (lambda view, _: F.autocontrast(view), 0, 0, False),
     "Equalize": (lambda view, _: F.equalize(view), 0, 0, False),

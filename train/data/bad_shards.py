@@ -131,7 +131,9 @@ def read_usable_rows(
         root, shards, generation.number, verifies=policy == "skip", embedding_dim=embedding_dim
     )
     bad = {n: rows for n, rows in enumerate(found) if isinstance(rows, BadShard)} | bad
-    bad_numbers = _bad_in_any_process(len(shards), bad, world)
+    flags = torch.zeros(len(shards), device=world.device)
+    flags[list(bad)] = 1
+    bad_numbers = world.all_reduce_sum(flags).nonzero()[:, 0].tolist()  # in any process
     for number in bad_numbers:
         error = bad.get(number) or BadShard(
             f"shard {storage.join(root, shards[number].path)}: another process cannot use it"
@@ -169,9 +171,3 @@ def _find_bad_tars(
         elif sizes[uri] not in (None, shard.size_bytes):
             bad[number] = images.bad(number, f"it has {sizes[uri]:,} bytes")
     return bad
-
-
-def _bad_in_any_process(num_shards: int, bad: dict[int, BadShard], world: World) -> list[int]:
-    flags = torch.zeros(num_shards, device=world.device)
-    flags[list(bad)] = 1
-    return world.all_reduce_sum(flags).nonzero()[:, 0].tolist()

@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import Split
-from pipeline.encoders.networks import Preprocessing, crop_decoded
+from pipeline.encoders.preprocessing import Preprocessing, crop_decoded
 from train.config import BadShardPolicy, LoaderKind, Strength
 from train.data.augment import as_uint8, augment
 from train.data.bad_shards import RowImages
@@ -176,7 +176,8 @@ def read_eval_batches(
 ) -> Iterator[tuple[pa.Table, Tensor]]:
     """(rows, inputs) of every row of the splits once, shard by shard, at most batch_size each.
 
-    rows: the sidecar's columns without `embedding`, in tar order. inputs: for `head` the cached
+    rows: the sidecar's columns without `embedding`, in tar order, and `shard`, the path of the tar.
+    inputs: for `head` the cached
     embedding_BD float32 (preprocessing may be None); for `finetune` pixels_BCHW uint8, cropped
     by `preprocessing` deterministically. Nothing is shuffled, weighted or dropped.
     """
@@ -186,7 +187,8 @@ def read_eval_batches(
         sidecar = Dataset(root).read_sidecar(shard)
         for start in range(0, sidecar.num_rows, batch_size):
             rows = sidecar.slice(start, batch_size)
-            metadata = rows.drop_columns(["embedding"])
+            paths = pa.repeat(shard.path, len(rows))
+            metadata = rows.drop_columns(["embedding"]).append_column("shard", paths)
             if mode == "head":
                 yield metadata, torch.from_numpy(embeddings_of(rows).astype(np.float32))
             else:

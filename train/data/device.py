@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from pipeline.encoders.networks import decode_rgb
+from pipeline.encoders.preprocessing import decode_rgb
 from train.data.batches import AugmentedImages, Batch
 from train.data.order import Rows
 

@@ -1,20 +1,18 @@
-"""The embeddings of a train split: in memory if they fit, else in memory-mapped Arrow files.
+"""The embeddings of a train split: in memory if they fit, else in memory-mapped files.
 
-Sidecars are compressed parquet, possibly in remote storage. One Arrow file per shard, named by the
-sidecar's sha256, is written to the local cache once and shared by all processes of a machine and
-all generations that list the shard; the operating system decides what stays in memory.
+Sidecars are compressed parquet, possibly in remote storage. One file per shard of plain float16
+numbers, named by the sidecar's sha256, is written to the local cache once and shared by all
+processes of a machine and all generations that list the shard; the operating system decides what
+stays in memory.
 
 Shapes: B batch, D embedding, N rows of the train split.
 """
 
-import functools
 import hashlib
-import mmap
 from io import BytesIO
 from typing import IO
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -34,7 +32,6 @@ class MappedEmbeddings:
         self._rows = rows
         self._dim = dim
         self._cache = cache
-        self._data_offsets: dict[int, int] = {}  # where a file's values start, by number of rows
 
     def __len__(self) -> int:
         return int(self._rows.starts[-1])
@@ -52,16 +49,12 @@ class MappedEmbeddings:
     def _of_shard(self, shard: int) -> Embeddings:
         """A view of one shard's map, not to be kept."""
         record = self._rows.shards[shard]
-        num_rows, dim = record.num_samples, self._dim
         mapped = self._cache.map(
-            f"{record.sidecar_sha256[:32]}.arrow",
-            _file_size(num_rows, dim),
+            f"{record.sidecar_sha256[:32]}.f16",
+            record.num_samples * self._dim * 2,
             lambda file: self._write(shard, file),
         )
-        if num_rows not in self._data_offsets:
-            self._data_offsets[num_rows] = _data_offset(mapped)
-        offset = self._data_offsets[num_rows]
-        return np.frombuffer(mapped, np.float16, num_rows * dim, offset).reshape(num_rows, dim)
+        return np.frombuffer(mapped, np.float16).reshape(record.num_samples, self._dim)
 
     def _write(self, shard: int, file: IO[bytes]) -> None:
         record = self._rows.shards[shard]
@@ -73,7 +66,7 @@ class MappedEmbeddings:
             recorded = f"sha256 {record.sidecar_sha256}"
             raise bad_shard(uri, problem, recorded, self._rows.generation)
         rows = pq.read_table(BytesIO(content), columns=["embedding"])
-        write_arrow(embeddings_of(rows), file)
+        file.write(embeddings_of(rows).tobytes())
 
 
 def open_embeddings(
@@ -82,25 +75,3 @@ def open_embeddings(
     if int(rows.starts[-1]) * dim * 2 <= _MAX_IN_MEMORY_BYTES:
         return read_embeddings(root, rows)
     return MappedEmbeddings(root, rows, dim, cache)
-
-
-def write_arrow(embedding_ND: Embeddings, file: IO[bytes] | pa.NativeFile) -> None:
-    flat = pa.array(embedding_ND.reshape(-1))
-    column = pa.FixedSizeListArray.from_arrays(flat, embedding_ND.shape[1])
-    table = pa.table({"embedding": column})
-    with pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table)
-
-
-@functools.lru_cache
-def _file_size(num_rows: int, dim: int) -> int:
-    """Bytes of the Arrow file, which depend only on its shape."""
-    counted = pa.MockOutputStream()
-    write_arrow(np.zeros((num_rows, dim), np.float16), counted)
-    return int(counted.size())
-
-
-def _data_offset(mapped: mmap.mmap) -> int:
-    whole = pa.py_buffer(mapped)
-    batch = pa.ipc.open_file(pa.BufferReader(whole)).get_batch(0)
-    return int(batch["embedding"].flatten().buffers()[1].address - whole.address)

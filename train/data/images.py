@@ -7,7 +7,6 @@ import mmap
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from pipeline import storage
 from pipeline.dataset.metadata import ShardRecord
-from pipeline.encoders.networks import Preprocessing, crop_decoded, decode_rgb
+from pipeline.encoders.preprocessing import Preprocessing, crop_decoded, decode_rgb
 from pipeline.errors import BadShard
 
 _MAX_OPEN_SHARDS = 128  # local ones, per process; each costs a file descriptor
@@ -116,13 +115,7 @@ def bad_shard(uri: str, problem: str, recorded: str, generation: int | None) -> 
 def open_cache(cache_dir: str | None, cache_gb: float | None) -> storage.LocalCache:
     """Local copies of remote files, at most cache_gb of them; None is unlimited."""
     max_bytes = None if cache_gb is None else round(cache_gb * _GB)
-    return storage.LocalCache(cache_folder(cache_dir) / "copies", max_bytes)
-
-
-def cache_folder(cache_dir: str | None) -> Path:
-    """Files that can be made again; by default in `~/.cache/infineg`."""
-    cache_home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache_dir or f"{cache_home}/infineg").expanduser()
+    return storage.LocalCache(storage.cache_folder(cache_dir) / "copies", max_bytes)
 
 
 def crop_images(

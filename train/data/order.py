@@ -131,14 +131,6 @@ def take_turns(counts: Sequence[int]) -> Rows:
     return turns
 
 
-@dataclass(frozen=True)
-class Rank:
-    """This process among all: selects its samples of each global batch."""
-
-    rank: int = 0
-    world_size: int = 1
-
-
 class BatchOrder:
     """The rows of each global batch that one rank takes."""
 
@@ -152,17 +144,19 @@ class BatchOrder:
         window: int,
         seed: int,
         first_step: int = 0,
-        part: Rank = Rank(),
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         """first_step: of the segment, which starts a new epoch in another order."""
-        assert batch_size % part.world_size == 0
+        assert batch_size % world_size == 0
         later = (first_step,) if first_step else ()
         self._positives = MixedOrder(positives, window=window, seed=(seed, _POSITIVE, *later))
         self._negatives = MixedOrder(negatives, window=window, seed=(seed, _NEGATIVE, *later))
         self._first_step = first_step
         self._num_positives = num_positives
         self._num_negatives = batch_size - num_positives
-        self._part = part
+        # Strided, so that every rank gets its share of the positives, which come first.
+        self._mine = slice(rank, None, world_size)
 
     def batch(self, step: int) -> tuple[Rows, Rows]:
         """rows_B of this rank at `step`, and positions_B: their positions in the run."""
@@ -175,6 +169,4 @@ class BatchOrder:
             ]
         )
         positions = step * len(rows) + np.arange(len(rows))
-        # Strided, so that every rank gets its share of the positives, which come first.
-        mine = slice(self._part.rank, None, self._part.world_size)
-        return rows[mine], positions[mine]
+        return rows[self._mine], positions[self._mine]

@@ -56,7 +56,9 @@ def prefetch(
     when a worker process dies.
     """
     num_queued = _PREFETCH_FACTOR * workers
-    ring_R = _shared_ring(num_queued + 1, slot_shape)
+    # Anonymous memory: has no name to leak, and is not limited by /dev/shm (64 MB in Docker).
+    memory = mmap.mmap(-1, (num_queued + 1) * math.prod(slot_shape))
+    ring_R = torch.frombuffer(memory, dtype=torch.uint8).view(-1, *slot_shape)
     with ExitStack() as stack:
         if pin:
             stack.enter_context(_pinned(ring_R))
@@ -69,12 +71,6 @@ def prefetch(
             pending.append(submit(number, task))
         while pending:
             yield pending.popleft()()
-
-
-def _shared_ring(num_slots: int, slot_shape: tuple[int, ...]) -> Tensor:
-    """Anonymous memory: has no name to leak, and is not limited by /dev/shm (64 MB in Docker)."""
-    num_bytes = num_slots * math.prod(slot_shape)
-    return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=torch.uint8).view(-1, *slot_shape)
 
 
 @contextmanager
@@ -141,7 +137,10 @@ def _start_processes(fill: Fill[Any], ring_R: Tensor, workers: int) -> Iterator[
     def submit(number: int, task: Any) -> _Wait:
         worker = pool[number % workers]  # each replies in the order of its tasks
         slot = number % len(ring_R)
-        _send(worker, (slot, task))
+        try:
+            worker.connection.send((slot, task))
+        except ConnectionError:
+            worker.receive()  # its last reply, or raises
 
         def wait_for_slot() -> Tensor:
             error = worker.receive()
@@ -167,13 +166,6 @@ def _stop(pool: list[_Worker]) -> None:
     for worker in pool:
         worker.process.join()
         worker.connection.close()
-
-
-def _send(worker: _Worker, message: object) -> None:
-    try:
-        worker.connection.send(message)
-    except ConnectionError:
-        worker.receive()  # its last reply, or raises
 
 
 def _fork(fill: Fill[Any], ring_R: Tensor) -> _Worker:

@@ -1,11 +1,11 @@
-"""Embeddings of augmented crops of the positives ("views"), made once and kept as Arrow files.
+"""Embeddings of augmented crops of the positives ("views"), made once and kept.
 
 A few hundred positives are drawn hundreds of times each; other crops, flips and colours give the
 head more to learn from. Negatives have no views: there are more of them than a run can use. The
 view of a draw depends only on (seed, position), and the label and weight are the sample's, so that
 order and importance weights are independent of views.
 
-One file per shard and view, `views/<key>.arrow` in the cache folder; the key is a hash of all that
+One file per shard and view, `views/<key>.npy` in the cache folder; the key is a hash of all that
 it depends on: encoder, augmentation, seed, number of the view, and the shard's bytes.
 
 Shapes: B batch, C H W image, D embedding, N rows, P positives, V views besides the original.
@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
 from more_itertools import chunked
 from numpy.typing import NDArray
@@ -31,9 +30,9 @@ from pipeline.encoders.networks import Encoder
 from pipeline.telemetry.progress import Progress
 from train.config import Strength
 from train.data.augment import augment
-from train.data.embeddings import MappedEmbeddings, write_arrow
-from train.data.images import ShardImages, cache_folder
-from train.data.rows import TrainRows, embeddings_of
+from train.data.embeddings import MappedEmbeddings
+from train.data.images import ShardImages
+from train.data.rows import TrainRows
 from train.distributed.world import World
 
 _BATCH = 64  # images per forward pass
@@ -103,7 +102,7 @@ class ViewMaker:
         world.barrier()
         self._make(rows, images, wanted)
         by_view = [
-            np.concatenate([_read(self._path(rows.shards[number], view)) for number in numbers])
+            np.concatenate([np.load(self._path(rows.shards[number], view)) for number in numbers])
             for view in range(1, num_views)
         ]
         return np.stack(by_view)
@@ -125,7 +124,7 @@ class ViewMaker:
                     progress.advance(len(embedding_BD))
                 path = self._path(rows.shards[number], view)
                 with storage.open_atomic(str(path)) as file:
-                    write_arrow(np.concatenate(parts), file)
+                    np.save(file, np.concatenate(parts))
 
     def _embed(
         self, rows: TrainRows, images: ShardImages, number: int, view: int
@@ -153,14 +152,5 @@ class ViewMaker:
 
     def _path(self, shard: ShardRecord, view: int) -> Path:
         parts = (self.identity, self.strength, str(self.seed), str(view), shard.sha256)
-        return cache_folder(self.cache_dir) / "views" / f"{_key(parts)}.arrow"
-
-
-def _key(parts: Sequence[str]) -> str:
-    return sha256_hex("\n".join(parts).encode())[:32]
-
-
-def _read(path: Path) -> NDArray[np.float16]:
-    """embedding_BD, memory-mapped."""
-    with pa.memory_map(str(path)) as file:
-        return embeddings_of(pa.ipc.open_file(file).read_all())
+        key = sha256_hex("\n".join(parts).encode())[:32]
+        return storage.cache_folder(self.cache_dir) / "views" / f"{key}.npy"

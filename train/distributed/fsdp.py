@@ -1,14 +1,13 @@
-"""A backbone sharded over the processes, if with its optimizer it does not fit one GPU.
+"""A network sharded over the processes, if with its optimizer it does not fit one GPU.
 
 PyTorch's fully_shard (FSDP2): each process keeps a part of every weight, gradient and moment, and
-has a whole block of the network only while it computes it. The head, which is small, stays whole.
-Checkpoints hold whole tensors, so that they do not depend on the number of processes.
+has a whole block of the network only while it computes it. Checkpoints hold whole tensors, so that
+they do not depend on the number of processes.
 """
 
 from collections.abc import Iterator
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -19,13 +18,12 @@ from train.distributed.world import World
 _LISTS = (nn.ModuleList, nn.Sequential)
 
 
-def shard_backbone(backbone: nn.Module, world: World) -> None:
+def shard(backbone: nn.Module, head: nn.Module, world: World) -> None:
     """In place; before an optimizer is made, since it replaces the parameters."""
     mesh = init_device_mesh(world.device.type, (world.size,))
     backbone.to(memory_format=torch.contiguous_format)  # no other can be sharded
-    for block in _blocks_of(backbone):
-        fully_shard(block, mesh=mesh)
-    fully_shard(backbone, mesh=mesh)
+    for part in (*_blocks_of(backbone), backbone, head):
+        fully_shard(part, mesh=mesh)
 
 
 def _blocks_of(module: nn.Module) -> Iterator[nn.Module]:
@@ -36,31 +34,6 @@ def _blocks_of(module: nn.Module) -> Iterator[nn.Module]:
             yield child
         else:
             yield from _blocks_of(child)
-
-
-def average_whole_gradients(parameters: list[nn.Parameter], world: World) -> None:
-    """Averages gradients of parameters that every process has whole, as DDP would."""
-    for parameter in parameters:
-        if parameter.grad is not None and not isinstance(parameter, DTensor):
-            dist.all_reduce(parameter.grad)
-            parameter.grad /= world.size
-
-
-def clip_gradients(parameters: list[nn.Parameter], limit: float) -> Tensor:
-    """torch.nn.utils.clip_grad_norm_ for sharded and whole parameters together."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    sharded = [gradient for gradient in gradients if isinstance(gradient, DTensor)]
-    whole = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
-    norms = [full_tensor(nn.utils.get_total_norm(part)) for part in (sharded, whole) if part]
-    norm: Tensor = torch.stack(norms).norm()
-    scale = (limit / (norm + 1e-6)).clamp(max=1.0)
-    for gradient in gradients:
-        local_tensor(gradient).mul_(scale)
-    return norm
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    return isinstance(tensor, DTensor)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

@@ -119,7 +119,8 @@ def _begin_group(backend: str, size: int, timeout_s: float) -> None:
         _check_restarts_on_nodes()
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     shared = TCPStore(host, port, is_master=False, timeout=timeout)
-    store, rank = PrefixStore(f"attempt-{_num_restarts()}", shared), int(os.environ["RANK"])
+    attempt, rank = _int_of("TORCHELASTIC_RESTART_COUNT", 0), int(os.environ["RANK"])
+    store = PrefixStore(f"attempt-{attempt}", shared)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
 
 
@@ -128,7 +129,7 @@ def _check_restarts_on_nodes() -> None:
         f"export {_OWN_STORE}=1 before torchrun on every node, for restarted processes to find "
         "each other"
     )
-    if _num_restarts() > 0:
+    if is_restart():
         raise ConfigError(f"torchrun started this process again, on several nodes: {advice}")
     if _int_of("TORCHELASTIC_MAX_RESTARTS", 0) > 0:
         _log.warning("torchrun --max-restarts on several nodes: %s", advice)
@@ -136,11 +137,7 @@ def _check_restarts_on_nodes() -> None:
 
 def is_restart() -> bool:
     """Whether torchrun started this process in place of one that failed."""
-    return _num_restarts() > 0
-
-
-def _num_restarts() -> int:
-    return _int_of("TORCHELASTIC_RESTART_COUNT", 0)
+    return _int_of("TORCHELASTIC_RESTART_COUNT", 0) > 0
 
 
 def compute_deterministically() -> None:

@@ -16,7 +16,7 @@ from train.evaluate.predict import predict_paths
 from train.metrics.predictions import of_target, prediction_rows, write_predictions
 from train.metrics.summary import measure, write_metrics
 from train.model.detector import read_model_info
-from train.report.page import report_on_folders, target_reports
+from train.report.page import render_report
 from train.report.wording import count
 
 _log = logging.getLogger(__name__)
@@ -59,9 +59,10 @@ def evaluate_folders(
     out = run / "evaluations" / "-".join(Path(folder).resolve().name for folder, _ in folders)
     write_predictions(out, predictions)
     names = ", ".join(Path(folder).name for folder, _ in folders)
-    page = report_on_folders(
-        target_reports(tests, metrics, info.calibration),
+    page = render_report(
+        tests,
         metrics,
+        info.calibration,
         title=f"{', '.join(info.targets)}: {run.name} on {names}",
         subtitle=f"{count(len(predictions), 'picture')}; "
         + count(num_unreadable, "file is not an image", "files are not images"),

@@ -11,12 +11,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TypeAlias, TypeVar, overload
 
 import numpy as np
 import torch
+from more_itertools import chunked
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.special import expit
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pipeline import storage
 from pipeline.dataset.decoders import UnusableImage
-from pipeline.encoders.networks import crop_any_image
+from pipeline.encoders.preprocessing import crop_any_image
 from pipeline.errors import ConfigError, InfinegError
 from train.metrics.calibration import calibrated_logits, conformal_p_value
 from train.model.detector import DetectorModel, ModelInfo, load_model
@@ -137,10 +137,9 @@ class Detector:
 
         Reads one batch at a time, so that memory is bounded for any number of images.
         """
-        iterator = iter(images)
         # Threads suffice: decoder and resampler release the GIL.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            while batch := list(islice(iterator, batch_size)):
+            for batch in chunked(images, batch_size):
                 read = list(pool.map(self._read, batch))
                 pixels = [each for each in read if isinstance(each, Tensor)]
                 predictions = iter(self.predict_pixels(torch.stack(pixels)) if pixels else [])

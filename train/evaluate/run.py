@@ -16,7 +16,6 @@ import torch
 
 from pipeline import storage
 from pipeline.dataset import Dataset
-from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import Split
 from pipeline.errors import InfinegError
 from train.config import EvaluateConfig, load_train_config
@@ -32,7 +31,7 @@ from train.model.detector import (
     write_model_info,
 )
 from train.report.composition import describe_dataset
-from train.report.page import report_on_dataset, target_reports
+from train.report.page import render_report
 from train.report.wording import format_percent
 
 _log = logging.getLogger(__name__)
@@ -62,7 +61,8 @@ def evaluate_run(
     calibration = {
         target: _calibrate(predictions, target, info, evaluate_config) for target in info.targets
     }
-    info = _with_calibration(info, calibration)
+    thresholds = {target: each.threshold for target, each in calibration.items()}
+    info = info.model_copy(update={"calibration": calibration, "thresholds": thresholds})
     tests = [
         of_target(predictions, target, split="test", targets=info.targets)
         for target in info.targets
@@ -71,9 +71,10 @@ def evaluate_run(
     metrics = measure(tests, info, evaluate_config) | {
         "dataset": describe_dataset(dataset, generation, config)
     }
-    page = report_on_dataset(
-        target_reports(tests, metrics, calibration),
+    page = render_report(
+        tests,
         metrics,
+        calibration,
         title=f"{', '.join(info.targets)}: evaluation of {run.name}",
         subtitle=_subtitle(info, predictions),
         dataset=dataset,
@@ -109,30 +110,17 @@ def predict_splits(
         cache_dir=cache_dir,
         cache_gb=cache_gb,
     )
-    shard_of = _shards_by_key(dataset, generation)
     reference = Dataset(dataset).read_reference()
     tables = []
     with torch.inference_mode():
         for rows, inputs in batches:
             logits_BK = to_logits(inputs.to(device)).cpu().numpy()
-            shards = [shard_of[key] for key in rows["key"].to_pylist()]
-            rows = rows.append_column("shard", pa.array(shards, pa.string()))
             tables.append(
                 prediction_rows(rows, logits_BK, targets=info.targets, reference=reference)
             )
     if not tables:
         raise InfinegError(f"{dataset}: generation {generation.number} has no val or test samples")
     return pa.concat_tables(tables).combine_chunks()
-
-
-def _shards_by_key(dataset: str, generation: Generation) -> dict[str, str]:
-    """Key of a sample -> path of its tar, so that the report finds its image."""
-    return {
-        key: shard.path
-        for shard in generation.shards
-        if shard.split in _EVALUATED
-        for key in Dataset(dataset).read_sidecar(shard, ("key",))["key"].to_pylist()
-    }
 
 
 def _calibrate(
@@ -150,11 +138,6 @@ def _calibrate(
         method=config.calibration,
         trained_prior=(info.trained_priors or {}).get(target),
     )
-
-
-def _with_calibration(info: ModelInfo, calibration: Mapping[str, TargetCalibration]) -> ModelInfo:
-    thresholds = {target: each.threshold for target, each in calibration.items()}
-    return info.model_copy(update={"calibration": calibration, "thresholds": thresholds})
 
 
 def _subtitle(info: ModelInfo, predictions: pa.Table) -> str:

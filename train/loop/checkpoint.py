@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, JsonValue, ValidationError
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from pipeline import storage
 from pipeline.errors import InfinegError, TransientStorageError
-from train.distributed.fsdp import full_tensor, is_sharded, shard_like
+from train.distributed.fsdp import full_tensor, shard_like
 from train.model.detector import Segment
 from train.model.tensors import load_into, read_tensors, write_tensors
 
@@ -49,30 +50,6 @@ def snapshot(
     return {
         name: full_tensor(tensor.detach()).to("cpu", copy=True) for name, tensor in tensors.items()
     }
-
-
-def write_checkpoint(
-    run_dir: str | os.PathLike[str],
-    checkpoint: Checkpoint,
-    tensors: Mapping[str, Tensor],
-    *,
-    keep: int,
-) -> None:
-    """Commits a snapshot, then removes all but the last `keep`."""
-    stem = _stem(run_dir, checkpoint.step)
-    write_tensors(f"{stem}.safetensors", tensors)
-    storage.write_atomic(f"{stem}.json", (checkpoint.model_dump_json(indent=1) + "\n").encode())
-    for path in _committed(run_dir)[:-keep]:
-        path.unlink()
-        path.with_suffix(".safetensors").unlink()
-
-
-def sweep(run_dir: str | os.PathLike[str]) -> None:
-    """Removes what a killed process left: unfinished files, tensors without their JSON."""
-    folder = Path(run_dir) / "checkpoints"
-    stray = [p for p in folder.glob("step-*.safetensors") if not p.with_suffix(".json").exists()]
-    for path in (*stray, *folder.glob(".tmp-*")):
-        path.unlink()
 
 
 def find_checkpoint(run_dir: str | os.PathLike[str]) -> Checkpoint | None:
@@ -117,7 +94,7 @@ def _as_stored(tensor: Tensor, parameter: Tensor) -> Tensor:
     """In the parameter's memory format: sums in another order would round differently."""
     if tensor.shape != parameter.shape:
         return tensor
-    if is_sharded(parameter):
+    if isinstance(parameter, DTensor):
         return shard_like(tensor, parameter)
     return torch.empty_like(parameter, dtype=tensor.dtype, device="cpu").copy_(tensor)
 
@@ -131,14 +108,18 @@ def _committed(run_dir: str | os.PathLike[str]) -> list[Path]:
 
 
 class Saver:
-    """Writes checkpoints in a thread, one at a time; the next one waits for it.
+    """Writes checkpoints in a thread, one at a time, and keeps the last `keep` of them.
 
     One that cannot be written (a full disk, storage that is away for a while) is logged and
     skipped: the last good one stays, and training is worth more than giving up at once.
     """
 
     def __init__(self, run_dir: Path, *, keep: int) -> None:
-        sweep(run_dir)
+        folder = run_dir / "checkpoints"
+        tensors = folder.glob("step-*.safetensors")
+        stray = [path for path in tensors if not path.with_suffix(".json").exists()]
+        for path in (*stray, *folder.glob(".tmp-*")):  # a killed process left them
+            path.unlink()
         self._run_dir = run_dir
         self._keep = keep
         self._pool = ThreadPoolExecutor(1, "saver")
@@ -163,8 +144,14 @@ class Saver:
             self._pool.shutdown()
 
     def _write(self, checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> None:
+        stem = _stem(self._run_dir, checkpoint.step)
         try:
-            write_checkpoint(self._run_dir, checkpoint, tensors, keep=self._keep)
+            write_tensors(f"{stem}.safetensors", tensors)
+            committed = (checkpoint.model_dump_json(indent=1) + "\n").encode()
+            storage.write_atomic(f"{stem}.json", committed)
+            for path in _committed(self._run_dir)[: -self._keep]:
+                path.unlink()
+                path.with_suffix(".safetensors").unlink()
         except (OSError, TransientStorageError) as error:
             last = find_checkpoint(self._run_dir)
             kept = "there is none yet" if last is None else f"the last is of step {last.step:,}"

@@ -6,9 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from pipeline import storage
 from pipeline.errors import InfinegError
 from train.distributed.fsdp import local_tensor
@@ -53,12 +50,9 @@ def _samples_of(state: TrainState, step: int, phase: Phase) -> Iterator[dict[str
     for rank in range(state.world.size):
         of_rank = replace(state, train_config=settings, world=replace(state.world, rank=rank))
         batch = next(open_stream(of_rank, phase.mode, steps, image_size=phase.image_size))
-        for row, importance, is_finite in zip(
-            batch.rows_B.tolist(),
-            batch.importance_B.tolist(),
-            _is_finite(batch.inputs).tolist(),
-            strict=True,
-        ):
+        is_finite_B = batch.inputs.isfinite().flatten(1).all(1)
+        columns = (batch.rows_B.tolist(), batch.importance_B.tolist(), is_finite_B.tolist())
+        for row, importance, is_finite in zip(*columns, strict=True):
             shard = state.rows.shards[int(state.rows.shard_of(row))]
             yield {
                 "rank": rank,
@@ -68,13 +62,6 @@ def _samples_of(state: TrainState, step: int, phase: Phase) -> Iterator[dict[str
                 "importance": importance,
                 "is_finite": is_finite,
             }
-
-
-def _is_finite(inputs: Tensor) -> Tensor:
-    """For each sample."""
-    if not inputs.is_floating_point():
-        return torch.ones(len(inputs), dtype=torch.bool)
-    return inputs.isfinite().flatten(1).all(1)
 
 
 def has_nonfinite_weights(state: TrainState) -> bool:

@@ -71,8 +71,9 @@ def open_run(
     model_info, checkpoint = read_model_info(path), find_checkpoint(path)
     before = model_info or checkpoint
     number = _choose_generation(root, train_config, before if resume else None, wanted)
-    # One more may be committed while the processes start.
-    generation = Dataset(root).read_generation(_of_main(number, world))
+    # That of the main process: one more may be committed while the processes start.
+    mine = torch.tensor(number if world.is_main else 0, device=world.device)
+    generation = Dataset(root).read_generation(int(world.all_reduce_sum(mine).item()))
     settings = _settings_of(config, train_config, dataset, generation)
     if before is not None:
         _check_settings(path, before, settings, switches=resume and wanted is not None)
@@ -140,12 +141,6 @@ def _segments_of(before: ModelInfo | Checkpoint | None) -> tuple[Segment, ...]:
     if before is None:
         return ()
     return before.segments or (Segment(generation=before.generation, first_step=0),)
-
-
-def _of_main(number: int, world: World) -> int:
-    """The number that the main process has."""
-    mine = number if world.is_main else 0
-    return int(world.all_reduce_sum(torch.tensor(mine, device=world.device)).item())
 
 
 def _settings_of(

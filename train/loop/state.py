@@ -20,7 +20,7 @@ from train.data.corrections import LossTerms, loss_terms
 from train.data.mixture import Mixture, check_repetition, mix
 from train.data.rows import TrainRows
 from train.data.views import ViewMaker
-from train.distributed.fsdp import shard_backbone
+from train.distributed.fsdp import shard
 from train.distributed.world import World
 from train.loop.optim import average_weights, make_optimizer, trained_part
 from train.model.detector import DetectorModel, Segment, build_detector
@@ -57,17 +57,8 @@ class TrainState:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether the backbone's weights are spread over the processes (train.parallel)."""
+        """Whether the weights are spread over the processes (train.parallel)."""
         return self.train_config.parallel == "fsdp" and self.world.size > 1
-
-    @property
-    def uses_amp(self) -> bool:
-        amp = self.train_config.amp
-        return amp in ("bf16", "fp16") or (amp == "auto" and self.world.device.type == "cuda")
-
-    @property
-    def amp_dtype(self) -> torch.dtype:
-        return torch.float16 if self.train_config.amp == "fp16" else torch.bfloat16
 
 
 def prepare_state(
@@ -151,7 +142,7 @@ def _make_detector(
     detector.to(world.device).to(memory_format=torch.channels_last)
     check_image_sizes(detector, train_config)
     if train_config.parallel == "fsdp" and world.size > 1:
-        shard_backbone(detector.encoder.backbone, world)
+        shard(detector.encoder.backbone, detector.head, world)
     return detector
 
 

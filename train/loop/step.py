@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from train.data.batches import Batch
-from train.distributed.fsdp import average_whole_gradients, clip_gradients
+from train.distributed.fsdp import full_tensor
 from train.loop.optim import set_learning_rates
 from train.loop.state import TrainState
+from train.loss.losses import importance_weights
 from train.loss.mixup import draw_mixing
-from train.loss.objective import batch_loss, batch_weights
+from train.loss.objective import batch_loss
 
 _MIXING = 1  # after (seed, step): a random stream of its own for mixing
 
@@ -36,9 +37,6 @@ class _Labels(NamedTuple):
     batch: Batch
     weight_BK: Tensor
 
-    def part(self, rows: slice) -> "_Labels":
-        return _Labels(self.share, _take(self.batch, rows), self.weight_BK[rows])
-
 
 def train_step(state: TrainState, model: nn.Module, batch: Batch, step: int) -> StepResult:
     """Gradients of the whole batch, one update of weights and of their average."""
@@ -51,15 +49,18 @@ def train_step(state: TrainState, model: nn.Module, batch: Batch, step: int) -> 
     if world.device.type == "cuda":
         torch.cuda.manual_seed(int(noise_seed.generate_state(1)[0]))
     batch = Batch(*(tensor.to(world.device) for tensor in batch))
-    weights = batch_weights(batch, train_config, world)
+    weights = importance_weights(
+        batch.targets_BK,
+        batch.importance_B,
+        max_weight=train_config.max_weight,
+        reduce_sum=world.all_reduce_sum,
+    )
     labels = [_Labels(1.0, batch, weights.weight_BK)]
     inputs = batch.inputs
     if train_config.regularization.mixes:
         inputs, labels = _mix(state, labels[0], step)
     state.optimizer.zero_grad()
     loss = _accumulate_gradients(state, model, inputs, labels)
-    if state.is_sharded and not isinstance(model, DistributedDataParallel):
-        average_whole_gradients(_parameters_of(state), world)
     grad_norm = _clip_gradients(state)
     state.scaler.step(state.optimizer)
     state.scaler.update()
@@ -94,7 +95,9 @@ def _accumulate_gradients(
     Weights are normalised over the whole batch, so that the sum is its gradient.
     """
     train_config, world = state.train_config, state.world
-    num_parts = train_config.accumulate
+    num_parts, amp = train_config.accumulate, train_config.amp
+    uses_amp = amp in ("bf16", "fp16") or (amp == "auto" and world.device.type == "cuda")
+    amp_dtype = torch.float16 if amp == "fp16" else torch.bfloat16
     bounds = [round(i * len(inputs) / num_parts) for i in range(num_parts + 1)]
     total = torch.zeros((), device=world.device)
     for rows in map(slice, bounds, bounds[1:]):
@@ -102,12 +105,12 @@ def _accumulate_gradients(
         # Processes reduce their gradients once, after the last part.
         waits = isinstance(model, DistributedDataParallel) and not is_last
         with model.no_sync() if waits else nullcontext():  # type: ignore[operator]
-            with torch.autocast(world.device.type, state.amp_dtype, enabled=state.uses_amp):
+            with torch.autocast(world.device.type, amp_dtype, enabled=uses_amp):
                 logits_BK = model(inputs[rows])
-            parts = [each.part(rows) for each in labels]
             losses = [
-                share * batch_loss(logits_BK, batch, weight_BK, train_config, world)
-                for share, batch, weight_BK in parts
+                share
+                * batch_loss(logits_BK, _take(batch, rows), weight_BK[rows], train_config, world)
+                for share, batch, weight_BK in labels
             ]
             loss = torch.stack(losses).sum() if len(losses) > 1 else losses[0]
             state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -121,13 +124,8 @@ def _clip_gradients(state: TrainState) -> Tensor | None:
     if limit is None:
         return None
     state.scaler.unscale_(state.optimizer)
-    if state.is_sharded:
-        return clip_gradients(_parameters_of(state), limit)
-    return nn.utils.clip_grad_norm_(_parameters_of(state), limit)
-
-
-def _parameters_of(state: TrainState) -> list[nn.Parameter]:
-    return [p for group in state.optimizer.param_groups for p in group["params"]]
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    return full_tensor(nn.utils.clip_grad_norm_(parameters, limit))
 
 
 def _take(batch: Batch, rows: slice | Tensor) -> Batch:

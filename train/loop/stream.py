@@ -7,13 +7,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.encoders.networks import Preprocessing
 from train.config import Mode
 from train.data.batches import AugmentedImages, Batch, Batches, CachedEmbeddings, Inputs
 from train.data.device import DecodedOnDevice
 from train.data.embeddings import MappedEmbeddings, open_embeddings
 from train.data.images import open_cache
-from train.data.order import BatchOrder, Rank
+from train.data.order import BatchOrder
 from train.data.views import ViewedEmbeddings
 from train.loop.state import TrainState
 
@@ -50,10 +49,12 @@ def embedding_batches(
 
 def _stream_images(state: TrainState, steps: range, image_size: int) -> Iterator[Batch]:
     train_config, device = state.train_config, state.world.device
+    preprocessing = state.detector.encoder.preprocessing
+    resize_size = round(preprocessing.resize_size * (image_size / preprocessing.image_size))
     images = AugmentedImages(
         state.config.output.path,
         state.rows,
-        preprocessing=_at_size(state.detector.encoder.preprocessing, image_size),
+        preprocessing=replace(preprocessing, image_size=image_size, resize_size=resize_size),
         strength=train_config.augment,
         seed=train_config.seed,
         cache_dir=train_config.cache_dir,
@@ -81,12 +82,6 @@ def _order_of(state: TrainState) -> BatchOrder:
         window=_SHUFFLE_WINDOW,
         seed=train_config.seed,
         first_step=state.segments[-1].first_step,
-        part=Rank(state.world.rank, state.world.size),
-    )
-
-
-def _at_size(preprocessing: Preprocessing, image_size: int) -> Preprocessing:
-    scale = image_size / preprocessing.image_size
-    return replace(
-        preprocessing, image_size=image_size, resize_size=round(preprocessing.resize_size * scale)
+        rank=state.world.rank,
+        world_size=state.world.size,
     )

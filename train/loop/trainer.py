@@ -100,7 +100,7 @@ def _begin_phase(state: TrainState, phase: Phase) -> nn.Module:
         model = state.detector
     if state.train_config.compile:
         model.compile()
-    if state.world.size == 1 or (state.is_sharded and phase.mode == "finetune"):
+    if state.world.size == 1 or state.is_sharded:
         return model
     devices = [state.world.device] if state.world.device.type == "cuda" else None
     # No gradient reaches the blocks above a penultimate layer. A static graph finds that out once,

@@ -23,14 +23,8 @@ from pipeline.errors import ConfigError
 from train.config import EarlyStopping, Metric, Mode
 from train.data.batches import read_eval_batches
 from train.loop.state import TrainState
-from train.metrics.ranking import (
-    Bools,
-    Floats,
-    area_under_roc,
-    average_precision,
-    log_loss,
-    weights_at_prior,
-)
+from train.metrics import ranking
+from train.metrics.ranking import Bools, Floats
 from train.model.tensors import load_into, read_tensors, write_tensors
 
 _log = logging.getLogger(__name__)
@@ -191,11 +185,11 @@ def measure_target(
     """
     metric: Metric = settings.metric
     if metric == "val_loss":
-        at_share_N = weights_at_prior(is_positive_N, weights_N, prior=positive_share)
-        return log_loss(is_positive_N, logits_N, at_share_N)
+        at_share_N = ranking.weights_at_prior(is_positive_N, weights_N, prior=positive_share)
+        return ranking.log_loss(is_positive_N, logits_N, at_share_N)
     if metric == "val_tpr_at_fpr":
         return tpr_at_fpr(is_positive_N, logits_N, weights_N, fpr=settings.fpr)
-    area = area_under_roc if metric == "val_auroc" else average_precision
+    area = ranking.area_under_roc if metric == "val_auroc" else ranking.average_precision
     value = area(is_positive_N, logits_N, weights_N)
     assert value is not None
     return value

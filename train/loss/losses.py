@@ -4,7 +4,7 @@ Shapes: B samples of this process, K targets. `reduce_sum` adds a tensor over al
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 ReduceSum = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class ImportanceWeights:
+class ImportanceWeights(NamedTuple):
     """weight_BK, and the share of the negatives' weight that was clipped (in [0, 1))."""
 
     weight_BK: Tensor
@@ -22,11 +21,7 @@ class ImportanceWeights:
 
 
 def importance_weights(
-    targets_BK: Tensor,
-    importance_B: Tensor,
-    *,
-    max_weight: float,
-    reduce_sum: ReduceSum,
+    targets_BK: Tensor, importance_B: Tensor, *, max_weight: float, reduce_sum: ReduceSum
 ) -> ImportanceWeights:
     """1 for positives; for negatives importance_B, self-normalised to mean 1.
 

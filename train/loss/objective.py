@@ -9,23 +9,7 @@ from torch import Tensor
 from train.config import TrainConfig
 from train.data.batches import Batch
 from train.distributed.world import World
-from train.loss.losses import (
-    ImportanceWeights,
-    cross_entropy,
-    focal_loss,
-    hardest_negatives,
-    importance_weights,
-)
-
-
-def batch_weights(batch: Batch, train_config: TrainConfig, world: World) -> ImportanceWeights:
-    """The weights of this process's samples, normalised over the global batch."""
-    return importance_weights(
-        batch.targets_BK,
-        batch.importance_B,
-        max_weight=train_config.max_weight,
-        reduce_sum=world.all_reduce_sum,
-    )
+from train.loss.losses import cross_entropy, focal_loss, hardest_negatives
 
 
 def batch_loss(

@@ -71,9 +71,14 @@ def calibrate_target(
     if method == "platt":
         scale, bias = fit_platt(logits_N, is_positive_N, weights_N)
     else:
-        prior_of_logits = _require_prior(trained_prior, target)
+        if trained_prior is None:
+            raise ConfigError(
+                f"evaluate.calibration: temperature needs the prior that the logits of {target} "
+                "were trained on, which is only known for train.loss: bce with train.correction: "
+                "weight or offset; platt does not need it"
+            )
         scale, bias = fit_temperature(
-            logits_N, is_positive_N, weights_N, trained_prior=prior_of_logits
+            logits_N, is_positive_N, weights_N, trained_prior=trained_prior
         )
     prior = np.average(is_positive_N, weights=weights_N)
     negative_logits = np.sort(logits_N[~is_positive_N])[::-1]
@@ -91,16 +96,6 @@ def calibrate_target(
         num_negatives=num_negatives,
         negative_logits=tuple(map(float, negative_logits[:_MAX_NEGATIVE_LOGITS])),
     )
-
-
-def _require_prior(trained_prior: float | None, target: str) -> float:
-    if trained_prior is None:
-        raise ConfigError(
-            f"evaluate.calibration: temperature needs the prior that the logits of {target} were "
-            "trained on, which is only known for train.loss: bce with train.correction: weight or "
-            "offset; platt does not need it"
-        )
-    return trained_prior
 
 
 def fit_platt(logits_N: Floats, is_positive_N: Bools, weights_N: Floats) -> tuple[float, float]:

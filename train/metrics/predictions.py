@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pipeline import storage
 from pipeline.dataset.metadata import ReferenceInfo, strata_by_similarity
 from pipeline.dataset.schema import Split, Stratum
-from train.metrics.ranking import Bools, Floats
+from train.metrics.ranking import Bools, Floats, has_both
 
 _STRATA: tuple[Stratum, ...] = ("near", "mid", "far", "generated")
 _COPIED = (
@@ -56,7 +56,7 @@ class TargetPredictions:
 
     @property
     def has_both(self) -> bool:
-        return bool(self.is_positive_N.any() and not self.is_positive_N.all())
+        return has_both(self.is_positive_N)
 
 
 def prediction_rows(

@@ -29,7 +29,7 @@ def area_under_roc(
     is_positive_N: Bools, logits_N: Floats, weights_N: Floats, *, max_fpr: float | None = None
 ) -> float | None:
     """AUROC; with `max_fpr` the partial area, standardised to [0.5, 1] (McClish 1989)."""
-    if not _has_both(is_positive_N):
+    if not has_both(is_positive_N):
         return None
     area = roc_auc_score(is_positive_N, logits_N, sample_weight=weights_N, max_fpr=max_fpr)
     return float(area)
@@ -37,12 +37,12 @@ def area_under_roc(
 
 def average_precision(is_positive_N: Bools, logits_N: Floats, weights_N: Floats) -> float | None:
     """Sum of precision times the increase in recall, without interpolation."""
-    if not _has_both(is_positive_N):
+    if not has_both(is_positive_N):
         return None
     return float(average_precision_score(is_positive_N, logits_N, sample_weight=weights_N))
 
 
-def _has_both(is_positive_N: Bools) -> bool:
+def has_both(is_positive_N: Bools) -> bool:
     return bool(is_positive_N.any() and not is_positive_N.all())
 
 

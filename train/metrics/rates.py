@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from train.metrics.intervals import (
     Rate,
     effective_size,
@@ -83,16 +81,6 @@ def intervals_at_true_tpr(
             )
         found[name] = {"low": low, "high": high, "n": int(chosen.sum())}
     return found
-
-
-def rates_as_drawn(
-    test: TargetPredictions, members: Mapping[str, Bools], threshold: float
-) -> dict[str, Any]:
-    """Name -> rate with each sample counted once, whatever its inclusion probability."""
-    return {
-        name: asdict(event_rate(test.logits_N[chosen] >= threshold, np.ones(chosen.sum())))
-        for name, chosen in members.items()
-    }
 
 
 def evidence(

@@ -6,39 +6,21 @@ Every rate has an interval and its n; unknown values are null, never nan. Shapes
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scipy.special import expit
 from scipy.special import logit as log_odds
 from sklearn.metrics import brier_score_loss
 
 from pipeline import storage
 from train.config import EvaluateConfig
+from train.metrics import ranking, rates
 from train.metrics.calibration import calibrated_logits
 from train.metrics.predictions import TargetPredictions
-from train.metrics.ranking import (
-    Floats,
-    area_under_roc,
-    average_precision,
-    log_loss,
-    reliability,
-    threshold_at_tpr,
-    weights_at_prior,
-)
-from train.metrics.rates import (
-    claims,
-    detected,
-    detection_rates,
-    evidence,
-    intervals_at_true_tpr,
-    members_by_similarity,
-    members_by_stratum,
-    per_million,
-    precision,
-    rates_as_drawn,
-)
+from train.metrics.ranking import Floats
 from train.model.detector import ModelInfo, TargetCalibration
 
 _TPR_LEVELS = (0.95, 0.99)  # at which the false-positive rate is reported
@@ -81,11 +63,15 @@ def _measure_target(
     `deploy_prior`. `test_mix` has those of the stream as it was read, positives included;
     `train_mix` those of the mix in the loss, the target at its share of a batch.
     """
-    by_stratum, by_similarity = members_by_stratum(test), members_by_similarity(test)
-    levels = {"fpr": calibration.threshold, **_thresholds_at_levels(test)}
-    rates = {name: detection_rates(test, by_stratum, at) for name, at in levels.items()}
-    tpr = asdict(detected(test, test.is_positive_N, calibration.threshold))
-    prior = config.deploy_prior
+    by_stratum, by_similarity = rates.members_by_stratum(test), rates.members_by_similarity(test)
+    positives_N = test.logits_N[test.is_positive_N]
+    levels: dict[str, float | None] = {"fpr": calibration.threshold}
+    for level in _TPR_LEVELS:  # the threshold that detects that share of the test positives
+        found = ranking.threshold_at_tpr(positives_N, tpr=level) if len(positives_N) else None
+        levels[f"fpr_at_tpr{100 * level:g}"] = found
+    by_level = {name: rates.detection_rates(test, by_stratum, at) for name, at in levels.items()}
+    tpr = asdict(rates.detected(test, test.is_positive_N, calibration.threshold))
+    prior, samples = config.deploy_prior, (test.is_positive_N, test.logits_N, test.weights_N)
     return {
         "threshold": calibration.threshold,
         "alpha": calibration.alpha,
@@ -94,37 +80,28 @@ def _measure_target(
         "num_val_negatives": calibration.num_negatives,
         "deploy_prior": prior,
         "tpr": tpr,
-        **rates,
+        **by_level,
         **{
-            f"at_true_tpr{100 * level:g}": intervals_at_true_tpr(test, by_stratum, level)
+            f"at_true_tpr{100 * level:g}": rates.intervals_at_true_tpr(test, by_stratum, level)
             for level in _TPR_LEVELS
         },
         "by_similarity": {
-            name: detection_rates(test, by_similarity, at) for name, at in levels.items()
+            name: rates.detection_rates(test, by_similarity, at) for name, at in levels.items()
         },
-        "fpr_as_drawn": rates_as_drawn(test, by_stratum, calibration.threshold),
-        "evidence": evidence(test, by_stratum, calibration.threshold),
-        "negatives_needed": claims([config.alpha]),
-        **per_million(rates["fpr"]["all"]),
-        "precision": precision(tpr, rates["fpr"]["all"], prior),
-        **_ranking(test),
+        # Each sample counted once, whatever its inclusion probability.
+        "fpr_as_drawn": rates.detection_rates(
+            replace(test, weights_N=np.ones(len(test.weights_N))), by_stratum, calibration.threshold
+        ),
+        "evidence": rates.evidence(test, by_stratum, calibration.threshold),
+        "negatives_needed": rates.claims([config.alpha]),
+        **rates.per_million(by_level["fpr"]["all"]),
+        "precision": rates.precision(tpr, by_level["fpr"]["all"], prior),
+        "auroc": ranking.area_under_roc(*samples),
+        "partial_auroc": ranking.area_under_roc(*samples, max_fpr=_PARTIAL_MAX_FPR),
+        "average_precision": ranking.average_precision(*samples),
         **_calibration(test, calibration, config, prior),
         "test_mix": _calibration(test, calibration, config, None),
-        "train_mix": {
-            "prior": train_prior,
-            **_calibration(test, calibration, config, train_prior),
-        },
-    }
-
-
-def _thresholds_at_levels(test: TargetPredictions) -> dict[str, float | None]:
-    """Name in metrics.json -> the threshold that detects that share of the test positives."""
-    logits_N = test.logits_N[test.is_positive_N]
-    return {
-        f"fpr_at_tpr{100 * level:g}": (
-            threshold_at_tpr(logits_N, tpr=level) if len(logits_N) else None
-        )
-        for level in _TPR_LEVELS
+        "train_mix": {"prior": train_prior, **_calibration(test, calibration, config, train_prior)},
     }
 
 
@@ -136,24 +113,11 @@ def _measure_sources(
     for source in sorted({source for test in tests for source in test.source_N.tolist()}):
         strata[source] = {}
         for test in tests:
-            of_source = test.source_N == source
-            members = {
-                "tpr": of_source & test.is_positive_N,
-                "fpr": of_source & ~test.is_positive_N,
-            }
-            strata[source][test.target] = detection_rates(
-                test, members, calibration[test.target].threshold
-            )
+            here = test.source_N == source
+            members = {"tpr": here & test.is_positive_N, "fpr": here & ~test.is_positive_N}
+            threshold = calibration[test.target].threshold
+            strata[source][test.target] = rates.detection_rates(test, members, threshold)
     return strata
-
-
-def _ranking(test: TargetPredictions) -> dict[str, float | None]:
-    samples = (test.is_positive_N, test.logits_N, test.weights_N)
-    return {
-        "auroc": area_under_roc(*samples),
-        "partial_auroc": area_under_roc(*samples, max_fpr=_PARTIAL_MAX_FPR),
-        "average_precision": average_precision(*samples),
-    }
 
 
 def _calibration(
@@ -169,12 +133,12 @@ def _calibration(
     logits_N = calibrated_logits(calibration, test.logits_N, deployed=prior is not None)
     if prior is not None:
         logits_N = logits_N + log_odds(prior) - log_odds(config.deploy_prior)
-        weights_N = weights_at_prior(test.is_positive_N, weights_N, prior=prior)
+        weights_N = ranking.weights_at_prior(test.is_positive_N, weights_N, prior=prior)
     probabilities_N = expit(logits_N)
     return {
-        "ece": reliability(test.is_positive_N, probabilities_N, weights_N).ece,
+        "ece": ranking.reliability(test.is_positive_N, probabilities_N, weights_N).ece,
         "brier": float(
             brier_score_loss(test.is_positive_N, probabilities_N, sample_weight=weights_N)
         ),
-        "log_loss": log_loss(test.is_positive_N, logits_N, weights_N),
+        "log_loss": ranking.log_loss(test.is_positive_N, logits_N, weights_N),
     }

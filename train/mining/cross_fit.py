@@ -23,7 +23,7 @@ from pipeline.telemetry.progress import Progress
 from train.config import TrainConfig
 from train.data.rows import TrainRows, embeddings_of
 from train.distributed.world import World
-from train.loop.state import TrainState, prepare_state, with_rows
+from train.loop.state import prepare_state, with_rows
 from train.loop.step import train_step
 from train.loop.stream import embedding_batches
 from train.model.detector import Head
@@ -89,20 +89,14 @@ def _train_heads(
             is_kept_N = fold_N != fold
             state.detector.head.load_state_dict(initial)
             of_fold = with_rows(state, state.rows.where(is_kept_N))
-            _train(of_fold, embedding_ND[is_kept_N], num_steps, progress)
+            batches = embedding_batches(of_fold, embedding_ND[is_kept_N])
+            head = of_fold.detector.head.train()
+            for step in range(num_steps):
+                train_step(of_fold, head, batches.read(step), step)
+                progress.advance()
             for name, tensor in of_fold.evaluated.state_dict().items():
                 tensors[f"{fold}.{name}"] = tensor.cpu().clone()
     return tensors
-
-
-def _train(
-    state: TrainState, embedding_ND: NDArray[np.float16], num_steps: int, progress: Progress
-) -> None:
-    batches = embedding_batches(state, embedding_ND)
-    head = state.detector.head.train()
-    for step in range(num_steps):
-        train_step(state, head, batches.read(step), step)
-        progress.advance()
 
 
 def read_folds(

@@ -11,7 +11,7 @@ positives reach. Shapes: B batch, N rows of val, F folds, K targets.
 
 import hashlib
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from pipeline.config.schema import Config
 from pipeline.dataset import Dataset
+from pipeline.encoders.export import export_module
 from pipeline.errors import ConfigError
-from pipeline.mine.driver import Mined, Tally, mine
-from pipeline.mine.scorer import Scorer, make_scorer
+from pipeline.mine.driver import Mined, Tally
+from pipeline.mine.scorer import Scorer
 from train.config import load_train_config
 from train.data.batches import read_eval_batches
 from train.metrics.calibration import fit_platt
@@ -60,21 +61,6 @@ class MarginScorer(nn.Module):
         return torch.stack([log_odds_BF, margin_BF], dim=2)
 
 
-def mine_run(
-    config: Config,
-    run_dir: str | os.PathLike[str],
-    *,
-    budget: int | None = None,
-    only: Sequence[str] = (),
-) -> Mined:
-    """Mines the data set of a config with a run's model.
-
-    Raises ConfigError for a run that is not finished, not evaluated, or of another data set.
-    """
-    scorer = prepare_scorer(config, run_dir)
-    return mine(config, scorer, budget=budget, only=only)
-
-
 def mined_table(mined: Mined) -> Table:
     """One row per source and the total: candidates scored, and what became of them."""
     table = Table(title=f"mined generation {mined.generation.number}")
@@ -82,25 +68,25 @@ def mined_table(mined: Mined) -> Table:
     for column in ("source", *columns):
         table.add_column(column, justify="left" if column == "source" else "right")
 
-    def add(name: str, tallies: Collection[Tally]) -> None:
+    rows = [*mined.tallies.items(), ("all", Tally.total(mined.tallies.values()))]
+    for number, (name, tally) in enumerate(rows, start=2):
         table.add_row(
             name,
-            f"{sum(tally.num_scored for tally in tallies):,}",
-            f"{sum(tally.num_expected for tally in tallies):,.1f}",
-            f"{sum(tally.num_selected for tally in tallies):,}",
-            f"{sum(tally.num_suspected for tally in tallies):,}",
-            f"{sum(tally.num_refused for tally in tallies):,}",
+            f"{tally.num_scored:,}",
+            f"{tally.num_expected:,.1f}",
+            f"{tally.num_selected:,}",
+            f"{tally.num_suspected:,}",
+            f"{tally.num_refused:,}",
+            end_section=number == len(rows),
         )
-
-    for name, tally in mined.tallies.items():
-        add(name, [tally])
-    table.add_section()
-    add("all", mined.tallies.values())
     return table
 
 
 def prepare_scorer(config: Config, run_dir: str | os.PathLike[str]) -> Scorer:
-    """The run's model as a scorer that can be sent to workers."""
+    """The run's model as a scorer that can be sent to workers.
+
+    Raises ConfigError for a run that is not finished, not evaluated, or of another data set.
+    """
     run = Path(run_dir)
     detector, info = load_model(run)
     if info.calibration is None:
@@ -112,16 +98,27 @@ def prepare_scorer(config: Config, run_dir: str | os.PathLike[str]) -> Scorer:
             f"{info.dataset[:12]}, not {dataset.fingerprint[:12]})"
         )
     if info.mode == "head":
-        models, constants_3FK = _fold_models(config, run, info, detector.head)
+        _, train_config, _ = load_train_config(run / "config.yaml")
+        heads = fold_heads(
+            run,
+            config,
+            train_config,
+            dataset,
+            detector.head,
+            generation=info.generation,
+            num_folds=NUM_FOLDS,
+            num_steps=info.samples_seen // train_config.batch_size,
+        )
+        models: Sequence[nn.Module] = heads
+        constants_3FK = _calibrate_heads(config.output.path, info, heads)
         example = torch.zeros(2, info.embedding_dim)
     else:
         models, constants_3FK = [detector], _own_constants(run, info)
         size = info.preprocessing.image_size
         example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     model = MarginScorer(models, constants_3FK).eval()
-    return make_scorer(
-        model,
-        example,
+    return Scorer(
+        model=export_module(model, example, inputs="inputs", outputs="scored"),
         reads="embedding" if info.mode == "head" else "pixels",
         num_folds=len(models),
         preprocessing=info.preprocessing,
@@ -134,23 +131,6 @@ def prepare_scorer(config: Config, run_dir: str | os.PathLike[str]) -> Scorer:
             "guard_logits": constants_3FK[2].tolist(),  # by fold and target
         },
     )
-
-
-def _fold_models(
-    config: Config, run: Path, info: ModelInfo, head: Head
-) -> tuple[list[nn.Module], NDArray[np.float64]]:
-    _, train_config, _ = load_train_config(run / "config.yaml")
-    heads = fold_heads(
-        run,
-        config,
-        train_config,
-        Dataset(config.output.path).read_info(),
-        head,
-        generation=info.generation,
-        num_folds=NUM_FOLDS,
-        num_steps=info.samples_seen // train_config.batch_size,
-    )
-    return list(heads), _calibrate_heads(config.output.path, info, heads)
 
 
 def _calibrate_heads(root: str, info: ModelInfo, heads: Sequence[Head]) -> NDArray[np.float64]:

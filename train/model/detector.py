@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from pipeline import storage
 from pipeline.config.encoder import EncoderConfig
-from pipeline.encoders.networks import Encoder, Preprocessing, load_encoder
+from pipeline.encoders.networks import Encoder, load_encoder
+from pipeline.encoders.preprocessing import Preprocessing
 from pipeline.errors import ConfigError, InfinegError
 from train.model.groups import open_last_groups
 from train.model.tensors import load_into, read_tensors, write_tensors

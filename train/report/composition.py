@@ -92,14 +92,10 @@ def describe_dataset(dataset: str, generation: Generation, config: Config) -> di
 
 
 def _describe(source: SourceRecord, tally: _Tally, num_quarantined: int) -> dict[str, Any]:
-    counts = source.counts
     return {
         "name": source.name,
         "role": source.role,
-        "read": counts.read,
-        "selected": counts.selected,
-        "not_selected": counts.not_selected,
-        "rejected": dict(counts.rejected),
+        **source.counts.model_dump(),  # read, selected, not_selected, rejected
         "quarantined": num_quarantined,
         "splits": {split: tally.splits[split] for split in SPLITS},
         "strata": _ordered(sum(tally.strata.values(), Counter())),

@@ -10,55 +10,48 @@ from scipy.special import expit
 from train.metrics.calibration import calibrated_logits
 from train.metrics.intervals import weighted_interval
 from train.metrics.predictions import TargetPredictions
-from train.metrics.ranking import NUM_BINS, Floats, bins_of, reliability
+from train.metrics.ranking import NUM_BINS, bins_of, reliability
 from train.model.detector import TargetCalibration
-from train.report.figures import (
-    draw_histograms,
-    draw_precision_recall,
-    draw_rates,
-    draw_reliability,
-    draw_ridges,
-    draw_roc,
-)
+from train.report import figures
 
 
 class Drawing(NamedTuple):
     caption: str
     note: str
-    svg: Markup  # safe: matplotlib escapes its texts
+    svg: Markup
 
 
 def draw_strata(test: TargetPredictions, metrics: Mapping[str, Any]) -> list[Drawing]:
     """The false positive rate of each stratum, and the similarities of each source."""
     rows: dict[str, list[Mapping[str, Any]]] = {}
-    by_similarity = metrics["by_similarity"]
-    for stratum in metrics["fpr"]:
-        rows[stratum] = [metrics["fpr"][stratum], metrics["fpr_at_tpr95"][stratum]]
-    for stratum in by_similarity["fpr"]:
-        both = [by_similarity[level][stratum] for level in ("fpr", "fpr_at_tpr95")]
-        rows[f"{stratum}, by similarity"] = both
-    rows = {name: rates for name, rates in rows.items() if rates[0]["n"]}
+    for block, suffix in ((metrics, ""), (metrics["by_similarity"], ", by similarity")):
+        for stratum, rate in block["fpr"].items():
+            if rate["n"]:
+                rows[stratum + suffix] = [rate, block["fpr_at_tpr95"][stratum]]
     drawings = []
     if rows:
-        svg = draw_rates(
+        svg = figures.draw_rates(
             rows, labels=("at the threshold", "at TPR 95 %"), goal=metrics["alpha_wanted"]
         )
         note = (
             "Dots are rates, lines 95 % intervals. An open triangle means that none was detected: "
             "the rate is anywhere left of it. Dashed: evaluate.alpha."
         )
-        drawings.append(Drawing("False positive rates", note, Markup(svg)))
-    if similarities := _similarities_by_source(test):
-        svg = draw_ridges(similarities, label="Similarity to the reference bank")
+        drawings.append(Drawing("False positive rates", note, svg))
+    known = ~np.isnan(test.similarity_N)
+    similarities = {
+        source: test.similarity_N[known & (test.source_N == source)]
+        for source in sorted(set(test.source_N[known].tolist()))
+    }
+    if similarities:
+        svg = figures.draw_ridges(similarities, label="Similarity to the reference bank")
         note = "How similar the pictures of each source are to the positives, before any training."
-        drawings.append(Drawing("Similarity by source", note, Markup(svg)))
+        drawings.append(Drawing("Similarity by source", note, svg))
     return drawings
 
 
 def draw_curves(
-    test: TargetPredictions,
-    metrics: Mapping[str, Any],
-    calibration: TargetCalibration,
+    test: TargetPredictions, metrics: Mapping[str, Any], calibration: TargetCalibration
 ) -> list[Drawing]:
     """ROC, precision, reliability and logits; only logits if a class is missing."""
     drawings = []
@@ -69,19 +62,19 @@ def draw_curves(
             "probabilities equal observed frequencies."
         )
         svg = _draw_reliability(test, calibration)
-        drawings.append(Drawing("Reliability", note, Markup(svg)))
+        drawings.append(Drawing("Reliability", note, svg))
     if len(test.logits_N):
         classes = {"positives": test.is_positive_N, "negatives": ~test.is_positive_N}
         logits = {
             name: test.logits_N[members] for name, members in classes.items() if members.any()
         }
-        svg = draw_histograms(logits, label="Raw logit", threshold=metrics["threshold"])
+        svg = figures.draw_histograms(logits, label="Raw logit", threshold=metrics["threshold"])
         note = f"Before calibration. From the threshold on, pictures are called {test.target}."
-        drawings.append(Drawing("Logits", note, Markup(svg)))
+        drawings.append(Drawing("Logits", note, svg))
     return drawings
 
 
-def _draw_reliability(test: TargetPredictions, calibration: TargetCalibration) -> str:
+def _draw_reliability(test: TargetPredictions, calibration: TargetCalibration) -> Markup:
     probabilities_N = expit(calibrated_logits(calibration, test.logits_N, deployed=False))
     bin_N = bins_of(probabilities_N)
     low_M, high_M = np.zeros(NUM_BINS), np.ones(NUM_BINS)
@@ -91,47 +84,27 @@ def _draw_reliability(test: TargetPredictions, calibration: TargetCalibration) -
             test.is_positive_N[members], test.weights_N[members]
         )
     curve = reliability(test.is_positive_N, probabilities_N, test.weights_N)
-    return draw_reliability(curve, low_M, high_M)
+    return figures.draw_reliability(curve, low_M, high_M)
 
 
 def _ranking_curves(test: TargetPredictions, metrics: Mapping[str, Any]) -> list[Drawing]:
     here = (metrics["fpr"]["all"]["value"], metrics["tpr"]["value"])
-    roc = draw_roc(_roc_curves(test), operating_point=here)
-    precision_recall = draw_precision_recall(
-        test.is_positive_N,
-        test.logits_N,
-        test.weights_N,
-        deploy_prior=metrics["deploy_prior"],
-    )
+    samples = (test.is_positive_N, test.logits_N, test.weights_N)
+    # All negatives together, then each stratum's against the same positives.
+    curves = {"all": samples}
+    for stratum in test.strata:
+        chosen = test.is_positive_N | (test.stratum_N == stratum)
+        curves[stratum] = (samples[0][chosen], samples[1][chosen], samples[2][chosen])
     return [
         Drawing(
             "ROC, by stratum of the negatives",
             "Further left is better: strata whose curve is further right are mistaken more often. "
             "With n negatives, rates below 1 / n are unknown.",
-            Markup(roc),
+            figures.draw_roc(curves, operating_point=here),
         ),
         Drawing(
             "Precision and recall",
             "For two mixes: that of the test split, and with the target as rare as in use.",
-            Markup(precision_recall),
+            figures.draw_precision_recall(*samples, deploy_prior=metrics["deploy_prior"]),
         ),
     ]
-
-
-def _roc_curves(test: TargetPredictions) -> dict[str, Any]:
-    """All negatives together, then each stratum's against the same positives."""
-    curves = {"all": np.ones(len(test.logits_N), dtype=bool)}
-    for stratum in test.strata:
-        curves[stratum] = test.is_positive_N | (test.stratum_N == stratum)
-    return {
-        name: (test.is_positive_N[chosen], test.logits_N[chosen], test.weights_N[chosen])
-        for name, chosen in curves.items()
-    }
-
-
-def _similarities_by_source(test: TargetPredictions) -> dict[str, Floats]:
-    known = ~np.isnan(test.similarity_N)
-    return {
-        source: test.similarity_N[known & (test.source_N == source)]
-        for source in sorted(set(test.source_N[known].tolist()))
-    }

@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve, roc_curve
@@ -42,7 +43,7 @@ _STYLE: dict[Any, Any] = {
 
 def draw_roc(
     curves: Mapping[str, tuple[Bools, Floats, Floats]], *, operating_point: tuple[float, float]
-) -> str:
+) -> Markup:
     """Name -> (is_positive_N, logits_N, weights_N); operating_point: (FPR, TPR) at the threshold.
 
     The FPR axis is logarithmic: for rare targets only rates below 1 % matter.
@@ -68,7 +69,7 @@ def draw_roc(
 
 def draw_rates(
     rows: Mapping[str, Sequence[Mapping[str, Any]]], *, labels: Sequence[str], goal: float
-) -> str:
+) -> Markup:
     """Name -> one rate per label, as in metrics.json: dots and whiskers on a logarithmic axis.
 
     A rate of zero has a whisker from the left edge to a triangle at its upper end.
@@ -109,7 +110,7 @@ def _draw_whisker(
 
 def draw_precision_recall(
     is_positive_N: Bools, logits_N: Floats, weights_N: Floats, *, deploy_prior: float
-) -> str:
+) -> Markup:
     """Two curves, since precision depends on how rare the target is: as tested and as deployed."""
     deploy_weights_N = weights_at_prior(is_positive_N, weights_N, prior=deploy_prior)
     with matplotlib.rc_context(_STYLE):
@@ -128,7 +129,7 @@ def draw_precision_recall(
         return _svg(figure)
 
 
-def draw_reliability(curve: Reliability, low_M: Floats, high_M: Floats) -> str:
+def draw_reliability(curve: Reliability, low_M: Floats, high_M: Floats) -> Markup:
     """Observed share of positives over the predicted probability, with the interval of each bin.
 
     The area of a marker is proportional to the mass of its bin.
@@ -145,7 +146,7 @@ def draw_reliability(curve: Reliability, low_M: Floats, high_M: Floats) -> str:
         return _svg(figure)
 
 
-def draw_ridges(values: Mapping[str, Floats], *, label: str) -> str:
+def draw_ridges(values: Mapping[str, Floats], *, label: str) -> Markup:
     """One histogram per row on shared bins, the largest median on top; each fills its row.
 
     Beyond the largest, the rest are one row.
@@ -169,7 +170,7 @@ def draw_ridges(values: Mapping[str, Floats], *, label: str) -> str:
 
 def draw_histograms(
     values: Mapping[str, Floats], *, label: str, threshold: float | None = None
-) -> str:
+) -> Markup:
     """Densities on shared bins, one step line per name; beyond the largest, the rest as one."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _new_figure(label, "Density")
@@ -202,10 +203,10 @@ def _new_figure(x_label: str, y_label: str, *, height: float = 3.4) -> tuple[Fig
     return figure, axes
 
 
-def _svg(figure: Figure) -> str:
+def _svg(figure: Figure) -> Markup:
     text = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(text, format="svg", transparent=True, metadata=nothing)
-    # From <svg on: the XML prologue has no place inside HTML.
+    # From <svg on: the XML prologue has no place inside HTML. Safe: matplotlib escapes its texts.
     markup = text.getvalue()
-    return markup[markup.index("<svg") :].replace(_INK, "currentColor")
+    return Markup(markup[markup.index("<svg") :].replace(_INK, "currentColor"))

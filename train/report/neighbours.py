@@ -10,7 +10,6 @@ Shapes: Q queries, N rows of a shard, D embedding, k neighbours.
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -66,9 +65,7 @@ def find_neighbours(
 def _describe(
     shard: ShardRecord, rows: pa.Table, cosine_N: NDArray[np.float32], row: int
 ) -> Neighbour:
-    columns: dict[str, Any] = {
-        name: rows[name][row].as_py() for name in ("key", "tar_offset", "tar_size")
-    }
+    (columns,) = rows.drop_columns(["embedding"]).slice(row, 1).to_pylist()
     return Neighbour(
         cosine=float(cosine_N[row]),
         label=shard.label,

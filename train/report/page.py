@@ -1,7 +1,7 @@
 """Renders the report from metrics, predictions and figures."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,93 +21,86 @@ from train.report.summary import summarise
 from train.report.wording import format_figure, format_percent, one_in
 
 
-@dataclass(frozen=True, kw_only=True)
-class TargetReport:
-    """One target's test predictions, its block of metrics.json, and its calibration."""
-
-    test: TargetPredictions
-    metrics: Mapping[str, Any]
-    calibration: TargetCalibration
-
-
-def target_reports(
+def render_report(
     tests: Sequence[TargetPredictions],
     metrics: Mapping[str, Any],
     calibration: Mapping[str, TargetCalibration],
-) -> list[TargetReport]:
-    """metrics: all of metrics.json; calibration: by target."""
-    return [
-        TargetReport(
-            test=test,
-            metrics=metrics["target"][test.target],
-            calibration=calibration[test.target],
-        )
-        for test in tests
-    ]
-
-
-def report_on_dataset(
-    targets: Sequence[TargetReport],
-    metrics: Mapping[str, Any],
     *,
     title: str,
     subtitle: str,
-    dataset: str,
-    generation: Generation,
+    dataset: str | None = None,
+    generation: Generation | None = None,
+    paths: Mapping[str, str] | None = None,
 ) -> str:
-    """HTML for a test split; `metrics` is all of metrics.json. Pictures come from the shards."""
+    """HTML for the test split of a data set, or for folders of images.
 
-    def read_image(row: Mapping[str, Any]) -> bytes:
-        # Reads only the image's range of the tar.
-        tar = storage.join(dataset, row["shard"])
-        return storage.read_range(tar, row["tar_offset"], row["tar_size"])
+    metrics: all of metrics.json; calibration: by target; paths: the files of the keys of folders.
+    """
+    read_image: ReadImage = partial(_read_file, paths or {})
+    neighbours: dict[str, list[Neighbour]] = {}
+    if dataset is not None and generation is not None:
+        read_image = partial(_read_from_tar, dataset)
+        places = [
+            place
+            for test in tests
+            for of_positives in (False, True)
+            for place in places_of(test, worst_rows(test, of_positives=of_positives))
+        ]
+        places = list(dict.fromkeys(places))
+        found = find_neighbours(dataset, generation, places)
+        neighbours = {key: near for (key, _), near in zip(places, found, strict=True)}
+    is_folder = dataset is None
+    environment = Environment(
+        loader=PackageLoader("train.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": format_percent, "figure": format_figure, "one_in": one_in}
+    page = environment.get_template("report.html.j2").render(
+        title=title,
+        subtitle=subtitle,
+        targets=[
+            _show(test, metrics, calibration, neighbours, read_image, is_folder=is_folder)
+            for test in tests
+        ],
+        sources=metrics["strata"],
+        dataset=metrics.get("dataset"),
+        is_folder=is_folder,
+    )
+    # No line break between a number and its sign.
+    return page.replace(" %", "&nbsp;%")
 
-    places = [
-        place
-        for target in targets
-        for of_positives in (False, True)
-        for place in places_of(target.test, worst_rows(target.test, of_positives=of_positives))
-    ]
-    places = list(dict.fromkeys(places))
-    found = find_neighbours(dataset, generation, places)
-    neighbours = {key: near for (key, _), near in zip(places, found, strict=True)}
-    shown = [_show(target, neighbours, read_image) for target in targets]
-    return _render(shown, metrics, title=title, subtitle=subtitle, is_folder=False)
+
+def _read_from_tar(dataset: str, row: Mapping[str, Any]) -> bytes:
+    # Reads only the image's range of the tar.
+    tar = storage.join(dataset, row["shard"])
+    return storage.read_range(tar, row["tar_offset"], row["tar_size"])
 
 
-def report_on_folders(
-    targets: Sequence[TargetReport],
-    metrics: Mapping[str, Any],
-    *,
-    title: str,
-    subtitle: str,
-    paths: Mapping[str, str],
-) -> str:
-    """HTML for folders of images; `paths` are the files of the keys."""
-
-    def read_image(row: Mapping[str, Any]) -> bytes:
-        settings = ImageSettings(image_size=PICTURE_SIDE)
-        decoded = decode_image(Path(paths[row["key"]]).read_bytes(), rotation=0, settings=settings)
-        if not isinstance(decoded, Decoded):
-            raise InfinegError(f"{row['key']}: changed during the evaluation ({decoded})")
-        return decoded.image
-
-    shown = [_show(target, {}, read_image, is_folder=True) for target in targets]
-    return _render(shown, metrics, title=title, subtitle=subtitle, is_folder=True)
+def _read_file(paths: Mapping[str, str], row: Mapping[str, Any]) -> bytes:
+    settings = ImageSettings(image_size=PICTURE_SIDE)
+    decoded = decode_image(Path(paths[row["key"]]).read_bytes(), rotation=0, settings=settings)
+    if not isinstance(decoded, Decoded):
+        raise InfinegError(f"{row['key']}: changed during the evaluation ({decoded})")
+    return decoded.image
 
 
 def _show(
-    target: TargetReport,
+    test: TargetPredictions,
+    all_metrics: Mapping[str, Any],
+    calibrations: Mapping[str, TargetCalibration],
     neighbours: Mapping[str, Sequence[Neighbour]],
     read_image: ReadImage,
     *,
-    is_folder: bool = False,
+    is_folder: bool,
 ) -> dict[str, Any]:
-    test, metrics = target.test, target.metrics
+    metrics, calibration = all_metrics["target"][test.target], calibrations[test.target]
     mistakes, misses = (
         show_pictures(
             test,
-            target.calibration,
+            calibration,
             worst_rows(test, of_positives=of_positives),
             neighbours=neighbours,
             read_image=read_image,
@@ -121,35 +114,7 @@ def _show(
         "levels": [name.removeprefix(prefix) for name in metrics if name.startswith(prefix)],
         "summary": summarise(test.target, metrics, is_folder=is_folder),
         "strata_figures": draw_strata(test, metrics),
-        "figures": draw_curves(test, metrics, target.calibration),
+        "figures": draw_curves(test, metrics, calibration),
         "false_positives": mistakes,
         "misses": misses,
     }
-
-
-def _render(
-    targets: Sequence[Mapping[str, Any]],
-    metrics: Mapping[str, Any],
-    *,
-    title: str,
-    subtitle: str,
-    is_folder: bool,
-) -> str:
-    environment = Environment(
-        loader=PackageLoader("train.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": format_percent, "figure": format_figure, "one_in": one_in}
-    page = environment.get_template("report.html.j2").render(
-        title=title,
-        subtitle=subtitle,
-        targets=targets,
-        sources=metrics["strata"],
-        dataset=metrics.get("dataset"),
-        is_folder=is_folder,
-    )
-    # No line break between a number and its sign.
-    return page.replace(" %", "&nbsp;%")

@@ -58,13 +58,7 @@ def show_pictures(
                 (test.logits_N[row] >= calibration.threshold) != test.is_positive_N[row]
             ),
             "neighbours": [
-                {
-                    "uri": _thumbnail(read_image(vars(near)), _NEIGHBOUR_SIDE),
-                    "key": near.key,
-                    "label": near.label,
-                    "source": near.source,
-                    "cosine": near.cosine,
-                }
+                {**vars(near), "uri": _thumbnail(read_image(vars(near)), _NEIGHBOUR_SIDE)}
                 for near in neighbours.get(about["key"], ())
             ],
         }

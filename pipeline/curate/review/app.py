@@ -9,7 +9,6 @@ a change needs a token that a foreign site can neither read nor, without CORS, s
 import hmac
 import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from importlib import resources
 from typing import Annotated, Any
 
@@ -45,40 +44,37 @@ class Decisions(BaseModel, frozen=True, extra="forbid"):
     verdicts: dict[str, Verdict | None] = Field(min_length=1, max_length=1000)
 
 
-@dataclass(frozen=True)
-class _Served:
-    """Sessions by target, of which the first is the default, and the page with its token."""
-
-    sessions: dict[str, ReviewSession]
-    token: str
-    page: jinja2.Template
-
-
 _routes = APIRouter()
 
 
 def make_app(sessions: dict[str, ReviewSession]) -> FastAPI:
     """The application that serves reviews, by target."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.served = _Served(sessions, secrets.token_urlsafe(32), _read_page())
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    app.state.page = environment.from_string(_read_file("page.html.j2"))
+    app.state.sessions = sessions  # the first is the default
+    app.state.token = secrets.token_urlsafe(32)  # in the page
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOCAL_NAMES), www_redirect=False)
     app.middleware("http")(_add_headers)
-    app.add_exception_handler(UnknownPicture, _answer_unknown)
-    app.add_exception_handler(FileNotFoundError, _answer_gone)
-    app.add_exception_handler(InfinegError, _answer_failure)
+    app.add_exception_handler(UnknownPicture, _answer(404))
+    # A takedown deletes files.
+    app.add_exception_handler(
+        FileNotFoundError, _answer(404, "the picture was deleted: reload the page")
+    )
+    app.add_exception_handler(InfinegError, _answer(409))
     app.include_router(_routes)
     return app
 
 
 def _find_session(request: Request, target: str = "") -> ReviewSession:
-    sessions: dict[str, ReviewSession] = request.app.state.served.sessions
+    sessions: dict[str, ReviewSession] = request.app.state.sessions
     if target and target not in sessions:
         raise HTTPException(404, f"unknown target: this review has {', '.join(sessions)}")
     return sessions[target or next(iter(sessions))]
 
 
 def _require_token(request: Request, x_review_token: Annotated[str, Header()] = "") -> None:
-    token: str = request.app.state.served.token
+    token: str = request.app.state.token
     origin = request.headers.get("origin")
     is_same = origin is None or origin == f"http://{request.headers['host']}"
     if not is_same or not hmac.compare_digest(x_review_token.encode(), token.encode()):
@@ -91,9 +87,10 @@ _changes = [Depends(_require_token)]
 
 @_routes.get("/", response_class=HTMLResponse)
 def show_page(request: Request, session: Session) -> str:
-    served: _Served = request.app.state.served
+    state = request.app.state
     session.refresh()
-    return served.page.render(session=session, targets=list(served.sessions), token=served.token)
+    page: str = state.page.render(session=session, targets=list(state.sessions), token=state.token)
+    return page
 
 
 @_routes.get("/api/page/{number}")
@@ -154,22 +151,9 @@ async def _add_headers(
     return response
 
 
-def _answer_unknown(_: Request, error: Exception) -> Response:
-    return JSONResponse({"detail": str(error)}, 404)
-
-
-def _answer_gone(_: Request, __: Exception) -> Response:
-    """A takedown deletes files."""
-    return JSONResponse({"detail": "the picture was deleted: reload the page"}, 404)
-
-
-def _answer_failure(_: Request, error: Exception) -> Response:
-    return JSONResponse({"detail": str(error)}, 409)
-
-
-def _read_page() -> jinja2.Template:
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(_read_file("page.html.j2"))
+def _answer(status: int, detail: str | None = None) -> Callable[[Request, Exception], Response]:
+    """A handler that answers with `detail`, or with what the error says."""
+    return lambda _, error: JSONResponse({"detail": detail or str(error)}, status)
 
 
 def _read_file(name: str) -> str:

@@ -4,7 +4,8 @@ Shapes: B rows of a file, K reference rows, D embedding, N nearest.
 """
 
 import functools
-from dataclasses import dataclass
+from itertools import repeat
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,23 +20,6 @@ from pipeline.selection.reference import read_bank
 NUM_NEAREST = 3
 # Sidecars whose nearest positives are cached: 12 kB per thousand rows.
 _MAX_FILES = 4096
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """Where the picture of a positive is."""
-
-    tar: str
-    offset: int
-    size: int
-
-
-@dataclass(frozen=True)
-class Neighbour:
-    """A positive, by content hash, and its cosine to the suspect."""
-
-    content_hash: str
-    cosine: float
 
 
 class NearestPositives:
@@ -53,20 +37,20 @@ class NearestPositives:
         self._embedding_KD = bank.embedding_KD[kept].astype(np.float32)
         self._of_file = functools.lru_cache(_MAX_FILES)(self._compare_file)
 
-    def find(self, sidecar: str, row: int) -> list[Neighbour]:
-        """The nearest positives of one row of a sidecar, nearest first."""
+    def find(self, sidecar: str, row: int) -> list[dict[str, Any]]:
+        """content_hash and cosine of the positives nearest to a row of a sidecar, nearest first."""
         index_BN, cosine_BN = self._of_file(sidecar)
         return [
-            Neighbour(self._hashes[int(k)], float(cosine))
+            {"content_hash": self._hashes[int(k)], "cosine": float(cosine)}
             for k, cosine in zip(index_BN[row], cosine_BN[row], strict=True)
         ]
 
     def read_image(self, content_hash: str) -> bytes | None:
         """The JPEG of a positive; None if it is in no shard."""
-        picture = self._pictures.get(content_hash)
-        if picture is None:
+        if content_hash not in self._pictures:
             return None
-        return storage.read_range(self._dataset.uri(picture.tar), picture.offset, picture.size)
+        tar, offset, size = self._pictures[content_hash]
+        return storage.read_range(self._dataset.uri(tar), offset, size)
 
     def _compare_file(self, sidecar: str) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """The nearest positives of all rows of a file at once: reading it is what takes time."""
@@ -76,15 +60,14 @@ class NearestPositives:
         return order_BN.astype(np.int32), np.take_along_axis(cosine_BK, order_BN, axis=1)
 
 
-def _find_pictures(dataset: Dataset, generation: Generation) -> dict[str, _Picture]:
-    """The pictures of all positives, by content hash."""
-    found: dict[str, _Picture] = {}
+def _find_pictures(dataset: Dataset, generation: Generation) -> dict[str, tuple[str, int, int]]:
+    """Tar, offset and size of the pictures of all positives, by content hash."""
+    found: dict[str, tuple[str, int, int]] = {}
     for shard in generation.shards:
         if shard.label:
             columns = ["content_hash", "tar_offset", "tar_size"]
             rows: pa.Table = dataset.read_sidecar(shard, columns)
-            for content_hash, offset, size in zip(
-                *(rows[name].to_pylist() for name in columns), strict=True
-            ):
-                found[content_hash] = _Picture(shard.path, offset, size)
+            hashes, offsets, sizes = (rows[name].to_pylist() for name in columns)
+            places = zip(repeat(shard.path), offsets, sizes, strict=False)
+            found |= zip(hashes, places, strict=True)
     return found

@@ -33,7 +33,15 @@ def serve_review(
         )
     chosen = targets or Dataset(root).read_info().targets
     sessions = {target: ReviewSession(root, target) for target in chosen}
-    with _listen(host.strip("[]"), port) as listener:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host.strip("[]"), port), family=family)
+    except OSError as error:
+        raise ConfigError(
+            f"--port {port}: cannot listen on {host} ({error.strerror}). Use another, or 0 for any "
+            "free one"
+        ) from None
+    with listener:
         app = make_app(sessions)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
         name = f"[{host}]" if ":" in host else host
@@ -41,14 +49,3 @@ def serve_review(
         announce(url, sessions[chosen[0]].verdict_path)
         with contextlib.suppress(KeyboardInterrupt):  # the intended end
             server.run(sockets=[listener])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise ConfigError(
-            f"--port {port}: cannot listen on {host} ({error.strerror}). Use another, or 0 for any "
-            "free one"
-        ) from None

@@ -102,8 +102,8 @@ class ReviewSession:
     def nearest(self, key: str) -> list[dict[str, Any]]:
         """The positives most similar to a suspect; raises UnknownPicture."""
         snapshot = self._snapshot
-        found = snapshot.nearest.find(*snapshot.suspects.place_of(key))
-        return [{"content_hash": each.content_hash, "cosine": each.cosine} for each in found]
+        row = snapshot.suspects.row(key)
+        return snapshot.nearest.find(row["sidecar"], row["row"])
 
     def suspect_image(self, key: str) -> bytes:
         return self._snapshot.suspects.read_image(key)
@@ -120,7 +120,9 @@ class ReviewSession:
         Raises UnknownPicture, and saves nothing, if a key is not that of a suspect.
         """
         suspects = self._snapshot.suspects
-        self._file.save({(key, suspects.hash_of(key)): each for key, each in verdicts.items()})
+        self._file.save(
+            {(key, suspects.row(key)["content_hash"]): each for key, each in verdicts.items()}
+        )
         return self.progress()
 
     def apply(self) -> tuple[Generation, int]:

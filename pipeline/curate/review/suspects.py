@@ -52,20 +52,12 @@ class Suspects:
 
     def read_image(self, key: str) -> bytes:
         """The JPEG of a key; raises UnknownPicture."""
-        row = self._row(key)
+        row = self.row(key)
         uri = self.dataset.uri(row["tar"])
         return storage.read_range(uri, row["tar_offset"], row["tar_size"])
 
-    def place_of(self, key: str) -> tuple[str, int]:
-        """The sidecar of a key and its row there; raises UnknownPicture."""
-        row = self._row(key)
-        return row["sidecar"], row["row"]
-
-    def hash_of(self, key: str) -> str:
-        """The content hash of a key; raises UnknownPicture."""
-        return str(self._row(key)["content_hash"])
-
-    def _row(self, key: str) -> dict[str, Any]:
+    def row(self, key: str) -> dict[str, Any]:
+        """`_READ`, the files it is in, and its number in the sidecar; raises UnknownPicture."""
         if key not in self.position:
             raise UnknownPicture(
                 f"{key} is not in quarantine in generation {self.generation}: reload the page"

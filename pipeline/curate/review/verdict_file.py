@@ -74,7 +74,10 @@ class VerdictFile:
         except FileNotFoundError:
             self._content, self._verdicts = None, {}
             return
-        self._verdicts = _decode(self.uri, self._content)
+        self._verdicts = {
+            (row["key"], row["content_hash"]): verdict
+            for row, verdict in parse_verdicts(self.uri, self._content, _COLUMNS)
+        }
 
 
 def _encode(verdicts: Mapping[Picture, Verdict]) -> bytes:
@@ -83,10 +86,3 @@ def _encode(verdicts: Mapping[Picture, Verdict]) -> bytes:
     writer.writerow(_COLUMNS)
     writer.writerows((key, verdict, sha256) for (key, sha256), verdict in verdicts.items())
     return text.getvalue().encode()
-
-
-def _decode(uri: str, content: bytes) -> dict[Picture, Verdict]:
-    return {
-        (row["key"], row["content_hash"]): verdict
-        for row, verdict in parse_verdicts(uri, content, _COLUMNS)
-    }

@@ -13,12 +13,14 @@ several families of pictures is its drawing functions and this:
         return draw_family({"dots": _draw_dots, "lines": _draw_lines}, rng, params, family)
 
     Source = partial(PictureSource, "doodles", draw)
+    toy = partial(toy_of, Params)
 """
 
 import abc
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args
 
 import numpy as np
@@ -113,12 +115,15 @@ class AddressedSource(abc.ABC, Generic[A]):
         return map(self.sample, range(first + start, last))
 
 
+def toy_of(params: type[A], directory: Path, **given: Any) -> A:  # noqa: ARG001
+    """Three pictures as the `toy` of a generator, which needs no files."""
+    return params(image_size=64, num_pictures=3, **given)
+
+
 def all_families(literal: object) -> Any:
     """The field `families`; `literal` is the Literal of their names, all of them the default."""
     return Field(
-        get_args(literal),
-        min_length=1,
-        description="Picture i is of family i modulo their number.",
+        get_args(literal), min_length=1, description="Picture i is of family i modulo their number."
     )
 
 

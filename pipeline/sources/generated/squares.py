@@ -3,7 +3,7 @@
 By default the recursion ends at the smallest side that the eye can distinguish.
 """
 
-from pathlib import Path
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -16,6 +16,7 @@ from pipeline.sources.generated import (
     Pixels,
     drawn_sample,
     picture_rng,
+    toy_of,
 )
 
 
@@ -74,6 +75,4 @@ def draw(rng: np.random.Generator, params: Params) -> Pixels:
     return small.repeat(params.smallest_side, axis=1).repeat(params.smallest_side, axis=0)
 
 
-def toy(directory: Path) -> Params:  # noqa: ARG001 - a generator needs no files
-    """Three pictures."""
-    return Params(image_size=64, num_pictures=3)
+toy = partial(toy_of, Params)

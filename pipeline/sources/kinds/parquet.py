@@ -13,10 +13,12 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from pipeline.dataset.schema import Partition, RawSample
+from pipeline.dataset.seen_labels import LabelCounter, SeenLabels
 from pipeline.errors import ConfigError
 from pipeline.sources.readers.columns import (
     Columns,
     TableParams,
+    check_column,
     columns_and_rule,
     holds,
     row_sample,
@@ -54,6 +56,7 @@ class Source:
 
     def __init__(self, params: Params) -> None:
         self._params = params
+        self.left_out = LabelCounter()
 
     def partitions(self) -> Iterator[Partition]:
         """Reads the footers of up to 1000 files; more files are only listed."""
@@ -94,7 +97,7 @@ class Source:
                 columns=columns.names,
                 groups=(first, end),
                 label_column=columns.label,
-                is_offered=rule.is_offered if rule.leaves_some_out else None,
+                is_offered=rule.counting(self.left_out) if rule.leaves_some_out else None,
                 start=start,
             )
             for number, row in rows:
@@ -109,6 +112,14 @@ class Source:
         uri, first, end = partition.locator
         with open_table(uri) as table:
             return sum(table.group_sizes[first:end])
+
+    def declares_labels(self) -> bool:
+        return self._params.declares_labels
+
+    def check_labels(self, seen: SeenLabels) -> None:
+        with open_table(next(iter(self.partitions())).locator[0]) as table:
+            _, rule = self._columns_and_rule(table)
+        check_column(self._params, rule, seen)
 
     def _columns_and_rule(self, table: Table) -> tuple[Columns, LabelRule]:
         """From this file's schema: files of a set may differ in the order of classes."""

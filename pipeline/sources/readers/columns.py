@@ -13,10 +13,11 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipeline.dataset.schema import RawSample
+from pipeline.dataset.seen_labels import SeenLabels
 from pipeline.errors import ConfigError
 from pipeline.sources.readers import tars
 from pipeline.sources.readers.files import read_named_image
-from pipeline.sources.readers.labels import LabelledParams, LabelRule, label_rule
+from pipeline.sources.readers.labels import LabelledParams, LabelRule, declared, label_rule
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +36,9 @@ class TableParams(LabelledParams, frozen=True, extra="forbid"):
         None, description="Default: image, img, jpg ..., or the only column of images."
     )
     label_column: str | None = Field(
-        None, description="Default: label, labels or fine_label, if there is one."
+        None,
+        description="Default: label, labels or fine_label, if there is one. A column that is named "
+        "has to have a class in some row.",
     )
     license_column: str | None = Field(None, description="Default: license, if there is one.")
     author_column: str | None = Field(None, description="Default: author, if there is one.")
@@ -48,6 +51,11 @@ class TableParams(LabelledParams, frozen=True, extra="forbid"):
         description="Rows per partition. Row groups of a parquet file are joined until they have "
         "as many; of a data set that `datasets` streams, a partition is a file.",
     )
+
+    @property
+    def declares_labels(self) -> bool:
+        """Whether a class or the column of classes is named, which then has to occur."""
+        return bool(self.target_labels or self.label_column)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,8 +159,15 @@ def columns_and_rule(
         names=class_names(chosen.label) if chosen.label else (),
         is_labelled=chosen.label is not None,
         hint=f"give `params.label_column`; {where} has {', '.join(columns)}",
+        where=where if chosen.label is None else f"{where}: column {chosen.label!r}",
     )
     return chosen, rule
+
+
+def check_column(params: TableParams, rule: LabelRule, seen: SeenLabels) -> None:
+    """Raises ConfigError if a label that the settings declare is not among those seen."""
+    column = params.label_column
+    declared(params, rule, f"`params.label_column` ({column})" if column else "").check(seen)
 
 
 def row_sample(uri: str, row: Row, columns: Columns, rule: LabelRule, folder: str) -> RawSample:

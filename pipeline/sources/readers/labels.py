@@ -1,33 +1,50 @@
 """From the class of a sample to its label: settings and rules that labelled formats share.
 
-Each sample has one class or a list of them: a number among known names, or a text.
+Each sample has one class or a list of them; `class_names` says which one a label means.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from pipeline import storage
 from pipeline.dataset.schema import LabelState
+from pipeline.dataset.seen_labels import LabelCounter
 from pipeline.errors import ConfigError
+from pipeline.sources.readers.class_names import (
+    ClassNames,
+    NotALabel,
+    TextLabels,
+    read_class_names,
+)
+from pipeline.sources.readers.declared import Declared
+from pipeline.sources.readers.text import strip
 
 TargetPolicy = Literal["exclude", "positive", "only"]
 
 
-def _texts(value: object) -> object:
-    """One value or several, numbers included, as texts."""
-    if isinstance(value, str | int):
-        value = (value,)
-    if isinstance(value, list | tuple):
-        return tuple(str(each) if isinstance(each, int) else each for each in value)
+def _labels(value: object) -> object:
+    """One label or several, each a whole number or a text, by its type."""
+    values = value if isinstance(value, list | tuple) else (value,)
+    return tuple(_label(each) for each in values)
+
+
+def _label(value: object) -> object:
+    if isinstance(value, str):
+        return strip(value)
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return int(value)
     return value
 
 
 def _texts_or_path(value: object) -> object:
-    return value if isinstance(value, str) else _texts(value)
+    """Several texts, numbers included, or one path."""
+    if not isinstance(value, list | tuple):
+        return value
+    if any(isinstance(each, bool) for each in value):
+        raise ValueError("a name is yes, no, on, off, true or false: write it in quotes")
+    return tuple(str(each) if isinstance(each, int) else each for each in value)
 
 
 class LabelledParams(BaseModel, frozen=True, extra="forbid"):
@@ -36,8 +53,10 @@ class LabelledParams(BaseModel, frozen=True, extra="forbid"):
     target: str = Field(
         "", description="Label of the target's images, e.g. cat; '' is the first of target_labels."
     )
-    target_labels: Annotated[tuple[str, ...], BeforeValidator(_texts)] = Field(
-        (), description="Classes that are the target, names or numbers, e.g. [cat] or [3]."
+    target_labels: Annotated[tuple[int | str, ...], BeforeValidator(_labels)] = Field(
+        (),
+        description="Classes that are the target: names in quotes or numbers, e.g. [cat] or [3]. "
+        "Each has to occur in what is read.",
     )
     target_policy: TargetPolicy = Field(
         "exclude",
@@ -53,6 +72,12 @@ class LabelledParams(BaseModel, frozen=True, extra="forbid"):
         (),
         description="Names of numbered classes, in order, or the path of a file of them: one name "
         "per line, a JSON list, or JSON id2label. () takes the names that the data has.",
+    )
+    text_labels: TextLabels = Field(
+        "auto",
+        description="What a class written as text is, e.g. in a tar member: its name, or its "
+        "number. auto: a name, or in a tar member a number if it is one; refused where names are "
+        "digits, too.",
     )
 
 
@@ -72,7 +97,8 @@ class LabelRule:
     targets: frozenset[str]
     policy: TargetPolicy
     is_exhaustive: bool
-    names: tuple[str, ...]  # of numbered classes; () if they have none
+    classes: ClassNames
+    where: str  # labels are, for messages: the file or data set, and its column or member
 
     @property
     def leaves_some_out(self) -> bool:
@@ -85,6 +111,21 @@ class LabelRule:
         is_target = not self.targets.isdisjoint(self.class_names(label))
         return is_target == (self.policy == "only")
 
+    def counting(self, left_out: LabelCounter) -> Callable[[object], bool]:
+        """`is_offered`, which counts those that are not."""
+
+        def is_offered(label: object) -> bool:
+            if self.is_offered(label):
+                return True
+            self.count(label, left_out)
+            return False
+
+        return is_offered
+
+    def count(self, label: object, counter: LabelCounter) -> None:
+        facts = self.facts(label)
+        counter.add(facts.class_name, is_target=facts.label_state == "verified_present")
+
     def facts(self, label: object) -> ClassFacts:
         names = self.class_names(label)
         class_name = ", ".join(names) or None
@@ -94,36 +135,38 @@ class LabelRule:
         return ClassFacts(class_name, "", "verified_absent" if is_absent else "unknown")
 
     def class_names(self, label: object) -> list[str]:
-        """Names of one class or of a list; a null, "" or negative number is no class."""
+        """Names of one class or of a list; raises ConfigError if a class is not known."""
         labels = label if isinstance(label, list | tuple) else [label]
-        return [name for each in labels if (name := self._class_name(each)) is not None]
-
-    def _class_name(self, label: object) -> str | None:
-        if isinstance(label, bytes):
-            label = label.decode(errors="replace")
-        if isinstance(label, float):
-            label = int(label) if label.is_integer() else None  # pandas writes nulls as nan
-        text = "" if label is None else str(label).strip()
-        if not text or (isinstance(label, int) and label < 0):
-            return None
-        if not self.names or text in self.names:
-            return text
-        if not text.isdecimal() or int(text) >= len(self.names):
+        try:
+            named = [self.classes.name_of(each) for each in labels]
+        except NotALabel as error:
+            if not self.targets:
+                return []  # a column that is only called so, and that nothing depends on
             raise ConfigError(
-                f"class {text!r} is none of the {len(self.names)} known "
-                f"({_some(self.names)}); check `params.label_names`"
-            )
-        return self.names[int(text)]
+                f"{self.where}: {error}; name another by `params.label_column` or "
+                "`params.class_field`"
+            ) from None
+        except ConfigError as error:
+            raise ConfigError(f"{self.where}: {error}") from None
+        return [name for name in named if name is not None]
 
 
 def label_rule(
-    settings: LabelledParams, *, names: Sequence[str] = (), is_labelled: bool, hint: str
+    settings: LabelledParams,
+    *,
+    names: Sequence[str] = (),
+    is_labelled: bool,
+    hint: str,
+    where: str,
 ) -> LabelRule:
     """`names` are those of the data; raises ConfigError if settings and data do not fit.
 
     A target label that is no class would turn the target's images into negatives.
     """
-    names = tuple(_read_names(settings.label_names) or names)
+    classes = ClassNames(
+        names=read_class_names(settings.label_names) or tuple(names),
+        text_labels=settings.text_labels,
+    )
     targets = settings.target_labels
     if targets and not is_labelled:
         raise ConfigError(f"`params.target_labels` needs classes: {hint}")
@@ -137,48 +180,21 @@ def label_rule(
             f"`params.target_policy` {settings.target_policy} needs `params.target_labels`"
         )
     return LabelRule(
-        target=settings.target or (targets[0] if targets else ""),
-        targets=frozenset(_known_name(target, names) for target in targets),
+        target=settings.target or (str(targets[0]) if targets else ""),
+        targets=frozenset(map(classes.name_of_target, targets)),
         policy=settings.target_policy,
         is_exhaustive=settings.labels_are_exhaustive,
-        names=names,
+        classes=classes,
+        where=where,
     )
 
 
-def _known_name(label: str, names: tuple[str, ...]) -> str:
-    if not names or label in names:
-        return label
-    if label.isdecimal() and int(label) < len(names):
-        return names[int(label)]
-    raise ConfigError(
-        f"`params.target_labels`: {label!r} is none of the {len(names)} classes: {_some(names)}"
+def declared(settings: LabelledParams, rule: LabelRule, place: str) -> Declared:
+    """place: where classes are, with its setting; "" if the settings do not say."""
+    names = {rule.classes.name_of_target(label): None for label in settings.target_labels}
+    return Declared(
+        targets=tuple(names),
+        known=frozenset(rule.classes.names),
+        place=place,
+        is_only=settings.target_policy == "only",
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-
-
-def _read_names(names: tuple[str, ...] | str) -> list[str]:
-    if not isinstance(names, str):
-        return list(names)
-    try:
-        text = storage.read_bytes(names).decode()
-    except (FileNotFoundError, UnicodeDecodeError):
-        raise ConfigError(
-            f"{names}: no such text file; check `params.label_names`, a list or a path"
-        ) from None
-    if not names.endswith(".json"):
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    try:
-        parsed = json.loads(text)
-        if isinstance(parsed, dict):
-            parsed = [parsed[str(number)] for number in range(len(parsed))]
-    except (ValueError, KeyError):
-        parsed = None
-    if not isinstance(parsed, list) or not all(isinstance(name, str) for name in parsed):
-        raise ConfigError(
-            f"{names}: expected a list of names, or an object from numbers (0, 1, ...) to names; "
-            "check `params.label_names`"
-        )
-    return parsed

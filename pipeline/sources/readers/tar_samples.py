@@ -249,17 +249,6 @@ def described(members: Sequence[Member]) -> dict[str, Any]:
     return parsed if isinstance(parsed, dict) else {}
 
 
-def text_of(members: Sequence[Member], field: str) -> str | None:
-    """Text of a member, or of a value of the json with `json.<name>`."""
-    for member in members:
-        if member.field == field and member.content is not None:
-            return member.content.decode(errors="replace").strip()
-    if field.startswith("json."):
-        value = described(members).get(field.removeprefix("json."))
-        return None if value is None or isinstance(value, dict | list) else str(value)
-    return None
-
-
 def _parse(name: str, before: str) -> tuple[str, str] | None:
     """Key and field of a member's name; None if it belongs to no sample.
 

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.encoders.networks import Preprocessing, crop_pixels
+from pipeline.encoders.preprocessing import Preprocessing, crop_pixels
 from pipeline.encoders.runtimes import Pending, Runtime
 
 READS = ("image", "reject_reason")

@@ -5,11 +5,12 @@ import shutil
 from pathlib import Path
 
 from pipeline import storage
+from pipeline.mine.driver import mine
 from study.datasets import Built, Choice, DataSets
 from train.config import TrainConfig
 from train.evaluate.run import evaluate_run
 from train.loop.trainer import train
-from train.mining.scorer import mine_run
+from train.mining.scorer import prepare_scorer
 
 
 def get_mined(data_sets: DataSets, choice: Choice, *, train_config: TrainConfig) -> Built:
@@ -24,9 +25,9 @@ def get_mined(data_sets: DataSets, choice: Choice, *, train_config: TrainConfig)
         train_config = train_config.model_copy(update={"generation": built.generation})
         train(built.config, train_config, resume=(path / "checkpoints").exists())
         evaluate_run(path)  # mining asks for a calibrated model
-        mined = mine_run(
-            built.config, path, budget=choice.mined_budget, only=(data_sets.stream_source(choice),)
-        )
+        only = (data_sets.stream_source(choice),)
+        scorer = prepare_scorer(built.config, path)
+        mined = mine(built.config, scorer, budget=choice.mined_budget, only=only)
         number = mined.generation.number
         storage.write_atomic(str(record), json.dumps({"generation": number}).encode())
         shutil.rmtree(path)

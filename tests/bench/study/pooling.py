@@ -46,7 +46,8 @@ def pool_rate(results: Sequence[Result], *strata: str) -> Pooled | None:
     if num_alarms == 0:
         low, high = binomtest(0, num_images).proportion_ci(method="exact")
     else:
-        low, high = _interval(counts.rates(*_weights(counts.tested_RP.shape)))
+        alarms_B, tested_B = counts.resampled(*_weights(counts.tested_RP.shape))
+        low, high = _interval(alarms_B / tested_B)
     return Pooled(num_alarms / n, low, high, num_alarms, n, num_images)
 
 
@@ -63,12 +64,16 @@ def pool_ratio(
     if [r["seed"] for r in results] != [r["seed"] for r in baseline]:
         return None
     half = len(results)
-    ours, theirs = counts.slice(0, half), counts.slice(half, 2 * half)
+    ours = _Counts(counts.alarms_RP[:half], counts.tested_RP[:half])
+    theirs = _Counts(counts.alarms_RP[half:], counts.tested_RP[half:])
     if not theirs.alarms_RP.any():
         return None
     weights = _weights(ours.tested_RP.shape)
-    ratio_B = ours.smoothed(*weights) / theirs.smoothed(*weights)
-    low, high = _interval(ratio_B)
+    rates = [
+        (alarms_B + 0.5) / tested_B
+        for alarms_B, tested_B in (each.resampled(*weights) for each in (ours, theirs))
+    ]
+    low, high = _interval(rates[0] / rates[1])
     value = float((ours.alarms_RP.sum() + 0.5) / (theirs.alarms_RP.sum() + 0.5))
     value *= float(theirs.tested_RP.sum() / ours.tested_RP.sum())
     n = int(ours.tested_RP.sum())
@@ -97,21 +102,12 @@ class _Counts:
             alarms_RP[row, [column[name] for name in alarms]] = 1
         return cls(alarms_RP, tested_RP)
 
-    def slice(self, start: int, stop: int) -> "_Counts":
-        return _Counts(self.alarms_RP[start:stop], self.tested_RP[start:stop])
-
-    def rates(self, runs_BR: Floats, images_BP: Floats) -> Floats:
-        alarms_B, tested_B = self._sums(runs_BR, images_BP)
-        return alarms_B / tested_B
-
-    def smoothed(self, runs_BR: Floats, images_BP: Floats) -> Floats:
-        alarms_B, tested_B = self._sums(runs_BR, images_BP)
-        return (alarms_B + 0.5) / tested_B
-
-    def _sums(self, runs_BR: Floats, images_BP: Floats) -> tuple[Floats, Floats]:
-        sums = [((runs_BR @ each_RP) * images_BP).sum(1) for each_RP in
-                (self.alarms_RP, self.tested_RP)]  # fmt: skip
-        return sums[0], np.maximum(sums[1], 1)
+    def resampled(self, runs_BR: Floats, images_BP: Floats) -> tuple[Floats, Floats]:
+        """Alarms and tests of runs and pictures that are drawn so often."""
+        alarms_B, tested_B = (
+            ((runs_BR @ each_RP) * images_BP).sum(1) for each_RP in (self.alarms_RP, self.tested_RP)
+        )
+        return alarms_B, np.maximum(tested_B, 1)
 
 
 def _images_of(result: Result, what: str, strata: Sequence[str]) -> list[str]:
@@ -121,13 +117,11 @@ def _images_of(result: Result, what: str, strata: Sequence[str]) -> list[str]:
 def _weights(shape: tuple[int, ...]) -> tuple[Floats, Floats]:
     """runs_BR and images_BP: how often each is drawn."""
     rng = np.random.default_rng(0)
-    num_runs, num_images = shape
-    return (
-        rng.multinomial(num_runs, np.full(num_runs, 1 / num_runs), _NUM_RESAMPLES).astype(float),
-        rng.multinomial(num_images, np.full(num_images, 1 / num_images), _NUM_RESAMPLES).astype(
-            float
-        ),
+    runs_BR, images_BP = (
+        rng.multinomial(number, np.full(number, 1 / number), _NUM_RESAMPLES).astype(float)
+        for number in shape
     )
+    return runs_BR, images_BP
 
 
 def _interval(values_B: Floats) -> tuple[float, float]:

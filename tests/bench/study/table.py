@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ def write_tables(out: Path, results: Sequence[Result], settings: Settings) -> No
 
 
 def settings_of(settings: Settings) -> dict[str, Any]:
-    fields = {name: getattr(settings, name) for name in settings.__dataclass_fields__}
-    return {**fields, "negatives": NEGATIVE_SHARES, "positives_held_out": POSITIVE_SHARES}
+    held_out = {"negatives": NEGATIVE_SHARES, "positives_held_out": POSITIVE_SHARES}
+    return {**asdict(settings), **held_out}
 
 
 def _csv(results: Iterable[Result]) -> str:

@@ -19,7 +19,13 @@ from support.builds import (
     squares,
     write_config,
 )
-from support.processes import run_infineg
+from support.processes import call_infineg
+
+
+@pytest.fixture
+def root(built: Built, tmp_path: Path) -> Path:
+    """A copy to build on."""
+    return copy_dataset(built.root, tmp_path / "data")
 
 
 def stamps(root: Path) -> dict[str, tuple[int, int]]:
@@ -28,13 +34,13 @@ def stamps(root: Path) -> dict[str, tuple[int, int]]:
     return {str(path.relative_to(root)): (stat.st_ino, stat.st_mtime_ns) for path, stat in found}
 
 
-def test_sources_added_one_by_one_by_other_workers_give_the_same_bytes(
+def test_sources_added_later_by_workers_of_ray_give_the_same_bytes(
     built: Built, tmp_path: Path
 ) -> None:
     root = tmp_path / "data"
-    first, _ = build(config_of(root, built.entries[:2], build={"workers": 1}))
+    first = build_inline(config_of(root, built.entries[:2]))
     then = stamps(root)
-    config = config_of(root, built.entries, build={"workers": 4})
+    config = config_of(root, built.entries, build={"workers": 2})
     second, is_new = build(config)
     assert (first.number, second.number, second.parent, is_new) == (1, 2, 1, True)
     files = ("shards/", "quarantine/", "ledger/")
@@ -49,19 +55,19 @@ def test_sources_added_one_by_one_by_other_workers_give_the_same_bytes(
     assert verify_dataset(str(root)).problems == []
 
 
-def test_second_build_does_nothing(built: Built, tmp_path: Path) -> None:
+def test_second_build_does_nothing(
+    built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = stamps(built.root)
     path = write_config(tmp_path / "config.yaml", built.config)
-    code, output = run_infineg("build", path, log=tmp_path / "log")
-    assert code == 0, output
-    assert "nothing to do" in output
+    code, output, _ = call_infineg(capsys, "build", path)
+    assert (code, "nothing to do" in output) == (0, True)
     assert stamps(built.root) == before
 
 
 def test_second_build_repairs_what_a_crash_after_the_commit_left_behind(
-    built: Built, tmp_path: Path
+    built: Built, root: Path
 ) -> None:
-    root = copy_dataset(built.root, tmp_path / "data")
     info = Dataset(str(root)).read_info()
     Dataset(str(root)).write_info(info.model_copy(update={"latest_generation": 0}))
     (root / "_info.json").unlink()
@@ -87,10 +93,7 @@ def test_changed_settings_are_refused_by_name(built: Built) -> None:
     assert "--set output.path=" in str(caught.value)
 
 
-def test_source_that_left_the_config_leaves_the_next_generation(
-    built: Built, tmp_path: Path
-) -> None:
-    root = copy_dataset(built.root, tmp_path / "data")
+def test_source_that_left_the_config_leaves_the_next_generation(built: Built, root: Path) -> None:
     before = stamps(root)
     kept = [entry for entry in built.entries if entry["name"] != "squares"]
     second, is_new = build(config_of(root, kept))
@@ -104,8 +107,7 @@ def test_source_that_left_the_config_leaves_the_next_generation(
     assert verify_dataset(str(root)).problems == []
 
 
-def test_source_option_drops_no_other_source(built: Built, tmp_path: Path) -> None:
-    root = copy_dataset(built.root, tmp_path / "data")
+def test_source_option_drops_no_other_source(built: Built, root: Path) -> None:
     fewer = config_of(root, [built.entries[0], squares("more", num_pictures=300, seed=5)])
     generation = build_inline(fewer, only=["more"])
     assert [s.name for s in generation.sources] == [
@@ -113,8 +115,7 @@ def test_source_option_drops_no_other_source(built: Built, tmp_path: Path) -> No
     ]  # fmt: skip
 
 
-def test_reweighted_source_is_drawn_anew_under_new_names(built: Built, tmp_path: Path) -> None:
-    root = copy_dataset(built.root, tmp_path / "data")
+def test_reweighted_source_is_drawn_anew_under_new_names(built: Built, root: Path) -> None:
     before = stamps(root)
     changed = [{**built.entries[0], "weight": 2.0}, *built.entries[1:]]
     second = build_inline(config_of(root, changed))
@@ -142,8 +143,7 @@ def test_reweighted_source_is_drawn_anew_under_new_names(built: Built, tmp_path:
     assert third == second, "and then there is nothing to do"
 
 
-def test_other_encoder_weights_are_refused(built: Built, tmp_path: Path) -> None:
-    root = copy_dataset(built.root, tmp_path / "data")
+def test_other_encoder_weights_are_refused(built: Built, root: Path) -> None:
     info = Dataset(str(root)).read_info()
     Dataset(str(root)).write_info(info.model_copy(update={"encoder": "other:0123:last:64px"}))
     more = [*built.entries, squares("more", num_pictures=10, seed=3)]

@@ -11,18 +11,10 @@ from pipeline.config.schema import Config
 from pipeline.dataset import Dataset
 from pipeline.dataset.lease import lease_uri
 from support.builds import Built, build_inline, config_of, file_hashes, write_config
-from support.processes import kill_session, run_infineg, start_infineg, wait_until
-from train.cli import main
+from support.processes import call_infineg, run_infineg, running_infineg, wait_until
+from support.train_runs import read_losses
 from train.config import load_train_config
 from train.loop.trainer import train
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Output of a command that ends well, in this process."""
-    with pytest.raises(SystemExit) as end:
-        main(arguments)
-    assert end.value.code == 0
-    return capsys.readouterr().out
 
 
 @pytest.mark.timeout(240)
@@ -32,8 +24,7 @@ def test_of_two_builds_at_once_the_second_is_refused_and_the_first_goes_on(
     root = str(tmp_path / "data")
     config = write_config(tmp_path / "config.yaml", config_of(root, built.entries))
     log = tmp_path / "log-1"
-    first = start_infineg("build", config, log=log)
-    try:
+    with running_infineg("build", config, log=log) as first:
         wait_until(lambda: storage.exists(lease_uri(root)), first, log)
         code, output = run_infineg("build", config, log=tmp_path / "log-2")
         assert code == 1, output
@@ -41,8 +32,6 @@ def test_of_two_builds_at_once_the_second_is_refused_and_the_first_goes_on(
         message = f"{root} is being built by {socket.gethostname()}, process {first.pid} "
         assert message in output
         assert first.wait(timeout=120) == 0, log.read_text()
-    finally:
-        kill_session(first)
     assert file_hashes(root) == file_hashes(built.root)
     assert not storage.exists(lease_uri(root))
 
@@ -61,8 +50,9 @@ def test_data_set_on_s3_grows_is_verified_and_trained_on(
     assert before.items() < after.items()
     assert second.shards[: len(first.shards)] == first.shards
 
-    assert "good." in call(capsys, "verify", s3_root)
-    status = json.loads(call(capsys, "status", s3_root, "--json"))
+    code, output, _ = call_infineg(capsys, "verify", s3_root)
+    assert (code, "good." in output) == (0, True)
+    status = json.loads(call_infineg(capsys, "status", s3_root, "--json")[1])
     assert status["counts"]["selected"] == built.generation.counts.selected
     assert Dataset(s3_root).read_info().latest_generation == 2
     assert losses(config, tmp_path / "s3") == losses(built.config, tmp_path / "local")
@@ -77,6 +67,6 @@ def losses(config: Config, run: Path) -> list[float]:
     path = write_config(run.with_suffix(".yaml"), config.model_copy(update={"train": section}))
     loaded, train_config, _ = load_train_config(str(path), ())
     train(loaded, train_config, resume=False)
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    assert len(lines) == 4
-    return [line["loss"] for line in lines]
+    logged = read_losses(run)
+    assert len(logged) == 4
+    return logged

@@ -3,9 +3,8 @@
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +13,17 @@ from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import Dataset
 from pipeline.dataset.lease import lease_uri
 from pipeline.dataset.metadata import PartRecord
-from support.builds import build_inline, config_of, file_hashes, squares, write_config, write_inputs
+from support.builds import (
+    Built,
+    build_inline,
+    built_inline,
+    config_of,
+    file_hashes,
+    squares,
+    write_config,
+    write_inputs,
+)
+from support.crashes import crash_build
 from support.kills import (
     MOMENTS,
     MOMENTS_OF_PLANNING,
@@ -28,7 +37,6 @@ from support.kills import (
     Target,
     draw_kill,
     garbage_in,
-    killed_build,
     repeated_work,
 )
 from support.servers import S3Server
@@ -38,32 +46,23 @@ SHORT = 1200  # squares: with all else 5 generations
 LONG = 6000  # 13
 
 
-@dataclass(frozen=True)
-class Undisturbed:
-    """What a build gives that nobody kills."""
-
-    entries: list[dict[str, Any]]
-    hashes: dict[str, str]
-
-
-def undisturbed(folder: Path, num_squares: int) -> Undisturbed:
-    """Four sources of negatives, and one that has again what the first one has."""
-    first, *others = write_inputs(folder / "inputs")
-    del first
+def undisturbed(folder: Path, num_squares: int) -> Built:
+    """Four sources of negatives, and one that has again what the first one has; nobody kills it."""
+    _, *others = write_inputs(folder / "inputs")
     entries = [
         squares(num_pictures=num_squares, per_partition=600),
         squares("again", num_pictures=600, per_partition=300),
         *others,
     ]
-    generation = build_inline(config_of(folder / "data", entries, **SECTIONS))
-    rejected = {source.name: source.counts.rejected for source in generation.sources}
+    built = built_inline(folder / "data", entries, **SECTIONS)
+    rejected = {source.name: source.counts.rejected for source in built.generation.sources}
     assert rejected["again"]["duplicate"] > 5
     assert rejected["strays"]["suspected_positive"] > 5
-    return Undisturbed(entries, file_hashes(folder / "data"))
+    return built
 
 
 @pytest.fixture(scope="module")
-def short(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+def short(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return undisturbed(tmp_path_factory.mktemp("short"), SHORT)
 
 
@@ -77,12 +76,11 @@ def new_events(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], E
     return lambda: S3Events(server.new_root(), server)
 
 
-def assert_as_undisturbed(build: KilledBuild, events: Events, expected: Undisturbed) -> None:
-    assert file_hashes(events.root) == expected.hashes
-    assert verify_dataset(events.root).problems == []
-    assert garbage_in(events.root) == []
-    assert repeated_work(build, events.poll()) == []
-    assert Dataset(events.root).read_info().latest_generation > 1
+def assert_as_undisturbed(root: str, expected: Built) -> None:
+    assert file_hashes(root) == file_hashes(expected.root)
+    assert verify_dataset(root).problems == []
+    assert garbage_in(root) == []
+    assert Dataset(root).read_info().latest_generation > 1
 
 
 def leave_garbage(root: Path) -> None:
@@ -112,8 +110,26 @@ def assert_parts_are_sound(root: str) -> None:
 
 
 @pytest.mark.timeout(240)
-def test_build_killed_on_a_disk_resumes_to_the_same_bytes(
-    short: Undisturbed, tmp_path: Path
+def test_build_that_dies_at_every_kind_of_write_resumes_to_the_same_bytes(
+    short: Built, tmp_path: Path
+) -> None:
+    events = LocalEvents(str(tmp_path / "data"))
+    config = config_of(events.root, short.entries, **SECTIONS)
+    leave_garbage(tmp_path / "data")
+    events.poll()
+    num_deaths = 0
+    for moment in MOMENTS:
+        for before in (True, False):
+            num_deaths += crash_build(config, moment, before=before)
+            events.poll()  # it fails if a part is committed twice
+    build_inline(config)
+    assert num_deaths == 2 * len(MOMENTS)
+    assert_as_undisturbed(events.root, short)
+
+
+@pytest.mark.timeout(240)
+def test_build_with_killed_processes_of_ray_resumes_to_the_same_bytes(
+    short: Built, tmp_path: Path
 ) -> None:
     events = LocalEvents(str(tmp_path / "data"))
     config = config_of(events.root, short.entries, **SECTIONS)
@@ -121,40 +137,37 @@ def test_build_killed_on_a_disk_resumes_to_the_same_bytes(
     kills = [
         Kill(Target.WORKER, "part"),  # which the run survives
         Kill(Target.RAYLET, "shard"),
-        Kill(Target.DRIVER, "generation"),
     ]
-    with killed_build(path, events, tmp_path) as build:
-        for kill in kills[:2]:
+    with closing(KilledBuild(path, events, tmp_path)) as build:
+        for kill in kills:
             build.strike(kill)
         assert_parts_are_sound(events.root)
-        leave_garbage(tmp_path / "data")
-        build.strike_in(Phase.SWEEPING, kills[2])
         build.finish()
-    assert [struck.kill for struck in build.struck][:3] == kills
-    first, second, third, *_ = (log.read_text() for log in build.logs)
-    assert build.struck[1].phase == Phase.PACKING
+    assert [struck.kill for struck in build.struck] == kills
+    first, second = (log.read_text() for log in build.logs)
     assert "Run the same command again: it resumes" in first
     num_resumed = sum(map(int, re.findall(r"resuming: (\d+) parts are committed", second)))
     assert num_resumed == 3, "cats have one part, 600 squares have two"
-    assert "took over the lease" in third
     assert not storage.exists(lease_uri(events.root))
-    assert_as_undisturbed(build, events, short)
+    assert repeated_work(build, events.poll()) == []
+    assert_as_undisturbed(events.root, short)
 
 
 @pytest.mark.timeout(240)
 def test_build_killed_on_s3_resumes_to_the_same_bytes(
-    s3_root: str, s3_server: S3Server, short: Undisturbed, tmp_path: Path
+    s3_root: str, s3_server: S3Server, short: Built, tmp_path: Path
 ) -> None:
     events = S3Events(s3_root, s3_server)
     path = write_config(tmp_path / "config.yaml", config_of(s3_root, short.entries, **SECTIONS))
-    kills = [Kill(Target.WORKER, "part"), Kill(Target.GCS, "generation")]
-    with killed_build(path, events, tmp_path) as build:
-        build.strike(kills[0])
-        build.strike_in(Phase.SWEEPING, kills[1])
+    kills = [Kill(Target.DRIVER, "part"), Kill(Target.GCS, "generation")]
+    with closing(KilledBuild(path, events, tmp_path)) as build:
+        for kill in kills:
+            build.strike(kill)
         build.finish()
-    assert [struck.kill for struck in build.struck][:2] == kills
-    assert "Run the same command again: it resumes" in build.logs[0].read_text()
-    assert_as_undisturbed(build, events, short)
+    assert [struck.kill for struck in build.struck] == kills
+    assert "took over the lease" in build.logs[1].read_text()
+    assert repeated_work(build, events.poll()) == []
+    assert_as_undisturbed(s3_root, short)
 
 
 @pytest.mark.slow
@@ -174,14 +187,15 @@ def test_fifty_kills_leave_no_trace(
         later = set(MOMENTS) - set(MOMENTS_OF_PLANNING)
         if isinstance(events, S3Events):
             later -= {"half a file"}
-        with killed_build(path, events, folder) as build:
+        with closing(KilledBuild(path, events, folder)) as build:
             for number in range(5):
                 is_early = number == 0 and num_sets % 3 == 0  # planning comes but once
                 moments = sorted(MOMENTS_OF_PLANNING if is_early else later)
                 build.strike(draw_kill(f"{num_sets} {number}", list(Target), moments))
             if not build.is_finished:
                 build.finish()
-        assert_as_undisturbed(build, events, expected)
+        assert repeated_work(build, events.poll()) == []
+        assert_as_undisturbed(events.root, expected)
         struck += build.struck
         num_sets += 1
         with capfd.disabled():

@@ -1,12 +1,9 @@
 """What must not grow with how much there is: memory and requests, each counted at two sizes."""
 
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,26 +13,17 @@ from pipeline.dataset.dataset import Dataset, round_folder
 from pipeline.dataset.dedup import SeenImages
 from pipeline.dataset.status import read_running
 from support.builds import build_inline, config_of, squares
-from support.photo_shards import cost_of
+from support.costs import cost_of, peak_bytes
 from support.servers import S3Server
 from support.synthetic import (
     SOURCE,
     plan_of,
+    seen_images,
     tables_of,
     write_dataset,
     write_part_records,
     write_parts,
 )
-
-
-def peak_bytes(action: Callable[[], Any]) -> int:
-    """Of the memory that Python and NumPy take in it at once."""
-    tracemalloc.start()
-    try:
-        action()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
 
 
 class Counted:
@@ -112,18 +100,10 @@ def test_records_come_in_the_order_of_spans(tmp_path: Path) -> None:
     assert spans == [0, 1, 2, 1_000_000]
 
 
-def images(number: int, seed: int) -> pa.Table:
-    rng = np.random.default_rng(seed)
-    hashes = [f"{n:064x}" for n in rng.integers(0, 2**63, number)]
-    looks = rng.integers(0, 2**64, number, np.uint64)
-    columns = {"content_hash": hashes, "perceptual_hash": looks, "split": ["train"] * number}
-    return pa.table(columns)
-
-
 def test_duplicates_are_looked_up_without_sorting_all_there_is() -> None:
     num_seen = 200_000
-    seen, few = SeenImages(), images(100, seed=1)
-    seen.add(images(num_seen, seed=0))
+    seen, few = SeenImages(), seen_images(100, seed=1)
+    seen.add(seen_images(num_seen, seed=0))
     peak = peak_bytes(lambda: seen.admit(few))
     assert peak < 12 * num_seen, f"{peak / num_seen:.1f} bytes for each that is there"
     assert len(seen.admit(few)) == 100, "they are there now"

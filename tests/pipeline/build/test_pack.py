@@ -19,6 +19,7 @@ from pipeline.dataset.shards import write_part, write_shard
 from pipeline.dataset.tables import PartRows, RoundTables, write_tables
 from pipeline.worker.span import ReadTask
 from support.builds import Built, build_inline, config_of, file_hashes, squares
+from support.tables import table_of
 
 GROUP, OTHER = "shards/train/a", "shards/val/a"
 
@@ -75,29 +76,23 @@ def test_nothing_selected_makes_no_shard() -> None:
 
 def rows_of(num_rows: int, **columns: list[object]) -> pa.Table:
     """Decided rows of one source; all selected where `columns` say nothing else."""
-    defaults: dict[str, list[object]] = {
+    defaults: dict[str, object] = {
         "key": [f"a-{n:016x}-{n:08d}" for n in range(num_rows)],
-        "source": ["a"] * num_rows,
-        "partition": ["p"] * num_rows,
-        "ordinal": list(range(num_rows)),
+        "source": "a",
+        "partition": "p",
+        "ordinal": range(num_rows),
         "uri": [f"a#{n}" for n in range(num_rows)],
-        "label": [""] * num_rows,
-        "label_state": ["unknown"] * num_rows,
+        "label": "",
+        "label_state": "unknown",
         "group": [f"g{n}" for n in range(num_rows)],
-        "split": ["train"] * num_rows,
+        "split": "train",
         "content_hash": [f"{n:064x}" for n in range(num_rows)],
         "image": [b"\xff\xd8" + bytes([n]) * (n * 300) for n in range(num_rows)],
-        "inclusion_probability": [0.3] * num_rows,
-        "similarity": [0.1] * num_rows,
-        "selected": [True] * num_rows,
+        "inclusion_probability": 0.3,
+        "similarity": 0.1,
+        "selected": True,
     }
-    given = {**defaults, **columns}
-    return pa.table(
-        {
-            field.name: pa.array(given.get(field.name, [None] * num_rows), field.type)
-            for field in row_schema(4)
-        }
-    )
+    return table_of(num_rows, row_schema(4), defaults | columns)
 
 
 def test_shard_is_a_plain_tar_without_time_or_owner(tmp_path: Path) -> None:

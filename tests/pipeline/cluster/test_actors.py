@@ -23,7 +23,7 @@ from pipeline.config.build import BuildConfig
 from pipeline.config.encoder import EncoderConfig
 from pipeline.config.schema import Config
 from pipeline.curate.verify import verify_dataset
-from pipeline.encoders.networks import crop_pixels
+from pipeline.encoders.preprocessing import crop_pixels
 from pipeline.encoders.runtimes import PreparedEncoder, prepare_encoder
 from pipeline.errors import ConfigError
 from support.builds import (
@@ -35,7 +35,7 @@ from support.builds import (
     squares,
     write_config,
 )
-from support.processes import kill_session, session_processes, start_infineg, wait_until
+from support.processes import running_infineg, session_processes, wait_until
 
 ON_CPUS: dict[str, Any] = {"workers": 2, "embed_on": "actors", "gpus_per_actor": 0}
 GIB = 2**30
@@ -43,13 +43,13 @@ GIB = 2**30
 
 @pytest.fixture(scope="module")
 def torch_encoder() -> PreparedEncoder:
-    return prepare_encoder(EncoderConfig(**ENCODER), gpus_per_worker=0)  # type: ignore[arg-type]
+    settings = {**ENCODER, "runtime": "torch"}
+    return prepare_encoder(EncoderConfig(**settings), gpus_per_worker=0)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
 def onnx_encoder() -> PreparedEncoder:
-    settings = {**ENCODER, "runtime": "auto"}
-    return prepare_encoder(EncoderConfig(**settings), gpus_per_worker=0)  # type: ignore[arg-type]
+    return prepare_encoder(EncoderConfig(**ENCODER), gpus_per_worker=0)  # type: ignore[arg-type]
 
 
 def entries() -> list[dict[str, Any]]:
@@ -78,14 +78,11 @@ def test_build_goes_on_when_an_actor_is_killed(tmp_path: Path) -> None:
     path = write_config(
         tmp_path / "config.yaml", config_of(root, stream, build={**ON_CPUS, "actors": 2})
     )
-    command = start_infineg("build", path, log=log)
-    try:
+    with running_infineg("build", path, log=log) as command:
         wait_until(lambda: num_parts(root) > 0, command, log)
         os.kill(actor_of(command.pid), signal.SIGKILL)
         done = num_parts(root)
         assert command.wait(timeout=90) == 0, log.read_text()
-    finally:
-        kill_session(command)
     assert done < 5, "it was killed in the middle"
     assert file_hashes(root) == file_hashes(tmp_path / "fused")
     assert "2 workers, and 2 actors of 0 GPUs" in log.read_text()
@@ -217,7 +214,7 @@ def test_settings_that_contradict_each_other_are_refused(onnx_encoder: PreparedE
 def test_bf16_is_another_fingerprint_and_nearly_the_same_embedding(
     torch_encoder: PreparedEncoder, tmp_path: Path
 ) -> None:
-    settings = {**ENCODER, "runtime": "auto", "precision": "bf16"}
+    settings = {**ENCODER, "precision": "bf16"}
     prepared = prepare_encoder(EncoderConfig(**settings), gpus_per_worker=0)  # type: ignore[arg-type]
     assert ":torch-bf16:" in prepared.fingerprint, "auto is PyTorch, the only runtime with bf16"
     assert prepared.fingerprint.replace("bf16", "fp32") == torch_encoder.fingerprint

@@ -32,7 +32,6 @@ def test_process_ends_at_once_with_a_child_it_needs_and_with_no_other(is_awaited
         text=True,
     )
     with process:
-        assert process.stdout is not None
         child, other = map(int, process.stdout.readline().split())
         os.kill(child if is_awaited else other, signal.SIGKILL)
         if is_awaited:

@@ -1,37 +1,24 @@
 """Builds on several Ray nodes, hosts of a network that share an object store, which lose one."""
 
+import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 import pytest
 
 from pipeline.curate.verify import verify_dataset
-from support.builds import build_inline, config_of, file_hashes, squares, write_config
+from support.builds import Built, built_inline, config_of, file_hashes, squares, write_config
 from support.kills import S3Events
-from support.processes import (
-    Host,
-    Network,
-    kill_session,
-    network,
-    run_infineg,
-    start_infineg,
-    wait_until,
-)
+from support.processes import Host, Network, network, run_infineg, running_infineg, wait_until
 from support.ray_nodes import RayNodes, ray_nodes
 from support.servers import S3Server, run_s3_server
-from support.train_runs import checkpoint_steps, losses_logged, write_dataset, write_job
+from support.train_runs import checkpoint_steps, losses_logged, write_dataset, write_run_config
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]  # each node takes seconds to start
 
 SECTIONS: dict[str, Any] = {"build": {"workers": 3, "lease_wait_s": 100}}
-
-
-@dataclass(frozen=True)
-class Undisturbed:
-    entries: list[dict[str, Any]]
-    hashes: dict[str, str]
 
 
 @pytest.fixture(scope="module")
@@ -48,64 +35,50 @@ def s3_server(net: Network) -> Iterator[S3Server]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """Built in this process, on a disk."""
     entries = [squares(num_pictures=12_000, per_partition=600)]
-    root = tmp_path_factory.mktemp("undisturbed") / "data"
-    build_inline(config_of(root, entries, **SECTIONS))
-    return Undisturbed(entries, file_hashes(root))
+    return built_inline(tmp_path_factory.mktemp("undisturbed") / "data", entries, **SECTIONS)
 
 
-class Build:
-    """`infineg build --address` of one config, started again and again."""
-
-    def __init__(self, config: Path, folder: Path) -> None:
-        self._config, self._folder = config, folder
-        self.logs: list[Path] = []
-
-    def start(self, cluster: RayNodes) -> Any:
-        self.logs.append(self._folder / f"log-{len(self.logs)}")
-        return start_infineg(
-            "build", self._config, "--address", cluster.address, log=self.logs[-1],
-            prefix=cluster.hosts[0].prefix, **cluster.env,
-        )  # fmt: skip
+@contextlib.contextmanager
+def building_on(cluster: RayNodes, config: Path, log: Path) -> Iterator[Popen[bytes]]:
+    """`infineg build` on the head."""
+    arguments, prefix = ("build", config, "--address", cluster.address), cluster.hosts[0].prefix
+    with running_infineg(*arguments, log=log, prefix=prefix, **cluster.env) as command:
+        yield command
 
 
 def num_parts(events: S3Events) -> int:
     return sum(e.startswith("+parts/squares/") and e.endswith(".json") for e in events.poll())
 
 
-def assert_as_undisturbed(events: S3Events, expected: Undisturbed) -> None:
-    assert file_hashes(events.root) == expected.hashes
+def assert_as_undisturbed(events: S3Events, expected: Built) -> None:
+    assert file_hashes(events.root) == file_hashes(expected.root)
     assert verify_dataset(events.root).problems == []
     written = [e for e in events.poll() if e.startswith("+parts/") and e.endswith(".json")]
     assert len(written) == len(set(written)), "a part that was committed is not built again"
 
 
-def new_build(s3_server: S3Server, expected: Undisturbed, tmp_path: Path) -> tuple[Build, S3Events]:
+def new_build(s3_server: S3Server, expected: Built, tmp_path: Path) -> tuple[Path, S3Events]:
+    """The config of a data set that is not there yet, and what will happen to its files."""
     events = S3Events(s3_server.new_root(), s3_server)
     config = config_of(events.root, expected.entries, **SECTIONS)
-    return Build(write_config(tmp_path / "config.yaml", config), tmp_path), events
+    return write_config(tmp_path / "config.yaml", config), events
 
 
 @pytest.mark.usefixtures("s3_root")
 def test_a_build_goes_on_when_one_of_three_nodes_is_killed(
-    undisturbed: Undisturbed, s3_server: S3Server, net: Network, tmp_path: Path
+    undisturbed: Built, s3_server: S3Server, net: Network, tmp_path: Path
 ) -> None:
-    build, events = new_build(s3_server, undisturbed, tmp_path)
-    with ray_nodes(net.hosts) as cluster:
-        command = build.start(cluster)
-        try:
-            wait_until(
-                lambda: num_parts(events) > 1 and all(map(cluster.works, range(3))),
-                command,
-                build.logs[0],
-            )
-            cluster.kill(2)
-            assert command.wait(timeout=200) == 0, build.logs[0].read_text()
-        finally:
-            kill_session(command)
-    assert "3 nodes, 3 CPUs, 0 GPUs; it runs no dashboard" in build.logs[0].read_text()
+    config, events = new_build(s3_server, undisturbed, tmp_path)
+    log = tmp_path / "log"
+    with ray_nodes(net.hosts) as cluster, building_on(cluster, config, log) as command:
+        wait_until(lambda: num_parts(events) > 1, command, log)
+        wait_until(lambda: all(map(cluster.works, range(3))), command, log)
+        cluster.kill(2)
+        assert command.wait(timeout=200) == 0, log.read_text()
+    assert "3 nodes, 3 CPUs, 0 GPUs; it runs no dashboard" in log.read_text()
     assert_as_undisturbed(events, undisturbed)
 
 
@@ -118,18 +91,18 @@ def test_gpus_are_refused_or_waited_for_as_the_cluster_can_grow_or_not(
     settings = {"embed_on": "actors", "workers": 1}
     config = config_of(tmp_path / "data", [squares(num_pictures=40)], build=settings)
     path, log = write_config(tmp_path / "config.yaml", config), tmp_path / "log"
-    with ray_nodes([Host("127.0.0.1")] * 2, num_started=1) as cluster:
-        command = start_infineg("build", path, "--address", cluster.address, log=log, **cluster.env)
-        try:
-            if has_autoscaler:
-                wait_until(lambda: "waiting for its autoscaler" in log.read_text(), command, log)
-                # The head has one CPU, which the actor would have; a machine with both comes.
-                cluster.start(num_cpus=2, num_gpus=1)
-                assert command.wait(timeout=100) == 0, log.read_text()
-            else:
-                assert command.wait(timeout=60) == 2
-        finally:
-            kill_session(command)
+    hosts = [Host("127.0.0.1")] * 2
+    with (
+        ray_nodes(hosts, num_started=1) as cluster,
+        building_on(cluster, path, log) as command,
+    ):
+        if has_autoscaler:
+            wait_until(lambda: "waiting for its autoscaler" in log.read_text(), command, log)
+            # The head has one CPU, which the actor would have; a machine with both comes.
+            cluster.start(num_cpus=2, num_gpus=1)
+            assert command.wait(timeout=100) == 0, log.read_text()
+        else:
+            assert command.wait(timeout=60) == 2
     assert "needs 1 actors of 1 GPUs and 1 CPUs" in log.read_text()
     assert "Ray reports 0 GPUs and 1 CPUs" in log.read_text()
     assert (tmp_path / "data/generations").exists() == has_autoscaler
@@ -137,26 +110,19 @@ def test_gpus_are_refused_or_waited_for_as_the_cluster_can_grow_or_not(
 
 @pytest.mark.usefixtures("s3_root")
 def test_a_build_whose_head_is_killed_resumes_on_another_cluster(
-    undisturbed: Undisturbed, s3_server: S3Server, net: Network, tmp_path: Path
+    undisturbed: Built, s3_server: S3Server, net: Network, tmp_path: Path
 ) -> None:
-    build, events = new_build(s3_server, undisturbed, tmp_path)
-    with ray_nodes(net.hosts[:2]) as cluster:
-        command = build.start(cluster)
-        try:
-            wait_until(lambda: num_parts(events) > 2, command, build.logs[0])
-            cluster.kill(0)
-            assert command.wait(timeout=100) != 0, "Ray gives up after a minute"
-        finally:
-            kill_session(command)
+    config, events = new_build(s3_server, undisturbed, tmp_path)
+    first, second = tmp_path / "log-1", tmp_path / "log-2"
+    with ray_nodes(net.hosts[:2]) as cluster, building_on(cluster, config, first) as command:
+        wait_until(lambda: num_parts(events) > 2, command, first)
+        cluster.kill(0)
+        assert command.wait(timeout=100) != 0, "Ray gives up after a minute"
     done = num_parts(events)
-    assert f"head of the Ray cluster at {cluster.address} does not" in build.logs[0].read_text()
-    assert "Traceback" not in build.logs[0].read_text()
-    with ray_nodes(net.hosts[:2]) as cluster:
-        command = build.start(cluster)
-        try:
-            assert command.wait(timeout=200) == 0, build.logs[1].read_text()
-        finally:
-            kill_session(command)
+    assert f"head of the Ray cluster at {cluster.address} does not" in first.read_text()
+    assert "Traceback" not in first.read_text()
+    with ray_nodes(net.hosts[:2]) as cluster, building_on(cluster, config, second) as command:
+        assert command.wait(timeout=200) == 0, second.read_text()
     assert done < num_parts(events)
     assert_as_undisturbed(events, undisturbed)
 
@@ -170,21 +136,21 @@ def test_a_training_goes_on_with_the_worker_that_is_left(net: Network, tmp_path:
         "steps": 1500, "batch_size": 16, "warmup_steps": 3, "log_every": 5, "checkpoint_every": 50,
         "hidden_dim": 32, "workers": 0, "deterministic": True, "device": "cpu", "timeout_s": 20,
     }  # fmt: skip
-    code, output = run_infineg("train", write_job(dataset, undisturbed, **settings), log=log)
+    code, output = run_infineg("train", write_run_config(dataset, undisturbed, **settings), log=log)
     assert code == 0, output
-    config = write_job(dataset, run, **settings)
-    with ray_nodes(net.hosts[:2]) as cluster:
-        command = start_infineg(
-            "train", config, "--launcher", "ray", "--num-workers", "1:2", log=log,
-            prefix=cluster.hosts[0].prefix, RAY_ADDRESS=cluster.address, **cluster.env,
-        )  # fmt: skip
-        try:
-            wait_until(lambda: bool(checkpoint_steps(run)), command, log)
-            assert all(map(cluster.trains, range(2)))
-            cluster.kill(1)
-            assert command.wait(timeout=200) == 0, log.read_text()
-        finally:
-            kill_session(command)
+    config = write_run_config(dataset, run, **settings)
+    arguments = ("train", config, "--launcher", "ray", "--num-workers", "1:2")
+    with (
+        ray_nodes(net.hosts[:2]) as cluster,
+        running_infineg(
+            *arguments, log=log, prefix=cluster.hosts[0].prefix, RAY_ADDRESS=cluster.address,
+            **cluster.env,
+        ) as command,
+    ):  # fmt: skip
+        wait_until(lambda: bool(checkpoint_steps(run)), command, log)
+        assert all(map(cluster.trains, range(2)))
+        cluster.kill(1)
+        assert command.wait(timeout=200) == 0, log.read_text()
     logged, expected = losses_logged(run), losses_logged(undisturbed)
     assert len(logged) == len(expected) == 300
     assert max(logged[-1], expected[-1]) < 1e-3 < 0.1 < expected[0]

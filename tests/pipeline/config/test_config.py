@@ -128,7 +128,8 @@ def test_missing_variable_is_named_with_its_place(
 ) -> None:
     monkeypatch.delenv("PHOTOS", raising=False)
     path = write(tmp_path / "config.yaml", output={"path": "${PHOTOS}/cats"})
-    with pytest.raises(ConfigError, match=r"output: path: \$\{PHOTOS\} is not set; export PHOTOS="):
+    message = r"output: path: \$\{PHOTOS\} is not set; export PHOTOS=.*--set variables\.PHOTOS="
+    with pytest.raises(ConfigError, match=message):
         load_config(path)
 
 

@@ -4,8 +4,8 @@ import json
 import os
 import signal
 import socket
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from pipeline.dataset.lease import hold_lease
 from pipeline.dataset.metadata import TakenDown
 from pipeline.errors import ConfigError, InfinegError
 from support.builds import copy_dataset
-from support.processes import run_infineg, start_infineg, wait_until
+from support.processes import call_infineg, running_infineg, wait_until
 from support.review import NUM_SUSPECTS, Served, serve_review
 
 
@@ -143,10 +143,10 @@ def test_each_target_has_its_own_review(root: Path, tmp_path: Path) -> None:
 
 def test_interrupt_ends_the_server_with_code_0(root: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    process = start_infineg("review", root, "--port", 0, log=log)
-    wait_until(lambda: "Every verdict" in log.read_text(), process, log)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=10) == 0, log.read_text()
+    with running_infineg("review", root, "--port", 0, log=log) as process:
+        wait_until(lambda: "Every verdict" in log.read_text(), process, log)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 0, log.read_text()
     assert "Traceback" not in log.read_text()
 
 
@@ -162,7 +162,9 @@ def test_a_public_host_and_a_taken_port_are_refused(root: Path) -> None:
 # In the data set
 
 
-def test_saved_verdicts_are_a_csv_that_the_command_takes(root: Path, tmp_path: Path) -> None:
+def test_saved_verdicts_are_a_csv_that_the_command_takes(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     session = ReviewSession(str(root), "cat")
     keys = keys_of(session)
     session.decide({keys[0]: "positive", keys[1]: "negative"})
@@ -172,14 +174,13 @@ def test_saved_verdicts_are_a_csv_that_the_command_takes(root: Path, tmp_path: P
     again = ReviewSession(str(root), "cat")
     assert [each["verdict"] for each in again.page(0)["suspects"][:3]] == [None, "negative", "drop"]
     assert again.next_undecided(0) == 3
-    code, output = run_infineg("review", root, "--apply", log=tmp_path / "log")
-    assert code == 0, output
-    assert "committed generation 2" in output
+    code, output, _ = call_infineg(capsys, "review", root, "--apply")
+    assert (code, "committed generation 2" in output) == (0, True)
     assert read_verdicts(str(path)) == {}, "applied verdicts are removed"
     assert verify_dataset(str(root)).problems == []
-    code, output = run_infineg("review", root, "--apply", log=tmp_path / "log-2")
+    code, _, error = call_infineg(capsys, "review", root, "--apply")
     assert code == 2
-    assert "no verdict is saved" in output
+    assert "no verdict is saved" in error
 
 
 def test_several_who_review_at_once_lose_nothing(root: Path) -> None:
@@ -190,11 +191,8 @@ def test_several_who_review_at_once_lose_nothing(root: Path) -> None:
         for key in keys[number::3]:
             sessions[number].decide({key: "drop"})
 
-    threads = [threading.Thread(target=decide, args=(number,)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(decide, range(3)))
     saved = ReviewSession(str(root), "cat").page(0)["suspects"]
     assert {each["verdict"] for each in saved} == {"drop"}
 

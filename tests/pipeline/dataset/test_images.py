@@ -24,6 +24,7 @@ from support.corpus import (
     unusable,
     with_orientation,
 )
+from support.tables import table_of
 
 OUTPUT = OutputConfig(path="unused").image_settings
 
@@ -48,12 +49,8 @@ def corners(pixels: np.ndarray) -> np.ndarray:
 
 
 def rows_of(images: list[bytes | None], **columns: list[object]) -> pa.Table:
-    schema = row_schema(1)
-    given = {"image": images, **columns}
-    nulls = [None] * len(images)
-    return pa.table(
-        {name: pa.array(given.get(name, nulls), schema.field(name).type) for name in READ_COLUMNS}
-    )
+    schema = pa.schema([row_schema(1).field(name) for name in READ_COLUMNS])
+    return table_of(len(images), schema, {"image": images, **columns})
 
 
 @pytest.mark.parametrize("name", sorted(odd_but_usable()))

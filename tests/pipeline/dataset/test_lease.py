@@ -60,7 +60,6 @@ def holder(root: str, ttl_s: float = 60) -> Iterator[subprocess.Popen[str]]:
 
 
 def says(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
     return process.stdout.readline().strip()
 
 
@@ -97,8 +96,8 @@ def test_lease_is_there_while_held_and_gone_afterwards(root: str) -> None:
 
 
 def test_second_holder_is_refused_with_all_it_needs_to_know(root: str) -> None:
-    with hold_lease(root), pytest.raises(InfinegError) as told, hold_lease(root):
-        pass
+    with hold_lease(root), pytest.raises(InfinegError) as told:
+        _take(root)
     for part in (root, f"process {os.getpid()}", "since 20", "lease.json", "stop it", "expires at"):
         assert part in str(told.value)
     assert told.value.exit_code == 1
@@ -113,8 +112,8 @@ def test_lease_is_gone_after_a_failed_block(root: str) -> None:
 def test_held_lease_outlives_its_length(tmp_path: Path) -> None:
     with hold_lease(str(tmp_path), ttl_s=3) as lease:  # a busy machine may renew it late
         time.sleep(4)
-        with pytest.raises(InfinegError, match="is being built by"), hold_lease(str(tmp_path)):
-            pass
+        with pytest.raises(InfinegError, match="is being built by"):
+            _take(str(tmp_path))
         assert not lease.is_lost
         lease.check()
 
@@ -140,8 +139,8 @@ def test_unreadable_lease_is_taken_over(root: str) -> None:
 def test_lease_of_a_killed_process_is_taken_over_at_once(root: str) -> None:
     with holder(root) as process:
         assert says(process) == "held"
-        with pytest.raises(InfinegError, match=f"process {process.pid}"), hold_lease(root):
-            pass
+        with pytest.raises(InfinegError, match=f"process {process.pid}"):
+            _take(root)
         process.send_signal(signal.SIGKILL)
         # Dead, and not even waited for.
         while not ProcessId.model_validate(written(root)["process"]).is_surely_dead:
@@ -166,24 +165,18 @@ def test_process_that_cannot_be_seen_from_here_is_not_called_dead(change: dict[s
     assert not dead.model_copy(update=change).is_surely_dead
 
 
-def test_holder_that_was_stopped_finds_its_lease_lost(root: str) -> None:
+def test_holder_that_was_stopped_finds_its_lease_lost_and_says_who_took_over(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.dataset.lease._SECONDS_BETWEEN_TRIES", 0.05)
     with holder(root, ttl_s=0.5) as process:
         assert says(process) == "held"
         process.send_signal(signal.SIGSTOP)
-        with _wait_for_lease(root) as lease:
-            process.send_signal(signal.SIGCONT)
-            process.communicate("\n", timeout=30)
-            lease.check()
-            assert written(root)["process"]["pid"] == os.getpid(), "it left the new lease alone"
-
-
-def test_stopped_holder_says_who_took_over(root: str) -> None:
-    with holder(root, ttl_s=0.5) as process:
-        assert says(process) == "held"
-        process.send_signal(signal.SIGSTOP)
-        with _wait_for_lease(root):
+        with hold_lease(root, wait_s=30) as lease:
             process.send_signal(signal.SIGCONT)
             said = process.communicate("\n", timeout=30)[0]
+            lease.check()
+            assert written(root)["process"]["pid"] == os.getpid(), "it left the new lease alone"
     assert "was lost: it is held by" in said
     assert f"process {os.getpid()}" in said
     assert "still held" not in said
@@ -264,16 +257,3 @@ def _race(root: str, stack: contextlib.ExitStack, num_threads: int) -> list[Leas
 
     with ThreadPoolExecutor(num_threads) as pool:
         return list(pool.map(take, range(num_threads)))
-
-
-@contextlib.contextmanager
-def _wait_for_lease(root: str) -> Iterator[Lease]:
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            with hold_lease(root) as lease:
-                yield lease
-                return
-        except InfinegError:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)

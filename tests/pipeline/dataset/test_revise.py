@@ -21,7 +21,7 @@ from support.builds import (
     folder_entry,
     sidecar_rows,
 )
-from support.processes import run_infineg
+from support.processes import call_infineg
 
 FILES = ("shards/", "quarantine/", "ledger/", "hashes/", "generations/")
 
@@ -144,17 +144,14 @@ def test_verdict_that_is_none_is_named_with_its_line(tmp_path: Path) -> None:
         read_verdicts(str(path))
 
 
-def test_commands_commit_generations(built: Built, root: Path, tmp_path: Path) -> None:
-    key, suspect = (
-        sorted(keys_of(root, built.generation))[0],
-        suspects_of(root, built.generation)[0],
-    )
-    code, output = run_infineg("takedown", root, "--key", key, log=tmp_path / "log")
-    assert code == 0, output
-    assert "committed generation 2" in output
+def test_commands_commit_generations(
+    built: Built, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key, suspect = min(keys_of(root, built.generation)), suspects_of(root, built.generation)[0]
+    code, output, _ = call_infineg(capsys, "takedown", root, "--key", key)
+    assert (code, "committed generation 2" in output) == (0, True)
     path = tmp_path / "verdicts.csv"
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([("key", "verdict"), (suspect, "negative")])
-    code, output = run_infineg("review", root, "--verdicts", path, log=tmp_path / "log")
-    assert code == 0, output
+    assert call_infineg(capsys, "review", root, "--verdicts", path)[0] == 0
     assert Dataset(str(root)).read_generation().taken_down.keys == {key}

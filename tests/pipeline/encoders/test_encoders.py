@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.config.encoder import EncoderConfig
-from pipeline.encoders.networks import Encoder, crop_pixels, encoder_identity, load_encoder
+from pipeline.encoders.networks import Encoder, encoder_identity, load_encoder
+from pipeline.encoders.preprocessing import crop_pixels
 from pipeline.encoders.runtimes import PreparedEncoder, prepare_encoder
 from pipeline.errors import ConfigError
 from support.builds import CATS, ENCODER, first_samples, squares

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from pipeline.encoders.networks import decode_rgb
+from pipeline.encoders.preprocessing import decode_rgb
 from train.data.augment import _random_crop, augment
 
 SIZE = 224

@@ -203,16 +203,10 @@ def test_image_and_sizes_stand_in_one_file() -> None:
 
 @pytest.mark.parametrize("path", [*TEMPLATES, INFRA / "Dockerfile"], ids=lambda path: path.name)
 def test_file_opens_with_its_command_what_it_starts_and_what_to_change(path: Path) -> None:
-    lines = path.read_text().splitlines()
-    head = "\n".join(line for line in lines[: lines.index(next_line(lines))])
+    head = re.match(r"(#(?!SBATCH).*\n)+", path.read_text())[0]
     assert "infineg launch" in head or "docker build" in head
     assert re.search(r"\bStarts\b", head)
     assert re.search(r"\bChange\b", head)
-
-
-def next_line(lines: list[str]) -> str:
-    """The first that is no comment."""
-    return next(line for line in lines if not line.startswith("#") or line.startswith("#SBATCH"))
 
 
 def test_dashboard_shows_every_metric_and_no_other() -> None:

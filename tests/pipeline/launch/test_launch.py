@@ -29,8 +29,7 @@ from support.launching import (
     put_recorder,
     write_config,
 )
-from support.processes import run_infineg, write_impostors
-from train.cli import main
+from support.processes import call_infineg, run_infineg, write_impostors
 
 HOSTILE = (
     'a"b; touch OWNED #',
@@ -61,10 +60,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def call(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as end:
-        main(["launch", *map(str, arguments)])
-    out, err = capfd.readouterr()
-    return int(end.value.code or 0), out, err
+    return call_infineg(capfd, "launch", *arguments)
 
 
 @pytest.mark.parametrize(
@@ -288,30 +284,24 @@ def test_value_that_cannot_be_is_refused_by_name(
     assert out == ""
 
 
-def test_values_of_the_config_win_over_those_of_the_site(config: Path, tmp_path: Path) -> None:
+def test_values_of_the_config_win_over_those_of_the_site(
+    config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text("image: mine:1\ncpu_workers: {max: 3}\nretries: 1\n")
     write_config(config, cluster={"cpu_workers": {"max": 5}, "retries": 2})
 
-    def job(*options: str) -> dict[str, Any]:
-        from typer.testing import CliRunner
-
-        from train.cli import app
-
-        done = CliRunner().invoke(
-            app, ["launch", "build", str(config), "--on", "kuberay", "--dry-run", *options]
-        )
-        _, manifest = yaml.safe_load_all(done.stdout)
-        return dict(manifest["spec"])
-
-    def of(spec: dict[str, Any]) -> tuple[int, int, str]:
+    def launched_with(*options: object) -> tuple[int, int, str]:
+        _, text, _ = call(capfd, "build", config, "--on", "kuberay", "--dry-run", *options)
+        _, manifest = yaml.safe_load_all(text)
+        spec = manifest["spec"]
         group = spec["rayClusterSpec"]["workerGroupSpecs"][0]
         container = group["template"]["spec"]["containers"][0]
         return spec["backoffLimit"], group["maxReplicas"], container["image"]
 
-    assert of(job())[:2] == (2, 5)
-    assert of(job("--values", str(mine))) == (2, 5, "mine:1")
-    assert of(job("--set", "cluster.retries=7"))[0] == 7
+    assert launched_with()[:2] == (2, 5)
+    assert launched_with("--values", mine) == (2, 5, "mine:1")
+    assert launched_with("--set", "cluster.retries=7")[0] == 7
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if not name.startswith("local")])
@@ -423,8 +413,6 @@ def test_job_submitted_to_a_running_ray_builds(tmp_path: Path) -> None:
         env=environment,
         text=True,
     ) as head:
-        assert head.stdin is not None
-        assert head.stdout is not None
         address = head.stdout.readline().strip()
         for attempt in range(20):
             code, output = run_infineg(

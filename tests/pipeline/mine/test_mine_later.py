@@ -21,6 +21,7 @@ from support.builds import build_inline, file_hashes, sidecar_rows, squares, wri
 from support.damage import change_sidecar
 from support.mined_world import (
     BUDGET,
+    FILES,
     World,
     at,
     generations,
@@ -33,8 +34,6 @@ from support.mined_world import (
 from support.processes import run_infineg
 from train.mining.scorer import prepare_scorer
 from train.model.detector import read_model_info, write_model_info
-
-FILES = ("shards/", "quarantine/", "ledger/", "hashes/", "generations/")
 
 
 def test_mining_again_does_nothing_and_another_budget_makes_a_generation(

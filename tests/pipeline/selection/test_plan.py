@@ -1,7 +1,6 @@
 """What a plan takes of a source, and how the pilot fixes the probabilities."""
 
 import itertools
-import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from pipeline.sources import survey as survey_of
 from pipeline.sources.survey import pilot_size, survey, take_partitions
 from support.builds import build_inline, config_of, first_samples, folder_entry, squares
 from support.corpus import write_tar
+from support.costs import peak_bytes
 
 REFERENCE = ReferenceInfo(
     fingerprint="", num_embeddings=30, num_positives=40, median=0.5, ceiling=0.4, near=0.3, mid=0.2
@@ -149,17 +149,13 @@ def test_size_of_partitions_that_nobody_knows_is_counted_in_the_pilot() -> None:
 
 
 def test_plan_of_ten_times_as_many_partitions_keeps_no_more() -> None:
-    def peak_bytes(num_partitions: int) -> int:
-        tracemalloc.start()
-        try:
-            planned = planned_of(num_partitions, samples=1)
-            assert sum(1 for _ in iterate_spans(planned)) == -(-num_partitions // 512)
-            assert planned.plan.num_candidates == num_partitions
-            return tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
+    def plan(num_partitions: int) -> None:
+        planned = planned_of(num_partitions, samples=1)
+        assert sum(1 for _ in iterate_spans(planned)) == -(-num_partitions // 512)
+        assert planned.plan.num_candidates == num_partitions
 
-    assert peak_bytes(100_000) < peak_bytes(10_000) + 90_000, "less than a byte each"
+    few, many = (peak_bytes(lambda number=number: plan(number)) for number in (10_000, 100_000))
+    assert many < few + 90_000, "less than a byte each"
 
 
 def test_pilot_is_a_hundredth_of_the_budget_and_at_least_what_is_asked_for() -> None:
@@ -255,7 +251,6 @@ def test_size_of_tars_that_nobody_counted_is_estimated_by_their_bytes(tmp_path: 
     )
     generation = build_inline(config)
     plan = Dataset(str(tmp_path / "data")).read_plan("tars")
-    assert plan is not None
     assert plan.samples_per_partition == pytest.approx(160, rel=0.05)
     (tars,) = (source for source in generation.sources if source.name == "tars")
     assert tars.counts.read == 480
@@ -310,8 +305,6 @@ def test_plan_is_kept_until_its_entry_is_changed(tmp_path: Path) -> None:
     with pytest.raises(InfinegError, match="120 of 120"):
         build_inline(config_of(out, stopped, selection={"budget": 30}))
     changed = Dataset(out).read_plan("good")
-    assert plan is not None
-    assert changed is not None
     assert changed.scale < plan.scale
     for number in range(120, 600):
         (tmp_path / f"bad/{number}.jpg").write_bytes(b"no picture")

@@ -1,7 +1,6 @@
 import gzip
 import io
 import itertools
-import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 
 from pipeline.errors import InfinegError
 from pipeline.sources.readers.tars import read_members
-from support.corpus import CountingFile
+from support.corpus import CountingFile, tar_of
 
 NUM_MEMBERS, MEMBER_BYTES = 30, 5000
 
@@ -21,13 +20,7 @@ def noise(number: int) -> bytes:
 
 
 def tar_bytes() -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for number in range(NUM_MEMBERS):
-            member = tarfile.TarInfo(f"train_0/{number:02d}.jpg")
-            member.size = MEMBER_BYTES
-            archive.addfile(member, io.BytesIO(noise(number)))
-    return buffer.getvalue()
+    return tar_of((f"train_0/{number:02d}.jpg", noise(number)) for number in range(NUM_MEMBERS))
 
 
 class Pipe(io.BytesIO):

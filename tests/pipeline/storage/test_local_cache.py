@@ -1,5 +1,6 @@
 """The bounded folder of local copies that processes share: real processes, a real S3 server."""
 
+import contextlib
 import hashlib
 import os
 import pickle
@@ -16,7 +17,6 @@ import pytest
 from pipeline import storage
 from pipeline.errors import InfinegError
 from pipeline.storage import LocalCache
-from support.servers import S3Server
 
 SIZE = 200_000
 NUM_SHARDS, BOUND = 12, 5 * SIZE
@@ -68,11 +68,8 @@ def shards_on_s3(s3_root: str) -> str:
 def total_bytes(folder: Path) -> int:
     total = 0
     for entry in os.scandir(folder):
-        with_size = Path(entry.path)
-        try:
-            total += with_size.stat().st_size
-        except FileNotFoundError:
-            continue
+        with contextlib.suppress(FileNotFoundError):
+            total += os.stat(entry.path).st_size
     return total
 
 
@@ -123,7 +120,6 @@ def test_a_partial_copy_is_never_seen_and_its_room_is_free_again(tmp_path: Path)
         f"LocalCache(Path({str(tmp_path)!r}), {BOUND}).map('a', {SIZE}, write)\n"
     )
     reader = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
-    assert reader.stdout is not None
     assert reader.stdout.readline() == b"half\n"
     assert not (tmp_path / "a").exists()
     assert total_bytes(tmp_path) == SIZE, "room is taken before it is used"
@@ -150,9 +146,8 @@ def test_what_was_not_used_longest_goes_first_and_what_is_mapped_stays(tmp_path:
     """A fourth of three: of this process's own maps those are given up that are in the way."""
     mine, other = LocalCache(tmp_path, 3 * SIZE), LocalCache(tmp_path, 3 * SIZE)
     held = other.map("0", SIZE, lambda file: _write(file, 0))
-    mine.map("1", SIZE, lambda file: _write(file, 1))
-    mine.map("2", SIZE, lambda file: _write(file, 2))
-    mine.map("3", SIZE, lambda file: _write(file, 3))
+    for number in (1, 2, 3):
+        mine.map(str(number), SIZE, lambda file, n=number: _write(file, n))
     names = {path.name for path in tmp_path.iterdir()} - {".lock"}
     assert names == {"0", "2", "3"}, "1 is older than 2, and 0 is in use"
     assert held[:] == content_of(0)
@@ -175,8 +170,7 @@ def test_a_copy_of_another_size_is_written_anew(tmp_path: Path) -> None:
     assert again.map("x", SIZE, lambda file: _write(file, 0))[:] == content_of(5)
 
 
-def test_fetched_bytes_are_told_with_their_hash(s3_root: str, s3_server: S3Server) -> None:
-    del s3_server
+def test_fetched_bytes_are_told_with_their_hash(s3_root: str) -> None:
     content = os.urandom(9 * 2**20)
     storage.write_atomic(f"{s3_root}/x.tar", content)
     with open(os.devnull, "wb") as file:

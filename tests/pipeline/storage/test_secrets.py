@@ -13,8 +13,8 @@ from pipeline.sources import open_source
 from support.builds import build_inline, config_of, sidecar_rows, squares
 from support.corpus import write_tar
 from support.inputs import drawings, things
+from support.processes import call_infineg
 from support.servers import BUCKET, S3Server
-from train.cli import main
 
 
 @pytest.fixture
@@ -100,8 +100,6 @@ def test_message_of_an_error_shows_no_secret(
         raise InfinegError("https://me:secret@example.org/a.tar?sig=secret: broken tar")
 
     monkeypatch.setattr("pipeline.dataset.dataset.Dataset.read_info", fail)
-    with pytest.raises(SystemExit):
-        main(["status", "somewhere"])
-    text = capsys.readouterr().err
+    _, _, text = call_infineg(capsys, "status", "somewhere")
     assert "example.org/a.tar" in text
     assert "secret" not in text

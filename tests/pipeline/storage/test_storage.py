@@ -17,8 +17,10 @@ from pipeline.errors import ConfigError, InfinegError, TransientStorageError
 from pipeline.storage.retry import retry
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "s3":
+        return str(request.getfixturevalue("s3_root"))
     return str(tmp_path) if request.param == "local" else f"memory://{tmp_path}"
 
 
@@ -45,9 +47,12 @@ def test_what_is_written_is_read(root: str) -> None:
     assert digest == storage.sha256_of(uri) == hashlib.sha256(content).hexdigest()
     assert storage.read_bytes(uri) == content
     assert storage.read_range(uri, 1000, 20) == content[1000:1020]
+    assert storage.read_range(uri, len(content) - 3, 20) == content[-3:]
     with storage.open_read(uri) as file:
         file.seek(300)
         assert file.read(3) == content[300:303]
+        assert file.seek(-300, os.SEEK_END) == len(content) - 300
+        assert file.read() == content[-300:]
 
 
 def test_listing_is_sorted_relative_and_by_suffix(root: str) -> None:
@@ -56,6 +61,7 @@ def test_listing_is_sorted_relative_and_by_suffix(root: str) -> None:
     folder = storage.join(root, "folder")
     assert storage.list_files(folder) == ["a/b.txt", "a/c.TAR", "b.tar"]
     assert storage.list_files(folder + "/", (".tar",)) == ["a/c.TAR", "b.tar"]
+    assert storage.exists(folder)
     assert storage.list_files(storage.join(root, "no_such")) == []
 
 

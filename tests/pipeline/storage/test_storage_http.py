@@ -5,13 +5,13 @@ import os
 import tarfile
 import traceback
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 
 import pytest
 
 from pipeline import storage
 from pipeline.errors import ConfigError, InfinegError, TransientStorageError
+from support.corpus import tar_of
 from support.servers import FlakyServer, run_flaky_server
 
 MB = 2**20
@@ -92,20 +92,15 @@ def test_stream_goes_on_where_it_was_cut(server: FlakyServer) -> None:
 
 
 def test_tar_is_read_as_a_stream(server: FlakyServer) -> None:
-    buffer = BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for number in range(30):
-            member = tarfile.TarInfo(f"{number}.jpg")
-            member.size = 100_000
-            tar.addfile(member, BytesIO(CONTENT[: member.size]))
-    server.files["/a.tar"] = buffer.getvalue()
+    members = [(f"{number}.jpg", CONTENT[:100_000]) for number in range(30)]
+    server.files["/a.tar"] = tar_of(members)
     server.faults = ["cut", "cut"]
     with (
         storage.open_read(f"{server.url}/a.tar") as stream,
         tarfile.open(fileobj=stream, mode="r|*") as tar,
     ):
         read = [(member.name, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
-    assert read == [(f"{number}.jpg", CONTENT[:100_000]) for number in range(30)]
+    assert read == members
 
 
 def test_file_that_changes_under_a_reader_is_no_mixture(server: FlakyServer) -> None:

@@ -5,9 +5,7 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -19,19 +17,14 @@ from pipeline.errors import ConfigError
 from pipeline.telemetry.metrics import BUILD_METRICS, TRAIN_METRICS, serve_metrics
 from support.builds import config_of, folder_entry, squares, write_config
 from support.processes import (
-    kill_session,
+    Command,
+    free_port,
     run_infineg,
+    running_infineg,
     session_processes,
-    start_infineg,
     wait_until,
 )
-from support.train_runs import losses_logged, start_job, write_dataset, write_job
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from support.train_runs import losses_logged, write_dataset, write_run_config
 
 
 def scrape(port: int) -> dict[str, float]:
@@ -45,15 +38,12 @@ def scrape(port: int) -> dict[str, float]:
     return {name: float(value) for name, _, value in lines}
 
 
-def last_scraped(process: subprocess.Popen[bytes], port: int, log: Path) -> dict[str, float]:
+def last_scraped(process: Command, port: int, log: Path) -> dict[str, float]:
     """What a process that ends well served at the end."""
     last: dict[str, float] = {}
-    try:
-        while process.poll() is None:
-            last = scrape(port) or last
-            time.sleep(0.02)
-    finally:
-        kill_session(process)
+    while process.poll() is None:
+        last = scrape(port) or last
+        time.sleep(0.02)
     assert process.returncode == 0, log.read_text()
     return last
 
@@ -72,10 +62,10 @@ def test_a_build_serves_what_it_then_commits(tmp_path: Path) -> None:
     (odd / "broken.jpg").write_bytes(b"no picture")
     entries = [squares(num_pictures=1200, per_partition=600), folder_entry("odd", odd)]
     config = config_of(
-        root, entries, build={"workers": 2, "metrics": {"port": port}}, output={"path": str(root)}
+        root, entries, build={"workers": 1, "metrics": {"port": port}}, output={"path": str(root)}
     )
-    process = start_infineg("build", write_config(tmp_path / "c.yaml", config), log=log)
-    last = last_scraped(process, port, log)
+    with running_infineg("build", write_config(tmp_path / "c.yaml", config), log=log) as process:
+        last = last_scraped(process, port, log)
     counts = {s.name: s.counts for s in Dataset(str(root)).read_generation().sources}
     for name, each in counts.items():
         assert last[f'infineg_candidates_total{{source="{name}"}}'] == each.read
@@ -93,10 +83,11 @@ def test_a_build_serves_what_it_then_commits(tmp_path: Path) -> None:
 def test_a_training_serves_what_it_logs(tmp_path: Path) -> None:
     root, run, log, port = tmp_path / "data", tmp_path / "run", tmp_path / "log", free_port()
     write_dataset(root, image_size=40)
-    config = write_job(
+    config = write_run_config(
         root, run, steps=1500, batch_size=16, log_every=1, workers=0, metrics={"port": port}
     )
-    last = last_scraped(start_job(config, log=log), port, log)
+    with running_infineg("train", config, log=log) as process:
+        last = last_scraped(process, port, log)
     step = int(last["infineg_train_step"])
     assert step > 1
     nearby = losses_logged(run)[max(step - 2, 0) : step + 2]  # the next one may be under way
@@ -142,16 +133,13 @@ def test_a_build_that_hangs_says_where_and_goes_on(tmp_path: Path) -> None:
         build={"workers": 1, "stuck_after_s": 2},
     )  # fmt: skip
     path = write_config(tmp_path / "c.yaml", config)
-    process = start_infineg("--log-format", "json", "build", path, log=log)
-    try:
+    with running_infineg("--log-format", "json", "build", path, log=log) as process:
         wait_until(lambda: "committed squares" in log.read_text(), process, log)
         worker = stop_busy_worker(process.pid)
         before = log.read_text().count("no part was committed")  # while the worker started, say
         wait_until(lambda: log.read_text().count("no part was committed") > before, process, log)
         os.kill(worker, signal.SIGCONT)
         assert process.wait(timeout=60) == 0, log.read_text()
-    finally:
-        kill_session(process)
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
     (*_, stuck) = [line for line in lines if "no part was committed" in line["message"]]
     assert stuck["level"] == "warning"
@@ -160,7 +148,7 @@ def test_a_build_that_hangs_says_where_and_goes_on(tmp_path: Path) -> None:
 
 def test_logs_are_json_lines_where_the_environment_says_so(tmp_path: Path) -> None:
     write_dataset(tmp_path / "data", image_size=40)
-    config = write_job(tmp_path / "data", tmp_path / "run", steps=20, workers=0)
+    config = write_run_config(tmp_path / "data", tmp_path / "run", steps=20, workers=0)
     code, text = run_infineg("train", config, log=tmp_path / "a", INFINEG_LOG="yaml")
     assert (code, "'yaml' is not one of 'text', 'json'" in text) == (2, True)
     code, text = run_infineg("train", config, log=tmp_path / "b", INFINEG_LOG="json")

@@ -33,7 +33,6 @@ def planned(built: Built, tmp_path: Path) -> Config:
     encoder = prepare_encoder(config.encoder, gpus_per_worker=0)
     begin_dataset(config, encoder=encoder.fingerprint, embedding_dim=encoder.embedding_dim)
     plan = Dataset(str(built.root)).read_plan("squares")
-    assert plan is not None
     Dataset(root).write_plan(plan)
     return config
 

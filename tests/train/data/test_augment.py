@@ -1,7 +1,5 @@
 """RandAugment and TrivialAugment against torchvision's, but with chance that is passed in."""
 
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import RandAugment, TrivialAugmentWide
 
-from train.data.augment import OPERATIONS, apply, augment, rand_augment, trivial_augment
+from train.data.augment import OPERATIONS, apply, augment
 
 NUM_BINS = 31
 
@@ -66,36 +64,3 @@ def test_chance_comes_from_the_generator_alone(picture: Tensor, strength: str) -
     assert torch.equal(torch.random.get_rng_state(), state)
     assert {(view.shape, view.dtype) for view in views} == {((3, 32, 32), torch.uint8)}
     assert len({view.numpy().tobytes() for view in views}) == 30
-
-
-@pytest.mark.slow
-def test_microseconds_a_picture() -> None:
-    """Of 224 px, one thread: ours, torchvision's under a seed of its own, and light for scale."""
-    torch.set_num_threads(1)
-    picture = torch.randint(0, 256, (224, 224, 3), dtype=torch.uint8).permute(2, 0, 1)
-    peers = {"randaugment": RandAugment(), "trivialaugment": TrivialAugmentWide()}
-    ours = {"randaugment": rand_augment, "trivialaugment": trivial_augment}
-    taken: dict[str, list[float]] = {}
-
-    def measure(name: str, work: object) -> None:
-        began = time.perf_counter()
-        for seed in range(100):
-            work(seed)  # type: ignore[operator]
-        taken.setdefault(name, []).append((time.perf_counter() - began) * 1e4)
-
-    def seeded(name: str, seed: int) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            peers[name](picture)
-
-    for _ in range(5):
-        for name in peers:
-            measure(name, lambda s, n=name: ours[n](picture, np.random.default_rng(s)))
-            measure(f"torchvision {name}", lambda s, n=name: seeded(n, s))
-        measure(
-            "light, with its crop",
-            lambda s: augment(picture, size=224, strength="light", rng=np.random.default_rng(s)),
-        )
-    for name, values in taken.items():
-        print(f"{name}: {sorted(values)[2]:.0f} us")
-    assert np.median(taken["trivialaugment"]) < 10_000

@@ -16,7 +16,6 @@ from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation, ShardRecord
 from pipeline.encoders.networks import load_encoder
 from pipeline.errors import BadShard, InfinegError
-from support.servers import S3Server
 from support.train_runs import (
     ENCODER,
     SHORT,
@@ -109,7 +108,6 @@ def test_a_bad_sidecar_names_itself(dataset: Path, tmp_path: Path, kind: str) ->
     if kind == "another":  # with the same number of rows: only its hash differs
         run_training(dataset, tmp_path / "skip", **SHORT | {"steps": 2} | SKIP)
         info = read_model_info(tmp_path / "skip")
-        assert info is not None
         assert info.segments[0].skipped == (first.path,)
         return
     with pytest.raises(
@@ -132,17 +130,16 @@ def test_skipped_shards_are_recorded_and_a_resume_draws_the_same(
     assert not lost & set(keys)
     assert f"training without a shard. shard {dataset / bad.path}" in caplog.text
     assert "left out 1 of 11 shards, 10 samples" in caplog.text
-    interrupt_training(dataset, tmp_path / "b", monkeypatch, at=6, **section)
+    interrupt_training(dataset, tmp_path / "b", at=6, **section)
     # It is back, and stays out: the order of a run does not change behind its back.
     (tmp_path / "bad.tar").rename(dataset / bad.path)
     resumed = run_training(dataset, tmp_path / "b", resume=True, **section)
     assert read_losses(resumed) == read_losses(undisturbed)
     assert not lost & set(keys)
     # One more goes: another segment, from the checkpoint on.
-    interrupt_training(dataset, tmp_path / "c", monkeypatch, at=6, **section)
+    interrupt_training(dataset, tmp_path / "c", at=6, **section)
     (dataset / worse.path).unlink()
     info = read_model_info(run_training(dataset, tmp_path / "c", resume=True, **section))
-    assert info is not None
     found = [(s.generation, s.first_step, s.skipped) for s in info.segments]
     assert found == [(1, 0, ()), (1, 4, (worse.path,))]
 
@@ -223,7 +220,7 @@ def test_embeddings_of_another_width_are_refused_before_the_first_step(
 
 
 @pytest.fixture
-def on_s3(whole: Path, s3_root: str, s3_server: S3Server) -> tuple[str, Generation]:
+def on_s3(whole: Path, s3_root: str) -> tuple[str, Generation]:
     """The same on S3, but for one tar, of which one byte is another."""
     generation = Dataset(str(whole)).read_generation()
     for path in whole.rglob("*"):
@@ -233,7 +230,6 @@ def on_s3(whole: Path, s3_root: str, s3_server: S3Server) -> tuple[str, Generati
     content = bytearray((whole / bad.path).read_bytes())
     content[700] ^= 1
     storage.write_atomic(f"{s3_root}/{bad.path}", bytes(content))
-    del s3_server
     return s3_root, generation
 
 

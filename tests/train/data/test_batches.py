@@ -11,12 +11,8 @@ from pipeline.errors import InfinegError
 from support.train_runs import ENCODER, EVAL_PROBABILITY, NEGATIVES, read_train_rows, write_dataset
 from train.data.batches import AugmentedImages, Batches, CachedEmbeddings, read_eval_batches
 from train.data.corrections import LossTerms, loss_terms
-from train.data.order import BatchOrder, Rank, Stream, shuffle_epoch
+from train.data.order import BatchOrder, Stream, shuffle_epoch
 from train.data.rows import TrainRows, read_embeddings
-
-POSITIVES = [range(7), range(7, 10)]
-ALONE = Rank()
-NEGATIVE_SHARDS = [range(start, start + 10) for start in range(10, 60, 10)]
 
 
 @pytest.fixture(scope="module")
@@ -39,45 +35,11 @@ def embeddings(root: str, rows: TrainRows) -> CachedEmbeddings:
     return CachedEmbeddings(read_embeddings(root, rows))
 
 
-def order(*, seed: int = 0, part: Rank = ALONE) -> BatchOrder:
-    return BatchOrder(
-        [Stream(POSITIVES)], [Stream(NEGATIVE_SHARDS)],
-        num_positives=2, batch_size=6, window=2, seed=seed, part=part,
-    )  # fmt: skip
-
-
 def order_of(rows: TrainRows) -> BatchOrder:
     return BatchOrder(
         [Stream(rows.positives)], [Stream(rows.negatives)],
         num_positives=2, batch_size=8, window=2, seed=0,
     )  # fmt: skip
-
-
-def test_order_depends_on_seed_and_step_alone() -> None:
-    ahead, late = order(), order()
-    stream = [ahead.batch(step)[0] for step in range(40)]
-    assert np.array_equal(late.batch(30)[0], stream[30])
-    assert not np.array_equal(order(seed=1).batch(30)[0], stream[30])
-
-
-def test_every_negative_is_drawn_once_an_epoch_and_every_positive_once_in_its_own() -> None:
-    batches = [order().batch(step)[0] for step in range(25)]
-    positives = np.concatenate([batch[:2] for batch in batches])
-    negatives = np.concatenate([batch[2:] for batch in batches])
-    assert len(negatives) == 2 * 50
-    for epoch in np.split(negatives, 2):
-        assert sorted(epoch) == list(range(10, 60))
-    for epoch in np.split(positives, 5):
-        assert sorted(epoch) == list(range(10))
-    assert not np.array_equal(negatives[:50], negatives[50:])
-
-
-def test_ranks_share_the_batch_of_one_process() -> None:
-    rows, positions = order().batch(5)
-    parts = [order(part=Rank(rank, 3)).batch(5) for rank in range(3)]
-    assert sorted(np.concatenate([part[0] for part in parts])) == sorted(rows)
-    assert sorted(np.concatenate([part[1] for part in parts])) == sorted(positions)
-    assert {len(part[0]) for part in parts} == {2}
 
 
 def test_shuffle_stays_within_the_window_of_shards() -> None:

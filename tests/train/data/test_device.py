@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.encoders.networks import decode_rgb, load_encoder
+from pipeline.dataset import Dataset
+from pipeline.encoders.networks import load_encoder
+from pipeline.encoders.preprocessing import decode_rgb
 from pipeline.errors import ConfigError
-from support.train_runs import ENCODER, read_train_rows, write_config, write_dataset
-from train.config import Strength, load_train_config
+from support.train_runs import ENCODER, read_train_rows, run_training, write_dataset
+from train.config import Strength
 from train.data.batches import AugmentedImages
 from train.data.device import DecodedOnDevice, decode_on
-from train.loop.trainer import train
 
 CPU = torch.device("cpu")
 
@@ -25,8 +26,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def images_of(root: str, strength: Strength) -> AugmentedImages:
-    from pipeline.dataset import Dataset
-
     rows = read_train_rows(root, Dataset(root).read_generation(), ["cat"])
     preprocessing = load_encoder(ENCODER).preprocessing
     return AugmentedImages(root, rows, preprocessing=preprocessing, strength=strength, seed=0)
@@ -77,8 +76,6 @@ def test_short_memory_is_no_reason_to_decode_elsewhere() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_decoding_on_a_gpu_that_is_not_there_is_refused(root: str, tmp_path: Path) -> None:
-    path = write_config(tmp_path / "c.yaml", dataset=Path(root), run=tmp_path / "run")
-    settings = ["train.mode=finetune", "train.decode=cuda", "train.steps=400"]
-    config, train_config, _ = load_train_config(path, settings)
+    section = {"mode": "finetune", "decode": "cuda", "steps": 400}
     with pytest.raises(ConfigError, match=r"train\.decode: cuda, but training runs on cpu"):
-        train(config, train_config)
+        run_training(Path(root), tmp_path / "run", **section)

@@ -38,7 +38,7 @@ def test_mapped_embeddings_are_those_of_the_sidecars(
     assert mapped[drawn].dtype == np.float16
     assert np.array_equal(mapped[drawn], whole[drawn])
     names = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert len([name for name in names if name.endswith(".arrow")]) == len(rows.shards)
+    assert len([name for name in names if name.endswith(".f16")]) == len(rows.shards)
     # Another process, another generation: nothing is written again, or even read of the data set.
     again = MappedEmbeddings("/no/such/place", rows, 256, LocalCache(tmp_path))
     assert np.array_equal(again[drawn], whole[drawn])
@@ -62,7 +62,7 @@ def test_a_run_on_maps_is_the_run_in_memory(
     assert not (tmp_path / "cache").exists()
     monkeypatch.setattr(embeddings, "_MAX_IN_MEMORY_BYTES", 0)
     on_maps = run_training(dataset, tmp_path / "b", **section)
-    assert list((tmp_path / "cache" / "copies").glob("*.arrow"))
+    assert list((tmp_path / "cache" / "copies").glob("*.f16"))
     assert read_losses(on_maps) == read_losses(in_memory)
 
 
@@ -79,4 +79,4 @@ def test_a_damaged_sidecar_names_itself_and_is_not_kept(
     message = rf"{record.sidecar_path} of generation 1: .* sha256 {record.sidecar_sha256}"
     with pytest.raises(BadShard, match=message):
         mapped[rows.starts[[2]]]
-    assert not list((tmp_path / "cache").glob("*.arrow"))
+    assert not list((tmp_path / "cache").glob("*.f16"))

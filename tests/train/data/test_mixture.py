@@ -13,16 +13,16 @@ from support.train_runs import (
     SHORT,
     read_train_rows,
     run_training,
+    watch_steps,
     write_config,
     write_dataset,
-    write_run_config,
 )
 from train.config import MixtureEntry, load_train_config
 from train.data.corrections import loss_terms
 from train.data.mixture import Mixture, mix
 from train.data.order import BatchOrder
 from train.data.rows import TrainRows
-from train.loop import trainer
+from train.loop.state import TrainState
 from train.loss.losses import importance_weights
 from train.model.detector import read_model_info
 
@@ -203,15 +203,13 @@ def test_a_run_draws_its_mixture_and_knows_the_priors_that_follow(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names: list[str] = []
-    train_step = trainer.train_step
 
-    def watched(state: Any, model: Any, batch: Any, step: int) -> Any:
+    def look(state: TrainState, batch: Any, _: int) -> None:
         names.extend(sources_of(state.rows)[batch.rows_B.numpy()])
         own = batch.importance_B.numpy()
         assert own == pytest.approx(state.terms.importance_N[batch.rows_B.numpy()])
-        return train_step(state, model, batch, step)
 
-    monkeypatch.setattr(trainer, "train_step", watched)
+    watch_steps(monkeypatch, look)
     entries = [entry.model_dump(exclude_none=True) for entry in ENTRIES]
     section = SHORT | {"steps": 100, "batch_size": 20, "checkpoint_every": 500}
     run = run_training(dataset, tmp_path / "run", **section, mixture=entries)
@@ -219,8 +217,6 @@ def test_a_run_draws_its_mixture_and_knows_the_priors_that_follow(
     of_negatives = shares(drawn[~np.char.startswith(drawn, "my_")])
     assert of_negatives == pytest.approx({"near_animals": 0.3, "noise": 0.5, "scenes": 0.2}, 0.01)
     info = read_model_info(run)
-    assert info is not None
     assert info.trained_priors == pytest.approx({"cat": 0.25 * 0.875, "dog": 0.25 * 0.125})
-    path = write_run_config(dataset, tmp_path / "run", **section)
     with pytest.raises(ConfigError, match=r"other settings \(mixture was"):
-        trainer.train(*load_train_config(path)[:2], resume=True)
+        run_training(dataset, run, resume=True, **section)

@@ -10,11 +10,11 @@ import torch
 
 from pipeline.dataset import Dataset
 from pipeline.encoders.networks import load_encoder
-from support.train_runs import ENCODER, read_train_rows, write_config, write_dataset
-from train.config import WINDOW, load_train_config
+from support.train_runs import ENCODER, read_train_rows, write_dataset
+from train.config import WINDOW
 from train.data.batches import AugmentedImages, Batches
 from train.data.corrections import loss_terms
-from train.data.order import BatchOrder, MixedOrder, Rank, Stream, take_turns
+from train.data.order import BatchOrder, MixedOrder, Stream, take_turns
 
 UNEVEN = [range(1), range(1, 1001), range(1001, 1004)]
 POSITIVES = [range(2000, 2005)]
@@ -24,7 +24,8 @@ BATCH = 24
 def open_order(rank: int = 0, size: int = 1, **changes: Any) -> BatchOrder:
     settings: dict[str, Any] = {
         "num_positives": 6, "batch_size": BATCH, "window": 2, "seed": 3,
-        "part": Rank(rank, size),
+        "rank": rank,
+        "world_size": size,
     }  # fmt: skip
     return BatchOrder([Stream(POSITIVES)], [Stream(UNEVEN)], **settings | changes)
 
@@ -56,6 +57,10 @@ def test_ranks_together_see_what_one_process_sees(size: int) -> None:
         assert np.array_equal(whole_batch(step, size), whole_batch(step, 1))
 
 
+def test_another_seed_is_another_order() -> None:
+    assert not np.array_equal(open_order(seed=4).batch(30)[0], open_order().batch(30)[0])
+
+
 def test_after_a_change_of_ranks_each_sample_is_seen_equally_often() -> None:
     """100 steps by 4 ranks, 50 by 1, 70 by 3: as if by one all along."""
     sizes = [4] * 100 + [1] * 50 + [3] * 70
@@ -72,7 +77,8 @@ def test_fewer_shards_and_rows_than_ranks_starve_none(size: int) -> None:
     for rank in range(size):
         order = BatchOrder(
             **streams, num_positives=6, batch_size=BATCH, window=16, seed=0,
-            part=Rank(rank, size),
+            rank=rank,
+            world_size=size,
         )  # fmt: skip
         for step in (0, 1, 50):
             assert len(order.batch(step)[0]) == BATCH // size
@@ -137,9 +143,7 @@ def test_real_worker_processes_of_any_rank_go_on_with_the_next_eight_batches(
 ) -> None:
     root = str(tmp_path)
     write_dataset(tmp_path, num_positives=3, num_negatives=45, image_size=32, samples_per_shard=7)
-    path = write_config(tmp_path / "c.yaml", dataset=tmp_path, run=tmp_path / "run")
-    config, _, _ = load_train_config(path)
-    rows = read_train_rows(root, Dataset(root).read_generation(), config.target_names)
+    rows = read_train_rows(root, Dataset(root).read_generation(), ["cat"])
     terms = loss_terms(rows, "weight")
     preprocessing = load_encoder(ENCODER).preprocessing
 
@@ -149,7 +153,7 @@ def test_real_worker_processes_of_any_rank_go_on_with_the_next_eight_batches(
         )  # fmt: skip
         order = BatchOrder(
             [Stream(rows.positives)], [Stream(rows.negatives)], num_positives=3,
-            batch_size=12, window=2, seed=0, part=Rank(rank, size),
+            batch_size=12, window=2, seed=0, rank=rank, world_size=size,
         )  # fmt: skip
         return Batches(rows, terms, order, images)
 

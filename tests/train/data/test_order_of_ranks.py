@@ -3,17 +3,16 @@
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from pipeline.dataset import Dataset
 from support.train_runs import (
     SHORT,
     add_generation,
+    on_two,
     read_losses,
     run_training,
     write_dataset,
@@ -36,7 +35,6 @@ train(config, train_config, generation="latest")
 @pytest.mark.timeout(150)  # two more processes import torch: slow where cores are few
 def test_ranks_agree_on_generation_and_damaged_shards(tmp_path: Path) -> None:
     """The second has no copy of one tar yet, but sees a generation more than the first."""
-    torch.set_num_threads(1)
     first, second = tmp_path / "first", tmp_path / "second"
     write_dataset(first, num_positives=20, num_negatives=60, image_size=32, samples_per_shard=10)
     shutil.copytree(first, second)
@@ -53,15 +51,13 @@ def test_ranks_agree_on_generation_and_damaged_shards(tmp_path: Path) -> None:
     of_second.write_text(of_first.read_text().replace(str(first), str(second)))
     script = tmp_path / "begin.py"
     script.write_text(SCRIPT)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     subprocess.run(
-        [*launcher, "2", str(script), str(of_first), str(of_second)],
+        [*on_two(), str(script), str(of_first), str(of_second)],
         check=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         timeout=140,
     )
     info = read_model_info(tmp_path / "run")
-    assert info is not None
     found = [(segment.generation, segment.skipped) for segment in info.segments]
     assert found == [(1, (lost.path,))]
     (first / lost.path).unlink()

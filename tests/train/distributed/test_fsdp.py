@@ -11,16 +11,16 @@ from safetensors.numpy import load_file
 
 from support.processes import wait_until
 from support.train_runs import (
+    assert_same_run,
     checkpoint_steps,
-    kill_job,
+    finish,
     losses_logged,
-    model_bytes,
     on_two,
     start_job,
     steps_logged,
     workers_of,
     write_dataset,
-    write_job,
+    write_run_config,
 )
 from train.config import TrainConfig
 from train.model.detector import load_model
@@ -41,33 +41,21 @@ def test_a_split_backbone_learns_as_a_whole_one_and_resumes(tmp_path: Path) -> N
     write_dataset(root, image_size=40)
     whole, split, again = (tmp_path / name for name in ("whole", "split", "again"))
     for run, parallel in ((whole, "ddp"), (split, "fsdp")):
-        config = write_job(root, run, **FINETUNE | {"parallel": parallel})
-        job = start_job(config, log=log, launcher=on_two())
-        try:
-            assert job.wait(timeout=100) == 0, log.read_text()
-        finally:
-            kill_job(job)
+        config = write_run_config(root, run, **FINETUNE | {"parallel": parallel})
+        finish(start_job(config, log=log, launcher=on_two()))
     assert losses_logged(split) == pytest.approx(losses_logged(whole), abs=1e-4)
     weights = [load_file(run / "model.safetensors") for run in (whole, split)]
     for name, tensor in weights[0].items():
         np.testing.assert_allclose(weights[1][name], tensor, atol=2e-3, err_msg=name)
     load_model(split)  # whole tensors, as any other
-    config = write_job(root, again, **FINETUNE | {"parallel": "fsdp"})
+    config = write_run_config(root, again, **FINETUNE | {"parallel": "fsdp"})
     job = start_job(config, log=log, launcher=on_two())
-    try:
-        wait_until(lambda: steps_logged(again) >= 15, job, log)
-        os.kill(workers_of(job)[0], signal.SIGTERM)
-        job.wait(timeout=100)
-    finally:
-        kill_job(job)
+    wait_until(lambda: steps_logged(again) >= 15, job, log)
+    os.kill(workers_of(job)[0], signal.SIGTERM)
+    finish(job, code=1)  # torchrun's own
     assert checkpoint_steps(again), log.read_text()
-    job = start_job(config, "--resume", log=log, launcher=on_two())
-    try:
-        assert job.wait(timeout=100) == 0, log.read_text()
-    finally:
-        kill_job(job)
-    assert losses_logged(again) == losses_logged(split)
-    assert model_bytes(again) == model_bytes(split)
+    finish(start_job(config, "--resume", log=log, launcher=on_two()))
+    assert_same_run(again, split)
 
 
 @pytest.mark.parametrize(

@@ -2,23 +2,21 @@
 
 import os
 import signal
-import socket
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from support.processes import network, wait_until
+from support.processes import call_infineg, free_port, network, wait_until
 from support.train_runs import (
     TORCHRUN,
+    assert_same_run,
     checkpoint_steps,
+    finish,
     kill_job,
-    losses_logged,
-    model_bytes,
     on_two,
     start_job,
     workers_of,
-    write_job,
+    write_run_config,
 )
 
 HEAD = {
@@ -35,54 +33,49 @@ def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A finished run of two processes under one torchrun."""
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     log = run.with_suffix(".log")
-    finish([start_job(write_job(dataset, run, **HEAD), log=log, launcher=on_two())])
+    finish(start_job(write_run_config(dataset, run, **HEAD), log=log, launcher=on_two()))
     return run
 
 
-def finish(jobs: list[subprocess.Popen[bytes]]) -> None:
-    try:
-        assert [job.wait(timeout=150) for job in jobs] == [0] * len(jobs)
-    finally:
-        for job in jobs:
-            kill_job(job)
-
-
-def assert_same(run: Path, undisturbed: Path) -> None:
-    assert losses_logged(run) == losses_logged(undisturbed)
-    assert model_bytes(run) == model_bytes(undisturbed)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def test_environments_that_describe_no_group_are_refused(dataset: Path, tmp_path: Path) -> None:
-    config = write_job(dataset, tmp_path / "run", **HEAD)
-    wrong = {
-        "WORLD_SIZE is 2, but RANK and MASTER_ADDR and MASTER_PORT not set": {"WORLD_SIZE": "2"},
-        "WORLD_SIZE='two' in the environment is not a number": {"WORLD_SIZE": "two"},
-        "srun started 2 tasks, which do not know of each other: start torchrun": {
-            "SLURM_STEP_NUM_TASKS": "2",
-            "SLURM_NTASKS": "2",
-            "SLURM_PROCID": "0",
-        },
-        "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun on every node": {
-            **dict.fromkeys(("WORLD_SIZE", "GROUP_WORLD_SIZE"), "2"),
-            "RANK": "1",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
-            "TORCHELASTIC_USE_AGENT_STORE": "True",
-            "TORCHELASTIC_RESTART_COUNT": "1",
-        },
-    }
-    for message, env in wrong.items():
-        log = tmp_path / "log"
-        assert start_job(config, log=log, **env).wait(timeout=60) == 2
-        assert message in log.read_text()
-        assert not (tmp_path / "run").exists()
-        assert "Traceback" not in log.read_text()
+@pytest.mark.parametrize(
+    ("message", "environment"),
+    [
+        ("WORLD_SIZE is 2, but RANK and MASTER_ADDR and MASTER_PORT not set", {"WORLD_SIZE": "2"}),
+        ("WORLD_SIZE='two' in the environment is not a number", {"WORLD_SIZE": "two"}),
+        (
+            "srun started 2 tasks, which do not know of each other: start torchrun",
+            {"SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"},
+        ),
+        (
+            "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun on every node",
+            {
+                **dict.fromkeys(("WORLD_SIZE", "GROUP_WORLD_SIZE"), "2"),
+                "RANK": "1",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(free_port()),
+                "TORCHELASTIC_USE_AGENT_STORE": "True",
+                "TORCHELASTIC_RESTART_COUNT": "1",
+            },
+        ),
+    ],
+    ids=["half", "word", "srun", "store"],
+)
+def test_environments_that_describe_no_group_are_refused(
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    message: str,
+    environment: dict[str, str],
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    config = write_run_config(dataset, tmp_path / "run", **HEAD)
+    code, _, text = call_infineg(capsys, "train", config)
+    assert code == 2
+    assert message in " ".join(text.split())
+    assert not (tmp_path / "run").exists()
+    assert "Traceback" not in text
 
 
 def test_training_needs_no_ray(dataset: Path, tmp_path: Path) -> None:
@@ -93,8 +86,8 @@ def test_training_needs_no_ray(dataset: Path, tmp_path: Path) -> None:
     )
     run, log = tmp_path / "run", tmp_path / "log"
     path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
-    config = write_job(dataset, run, **HEAD | {"steps": 20})
-    assert start_job(config, log=log, PYTHONPATH=path).wait(timeout=60) == 0, log.read_text()
+    config = write_run_config(dataset, run, **HEAD | {"steps": 20})
+    finish(start_job(config, log=log, PYTHONPATH=path))
     assert (run / "model.json").exists()
 
 
@@ -108,47 +101,33 @@ def agent(node: int, endpoint: str, *options: str) -> list[str]:
     return [TORCHRUN, *same, *options]
 
 
-def test_two_agents_go_on_after_a_kill_on_one_of_them(
+def test_two_hosts_go_on_after_a_kill_on_one_of_them(
     dataset: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """Only the agent of the killed process counts a restart; both must meet again."""
+    """Joined by a cable, where the machine allows network namespaces.
+
+    Only the agent of the killed process counts a restart; both must meet again.
+    """
     run = tmp_path / "run"
-    config = write_job(dataset, run, **HEAD)
-    endpoint = f"127.0.0.1:{free_port()}"
+    config = write_run_config(dataset, run, **HEAD)
     logs = [tmp_path / f"log{node}" for node in range(2)]
-    jobs = [
-        start_job(config, log=logs[node], launcher=agent(node, endpoint), **OWN_STORE)
-        for node in range(2)
-    ]
-    try:
-        wait_until(lambda: bool(checkpoint_steps(run)), jobs[1], logs[1])
-        os.kill(workers_of(jobs[1])[0], signal.SIGKILL)
-        finish(jobs)
-    finally:
-        for job in jobs:
-            kill_job(job)
-    assert_same(run, undisturbed)
-
-
-def test_two_network_namespaces_train_as_one_machine(
-    dataset: Path, undisturbed: Path, tmp_path: Path
-) -> None:
-    """Two hosts joined by a cable: what they say to each other crosses a network."""
-    run = tmp_path / "run"
-    config = write_job(dataset, run, **HEAD)
     with network(2) as net:
-        if not net.is_real:
-            pytest.skip("network namespaces need root and iproute2")
-        endpoint = f"{net.hosts[0].address}:29500"
+        endpoint = f"{net.hosts[0].address}:{free_port()}"
         jobs = [
             start_job(
                 config,
-                log=tmp_path / f"log{node}",
+                log=log,
                 launcher=[*host.prefix, *agent(node, endpoint, "--local-addr", host.address)],
                 GLOO_SOCKET_IFNAME=host.interface,
                 **OWN_STORE,
             )
-            for node, host in enumerate(net.hosts)
+            for node, (host, log) in enumerate(zip(net.hosts, logs, strict=True))
         ]
-        finish(jobs)
-    assert_same(run, undisturbed)
+        try:
+            wait_until(lambda: bool(checkpoint_steps(run)), jobs[1], logs[1])
+            os.kill(workers_of(jobs[1])[0], signal.SIGKILL)
+            finish(*jobs)
+        finally:
+            for job in jobs:
+                kill_job(job)
+    assert_same_run(run, undisturbed)

@@ -9,16 +9,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from pipeline.errors import ConfigError, InfinegError
-from support.train_runs import write_run
 from train.evaluate.folders import evaluate_folders
-from train.evaluate.run import evaluate_run
-
-
-@pytest.fixture(scope="module")
-def two_targets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = write_run(tmp_path_factory.mktemp("two"), mode="finetune", targets=("cat", "dog"))
-    evaluate_run(run)
-    return run
 
 
 def test_folders_are_measured_with_the_runs_own_threshold(

@@ -1,6 +1,5 @@
 """A run that continues on a newer generation: what it keeps, draws, records and refuses."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,22 +7,20 @@ import pytest
 
 from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
+from support.processes import call_infineg
 from support.train_runs import (
     SHORT,
     add_generation,
+    assert_same_run,
     interrupt_training,
     read_losses,
-    stop_at,
+    run_training,
     watch_keys,
     write_dataset,
-    write_run_config,
 )
-from train.cli import main
-from train.config import load_train_config
 from train.loop.checkpoint import find_checkpoint
 from train.loop.run_dir import parse_generation
-from train.loop.trainer import train
-from train.model.detector import load_model, read_model_info
+from train.model.detector import load_model
 
 SECTION = SHORT | {"steps": 16}
 
@@ -36,22 +33,20 @@ def dataset(tmp_path: Path) -> Path:
 
 
 def go_on(dataset: Path, run: Path, switch_to: Any = None, **section: Any) -> Path:
-    config, train_config, _ = load_train_config(write_run_config(dataset, run, **section))
-    return train(config, train_config, resume=True, generation=switch_to)
+    return run_training(dataset, run, resume=True, switch_to=switch_to, **section)
 
 
 def test_an_adopting_run_keeps_its_weights_and_draws_the_new_samples(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    interrupt_training(dataset, run, monkeypatch, at=9, **SECTION)
+    interrupt_training(dataset, run, at=9, **SECTION)
     add_generation(dataset)
     keys = watch_keys(monkeypatch)
     go_on(dataset, run, "latest", **SECTION)
     assert any(key.startswith("news-") for key in keys)
     assert len(keys) == 8 * 16, "only steps 8 to 15"
-    info = read_model_info(run)
-    assert info is not None
+    info = load_model(run)[1]
     segments = [(s.generation, s.first_step) for s in info.segments]
     assert (info.generation, segments) == (2, [(1, 0), (2, 8)])
     losses = read_losses(run)
@@ -60,32 +55,26 @@ def test_an_adopting_run_keeps_its_weights_and_draws_the_new_samples(
 
 
 def test_a_resume_after_adoption_repeats_the_undisturbed_one_exactly(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: Path, tmp_path: Path
 ) -> None:
     for name in ("a", "b"):
-        interrupt_training(dataset, tmp_path / name, monkeypatch, at=9, **SECTION)
+        interrupt_training(dataset, tmp_path / name, at=9, **SECTION)
     add_generation(dataset)
     undisturbed = go_on(dataset, tmp_path / "a", 2, **SECTION)
-    with monkeypatch.context() as patch:
-        stop_at(patch, 14)
-        with pytest.raises(KeyboardInterrupt):
-            go_on(dataset, tmp_path / "b", "latest", **SECTION)
+    interrupt_training(dataset, tmp_path / "b", at=14, resume=True, switch_to="latest", **SECTION)
     checkpoint = find_checkpoint(tmp_path / "b")
-    assert checkpoint is not None
     assert (checkpoint.step, checkpoint.generation) == (12, 2)
     add_generation(dataset, "later")
     # Plain --resume stays on what it adopted, though there is a newer one.
     resumed = go_on(dataset, tmp_path / "b", **SECTION)
-    assert read_losses(resumed) == read_losses(undisturbed)
-    models = [(run / "model.safetensors").read_bytes() for run in (undisturbed, resumed)]
-    assert models[0] == models[1]
+    assert_same_run(resumed, undisturbed)
 
 
 def test_plain_resume_stays_on_the_generation_it_began_with(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    interrupt_training(dataset, run, monkeypatch, at=9, **SECTION)
+    interrupt_training(dataset, run, at=9, **SECTION)
     add_generation(dataset)
     keys = watch_keys(monkeypatch)
     go_on(dataset, run, **SECTION)
@@ -106,43 +95,38 @@ def test_plain_resume_stays_on_the_generation_it_began_with(
     ],
 )
 def test_what_cannot_be_adopted_is_refused(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    dataset: Path, tmp_path: Path,
     generation: int | None, changes: dict[str, Any], message: str,
 ) -> None:  # fmt: skip
     run = tmp_path / "run"
     add_generation(dataset)
-    interrupt_training(dataset, run, monkeypatch, at=5, **SECTION)
+    interrupt_training(dataset, run, at=5, **SECTION)
     add_generation(dataset, "later")
     with pytest.raises(ConfigError, match=message):
         go_on(dataset, run, generation, **SECTION | changes)
 
 
 def test_another_data_set_is_refused_also_by_a_run_that_adopts(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    interrupt_training(dataset, run, monkeypatch, at=5, **SECTION)
+    interrupt_training(dataset, run, at=5, **SECTION)
     add_generation(dataset)
     info = Dataset(str(dataset)).read_info()
-    assert info is not None
     Dataset(str(dataset)).write_info(info.model_copy(update={"fingerprint": "another"}))
     with pytest.raises(ConfigError, match=r"other settings \(dataset was toy, is another\)"):
         go_on(dataset, run, "latest", **SECTION)
 
 
 def test_a_generation_pinned_in_the_config_may_go_on_after_it_was_left(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: Path, tmp_path: Path
 ) -> None:
     run, section = tmp_path / "run", SECTION | {"generation": 1}
-    interrupt_training(dataset, run, monkeypatch, at=5, **section)
+    interrupt_training(dataset, run, at=5, **section)
     add_generation(dataset)
-    with monkeypatch.context() as patch:
-        stop_at(patch, 9)
-        with pytest.raises(KeyboardInterrupt):
-            go_on(dataset, run, 2, **section)
+    interrupt_training(dataset, run, at=9, resume=True, switch_to=2, **section)
     go_on(dataset, run, **section)
-    info = json.loads((run / "model.json").read_text())
-    assert [s["first_step"] for s in info["segments"]] == [0, 4]
+    assert [segment.first_step for segment in load_model(run)[1].segments] == [0, 4]
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "newest", ""])
@@ -155,17 +139,13 @@ def test_a_generation_is_a_number_or_latest(text: str) -> None:
 def test_the_command_adopts_the_latest_generation(
     dataset: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = tmp_path / "run"
-    interrupt_training(dataset, run, monkeypatch, at=9, **SECTION)
+    interrupt_training(dataset, run, at=9, **SECTION)
     add_generation(dataset)
-    for word, wanted in (("newest", 2), ("latest", 0)):
-        with pytest.raises(SystemExit) as end:
-            main(["train", str(run.with_suffix(".yaml")), "--resume", "--generation", word])
-        assert end.value.code == wanted
-    assert "--generation: 'newest'; give a number from 1, or latest" in capsys.readouterr().err
-    info = read_model_info(run)
-    assert info is not None
-    assert info.generation == 2
+    resume = ("train", run.with_suffix(".yaml"), "--resume", "--generation")
+    code, _, said = call_infineg(capsys, *resume, "newest")
+    assert (code, "--generation: 'newest'; give a number" in said) == (2, True)
+    assert call_infineg(capsys, *resume, "latest")[0] == 0
+    assert load_model(run)[1].generation == 2

@@ -10,7 +10,14 @@ from sklearn.metrics import roc_auc_score
 
 from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
-from support.train_runs import EVAL_PROBABILITY, FINETUNE, SHORT, run_training, write_dataset
+from support.train_runs import (
+    EVAL_PROBABILITY,
+    FINETUNE,
+    SHORT,
+    read_log,
+    run_training,
+    write_dataset,
+)
 from train.config import EarlyStopping
 from train.data.batches import read_eval_batches
 from train.evaluate.run import evaluate_run
@@ -34,33 +41,34 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read_checks(run: Path, metric: str) -> dict[int, float]:
     """Steps done -> value."""
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return {line["step"] + 1: line[metric] for line in lines if metric in line}
+    return {line["step"] + 1: line[metric] for line in read_log(run) if metric in line}
 
 
-def test_run_ends_once_patience_does_and_exports_its_best_step(
-    dataset: Path, tmp_path: Path
-) -> None:
-    run = run_training(dataset, tmp_path / "run", **WILD)
-    checks = read_checks(run, "val_auroc")
+@pytest.fixture(scope="module")
+def wild(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has stopped early."""
+    return run_training(dataset, tmp_path_factory.mktemp("wild") / "run", **WILD)
+
+
+def test_run_ends_once_patience_does_and_exports_its_best_step(wild: Path) -> None:
+    checks = read_checks(wild, "val_auroc")
     best = max(checks, key=checks.__getitem__)
     assert max(checks) == best + 6, "three checks without a better one"
     assert max(checks) < 40
-    about = json.loads((run / "checkpoints" / "best.json").read_text())
+    about = json.loads((wild / "checkpoints" / "best.json").read_text())
     assert about == {"step": best, "val_auroc": checks[best]}
-    detector, info = load_model(run)
+    detector, info = load_model(wild)
     assert info.samples_seen == best * 16
-    kept = read_tensors(run / "checkpoints" / "best.safetensors")
+    kept = read_tensors(wild / "checkpoints" / "best.safetensors")
     for name, tensor in detector.head.state_dict().items():
         assert torch.equal(tensor, kept[name])
-    assert evaluate_run(run, overrides=["evaluate.alpha=0.05"])["samples_seen"] == best * 16
+    assert evaluate_run(wild)["samples_seen"] == best * 16
 
 
 def test_what_is_logged_is_the_metric_of_the_val_split_of_those_weights(
-    dataset: Path, tmp_path: Path
+    dataset: Path, wild: Path
 ) -> None:
-    run = run_training(dataset, tmp_path / "run", **WILD)
-    detector, _ = load_model(run)
+    detector, _ = load_model(wild)
     logits, is_positive, weights = [], [], []
     generation = Dataset(str(dataset)).read_generation()
     with torch.inference_mode():
@@ -72,7 +80,7 @@ def test_what_is_logged_is_the_metric_of_the_val_split_of_those_weights(
             weights += [1 / p for p in rows["inclusion_probability"].to_pylist()]
     assert set(weights) == {1.0, 1 / EVAL_PROBABILITY}
     wanted = roc_auc_score(is_positive, logits, sample_weight=weights)
-    assert max(read_checks(run, "val_auroc").values()) == pytest.approx(wanted, abs=1e-6)
+    assert max(read_checks(wild, "val_auroc").values()) == pytest.approx(wanted, abs=1e-6)
 
 
 def test_a_run_without_early_stopping_ends_with_its_last_weights(
@@ -80,7 +88,6 @@ def test_a_run_without_early_stopping_ends_with_its_last_weights(
 ) -> None:
     run = run_training(dataset, tmp_path / "run", **WILD | {"early_stopping": None})
     info = read_model_info(run)
-    assert info is not None
     assert info.samples_seen == 40 * 16
     assert not (run / "checkpoints" / "best.json").exists()
 

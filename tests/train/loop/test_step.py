@@ -1,6 +1,5 @@
 """One step: gradients in parts, their norm, averages, the scaler's state, compiled networks."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,32 +7,21 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from support.train_runs import (
     FINETUNE,
     SHORT,
     interrupt_training,
+    read_log,
     read_losses,
     run_training,
-    write_run_config,
+    state_of,
 )
-from train.config import load_train_config
-from train.data.order import BatchOrder, Rank, Stream
-from train.distributed.world import World, join_world
+from train.distributed.world import join_world
 from train.loop.optim import average_of, restore_update_state, update_state
-from train.loop.state import TrainState, prepare_state
 from train.loop.step import train_step
 from train.loop.stream import open_stream
 from train.model.detector import load_model
-
-ALONE = World(rank=0, size=1, device=torch.device("cpu"))
-
-
-def state_of(dataset: Path, run: Path, **section: Any) -> TrainState:
-    config, train_config, _ = load_train_config(write_run_config(dataset, run, **section))
-    info, generation = Dataset(str(dataset)).read_info(), Dataset(str(dataset)).read_generation()
-    return prepare_state(config, train_config, info, generation, ALONE)
 
 
 def gradients(dataset: Path, run: Path, **section: Any) -> list[torch.Tensor]:
@@ -103,7 +91,6 @@ def test_average_follows_the_weights_slowly_and_is_what_is_exported(
         weight = head.layers[1].weight.detach().clone()
         kept = min(0.5, (1 + step) / (10 + step))
         wanted = weight if wanted is None else kept * wanted + (1 - kept) * weight
-    assert wanted is not None
     averaged = state.evaluated.get_submodule("layers.1").weight
     torch.testing.assert_close(averaged, wanted)
     exported, _ = load_model(run_training(dataset, tmp_path / "whole", **section))
@@ -160,34 +147,14 @@ def test_steps_in_half_precision_with_a_scaled_loss_learn_like_those_in_full(
 
 
 @pytest.mark.gpu
-def test_fp16_run_on_a_gpu_resumes_with_its_loss_scale(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fp16_run_on_a_gpu_resumes_with_its_loss_scale(dataset: Path, tmp_path: Path) -> None:
     section = FINETUNE | {"amp": "fp16", "device": "cuda", "dropout": 0.0, "ema_decay": 0.9}
     undisturbed = run_training(dataset, tmp_path / "a", **section)
-    interrupt_training(dataset, tmp_path / "b", monkeypatch, at=10, **section)
+    interrupt_training(dataset, tmp_path / "b", at=10, **section)
     resumed = run_training(dataset, tmp_path / "b", resume=True, **section)
     assert read_losses(resumed) == pytest.approx(read_losses(undisturbed), abs=1e-3)
-    scales = [
-        [json.loads(line)["loss_scale"] for line in (run / "log.jsonl").read_text().splitlines()]
-        for run in (undisturbed, resumed)
-    ]
+    scales = [[line["loss_scale"] for line in read_log(run)] for run in (undisturbed, resumed)]
     assert scales[0] == scales[1]
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_no_rank_runs_out_before_another(world_size: int) -> None:
-    """Shards of 7, 3, 11 and 50 rows: every rank has as many samples of each kind at each step."""
-    for step in range(40):
-        sizes = set()
-        for rank in range(world_size):
-            order = BatchOrder(
-                [Stream([range(7), range(7, 10)])], [Stream([range(10, 21), range(21, 71)])],
-                num_positives=4, batch_size=12, window=2, seed=0, part=Rank(rank, world_size),
-            )  # fmt: skip
-            rows, positions = order.batch(step)
-            sizes.add((len(rows), len(positions)))
-        assert sizes == {(12 // world_size, 12 // world_size)}
 
 
 def test_fp16_without_a_gpu_is_refused(dataset: Path, tmp_path: Path) -> None:

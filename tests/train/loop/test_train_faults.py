@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +11,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from support.processes import wait_until
+from pipeline.dataset.schema import with_columns
+from support.processes import Command, wait_until
 from support.train_runs import (
+    assert_same_run,
     checkpoint_steps,
-    kill_job,
+    finish,
     losses_logged,
-    model_bytes,
     on_two,
     start_job,
     steps_logged,
     workers_of,
     write_dataset,
-    write_job,
+    write_run_config,
 )
 
 HEAD = {
@@ -40,24 +40,14 @@ def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     runs = {1: root / "one", 2: root / "two"}
     for size, run in runs.items():
         launcher = on_two() if size == 2 else None
-        finish(start_job(write_job(dataset, run, **HEAD), log=root / "log", launcher=launcher))
+        finish(
+            start_job(write_run_config(dataset, run, **HEAD), log=root / "log", launcher=launcher)
+        )
     return runs
 
 
-def finish(job: subprocess.Popen[bytes], *, code: int = 0) -> None:
-    try:
-        assert job.wait(timeout=120) == code
-    finally:
-        kill_job(job)
-
-
-def wait_for_steps(job: subprocess.Popen[bytes], run: Path, num: int, log: Path) -> None:
+def wait_for_steps(job: Command, run: Path, num: int, log: Path) -> None:
     wait_until(lambda: steps_logged(run) * HEAD["log_every"] >= num, job, log)
-
-
-def assert_same(run: Path, undisturbed: Path) -> None:
-    assert losses_logged(run) == losses_logged(undisturbed)
-    assert model_bytes(run) == model_bytes(undisturbed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT])
@@ -65,7 +55,7 @@ def test_a_signal_saves_first_and_the_resumed_run_is_the_undisturbed_one(
     dataset: Path, undisturbed: dict[int, Path], tmp_path: Path, number: signal.Signals
 ) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    config = write_job(dataset, run, **HEAD | {"checkpoint_every": 10_000})
+    config = write_run_config(dataset, run, **HEAD | {"checkpoint_every": 10_000})
     job = start_job(config, log=log)
     wait_for_steps(job, run, 100, log)
     job.send_signal(number)
@@ -75,14 +65,14 @@ def test_a_signal_saves_first_and_the_resumed_run_is_the_undisturbed_one(
     assert "Traceback" not in log.read_text()
     assert 100 <= step < HEAD["steps"]
     finish(start_job(config, "--resume", log=log))
-    assert_same(run, undisturbed[1])
+    assert_same_run(run, undisturbed[1])
 
 
 def test_a_signal_to_one_of_two_processes_stops_both_at_one_step(
     dataset: Path, undisturbed: dict[int, Path], tmp_path: Path
 ) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    config = write_job(dataset, run, **HEAD | {"checkpoint_every": 10_000})
+    config = write_run_config(dataset, run, **HEAD | {"checkpoint_every": 10_000})
     job = start_job(config, log=log, launcher=on_two())
     wait_for_steps(job, run, 100, log)
     os.kill(workers_of(job)[1], signal.SIGTERM)
@@ -90,7 +80,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_one_step(
     assert len(checkpoint_steps(run)) == 1
     assert log.read_text().count("--resume continues there") == 2, "both say so, neither is killed"
     finish(start_job(config, "--resume", log=log, launcher=on_two()))
-    assert_same(run, undisturbed[2])
+    assert_same_run(run, undisturbed[2])
 
 
 @pytest.mark.parametrize(
@@ -103,19 +93,19 @@ def test_a_killed_process_is_replaced_and_the_run_ends_as_if_undisturbed(
     rng = random.Random(seed)
     run, log = tmp_path / "run", tmp_path / "log"
     job = start_job(
-        write_job(dataset, run, **HEAD), log=log, launcher=on_two("--max-restarts", "1")
+        write_run_config(dataset, run, **HEAD), log=log, launcher=on_two("--max-restarts", "1")
     )
     wait_for_steps(job, run, rng.choice([5, rng.randrange(50, 400)]), log)
     os.kill(rng.choice(workers_of(job)), signal.SIGKILL)
     finish(job)
     assert "failed (exitcode: " in log.read_text(), "torchrun has seen it"
-    assert_same(run, undisturbed[2])
+    assert_same_run(run, undisturbed[2])
 
 
 @pytest.mark.cluster
 def test_a_process_that_hangs_is_given_up(dataset: Path, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    config = write_job(dataset, run, **HEAD | {"steps": 100_000, "timeout_s": 3})
+    config = write_run_config(dataset, run, **HEAD | {"steps": 100_000, "timeout_s": 3})
     job = start_job(config, log=log, launcher=on_two(), TORCH_ELASTIC_SHUTDOWN_TIMEOUT="2")
     wait_for_steps(job, run, 50, log)
     os.kill(workers_of(job)[1], signal.SIGSTOP)
@@ -131,15 +121,14 @@ def test_a_broken_loss_names_the_sample_and_keeps_the_last_checkpoint(
     generation = write_dataset(root, image_size=40, num_negatives=1500)
     shard = next(s for s in generation.shards if s.split == "train" and s.source == "noise")
     table = pq.read_table(root / shard.sidecar_path)
-    embedding_ND = np.array(table["embedding"].to_pylist(), dtype=np.float16)
-    embedding_ND[7, 3] = np.nan
-    column = pa.FixedSizeListArray.from_arrays(embedding_ND.ravel(), embedding_ND.shape[1])
-    index = table.schema.get_field_index("embedding")
-    pq.write_table(
-        table.set_column(index, table.schema.field(index), column), root / shard.sidecar_path
-    )
+    embeddings = table["embedding"].to_pylist()
+    embeddings[7][3] = np.nan
+    column = pa.array(embeddings, table.schema.field("embedding").type)
+    pq.write_table(with_columns(table, embedding=column), root / shard.sidecar_path)
     # An epoch of negatives is 125 steps: it comes once in them.
-    config = write_job(root, run, **HEAD | {"steps": 130, "checkpoint_every": 3, "log_every": 10})
+    config = write_run_config(
+        root, run, **HEAD | {"steps": 130, "checkpoint_every": 3, "log_every": 10}
+    )
     finish(start_job(config, log=log, launcher=on_two() if size == 2 else None), code=1)
     listed = json.loads((run / "nan_batch.json").read_text())
     broken = [sample for sample in listed["samples"] if not sample["is_finite"]]
@@ -158,7 +147,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
 ) -> None:
     """The kernel refuses files larger than 80 kB, which a checkpoint is and a log is not."""
     run, log = tmp_path / "run", tmp_path / "log"
-    config = write_job(dataset, run, **HEAD)
+    config = write_run_config(dataset, run, **HEAD)
     job = start_job(config, log=log)
     wait_for_steps(job, run, 75, log)
     job.send_signal(signal.SIGTERM)
@@ -173,4 +162,4 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
     assert not list((run / "checkpoints").glob(".tmp-*"))
     assert not (run / "model.json").exists()
     finish(start_job(config, "--resume", log=log))
-    assert_same(run, undisturbed[1])
+    assert_same_run(run, undisturbed[1])

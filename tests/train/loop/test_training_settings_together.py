@@ -1,17 +1,17 @@
-"""All settings at once: a resumed run ends the same, and so does one on two processes."""
+"""A resumed run ends the same with all settings at once, and one on two processes with any."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from test_early_stopping import WILD, read_checks
+from test_trainer import LOSSES
 
 from support.train_runs import (
     FINETUNE,
     SHORT,
     interrupt_training,
+    read_log,
     read_losses,
     run_training,
     train_on_two,
@@ -50,20 +50,19 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    torch.set_num_threads(1)  # test processes share few cores
 
 
 @pytest.mark.parametrize("mode", EVERYTHING)
 @pytest.mark.parametrize("stop", [6, 10])
 def test_resumed_run_with_everything_on_repeats_the_undisturbed_one(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, stop: int
+    dataset: Path, tmp_path: Path, mode: str, stop: int
 ) -> None:
     section = EVERYTHING[mode]
     undisturbed = run_training(dataset, tmp_path / "a", **section)
-    interrupt_training(dataset, tmp_path / "b", monkeypatch, at=stop, **section)
+    interrupt_training(dataset, tmp_path / "b", at=stop, **section)
     assert read_model_info(tmp_path / "b") is None
     resumed = run_training(dataset, tmp_path / "b", resume=True, **section)
-    assert read_log(resumed) == read_log(undisturbed)
+    assert log_without_clock(resumed) == log_without_clock(undisturbed)
     for name in ("model.safetensors", "checkpoints/best.safetensors", "checkpoints/best.json"):
         assert (resumed / name).read_bytes() == (undisturbed / name).read_bytes(), name
 
@@ -78,18 +77,27 @@ def test_every_setting_changes_what_comes_out(dataset: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.timeout(180)  # two more processes import torch: slow where cores are few
-def test_two_processes_do_with_these_settings_what_one_does(dataset: Path, tmp_path: Path) -> None:
-    """Except mixing, whose partners are those of a process, and operations that round otherwise."""
+def test_two_processes_train_like_one(dataset: Path, tmp_path: Path) -> None:
+    """Except dropout and mixing, which are those of a process, and operations that round."""
+    two_targets = tmp_path / "two_targets"
+    write_dataset(two_targets, targets=("cat", "dog"), noise=2.0, image_size=40)
+    same = {"dropout": 0.0}
+    plain = {"plain_head": SHORT | same, "plain_finetune": FINETUNE | same | {"workers": 1}}
+    plain |= {name: SHORT | same | section for name, section in LOSSES.items()}
     without = {"regularization": {"label_smoothing": 0.1}, "dropout": 0.0, "amp": "off"}
-    sections = {mode: section | without for mode, section in EVERYTHING.items()}
-    sections["stops_early"] = WILD | {"dropout": 0.0}
+    sections = {mode: section | without for mode, section in EVERYTHING.items()} | plain
+    sections["stops_early"] = WILD | same
     configs = []
     for name, section in sections.items():
-        run_training(dataset, tmp_path / "one" / name, **section)
-        configs.append(write_run_config(dataset, tmp_path / "two" / name, **section))
+        root = two_targets if name in LOSSES else dataset
+        run_training(root, tmp_path / "one" / name, **section)
+        configs.append(write_run_config(root, tmp_path / "two" / name, **section))
     train_on_two(configs, tmp_path / "train_all.py")
+    for name in plain:
+        alone, shared = (read_losses(tmp_path / number / name) for number in ("one", "two"))
+        assert shared == pytest.approx(alone, abs=1e-5)
     for name in EVERYTHING:
-        one, two = (read_log(tmp_path / number / name) for number in ("one", "two"))
+        one, two = (log_without_clock(tmp_path / number / name) for number in ("one", "two"))
         for mine, theirs in zip(one, two, strict=True):
             assert theirs == pytest.approx(mine, abs=1e-4)
     checks = [
@@ -100,8 +108,6 @@ def test_two_processes_do_with_these_settings_what_one_does(dataset: Path, tmp_p
     assert list(checks[1].values()) == pytest.approx(list(checks[0].values()), abs=1e-3)
 
 
-def read_log(run: Path) -> list[dict[str, float]]:
-    """All but what depends on the clock."""
+def log_without_clock(run: Path) -> list[dict[str, float]]:
     clock = ("samples_per_s", "data_wait")
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in clock} for line in lines]
+    return [{k: v for k, v in line.items() if k not in clock} for line in read_log(run)]

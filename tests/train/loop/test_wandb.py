@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ConfigError
-from support.train_runs import SHORT, interrupt_training, run_training
+from support.train_runs import SHORT, interrupt_training, read_log, run_training
 
 STAND_IN = """
 import json
@@ -50,20 +50,17 @@ def test_wandb_gets_the_log_and_stays_offline(dataset: Path, tmp_path: Path) -> 
     (_, known), *logs, last = read_calls(run)
     assert (known["project"], known["name"], known["mode"]) == ("cats", "run", "offline")
     assert known["config"]["learning_rate"] == 0.003
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [(step, values["train/loss"]) for _, step, values in logs] == [
-        (line["samples_seen"], line["loss"]) for line in lines
+        (line["samples_seen"], line["loss"]) for line in read_log(run)
     ]
     assert last == ["finish", 0]
     sys.modules.pop("wandb", None)
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_a_resumed_run_goes_on_under_its_id(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_goes_on_under_its_id(dataset: Path, tmp_path: Path) -> None:
     section = SHORT | {"wandb": {"project": "cats"}}
-    interrupt_training(dataset, tmp_path / "run", monkeypatch, at=6, **section)
+    interrupt_training(dataset, tmp_path / "run", at=6, **section)
     run = run_training(dataset, tmp_path / "run", resume=True, **section)
     calls = read_calls(run)
     begun = [call[1] for call in calls if call[0] == "init"]

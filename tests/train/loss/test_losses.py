@@ -9,7 +9,7 @@ from train.config import TrainConfig
 from train.data.batches import Batch
 from train.distributed.world import World
 from train.loss.losses import cross_entropy, focal_loss, hardest_negatives, importance_weights
-from train.loss.objective import batch_loss, batch_weights
+from train.loss.objective import batch_loss
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
@@ -47,7 +47,9 @@ def test_a_positive_of_one_target_is_a_negative_of_the_other() -> None:
 def test_loss_is_that_of_a_hand_computation() -> None:
     train_config = TrainConfig(run="r", batch_size=3, positive_share=0.34)
     batch = batch_of(column(1, 0, 0), torch.tensor([1.0, 1, 3]), torch.tensor([0.5, 0.5, -1]))
-    weight_BK = batch_weights(batch, train_config, ALONE).weight_BK
+    weight_BK, _ = importance_weights(
+        batch.targets_BK, batch.importance_B, max_weight=20, reduce_sum=lambda tensor: tensor
+    )
     loss = batch_loss(column(2.5, -0.5, 0), batch, weight_BK, train_config, ALONE)
     # softplus(-2) + 0.5 * softplus(-1) + 1.5 * softplus(1), over 3 samples.
     wanted = (0.126928 + 0.5 * 0.313262 + 1.5 * 1.313262) / 3

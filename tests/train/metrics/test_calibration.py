@@ -1,4 +1,6 @@
 import logging
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -70,12 +72,17 @@ def test_platt_smoothing_does_not_grow_with_the_weights() -> None:
     assert weighted[1] == pytest.approx(plain[1] - np.log(1000), rel=1e-4)
 
 
-def test_platt_of_logits_in_the_wrong_order_keeps_a_positive_scale(
-    caplog: pytest.LogCaptureFixture,
+@pytest.mark.parametrize(
+    ("fit", "at_most"),
+    [(fit_platt, 1.0), (partial(fit_temperature, trained_prior=0.5), 0.01)],
+    ids=["platt", "temperature"],
+)
+def test_logits_in_the_wrong_order_keep_a_positive_scale(
+    fit: Callable[..., tuple[float, float]], at_most: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     logits = np.concatenate([np.full(50, -3.0), np.full(50, 3.0)])
-    scale, _ = fit_platt(logits, logits < 0, np.ones(100))
-    assert scale > 0
+    scale, _ = fit(logits, logits < 0, np.ones(100))
+    assert 0 < scale < at_most
     assert "nothing was learned" in caplog.text
 
 
@@ -117,15 +124,6 @@ def test_temperature_stays_finite_on_separable_classes_of_any_size(unit: float) 
     assert bias == pytest.approx(log_odds(50 / 1050))
     assert 0 < scale * unit < 5
     assert expit(-scale * unit * 3 + bias) == pytest.approx(1 / 1002, abs=1e-3)
-
-
-def test_temperature_of_logits_in_the_wrong_order_keeps_a_positive_scale(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    logits = np.concatenate([np.full(50, -3.0), np.full(50, 3.0)])
-    scale, _ = fit_temperature(logits, logits < 0, np.ones(100), trained_prior=0.5)
-    assert 0 < scale < 0.01
-    assert "nothing was learned" in caplog.text
 
 
 def test_temperature_without_the_prior_trained_on_is_refused() -> None:

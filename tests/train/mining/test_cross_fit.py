@@ -7,10 +7,8 @@ import torch
 
 from pipeline.dataset import Dataset
 from pipeline.selection.mining import fold_of
-from support.train_runs import write_config, write_dataset
-from train.config import load_train_config
-from train.distributed.world import World
-from train.loop.state import TrainState, prepare_state
+from support.train_runs import state_of
+from train.loop.state import TrainState
 from train.mining import cross_fit
 from train.mining.cross_fit import fold_heads, read_folds
 from train.model.detector import Head
@@ -19,14 +17,9 @@ NUM_FOLDS = 3
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> TrainState:
-    root = tmp_path / "data"
-    generation = write_dataset(root, image_size=40)
-    train = {"steps": 30, "batch_size": 16, "hidden_dim": 8, "learning_rate": 0.01}
-    path = write_config(tmp_path / "run.yaml", dataset=root, run=tmp_path / "run", train=train)
-    config, train_config, _ = load_train_config(path)
-    world = World(rank=0, size=1, device=torch.device("cpu"))
-    return prepare_state(config, train_config, Dataset(str(root)).read_info(), generation, world)
+def state(dataset: Path, tmp_path: Path) -> TrainState:
+    section = {"steps": 30, "batch_size": 16, "hidden_dim": 8, "learning_rate": 0.01}
+    return state_of(dataset, tmp_path / "run", **section)
 
 
 def heads_of(state: TrainState) -> list[Head]:

@@ -5,21 +5,21 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from pipeline.config.encoder import EncoderConfig
 from pipeline.encoders.networks import load_encoder
 from pipeline.errors import ConfigError
-from support.train_runs import FINETUNE, SHORT, run_training, write_run_config
+from support.train_runs import FINETUNE, SHORT, run_training, watch_steps, write_run_config
 from train.config import TrainConfig, load_train_config
 from train.loop import trainer
 from train.loop.phases import Phase, finetune_phases, opening_steps
+from train.loop.state import TrainState
 from train.loop.trainer import train
 from train.model.detector import build_detector, load_model
 from train.model.groups import backbone_groups
 
-TIMM = EncoderConfig(name="timm/test_vit", weights="random", image_size=160)
-TORCHVISION = EncoderConfig(name="torchvision/squeezenet1_1", weights="random", image_size=32)
+TIMM = {"name": "timm/test_vit", "image_size": 160}
+TORCHVISION = {"name": "torchvision/squeezenet1_1", "image_size": 32}
 
 
 def prefixes(name: str, image_size: int = 32, layer: str = "last") -> list[set[str]]:
@@ -69,19 +69,17 @@ def test_what_is_outside_all_children_goes_with_the_first_group() -> None:
     assert len(groups) == 14
 
 
-def test_rates_decay_with_the_distance_from_the_head(dataset: Path, tmp_path: Path) -> None:
+def test_rates_decay_with_the_distance_from_the_head(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rates: dict[int, list[float]] = {}
-    step_of = trainer.train_step
 
-    def watched(state: Any, model: Any, batch: Any, step: int) -> Any:
-        result = step_of(state, model, batch, step)
+    def look(state: TrainState, _: Any, step: int) -> None:
         rates[step] = [group["lr"] for group in state.optimizer.param_groups]
-        return result
 
+    watch_steps(monkeypatch, look)
     section = FINETUNE | {"warmup_steps": 0, "finetuning": {"layer_decay": 0.5}}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "train_step", watched)
-        run_training(dataset, tmp_path / "run", **section)
+    run_training(dataset, tmp_path / "run", **section)
     # Two groups of the optimizer each: with and without weight decay. Steps 0 to 4: only the head.
     assert rates[4][2:] == [0] * len(rates[4][2:])
     backbone = rates[5][2::2]
@@ -131,39 +129,35 @@ def test_phases_change_where_groups_open_or_sizes_change() -> None:
 
 
 def test_sizes_change_at_their_steps_and_the_order_of_samples_does_not(
-    dataset: Path, tmp_path: Path
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: dict[str, list[Any]] = {"plain": [], "resized": []}
-    step_of = trainer.train_step
+    seen: list[tuple[int, list[int]]] = []
+    watch_steps(
+        monkeypatch,
+        lambda _, batch, __: seen.append((batch.inputs.shape[-1], batch.rows_B.tolist())),
+    )
     for name, sizes in (("plain", []), ("resized", [[0, 48], [0.5, 40]])):
-
-        def watched(state: Any, model: Any, batch: Any, step: int, name: str = name) -> Any:
-            seen[name].append((batch.inputs.shape[-1], batch.rows_B.tolist()))
-            return step_of(state, model, batch, step)
-
         section = FINETUNE | {"head_steps": 2, "finetuning": {"image_sizes": sizes}}
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(trainer, "train_step", watched)
-            run_training(dataset, tmp_path / name, **section)
-    assert [size for size, _ in seen["resized"]] == [256, 256] + [48] * 5 + [40] * 5
-    assert [rows for _, rows in seen["resized"]] == [rows for _, rows in seen["plain"]]
+        run_training(dataset, tmp_path / name, **section)
+    plain, resized = seen[:12], seen[12:]
+    assert [size for size, _ in resized] == [256, 256] + [48] * 5 + [40] * 5
+    assert [rows for _, rows in resized] == [rows for _, rows in plain]
 
 
 @pytest.mark.parametrize("encoder", [TIMM, TORCHVISION], ids=["timm", "torchvision"])
 def test_any_backbone_is_finetuned_with_groups_of_its_own(
-    dataset: Path, tmp_path: Path, encoder: EncoderConfig
+    dataset: Path, tmp_path: Path, encoder: dict[str, object]
 ) -> None:
     section = SHORT | {
         "mode": "finetune", "head_steps": 0, "steps": 3, "batch_size": 4,
         "finetuning": {"layer_decay": 0.8, "unfreeze": [[0, 1], [2, "all"]]},
     }  # fmt: skip
+    settings = [f"encoder.{name}={value}" for name, value in encoder.items()]
     path = write_run_config(dataset, tmp_path / "run", **section)
-    content = yaml.safe_load(path.read_text()) | {"encoder": encoder.model_dump(mode="json")}
-    path.write_text(yaml.safe_dump(content))
-    config, train_config, _ = load_train_config(path)
+    config, train_config, _ = load_train_config(path, settings)
     detector, info = load_model(train(config, train_config))
-    assert info.encoder.name == encoder.name
-    untrained = build_detector(load_encoder(encoder), 1, hidden_dim=32, dropout=0.1)
+    assert info.encoder.name == encoder["name"]
+    untrained = build_detector(load_encoder(info.encoder), 1, hidden_dim=32, dropout=0.1)
     groups = zip(
         backbone_groups(untrained.encoder.backbone), backbone_groups(detector.encoder.backbone),
         strict=True,
@@ -208,9 +202,7 @@ def test_what_cannot_be_finetuned_so_is_refused_before_the_first_step(
 def test_a_size_that_the_backbone_cannot_take_is_refused(dataset: Path, tmp_path: Path) -> None:
     section = FINETUNE | {"head_steps": 0, "finetuning": {"image_sizes": [[0, 96]]}}
     path = write_run_config(dataset, tmp_path / "run", **section)
-    encoder = {"name": "torchvision/vit_b_16", "weights": "random", "image_size": 224}
-    content = yaml.safe_load(path.read_text()) | {"encoder": encoder}
-    path.write_text(yaml.safe_dump(content))
-    config, train_config, _ = load_train_config(path)
+    settings = ["encoder.name=torchvision/vit_b_16", "encoder.image_size=224"]
+    config, train_config, _ = load_train_config(path, settings)
     with pytest.raises(ConfigError, match=r"image_sizes: 96 px does not fit the backbone: .*96"):
         train(config, train_config)

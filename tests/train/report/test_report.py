@@ -9,18 +9,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from support.train_runs import write_run
+from pipeline.dataset.schema import with_columns
 from train.evaluate import run as evaluate
 from train.evaluate.run import evaluate_run
 from train.model.detector import load_model
 from train.report.wording import format_percent, in_hundred, one_in
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = write_run(tmp_path_factory.mktemp("one"), mode="head", noise=2.0, num_negatives=300)
-    evaluate_run(run)
-    return run
 
 
 def _assert_fetches_nothing(page: str) -> None:
@@ -51,12 +44,22 @@ def test_summary_states_counts_and_what_was_not_tested(run: Path) -> None:
     assert "Rates under 1 in 1,000: to claim one takes 2,995 negatives" in page
 
 
-def test_summary_of_no_mistake_is_a_bound_and_not_zero(tmp_path: Path) -> None:
-    run = write_run(tmp_path, mode="head", noise=0.1)
-    cat = evaluate_run(run, overrides=["evaluate.alpha=0.00001"])["target"]["cat"]
+def test_summary_of_no_mistake_is_a_bound_and_not_zero(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    predict_splits = evaluate.predict_splits
+
+    def separate(*args: Any, **kwargs: Any) -> pa.Table:
+        table = predict_splits(*args, **kwargs)
+        moved = pc.if_else(pc.equal(table["label"], "cat"), pa.scalar(99, pa.float32()), -99)
+        return with_columns(table, logit=pc.cast(pc.add(table["logit"], moved), pa.float32()))
+
+    monkeypatch.setattr(evaluate, "predict_splits", separate)
+    cat = evaluate_run(copy, overrides=["evaluate.alpha=0.00001"])["target"]["cat"]
     assert cat["evidence"]["all"]["num_detected"] == 0
-    page = (run / "report.html").read_text()
-    assert "none of 75 other pictures" in page
+    page = (copy / "report.html").read_text()
+    assert "none of 150 other pictures" in page
     assert f"below {one_in(cat['evidence']['all']['below'])}" in page
     assert re.search(r"at least [\w ]* in 100 detections are right", page)
 
@@ -69,9 +72,8 @@ def test_report_of_a_data_set_without_embeddings_has_no_neighbours(
     predictions = evaluate.predict_splits(*load_model(run), dataset=str(data))
     for path in sorted(data.glob("shards/*/*.parquet")):
         rows = pq.read_table(path)
-        column = rows.column_names.index("embedding")
         nothing = pa.nulls(rows.num_rows, rows.schema.field("embedding").type)
-        pq.write_table(rows.set_column(column, "embedding", nothing), path)
+        pq.write_table(with_columns(rows, embedding=nothing), path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "predict_splits", lambda *_args, **_kwargs: predictions)
         evaluate_run(copy, overrides=[f"output.path={data}"])
@@ -88,7 +90,7 @@ def test_report_escapes_what_comes_from_the_data(
     def rename(*args: Any, **kwargs: Any) -> pa.Table:
         table = predict_splits(*args, **kwargs)
         sources = pc.replace_substring(table["source"], "noise", "<script>alert(1)</script>")
-        return table.set_column(table.column_names.index("source"), "source", sources)
+        return with_columns(table, source=sources)
 
     monkeypatch.setattr(evaluate, "predict_splits", rename)
     evaluate_run(copy)

@@ -20,7 +20,7 @@ same on any machine.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -35,6 +35,7 @@ from pipeline.sources.generated import (
     all_families,
     drawn_sample,
     picture_rng,
+    toy_of,
 )
 from pipeline.sources.generated.collage.layouts import LAYOUTS, Hand
 from pipeline.sources.generated.collage.pool import Cut, Origin, PoolReader
@@ -84,11 +85,7 @@ class Source(AddressedSource[Params]):
 
 
 def draw(
-    rng: np.random.Generator,
-    params: Params,
-    family: str = "",
-    *,
-    pool: Sequence[Cut] | None = None,
+    rng: np.random.Generator, params: Params, family: str = "", *, pool: Sequence[Cut] | None = None
 ) -> Pixels:
     """uint8[image_size, image_size, 3]; by default of the first pool."""
     if pool is None:
@@ -112,7 +109,5 @@ def _joined(names: Iterator[str | None]) -> str | None:
     return "; ".join(sorted({name for name in names if name})) or None
 
 
-def toy(directory: Path) -> Params:  # noqa: ARG001 - its source needs no files
-    """Three collages of squares."""
-    squares = Origin(kind="squares", params={"image_size": 64, "num_pictures": 8})
-    return Params(sources=(squares,), image_size=64, num_pictures=3)
+_SQUARES = Origin(kind="squares", params={"image_size": 64, "num_pictures": 8})
+toy = partial(toy_of, Params, sources=(_SQUARES,))

@@ -8,9 +8,9 @@ import simplejpeg
 from pydantic import BaseModel, Field, JsonValue
 
 from pipeline.dataset.images import Decoded, decode_image
-from pipeline.dataset.schema import ImageSettings, Partition, RawSample
+from pipeline.dataset.schema import ImageSettings, Partition
 from pipeline.errors import ConfigError
-from pipeline.sources import Source, open_source
+from pipeline.sources import open_source
 from pipeline.sources.drawing import Dice
 from pipeline.sources.generated import Pixels, picture_rng
 
@@ -67,31 +67,20 @@ class PoolReader:
     def _usable(self, position: int, number: int, seed: int, share: int) -> Iterator[Cut]:
         """The first samples of a few partitions, chosen by hash, that decode and may be cut."""
         dice = Dice(picture_rng(f"collage.pool.{position}", seed, number))
-        source, partitions = self._sources[position], self._partitions(position)
-        first = dice.below(max(len(partitions), 1))
-        in_order = partitions[first:] + partitions[:first]
-        for partition in in_order[:_MAX_PARTITIONS_READ]:
-            samples = itertools.islice(source.read(partition), share * _MAX_READ_PER_IMAGE)
-            for sample in samples:
-                if _may_be_cut(sample, allow_unknown=self._origins[position].allow_unknown):
-                    yield from self._decoded(sample)
-
-    def _decoded(self, sample: RawSample) -> Iterator[Cut]:
-        decoded = decode_image(sample.image, rotation=sample.rotation or 0, settings=self._settings)
-        if isinstance(decoded, Decoded):
-            pixels = simplejpeg.decode_jpeg(decoded.image, colorspace="RGB")
-            yield Cut(pixels, sample.license, sample.author)
-
-    def _partitions(self, position: int) -> list[Partition]:
-        """The first few, listed once."""
+        source, origin = self._sources[position], self._origins[position]
         if position not in self._listed:
-            source: Source = self._sources[position]
             listed = itertools.islice(source.partitions(), self._max_partitions)
             self._listed[position] = list(listed)
-        return self._listed[position]
-
-
-def _may_be_cut(sample: RawSample, *, allow_unknown: bool) -> bool:
-    """Whether a sample shows no target, by its label."""
-    states = ("verified_absent", "unknown") if allow_unknown else ("verified_absent",)
-    return not sample.label and sample.label_state in states
+        partitions = self._listed[position]
+        first = dice.below(max(len(partitions), 1))
+        in_order = partitions[first:] + partitions[:first]
+        states = ("verified_absent", "unknown") if origin.allow_unknown else ("verified_absent",)
+        for partition in in_order[:_MAX_PARTITIONS_READ]:
+            for sample in itertools.islice(source.read(partition), share * _MAX_READ_PER_IMAGE):
+                if sample.label or sample.label_state not in states:
+                    continue
+                rotation = sample.rotation or 0
+                decoded = decode_image(sample.image, rotation=rotation, settings=self._settings)
+                if isinstance(decoded, Decoded):
+                    pixels = simplejpeg.decode_jpeg(decoded.image, colorspace="RGB")
+                    yield Cut(pixels, sample.license, sample.author)

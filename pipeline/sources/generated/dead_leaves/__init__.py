@@ -11,7 +11,6 @@ Arithmetic is of integers, and of floats that are added, multiplied, divided or 
 """
 
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Literal
 
 import cv2
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.sources.drawing import Dice, State, compiled, next_below, next_unit
-from pipeline.sources.generated import PictureParams, PictureSource, Pixels, all_families
+from pipeline.sources.generated import PictureParams, PictureSource, Pixels, all_families, toy_of
 from pipeline.sources.generated.dead_leaves.falling import (
     ANY,
     DISK,
@@ -68,6 +67,7 @@ def draw(rng: np.random.Generator, params: Params, family: str = "") -> Pixels:
 
 
 Source = partial(PictureSource, "dead_leaves", draw)
+toy = partial(toy_of, Params)
 
 
 @compiled
@@ -147,8 +147,3 @@ def _clouds(dice: Dice, side: int) -> NDArray[np.int64]:
         shape = (_TILE, count) if axis == 0 else (_TILE, _TILE)
         levels = levels.reshape(shape) // side
     return levels
-
-
-def toy(directory: Path) -> Params:  # noqa: ARG001 - a generator needs no files
-    """Three pictures: disks, squares, turned squares."""
-    return Params(image_size=64, num_pictures=3)

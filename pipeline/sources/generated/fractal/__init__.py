@@ -18,7 +18,6 @@ machines only.
 """
 
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import cv2
@@ -26,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.sources.drawing import Dice, State, compiled, next_unit, next_word, ramp
-from pipeline.sources.generated import PictureParams, PictureSource, Pixels, all_families
+from pipeline.sources.generated import PictureParams, PictureSource, Pixels, all_families, toy_of
 from pipeline.sources.generated.fractal.systems import (
     AFFINE,
     FLAME,
@@ -78,6 +77,7 @@ def draw(rng: np.random.Generator, params: Params, family: str = "") -> Pixels:
 
 
 Source = partial(PictureSource, "fractal", draw)
+toy = partial(toy_of, Params)
 
 
 def _view(dice: Dice, box: Box, point: tuple[float, float]) -> Box:
@@ -141,8 +141,3 @@ def _colour(
                 ground = np.int32(grounds[y, channel])
                 across = np.int32(colours[shade, channel]) - ground
                 pixels[y, x, channel] = ground + (across * share >> 8)
-
-
-def toy(directory: Path) -> Params:  # noqa: ARG001 - a generator needs no files
-    """Three pictures: affine, singular, symmetric."""
-    return Params(image_size=64, num_pictures=3)

@@ -20,12 +20,10 @@ Arithmetic is of integers, and of floats that are added, multiplied, divided and
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.sources.drawing import Dice, ramp
 from pipeline.sources.generated import (
@@ -34,6 +32,7 @@ from pipeline.sources.generated import (
     Pixels,
     all_families,
     draw_family,
+    toy_of,
 )
 from pipeline.sources.generated.gradients_and_blanks.fills import (
     ANGULAR,
@@ -69,11 +68,15 @@ def draw(rng: np.random.Generator, params: Params, family: str = "") -> Pixels:
 
 
 Source = partial(PictureSource, "gradients_and_blanks", draw)
+toy = partial(toy_of, Params)
 
 
 def _draw_flat(rng: np.random.Generator, size: int) -> Pixels:
     dice = Dice(rng)
-    return _grained(dice, _filled(size, dice.palette(1)[0]), dice.pick((0, 0, 0, 2, 8)))
+    pixels = np.empty((size, size, 3), np.uint8)
+    pixels[0] = dice.palette(1)[0]
+    pixels[1:] = pixels[0]  # whole rows are copied at once, three bytes are not
+    return _grained(dice, pixels, dice.pick((0, 0, 0, 2, 8)))
 
 
 def _draw_near(rng: np.random.Generator, size: int, *, is_white: bool) -> Pixels:
@@ -176,13 +179,6 @@ def _draw_bars(rng: np.random.Generator, size: int) -> Pixels:
     return pixels if dice.chance(0.5) else np.asarray(cv2.transpose(pixels), np.uint8)
 
 
-def _filled(size: int, colour: NDArray[np.uint8]) -> Pixels:
-    pixels = np.empty((size, size, 3), np.uint8)
-    pixels[0] = colour
-    pixels[1:] = pixels[0]  # whole rows are copied at once, three bytes are not
-    return pixels
-
-
 def _grained(dice: Dice, pixels: Pixels, depth: int) -> Pixels:
     """Adds uniform noise of up to `depth` levels in all, in place."""
     if depth:
@@ -202,8 +198,3 @@ _FAMILIES: dict[str, Callable[[np.random.Generator, int], Pixels]] = {
     "banding": _draw_banding,
     "bars": _draw_bars,
 }
-
-
-def toy(directory: Path) -> Params:  # noqa: ARG001 - a generator needs no files
-    """Three pictures: a colour, next to black, next to white."""
-    return Params(image_size=64, num_pictures=3)

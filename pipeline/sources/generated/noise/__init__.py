@@ -19,7 +19,6 @@ all of that, not all.
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -32,6 +31,7 @@ from pipeline.sources.generated import (
     Pixels,
     all_families,
     draw_family,
+    toy_of,
 )
 from pipeline.sources.generated.noise.spectra import amplitudes, spectral_noise
 from pipeline.sources.generated.noise.wavelets import wavelet_noise
@@ -57,6 +57,7 @@ def draw(rng: np.random.Generator, params: Params, family: str = "") -> Pixels:
 
 
 Source = partial(PictureSource, "noise", draw)
+toy = partial(toy_of, Params)
 
 
 def _draw_white(rng: np.random.Generator, size: int) -> Pixels:
@@ -162,8 +163,3 @@ _FAMILIES: dict[str, Callable[[np.random.Generator, int], Pixels]] = {
     "oriented": _draw_oriented,
     "wavelet": _draw_wavelet,
 }
-
-
-def toy(directory: Path) -> Params:  # noqa: ARG001 - a generator needs no files
-    """Three pictures: white, pink and natural."""
-    return Params(image_size=64, num_pictures=3)

@@ -40,11 +40,7 @@ def _quantiles(tail: float) -> Plane:
 
 @compiled
 def _fill_wavelet(
-    state: State,
-    quantiles: Plane,
-    decay: np.float32,
-    is_smooth: bool,
-    field: Plane,
+    state: State, quantiles: Plane, decay: np.float32, is_smooth: bool, field: Plane
 ) -> None:
     """Coefficients by their marginals, then the inverse transform, coarse to fine.
 

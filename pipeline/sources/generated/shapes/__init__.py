@@ -4,7 +4,7 @@ Scenes, lights, sizes, places and coats have one distribution for all classes, s
 colour nor a thumbnail shows which one it is. Only form does: ears, muzzle, eyes, tail, proportions.
 """
 
-from pathlib import Path
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -17,6 +17,7 @@ from pipeline.sources.generated import (
     Pixels,
     drawn_sample,
     picture_rng,
+    toy_of,
 )
 from pipeline.sources.generated.shapes.animals import FOUR_LEGGED, paint_animal
 from pipeline.sources.generated.shapes.canvas import new_pen
@@ -83,11 +84,7 @@ def draw(rng: np.random.Generator, params: Params, *, class_name: str | None = N
     scene = draw_scene(rng, params.image_size)
     coat = choose_coat(rng, HABITS.get(class_name))
     pen = new_pen(
-        params.image_size,
-        centre=scene.centre,
-        scale=scene.scale,
-        mirror=scene.mirror,
-        tilt=scene.tilt,
+        params.image_size, scene.centre, scene.scale, mirror=scene.mirror, tilt=scene.tilt
     )
     if class_name in THINGS:
         THINGS[class_name](pen, rng)
@@ -99,6 +96,4 @@ def draw(rng: np.random.Generator, params: Params, *, class_name: str | None = N
     return render(scene, pen.sheet, coat, rng=rng)
 
 
-def toy(directory: Path) -> Params:  # noqa: ARG001 - a generator needs no files
-    """Three pictures: a cat, a tiger, a chair."""
-    return Params(content=("cat", "tiger", "chair"), image_size=64, num_pictures=3)
+toy = partial(toy_of, Params, content=("cat", "tiger", "chair"))

@@ -19,14 +19,14 @@ SUPERSAMPLING = 2
 _SUBPIXEL_BITS = 4
 
 
-def _spline_weights(num_steps: int) -> NDArray[np.float64]:
-    """[num_steps, 4]: what each of four knots adds between the second and the third."""
-    t = np.linspace(0, 1, num_steps, endpoint=False)
-    cubes = [-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2]
-    return np.stack(cubes, axis=1) / 2
-
-
-_SPLINE = _spline_weights(6)
+_T = np.linspace(0, 1, 6, endpoint=False)
+# What each of four knots adds at steps between the second and the third.
+_SPLINE = np.stack(
+    [
+        -_T + 2 * _T**2 - _T**3, 2 - 5 * _T**2 + 3 * _T**3, _T + 4 * _T**2 - 3 * _T**3,
+        _T**3 - _T**2,
+    ], axis=1,
+) / 2  # fmt: skip
 _TURN = np.linspace(0, 2 * np.pi, 28, endpoint=False)
 _CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1)
 
@@ -173,8 +173,9 @@ class Pen:
             cv2.line(zones, start, end, value, width, cv2.LINE_8, _SUBPIXEL_BITS)
 
 
-def new_pen(size: int, *, centre: tuple[float, float], scale: float, mirror: bool,
-            tilt: float) -> Pen:  # fmt: skip
+def new_pen(
+    size: int, centre: tuple[float, float], scale: float, *, mirror: bool, tilt: float
+) -> Pen:
     """A pen on an empty sheet for a picture of `size` pixels.
 
     `centre` and `scale` place the subject's box, as fractions of the picture: from the middle of

@@ -127,9 +127,8 @@ def _room(rng: np.random.Generator, size: int) -> Pixels:
             _box(picture, x + inset, y + inset, x + w - inset, y + w - inset, colour)
     _box(picture, 0, edge, size, size, floor)
     for x in np.linspace(-1.5, 2.5, 17) * size:
-        cv2.line(
-            picture, (int((x + size / 2) / 2), int(edge)), (int(x), size), _shaded(floor, 0.85), 1
-        )
+        start = (int((x + size / 2) / 2), int(edge))
+        cv2.line(picture, start, (int(x), size), _shaded(floor, 0.85), 1)
     return picture
 
 
@@ -183,9 +182,7 @@ def _shelves(rng: np.random.Generator, size: int) -> Pixels:
         x = 0.0
         while x < size:
             wide, tall = size * rng.uniform(0.03, 0.09), high * rng.uniform(0.5, 0.9)
-            _fill(
-                picture, [(x, y - tall), (x + wide, y - tall), (x + wide, y), (x, y)], _colour(rng)
-            )
+            _box(picture, x, y - tall, x + wide, y, _colour(rng))
             x += wide
     return picture
 

@@ -40,9 +40,8 @@ def _chair(pen: Pen, rng: Rng) -> None:
 def _sofa(pen: Pen, rng: Rng) -> None:
     for x in (-0.8, 0.8):
         pen.paint((Zone.PAW, _box(x - 0.06, 0.7, x + 0.06, 0.92)))
-    pen.paint(
-        (Zone.BODY, mirrored([(0, -0.36), (0.7, -0.32), (0.86, -0.1), (0.86, 0.76), (0, 0.76)]))
-    )
+    back = mirrored([(0, -0.36), (0.7, -0.32), (0.86, -0.1), (0.86, 0.76), (0, 0.76)])
+    pen.paint((Zone.BODY, back))
     cushions = int(rng.integers(2, 4))
     for x in np.linspace(-0.72, 0.72, cushions + 1)[:-1]:
         pen.paint((Zone.HEAD, _box(x, 0.2, x + 1.44 / cushions, 0.52)))
@@ -96,9 +95,8 @@ def _car(pen: Pen, rng: Rng) -> None:
 def _truck(pen: Pen, rng: Rng) -> None:
     top = float(rng.uniform(-0.8, -0.3))
     pen.paint((Zone.BODY, _box(-0.95, top, 0.35, 0.68)))
-    pen.paint(
-        (Zone.HEAD, polygon([(0.4, -0.1), (0.75, -0.1), (0.95, 0.3), (0.95, 0.7), (0.4, 0.7)]))
-    )
+    cab = polygon([(0.4, -0.1), (0.75, -0.1), (0.95, 0.3), (0.95, 0.7), (0.4, 0.7)])
+    pen.paint((Zone.HEAD, cab))
     pen.paint((Zone.IRIS, polygon([(0.5, 0), (0.7, 0), (0.84, 0.28), (0.5, 0.28)])))
     pen.paint((Zone.CHEST, _box(-0.8, top + 0.2, 0.2, top + 0.45)))
     for x in (-0.65, -0.2, 0.66):
@@ -124,14 +122,8 @@ def _bicycle(pen: Pen, rng: Rng) -> None:
 
 def _tree(pen: Pen, rng: Rng) -> None:
     pen.paint((Zone.LEG, limb([(0, 0.92), (0.03, 0.3), (0, -0.2)], [0.34, 0.2, 0.12])))
-    for x, y in (
-        (-0.42, 0.0),
-        (0.44, 0.02),
-        (-0.25, -0.45),
-        (0.3, -0.42),
-        (0, -0.2),
-        (0.02, -0.66),
-    ):
+    crown = [(-0.42, 0.0), (0.44, 0.02), (-0.25, -0.45), (0.3, -0.42), (0, -0.2), (0.02, -0.66)]
+    for x, y in crown:
         r = float(rng.uniform(0.28, 0.38))
         pen.paint((Zone.BODY, oval((x, y), (r, r * 0.9))))
 
@@ -139,10 +131,9 @@ def _tree(pen: Pen, rng: Rng) -> None:
 def _pot_plant(pen: Pen, rng: Rng) -> None:
     for lean in np.linspace(-0.85, 0.85, int(rng.integers(5, 9))):
         tip = (lean, -0.85 + 0.7 * abs(lean) + float(rng.uniform(-0.1, 0.1)))
-        pen.paint(
-            (Zone.BODY, limb([(0, 0.4), (lean * 0.55, tip[1] * 0.5), tip], [0.08, 0.26, 0.03]))
-        )
-        pen.crease(Zone.BODY, [(0, 0.4), (lean * 0.55, tip[1] * 0.5), tip])
+        leaf = [(0, 0.4), (lean * 0.55, tip[1] * 0.5), tip]
+        pen.paint((Zone.BODY, limb(leaf, [0.08, 0.26, 0.03])))
+        pen.crease(Zone.BODY, leaf)
     pen.paint((Zone.HEAD, polygon([(-0.38, 0.35), (0.38, 0.35), (0.28, 0.92), (-0.28, 0.92)])))
     pen.paint((Zone.EAR, _box(-0.44, 0.25, 0.44, 0.42)))
 
@@ -174,22 +165,12 @@ def _house(pen: Pen, rng: Rng) -> None:
 def _mountain(pen: Pen, rng: Rng) -> None:
     for zone, x, y in ((Zone.LEG, -0.5, -0.2), (Zone.LEG, 0.55, -0.1), (Zone.BODY, 0.0, -0.8)):
         peak = (x + float(rng.uniform(-0.1, 0.1)), y)
-        pen.paint(
-            (
-                zone,
-                polygon([peak, (x + 0.4, 0.2), (x + 0.75, 0.9), (x - 0.75, 0.9), (x - 0.35, 0.25)]),
-            )
-        )
+        slopes = [(x + 0.4, 0.2), (x + 0.75, 0.9), (x - 0.75, 0.9), (x - 0.35, 0.25)]
+        pen.paint((zone, polygon([peak, *slopes])))
         pen.paint((Zone.CHEST, polygon([peak, (x + 0.18, y + 0.42), (x + 0.05, y + 0.32),
                                         (x - 0.06, y + 0.45), (x - 0.16, y + 0.4)])))  # fmt: skip
-    pen.paint(
-        (
-            Zone.PAW,
-            blob(
-                [(-0.95, 0.7), (-0.3, 0.6), (0.4, 0.7), (0.95, 0.62), (0.95, 0.92), (-0.95, 0.92)]
-            ),
-        )
-    )
+    hills = [(-0.95, 0.7), (-0.3, 0.6), (0.4, 0.7), (0.95, 0.62), (0.95, 0.92), (-0.95, 0.92)]
+    pen.paint((Zone.PAW, blob(hills)))
 
 
 def _sign(pen: Pen, rng: Rng) -> None:

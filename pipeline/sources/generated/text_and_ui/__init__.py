@@ -21,34 +21,26 @@ With the same releases of both, pixels are the same on any machine.
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from pipeline.sources.drawing import Dice
-from pipeline.sources.generated import PictureParams, PictureSource, Pixels, all_families
-from pipeline.sources.generated.text_and_ui.pages import (
-    draw_chart,
-    draw_code,
-    draw_page,
-    draw_sign,
-    draw_table,
-)  # fmt: skip
+from pipeline.sources.generated import PictureParams, PictureSource, Pixels, all_families, toy_of
+from pipeline.sources.generated.text_and_ui import pages, windows
 from pipeline.sources.generated.text_and_ui.screen import Screen, choose_theme
-from pipeline.sources.generated.text_and_ui.windows import draw_app, draw_dialog, draw_icons
 
 Family = Literal["page", "code", "sign", "table", "chart", "dialog", "app", "icons"]
 
 _FAMILIES: dict[str, Callable[[Screen], None]] = {
-    "page": draw_page,
-    "code": draw_code,
-    "sign": draw_sign,
-    "table": draw_table,
-    "chart": draw_chart,
-    "dialog": draw_dialog,
-    "app": draw_app,
-    "icons": draw_icons,
+    "page": pages.draw_page,
+    "code": pages.draw_code,
+    "sign": pages.draw_sign,
+    "table": pages.draw_table,
+    "chart": pages.draw_chart,
+    "dialog": windows.draw_dialog,
+    "app": windows.draw_app,
+    "icons": windows.draw_icons,
 }
 
 
@@ -67,8 +59,4 @@ def draw(rng: np.random.Generator, params: Params, family: str = "") -> Pixels:
 
 
 Source = partial(PictureSource, "text_and_ui", draw)
-
-
-def toy(directory: Path) -> Params:  # noqa: ARG001 - a generator needs no files
-    """Three pictures: a page, code, a sign."""
-    return Params(image_size=64, num_pictures=3)
+toy = partial(toy_of, Params)

@@ -13,9 +13,17 @@ import datasets
 from pydantic import Field, field_validator
 
 from pipeline.dataset.schema import Partition, RawSample
+from pipeline.dataset.seen_labels import LabelCounter, SeenLabels
+from pipeline.sources.kinds.huggingface.metadata_files import tell_unmatched
 from pipeline.sources.kinds.huggingface.opening import open_dataset
 from pipeline.sources.kinds.huggingface.splits import OpenDataset, class_names, column_types
-from pipeline.sources.readers.columns import Columns, TableParams, columns_and_rule, row_sample
+from pipeline.sources.readers.columns import (
+    Columns,
+    TableParams,
+    check_column,
+    columns_and_rule,
+    row_sample,
+)
 from pipeline.sources.readers.files import toy_jpegs
 from pipeline.sources.readers.labels import LabelRule
 from pipeline.sources.readers.patterns import OneOrMore
@@ -60,12 +68,15 @@ class Source:
 
     def __init__(self, params: Params) -> None:
         self._params = params
+        self.left_out = LabelCounter()
+        self._has_told = False
 
     def __reduce__(self) -> tuple[type["Source"], tuple[Params]]:
         return Source, (self._params,)  # each worker opens the data set itself
 
     def partitions(self) -> Iterator[Partition]:
         """Opens the data set, reads no image; raises ConfigError if the settings do not fit."""
+        self._tell_unmatched()
         data, _, rule = self._opened
         for partition in data.partitions(self._params.rows_per_partition):
             yield replace(partition, num_samples=None) if rule.leaves_some_out else partition
@@ -80,7 +91,7 @@ class Source:
         rows = data.rows(
             partition.locator,
             label=columns.label,
-            is_offered=rule.is_offered if rule.leaves_some_out else None,
+            is_offered=rule.counting(self.left_out) if rule.leaves_some_out else None,
             start=start,
         )
         for uri, row in rows:
@@ -92,6 +103,19 @@ class Source:
         if self._params.target_policy == "only":
             return None
         return self._opened[0].estimate_rows(partition.locator)
+
+    def declares_labels(self) -> bool:
+        return self._params.declares_labels
+
+    def check_labels(self, seen: SeenLabels) -> None:
+        check_column(self._params, self._opened[2], seen)
+
+    def _tell_unmatched(self) -> None:
+        """Once, where partitions are listed: workers open the data set, too."""
+        folder = self._params.data_dir or self._params.path
+        if not self._has_told and Path(folder).is_dir():
+            tell_unmatched(folder)
+        self._has_told = True
 
     @functools.cached_property
     def _opened(self) -> tuple[OpenDataset, Columns, LabelRule]:

@@ -5,17 +5,26 @@ files of Hugging Face and timm.
 """
 
 import functools
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from pipeline.dataset.schema import Partition, RawSample
+from pipeline.dataset.seen_labels import LabelCounter, SeenLabels
 from pipeline.errors import ConfigError
-from pipeline.sources.kinds.imagenet.classes import PRESETS, ClassRules
+from pipeline.sources.kinds.imagenet.classes import (
+    IMAGENET_22K,
+    PRESETS,
+    ClassRules,
+    is_wnid,
+    read_synsets,
+)
 from pipeline.sources.kinds.imagenet.layouts import Layout, Split, detect_layout, find_images
 from pipeline.sources.kinds.imagenet.tables import Images
+from pipeline.sources.readers.declared import Declared, described
 from pipeline.sources.readers.files import spread_partitions, toy_jpegs
 from pipeline.sources.readers.labels import TargetPolicy
 
@@ -53,6 +62,13 @@ class Params(BaseModel, frozen=True, extra="forbid"):
         256, ge=1, description="Images per partition; of a tar, a partition is one class or all."
     )
 
+    @field_validator("target_wnids", "ambiguous_wnids", "near_wnids")
+    @classmethod
+    def _are_wnids(cls, wnids: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [wnid for wnid in wnids if not is_wnid(wnid)]:
+            raise ValueError(f"{wrong[0]!r} is no wnid, such as n02084071")
+        return wnids
+
 
 class Source:
     """Images of every class except ambiguous ones and, by policy, the target's."""
@@ -61,6 +77,8 @@ class Source:
 
     def __init__(self, params: Params) -> None:
         self._params = params
+        self.left_out = LabelCounter()
+        self._listed: Counter[str] = Counter()  # images, or tars of them, by class
         self._rules = _rules(params)
 
     def partitions(self) -> Iterator[Partition]:
@@ -68,15 +86,14 @@ class Source:
         params = self._params
         layout = self._layout
         images = self._images(layout)
-        addresses = [
-            address
-            for address in images.addresses()
-            if address[0] is None or self._is_offered(address[0])
-        ]
+        every = list(images.addresses())
+        self._listed = Counter(address[0] for address in every if address[0] is not None)
+        addresses = [each for each in every if each[0] is None or self._is_offered(each[0])]
         if not addresses:
             raise ConfigError(
                 f"{params.path}: no image of an offered class; check `params.path`, "
-                "`params.split` and `params.target_policy`"
+                "`params.split` and `params.target_policy`; classes there: "
+                f"{described(SeenLabels(others=self._listed)) or 'none'}"
             )
         per_address = images.images_per_address
         for partition in spread_partitions(
@@ -97,7 +114,7 @@ class Source:
         if images.images_per_address == 1:
             addresses, start = addresses[start:], 0
         for address in addresses:
-            for found in images.read(address, is_offered=self._is_offered, start=start):
+            for found in images.read(address, is_offered=self._counts_offered, start=start):
                 is_target = found.wnid in self._rules.targets
                 state = self._rules.label_state(found.wnid)
                 yield RawSample(
@@ -134,6 +151,41 @@ class Source:
             synsets=params.synsets,
             rows_per_address=params.files_per_partition,
         )
+
+    def declares_labels(self) -> bool:
+        return True  # the target has a preset, if no classes are named
+
+    def check_labels(self, seen: SeenLabels) -> None:
+        """A copy of ImageNet has some classes of a preset, and of a named list of known ones."""
+        if self._listed:
+            seen = self._seen_in_listing()
+        named = self._params.target_wnids
+        targets = named or sorted(self._rules.targets)
+        is_any = any(wnid in seen.targets for wnid in targets)
+        if is_any and not named:
+            return
+        known = targets if not named else read_synsets(IMAGENET_22K) if is_any else ()
+        Declared(
+            targets=targets,
+            known=frozenset(known),
+            targets_setting="params.target_wnids",
+            place="`params.path`",
+            is_only=self._params.target_policy == "only",
+        ).check(seen)
+
+    def _seen_in_listing(self) -> SeenLabels:
+        """Also of the images that are not offered, and so not read."""
+        counter = LabelCounter()
+        for wnid, number in self._listed.items():
+            counter.add(wnid, is_target=wnid in self._rules.targets, number=number)
+        return counter.seen()
+
+    def _counts_offered(self, wnid: str | None) -> bool:
+        """`_is_offered`, which counts those that are not."""
+        if wnid is not None and self._is_offered(wnid):
+            return True
+        self.left_out.add(wnid, is_target=wnid in self._rules.targets)
+        return False
 
     def _is_offered(self, wnid: str) -> bool:
         if wnid in self._rules.targets:

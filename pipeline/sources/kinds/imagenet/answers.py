@@ -12,6 +12,7 @@ import scipy.io
 from pipeline import storage
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.sources.kinds.imagenet.classes import IMAGENET_1K, read_synsets
+from pipeline.sources.readers.text import decode_text
 
 _SOLUTION = "LOC_val_solution.csv"  # Kaggle CLS-LOC
 _DEVKIT = "ILSVRC2012_devkit_t12"
@@ -51,8 +52,7 @@ def read_answers(directory: str) -> dict[str, str]:
 
 def _read_solution(directory: str) -> dict[str, str]:
     """Columns ImageId and PredictionString, "wnid x1 y1 x2 y2" one or more times."""
-    text = _read(directory, _SOLUTION).decode("utf-8-sig")
-    rows = csv.DictReader(io.StringIO(text))
+    rows = csv.DictReader(io.StringIO(_read_text(directory, _SOLUTION)))
     return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
 
 
@@ -85,16 +85,20 @@ def _parse_devkit(meta: bytes, truth: bytes) -> dict[str, str]:
 def _read_caffe(directory: str) -> dict[str, str]:
     """Lines of file name and index, 0 to 999, among the sorted wnids."""
     wnids = _read_class_list(directory)
-    lines = (line.split() for line in _read(directory, _CAFFE).decode().splitlines())
+    lines = (line.split() for line in _read_text(directory, _CAFFE).splitlines())
     return {line[0].rpartition(".")[0]: wnids[int(line[1])] for line in lines if line}
 
 
 def _read_class_list(directory: str) -> Sequence[str]:
     for name in _CLASS_LISTS:
         if storage.exists(storage.join(directory, name)):
-            text = _read(directory, name).decode()
+            text = _read_text(directory, name)
             return sorted(line.split()[0] for line in text.splitlines() if line.strip())
     return read_synsets(IMAGENET_1K)
+
+
+def _read_text(directory: str, name: str) -> str:
+    return decode_text(_read(directory, name), storage.join(directory, name))
 
 
 def _read(directory: str, name: str) -> bytes:

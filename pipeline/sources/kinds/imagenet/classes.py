@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pipeline import storage
 from pipeline.dataset.schema import LabelState, Stratum
 from pipeline.errors import ConfigError
+from pipeline.sources.readers.text import decode_text
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ _CAT = ClassRules(
 
 PRESETS = {"cat": _CAT}
 
-IMAGENET_1K = "imagenet-1k"
+IMAGENET_1K, IMAGENET_22K = "imagenet-1k", "imagenet-22k"
 _LIST_NAME = re.compile(r"imagenet-?(1k|12k|22k)")
 _WNID = re.compile(r"n\d{8}")
 
@@ -104,8 +105,8 @@ def read_synsets(name_or_path: str) -> tuple[str, ...]:
 
         return tuple(ImageNetInfo(f"imagenet-{known[1]}").label_names())
     try:
-        text = storage.read_bytes(name_or_path).decode()
-    except (FileNotFoundError, UnicodeDecodeError):
+        text = decode_text(storage.read_bytes(name_or_path), name_or_path)
+    except FileNotFoundError:
         text = ""
     wnids = tuple(line.split()[0] for line in text.splitlines() if line.strip())
     if not wnids or not all(map(is_wnid, wnids)):

@@ -3,7 +3,7 @@
 import abc
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import IO, Literal
 
 from pipeline import storage
@@ -22,6 +22,7 @@ from pipeline.sources.readers.compression import part_of
 from pipeline.sources.readers.files import read_image
 from pipeline.sources.readers.folders import list_images, tell_once
 from pipeline.sources.readers.tars import estimate_members, list_members, read_members
+from pipeline.sources.readers.text import shown
 
 Layout = Literal["auto", "folder", "kaggle", "train_tar", "val_tar", "parquet", "wds"]
 Split = Literal["train", "val"]
@@ -42,7 +43,7 @@ class _SingleImages(abc.ABC):
         return 1
 
     def read(
-        self, address: Address, *, is_offered: Callable[[str], bool], start: int
+        self, address: Address, *, is_offered: Callable[[str | None], bool], start: int
     ) -> Iterator[FoundImage]:
         del is_offered, start  # the caller has checked the class
         yield self._image(address)
@@ -63,21 +64,55 @@ class FolderImages(_SingleImages):
         answers = {}
         if not any("/" in name for name in names):
             answers = read_answers(self._answers_dir)
-        num_unknown = 0
+        without_label = []
         for name in names:
             folder = name.partition("/")[0]
             wnid = folder if is_wnid(folder) else answers.get(_stem(name))
             if wnid is None:
-                num_unknown += 1
+                without_label.append(name)
             else:
                 yield [wnid, name]
-        if num_unknown:
-            tell_once(f"{self._root}: {num_unknown:,} files in no wnid's folder are passed over")
+        without_image = answers.keys() - map(_stem, names)
+        _tell_unmatched(self._root, len(names), without_label, len(answers), without_image)
 
     def _image(self, address: Address) -> FoundImage:
         wnid, name = address
         uri = storage.join(self._root, name)
         return FoundImage(wnid, uri, read_image(uri))
+
+
+def _tell_unmatched(
+    where: str,
+    num_images: int,
+    without_label: Sequence[str],
+    num_answers: int,
+    without_image: Collection[str],
+) -> None:
+    """Warns of images without a class and of answers without an image.
+
+    Raises ConfigError if no image has a class.
+    """
+    told = []
+    if without_label:
+        told.append(
+            f"of {num_images:,} files, {len(without_label):,} files without a class (in no wnid's "
+            f"folder, without an answer) are ignored{_such_as(without_label)}"
+        )
+    if without_image:
+        told.append(
+            f"of {num_answers:,} answers, {len(without_image):,} have no file"
+            f"{_such_as(without_image)}"
+        )
+    counts = f"{where}: {'; '.join(told)}"
+    if without_label and len(without_label) == num_images:
+        raise ConfigError(f"{counts}. Check `params.path` and `params.split`")
+    if told:
+        tell_once(counts)
+
+
+def _such_as(names: Collection[str]) -> str:
+    some = ", ".join(map(shown, sorted(names)[:3]))
+    return f", such as {some}" if some else ""
 
 
 class ValTarImages(_SingleImages):
@@ -88,11 +123,15 @@ class ValTarImages(_SingleImages):
 
     def addresses(self) -> Iterator[Address]:
         answers = read_answers(self._tar.rpartition("/")[0] or ".")
+        without_image = set(answers)
         for name, offset, size in _list_tar(self._tar):
             wnid = answers.get(_stem(name))
             if wnid is None:
                 raise ConfigError(f"{self._tar}#{name}: no file beside it gives its class")
+            without_image.discard(_stem(name))
             yield [wnid, name, offset, size]
+        num_images = len(answers) - len(without_image)
+        _tell_unmatched(self._tar, num_images, [], len(answers), without_image)
 
     def _image(self, address: Address) -> FoundImage:
         wnid, name, offset, size = address
@@ -118,7 +157,7 @@ class TrainTarImages:
         return estimate_members(address[3], mean_bytes)
 
     def read(
-        self, address: Address, *, is_offered: Callable[[str], bool], start: int
+        self, address: Address, *, is_offered: Callable[[str | None], bool], start: int
     ) -> Iterator[FoundImage]:
         del is_offered  # one class, checked by the caller
         wnid, name, offset, size = address

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.sources.kinds.imagenet.classes import IMAGENET_1K, is_wnid, read_synsets, wnid_of
+from pipeline.sources.readers.class_names import number_of
 from pipeline.sources.readers.columns import TableParams, choose_columns, holds, image_bytes
 from pipeline.sources.readers.parquet import (
     Table,
@@ -19,8 +20,10 @@ from pipeline.sources.readers.parquet import (
     read_rows,
     row_ranges,
 )
-from pipeline.sources.readers.tar_samples import Member, TarReader, described, text_of
+from pipeline.sources.readers.tar_labels import label_of
+from pipeline.sources.readers.tar_samples import Member, TarReader, described
 from pipeline.sources.readers.tars import estimate_members
+from pipeline.sources.readers.text import strip
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +69,7 @@ class ParquetImages:
         return float(address[4])
 
     def read(
-        self, address: Address, *, is_offered: Callable[[str], bool], start: int
+        self, address: Address, *, is_offered: Callable[[str | None], bool], start: int
     ) -> Iterator[FoundImage]:
         _, uri, first, end, _ = address
         with open_table(uri) as table:
@@ -74,16 +77,17 @@ class ParquetImages:
             wnids = self._wnids(table)
 
             def wnid(label: object) -> str | None:
-                if isinstance(label, int):
-                    return wnid_of(label, wnids, uri)
-                return label if isinstance(label, str) and is_wnid(label) else None
+                if isinstance(label, str) and is_wnid(strip(label)):
+                    return strip(label)
+                number = number_of(label)
+                return None if number is None else wnid_of(number, wnids, uri)
 
             rows = read_rows(
                 table,
                 columns=columns,
                 groups=(first, end),
                 label_column=columns[1],
-                is_offered=lambda label: (found := wnid(label)) is not None and is_offered(found),
+                is_offered=lambda label: is_offered(wnid(label)),
                 start=start,
             )
             folder = uri.rpartition("/")[0] or "."
@@ -128,21 +132,34 @@ class WdsImages:
         return estimate_members(storage.size_of(address[1]), mean_bytes)
 
     def read(
-        self, address: Address, *, is_offered: Callable[[str], bool], start: int
+        self, address: Address, *, is_offered: Callable[[str | None], bool], start: int
     ) -> Iterator[FoundImage]:
         tar = address[1]
         reader = TarReader(
             tar,
             start=start,
             text_fields=("json", "cls"),
-            is_offered=lambda members: (
-                (found := self._wnid(tar, members)) is not None and is_offered(found)
-            ),
+            is_offered=self._once(tar, is_offered),
         )
         for sample in reader.read():
             found = self._wnid(tar, sample.members)
             assert found is not None, "samples without a class are not offered"
             yield FoundImage(found, sample.uri, sample.image)
+
+    def _once(
+        self, tar: str, is_offered: Callable[[str | None], bool]
+    ) -> Callable[[Sequence[Member]], bool]:
+        """By members, asked once: a reader asks more than once about those of a key."""
+        last: tuple[object, bool] = (None, False)
+
+        def is_offered_once(members: Sequence[Member]) -> bool:
+            nonlocal last
+            key = (members[0].key, len(members))
+            if last[0] != key:
+                last = key, is_offered(self._wnid(tar, members))
+            return last[1]
+
+        return is_offered_once
 
     def _wnid(self, tar: str, members: Sequence[Member]) -> str | None:
         description = described(members)
@@ -152,11 +169,13 @@ class WdsImages:
         for name in (members[0].key, str(description.get("filename", "")).partition(".")[0]):
             if named := _IN_NAME.search(name):
                 return named[1]
-        number = text_of(members, "cls") or text_of(members, "json.label")
-        if number is None or not number.removeprefix("-").isdecimal():
+        number = number_of(label_of(tar, members, "cls"))
+        if number is None:
+            number = number_of(label_of(tar, members, "json.label"))
+        if number is None:
             _log.info("%s#%s: no class in its json or cls, left out", tar, members[0].key)
             return None
-        return wnid_of(int(number), self._wnids(tar, members[0]), f"{tar}#{members[0].name}")
+        return wnid_of(number, self._wnids(tar, members[0]), f"{tar}#{members[0].name}")
 
     def _wnids(self, tar: str, member: Member) -> tuple[str, ...]:
         if self._synsets is not None:
@@ -196,9 +215,9 @@ class Images(Protocol):
         """Estimated number of images, of `mean_bytes` on average; None if unknown."""
 
     def read(
-        self, address: Address, *, is_offered: Callable[[str], bool], start: int
+        self, address: Address, *, is_offered: Callable[[str | None], bool], start: int
     ) -> Iterator[FoundImage]:
-        """Images of offered classes, without the first `start`.
+        """Images of offered classes, without the first `start`; None is asked for no class.
 
         A layout whose addresses have a wnid need not ask `is_offered`: the caller has.
         """

@@ -9,7 +9,6 @@ import csv
 import logging
 import tarfile
 from collections.abc import Iterator
-from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 
@@ -17,17 +16,20 @@ from pydantic import BaseModel, Field, field_validator
 
 from pipeline import storage
 from pipeline.dataset.schema import Partition, RawSample
+from pipeline.dataset.seen_labels import LabelCounter, SeenLabels
 from pipeline.errors import ConfigError
 from pipeline.sources.kinds.open_images.classes import find_target_classes
 from pipeline.sources.kinds.open_images.labels import Depictions, ImageLabels, LabelFiles, Verdict
 from pipeline.sources.kinds.open_images.layouts import (
     FoundImage,
     file_partitions,
+    first_ids,
     is_http,
     is_tar,
     read_images,
     tar_partitions,
 )
+from pipeline.sources.kinds.open_images.matching import LabelMatch
 from pipeline.sources.kinds.open_images.metadata import (
     KINDS,
     ImageFacts,
@@ -125,6 +127,7 @@ class Source:
 
     def __init__(self, params: Params) -> None:
         self._params = params
+        self.left_out = LabelCounter()
         files = _find_files(params)
         self._labels = LabelFiles(
             human=files["human_labels"], machine=files["machine_labels"], boxes=files["boxes"]
@@ -141,7 +144,7 @@ class Source:
 
     def partitions(self) -> Iterator[Partition]:
         """One per tar, or runs of single images."""
-        if not any(asdict(self._labels).values()):
+        if not self._labels.all:
             _log.warning("%s: no label files, every image is unknown", self._params.path[0])
         if is_tar(self._params.path[0]):
             return tar_partitions(self._params.path)
@@ -168,6 +171,8 @@ class Source:
             verdict = labels.verdict(image_id)
             if not self._is_offered(verdict):
                 num_left_out += 1
+                name = verdict.class_name or (self._params.target if verdict.is_target else None)
+                self.left_out.add(name, is_target=verdict.is_target)
                 return False
             num_offered += 1
             return num_offered > start
@@ -187,6 +192,19 @@ class Source:
         if isinstance(partition.locator, str):
             return estimate_members(storage.size_of(partition.locator), mean_bytes)
         return len(partition.locator) - 1
+
+    def declares_labels(self) -> bool:
+        return bool(self._labels.all)
+
+    def check_labels(self, seen: SeenLabels) -> None:
+        match = LabelMatch(
+            self._labels,
+            self._classes,
+            self._params.depictions,
+            is_only=self._params.target_policy == "only",
+        )
+        image_ids = (each for p in self.partitions() for each in first_ids(p.locator, 1000))
+        match.check(seen, image_ids)
 
     def _sample(self, image: FoundImage, verdict: Verdict, facts: ImageFacts) -> RawSample:
         known = facts.facts(image.image_id)

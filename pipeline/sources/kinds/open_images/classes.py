@@ -34,6 +34,7 @@ class TargetClasses:
     near: frozenset[str]
     mid: frozenset[str]
     lineage: Mapping[str, frozenset[str]]  # of each class that matters: itself and its ancestors
+    known: frozenset[str] = frozenset()  # roots that a preset, a description or the hierarchy has
 
     @property
     def relevant(self) -> tuple[str, ...]:
@@ -100,8 +101,17 @@ def find_target_classes(
     ambiguous = named(None, "", "ambiguous")
     mids = targets | chosen_near | chosen_mid | ambiguous
     mids |= frozenset().union(*map(lineage, targets))
+    listed = {preset.root for preset in PRESETS.values()} | parents.keys()
+    if not roots <= listed:
+        listed |= {mid for mid, _ in names()}
     return TargetClasses(
-        roots, targets, ambiguous, chosen_near, chosen_mid, {mid: lineage(mid) for mid in mids}
+        roots,
+        targets,
+        ambiguous,
+        chosen_near,
+        chosen_mid,
+        {mid: lineage(mid) for mid in mids},
+        known=roots & listed,
     )
 
 

@@ -3,15 +3,18 @@
 import contextlib
 import csv
 import io
+import re
 from collections.abc import Iterator, Mapping
 from typing import IO, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 
 from pipeline import storage
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.sources.readers.compression import DAMAGED, GZIP_MAGIC, GzipStream, peek
+from pipeline.sources.readers.text import SPACES, decode_text
 
 _BLOCK_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 1 << 16
@@ -31,11 +34,11 @@ def read_columns(
     """
     try:
         with _open(uri, setting) as stream:
-            header = _read_header(stream)
+            header = _read_header(stream, uri)
         types = _types(uri, header, setting, required, optional or {})
         with _open(uri, setting) as stream:
             for batch in _open_csv(stream, types):
-                yield pa.Table.from_batches([batch])
+                yield _stripped(pa.Table.from_batches([batch]))
     except (pa.ArrowInvalid, *DAMAGED) as error:
         raise InfinegError(f"{uri}: broken CSV: {error}") from None
 
@@ -53,6 +56,14 @@ def _types(
             f"{','.join(header)[:120]!r}; check `{setting}`"
         )
     return {name: kind for name, kind in {**required, **optional}.items() if name in header}
+
+
+def _stripped(rows: pa.Table) -> pa.Table:
+    columns = [
+        pc.utf8_trim(column, SPACES) if pa.types.is_string(column.type) else column
+        for column in rows.columns
+    ]
+    return pa.table(columns, rows.column_names)
 
 
 def _open_csv(stream: IO[bytes], types: Mapping[str, pa.DataType]) -> pa.csv.CSVStreamingReader:
@@ -79,12 +90,12 @@ def _open(uri: str, setting: str) -> Iterator[IO[bytes]]:
         yield io.BufferedReader(cast(io.RawIOBase, stream), _BLOCK_BYTES)
 
 
-def _read_header(stream: IO[bytes]) -> list[str]:
+def _read_header(stream: IO[bytes], uri: str) -> list[str]:
     head = b""
     while b"\n" not in head and len(head) < _MAX_HEADER_BYTES:
         piece = stream.read(_MAX_HEADER_BYTES)
         if not piece:
             break
         head += piece
-    line = head.partition(b"\n")[0].decode("utf-8-sig", errors="replace").rstrip("\r")
-    return next(csv.reader([line]), [])
+    line = re.split(b"[\r\n]", head, maxsplit=1)[0]
+    return next(csv.reader([decode_text(line, uri)]), [])

@@ -12,15 +12,17 @@ from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from more_itertools import ilen
 
 from pipeline.dataset.schema import LabelState, RejectReason, Stratum
 from pipeline.sources.kinds.open_images.classes import TargetClasses
 from pipeline.sources.kinds.open_images.csv_tables import read_columns
-from pipeline.sources.kinds.open_images.lookups import KEY, open_lookup
+from pipeline.sources.kinds.open_images.lookups import KEY, is_cheap, open_lookup
 
 # How boxes with IsDepiction 1 count: drawings, toys, cartoons.
 Depictions = Literal["exclude", "positive", "ignore"]
 
+LABEL_NAME = {"LabelName": pa.string()}
 _MIN_MACHINE_CONFIDENCE = 0.5
 
 
@@ -89,6 +91,10 @@ class LabelFiles:
     machine: tuple[str, ...] = ()
     boxes: tuple[str, ...] = ()
 
+    @property
+    def all(self) -> tuple[str, ...]:
+        return (*self.human, *self.machine, *self.boxes)
+
 
 class ImageLabels:
     """Verdicts by image id, from label files in any row order."""
@@ -98,10 +104,9 @@ class ImageLabels:
     ) -> None:
         self._classes = classes
         self._mids = classes.relevant
-        recipe = [asdict(files), self._mids, sorted(classes.targets), depictions]
         self._claims = open_lookup(
-            (*files.human, *files.machine, *files.boxes),
-            json.dumps(["claims", *recipe]),
+            files.all,
+            _recipe(files, classes, depictions),
             lambda: _read_claims(files, classes, depictions),
         )
 
@@ -109,13 +114,38 @@ class ImageLabels:
         rows = self._claims.find(image_id)
         return judge(((self._mids[row["mid"]], Claim(row["claim"])) for row in rows), self._classes)
 
+    def image_ids(self) -> Iterator[str]:
+        """Of the images with a label of a class that matters, in the tars or not."""
+        return self._claims.image_ids()
+
+    def has_claims_of_target(self) -> bool:
+        num_targets = len(self._classes.targets)
+        return any(
+            row["mid"] < num_targets
+            for image_id in self.image_ids()
+            for row in self._claims.find(image_id)
+        )
+
+
+def count_labelled(files: LabelFiles, classes: TargetClasses, depictions: Depictions) -> int | None:
+    """Images with a label of a class that matters; None if counting would take minutes."""
+    if not is_cheap(files.all, _recipe(files, classes, depictions)):
+        return None
+    labels = ImageLabels(files, classes, depictions=depictions)
+    return ilen(labels.image_ids())
+
+
+def _recipe(files: LabelFiles, classes: TargetClasses, depictions: Depictions) -> str:
+    recipe = [asdict(files), classes.relevant, sorted(classes.targets), depictions]
+    return json.dumps(["claims", *recipe])
+
 
 def _read_claims(
     files: LabelFiles, classes: TargetClasses, depictions: Depictions
 ) -> Iterator[pa.Table]:
     """Rows of ImageID, index of the MID in `relevant`, and claim; only of relevant classes."""
     mids, num_targets = pa.array(classes.relevant), len(classes.targets)
-    columns = {KEY: pa.string(), "LabelName": pa.string()}
+    columns = {KEY: pa.string(), **LABEL_NAME}
     label_columns = {**columns, "Source": pa.string(), "Confidence": pa.float32()}
     for setting, uris in (("human_labels", files.human), ("machine_labels", files.machine)):
         for uri in uris:

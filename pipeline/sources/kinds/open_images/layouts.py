@@ -91,6 +91,18 @@ def read_images(
             yield FoundImage(_image_id(name), uri, read_image(uri))
 
 
+def first_ids(locator: str | Sequence[str], number: int) -> list[str]:
+    """Ids of the first images; reads one image at most."""
+    ids: list[str] = []
+
+    def is_last(image_id: str) -> bool:
+        ids.append(image_id)
+        return len(ids) == number
+
+    next(read_images(locator, is_last), None)
+    return ids
+
+
 def _read_tar(url: str, is_wanted: Callable[[str], bool]) -> Iterator[FoundImage]:
     others: Counter[str] = Counter()
 

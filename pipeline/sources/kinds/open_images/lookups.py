@@ -100,7 +100,7 @@ def open_lookup(
     `recipe` says how: rows of the same files and recipe are read once.
     """
     versions = [_version(uri) for uri in uris]
-    digest = sha256_hex(json.dumps([_FORMAT, recipe, versions]).encode())[:32]
+    digest = _digest(versions, recipe)
     if digest not in _open_lookups:
         while len(_open_lookups) >= _MAX_OPEN_LOOKUPS:
             del _open_lookups[next(iter(_open_lookups))]
@@ -109,6 +109,23 @@ def open_lookup(
         else:
             _open_lookups[digest] = Lookup(directory=_make_buckets(digest, read_rows))
     return _open_lookups[digest]
+
+
+def is_cheap(uris: Sequence[str], recipe: str) -> bool:
+    """Whether `open_lookup` takes seconds: the files are small, or were read on this machine."""
+    versions = [_version(uri) for uri in uris]
+    if sum(size for _, size, _ in versions) <= _MAX_BYTES_IN_MEMORY:
+        return True
+    return (_cache_folder() / _digest(versions, recipe)).exists()
+
+
+def _digest(versions: Sequence[tuple[str, int, str]], recipe: str) -> str:
+    return sha256_hex(json.dumps([_FORMAT, recipe, versions]).encode())[:32]
+
+
+def _cache_folder() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "infineg" / "lookups"
 
 
 def _version(uri: str) -> tuple[str, int, str]:
@@ -138,8 +155,7 @@ def _size(file: IO[bytes]) -> int:
 
 def _make_buckets(digest: str, read_rows: Callable[[], Iterator[pa.Table]]) -> Path:
     """The folder of a lookup, made by one process while the others wait."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    root = cache / "infineg" / "lookups"
+    root = _cache_folder()
     directory = root / digest
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -88,7 +88,12 @@ def list_image_ids(uris: Sequence[str], human_labels: Sequence[str], split: str)
     """Ids of the images of a split, sorted: those in the CSVs of ids, else with a human label."""
     if uris:
         return _open_ids(uris, split).image_ids()
-    return open_lookup(human_labels, "ids", lambda: _read_keys(human_labels)).image_ids()
+    return list_labelled_ids(human_labels)
+
+
+def list_labelled_ids(uris: Sequence[str]) -> Iterator[str]:
+    """Ids of the images that have a row in these files, sorted."""
+    return open_lookup(uris, "ids", lambda: _read_keys(uris)).image_ids()
 
 
 def _open_ids(uris: Sequence[str], split: str) -> Lookup:
@@ -107,7 +112,7 @@ def _read_facts(uris: Sequence[str], split: str) -> Iterator[pa.Table]:
 
 def _read_keys(uris: Sequence[str]) -> Iterator[pa.Table]:
     for uri in uris:
-        for rows in read_columns(uri, setting="params.human_labels", required={KEY: pa.string()}):
+        for rows in read_columns(uri, setting="the label files", required={KEY: pa.string()}):
             yield rows.group_by(KEY, use_threads=False).aggregate([])
 
 

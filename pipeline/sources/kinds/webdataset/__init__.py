@@ -6,23 +6,25 @@
 import functools
 import io
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field, field_validator
 
 from pipeline import storage
 from pipeline.dataset.schema import Partition, RawSample
+from pipeline.dataset.seen_labels import LabelCounter, SeenLabels
 from pipeline.sources.kinds.webdataset.indexes import read_shard_index
 from pipeline.sources.readers.files import toy_jpegs
-from pipeline.sources.readers.labels import LabelledParams, LabelRule, label_rule
+from pipeline.sources.readers.labels import LabelledParams, LabelRule, declared, label_rule
 from pipeline.sources.readers.patterns import OneOrMore, address_id, refuse_repeats
+from pipeline.sources.readers.tar_labels import label_of
 from pipeline.sources.readers.tar_samples import (
     Member,
     TarReader,
     TarSample,
     described,
-    text_of,
 )
 from pipeline.sources.readers.tars import estimate_members
 
@@ -43,7 +45,7 @@ class Params(LabelledParams, frozen=True, extra="forbid"):
     class_field: str | None = Field(
         None,
         description="Where the class is: a member, e.g. cls or txt, or a value of the json, e.g. "
-        "json.label.",
+        "json.label or json.label.name. Some sample has to have it.",
     )
 
     @field_validator("urls")
@@ -61,6 +63,7 @@ class Source:
 
     def __init__(self, params: Params) -> None:
         self._params = params
+        self.left_out = LabelCounter()
 
     def partitions(self) -> Iterator[Partition]:
         """Opens no tar: a missing one is noticed when it is read."""
@@ -74,24 +77,25 @@ class Source:
 
     def read_from(self, partition: Partition, start: int) -> Iterator[RawSample]:
         """Of earlier samples only headers are read, if the tar can seek."""
-        class_field = self._params.class_field
+        class_field, url = self._params.class_field, partition.locator
+        rule = replace(self._rule, where=f"{url}: {class_field}")
         reader = TarReader(
-            partition.locator,
+            url,
             start=start,
             image_fields=self._params.image_fields,
             text_fields=["json", *([class_field] if class_field else [])],
             label_field=class_field and class_field.partition(".")[0],
-            is_offered=self._is_offered if self._rule.leaves_some_out else None,
+            is_offered=self._counting(url, rule) if rule.leaves_some_out else None,
         )
-        return (self._sample(partition.locator, sample) for sample in reader.read())
+        return (self._sample(url, sample, rule) for sample in reader.read())
 
     def estimate_samples(self, partition: Partition, mean_bytes: float) -> float | None:
         if self._params.target_policy == "only":
             return None
         return estimate_members(storage.size_of(partition.locator), mean_bytes)
 
-    def _sample(self, url: str, sample: TarSample) -> RawSample:
-        facts = self._rule.facts(self._label(sample.members))
+    def _sample(self, url: str, sample: TarSample, rule: LabelRule) -> RawSample:
+        facts = rule.facts(self._label(url, sample.members))
         description = described(sample.members)
         author, terms = description.get("author"), description.get("license")
         return RawSample(
@@ -113,12 +117,32 @@ class Source:
             else:
                 yield url
 
-    def _label(self, members: Sequence[Member]) -> str | None:
-        field = self._params.class_field
-        return None if field is None else text_of(members, field)
+    def declares_labels(self) -> bool:
+        return self._params.class_field is not None
 
-    def _is_offered(self, members: Sequence[Member]) -> bool:
-        return self._rule.is_offered(self._label(members))
+    def check_labels(self, seen: SeenLabels) -> None:
+        place = f"`params.class_field` ({self._params.class_field})"
+        declared(self._params, self._rule, place).check(seen)
+
+    def _label(self, url: str, members: Sequence[Member]) -> object:
+        field = self._params.class_field
+        return None if field is None else label_of(url, members, field)
+
+    def _counting(self, url: str, rule: LabelRule) -> Callable[[Sequence[Member]], bool]:
+        """`is_offered` for one tar; it is asked more than once about the members of a key."""
+        last_key: str | None = None
+
+        def is_offered(members: Sequence[Member]) -> bool:
+            nonlocal last_key
+            label = self._label(url, members)
+            if rule.is_offered(label):
+                return True
+            if members[0].key != last_key:
+                last_key = members[0].key
+                rule.count(label, self.left_out)
+            return False
+
+        return is_offered
 
     @functools.cached_property
     def _rule(self) -> LabelRule:
@@ -126,6 +150,7 @@ class Source:
             self._params,
             is_labelled=self._params.class_field is not None,
             hint="give `params.class_field`, e.g. cls",
+            where="",
         )
 
 

@@ -1,6 +1,7 @@
 """Data sets written by `datasets` itself, read back; the Hub is only ever out of reach here."""
 
 import io
+import json
 import socket
 from pathlib import Path
 from typing import Any
@@ -324,3 +325,57 @@ def test_url_of_a_folder_is_refused_with_the_way_to_say_it() -> None:
 
 def test_address_of_the_hub_may_be_written_out() -> None:
     assert Params(path="hf://datasets/uoft-cs/cifar10").path == "uoft-cs/cifar10"
+
+
+def write_images(folder: Path, metadata: dict[str, str]) -> Path:
+    """Three images, and files of metadata by their names."""
+    for number in range(3):
+        (folder / "in").mkdir(parents=True, exist_ok=True)
+        (folder / "in" / f"{number}.jpg").write_bytes(JPEG)
+    for name, text in metadata.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def rows_of(*names: str) -> str:
+    return "".join(json.dumps({"file_name": name, "label": "cat"}) + "\n" for name in names)
+
+
+def test_images_and_rows_of_metadata_without_each_other_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = rows_of("in/0.jpg", "in/x.jpg", "./in/1.jpg")
+    samples = read_all(path=str(write_images(tmp_path / "set", {"metadata.jsonl": rows})))
+    assert [len(sample.image) > 0 for sample in samples] == [True, False, True]
+    assert (
+        '3 rows of metadata.jsonl: 1 name no image, such as "in/x.jpg"; '
+        '3 images: 1 have no row, such as "in/2.jpg"' in caplog.text
+    )
+
+
+def test_metadata_that_fit_their_images_tell_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_images(
+        tmp_path / "set", {"in/metadata.jsonl": rows_of(*map("{}.jpg".format, range(3)))}
+    )
+    assert class_names(read_all(path=str(folder))) == ["cat"] * 3
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_metadata_that_fit_no_image_are_an_error(tmp_path: Path, name: str) -> None:
+    rows = rows_of("0.jpg", "1.jpg") if name.endswith("jsonl") else "file_name,label\n0.jpg,cat\n"
+    folder = write_images(tmp_path / "set", {name: rows})
+    with pytest.raises(
+        ConfigError,
+        match=r'name no image, such as "0.jpg".*3 have no row, such as "in/0.jpg".*file_name',
+    ):
+        read_all(path=str(folder))
+
+
+def test_metadata_in_another_encoding_are_refused_by_name(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "set", {})
+    (folder / "metadata.csv").write_bytes("file_name,label\nin/0.jpg,cat\n".encode("utf-16"))
+    with pytest.raises(ConfigError, match=r"metadata\.csv: UTF-16; labels are read as UTF-8"):
+        read_all(path=str(folder))

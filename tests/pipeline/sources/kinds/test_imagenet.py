@@ -17,6 +17,7 @@ from fsspec import filesystem
 
 from pipeline.dataset.images import Decoded, decode_image
 from pipeline.dataset.schema import ImageSettings, RawSample
+from pipeline.dataset.seen_labels import LabelCounter
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.sources import open_source
 from pipeline.sources.kinds.imagenet import Params, Source
@@ -520,3 +521,107 @@ def test_server_without_ranges_is_named_as_the_reason(tmp_path: Path) -> None:
         source = Source(Params(path=f"{server.url}/{name}"))
         with pytest.raises(InfinegError, match=rf"{re.escape(name)}: .*only whole files"):
             list(source.partitions())
+
+
+def checked(**params: object) -> None:
+    """Reads all, and judges the classes as a build does."""
+    source = Source(Params.model_validate(params))
+    counter = LabelCounter()
+    for partition in source.partitions():
+        for sample in source.read(partition):
+            counter.add(sample.class_name, is_target=bool(sample.label))
+    counter.update(source.left_out.seen())
+    source.check_labels(counter.seen())
+
+
+def write_copy(root: Path, layout: str, wnids: tuple[str, ...]) -> str:
+    if layout == "folder":
+        write_folders(root / "set", wnids)
+        return str(root / "set")
+    (root / "set" / "data").mkdir(parents=True)
+    if layout == "parquet":
+        table = pa.table({"image": [JPEG] * len(wnids), "label": list(wnids)})
+        pq.write_table(table, root / "set" / "data" / "train-00000-of-00001.parquet")
+    else:
+        members = [
+            member
+            for n, wnid in enumerate(wnids)
+            for member in ((f"{n}.jpg", JPEG), (f"{n}.json", json.dumps({"wnid": wnid}).encode()))
+        ]
+        write_tar(root / "set" / "imagenet1k-train-0000.tar", members)
+    return str(root / "set")
+
+
+@pytest.mark.parametrize("policy", ["exclude", "positive"])
+@pytest.mark.parametrize("layout", ["folder", "parquet", "wds"])
+def test_named_class_that_never_occurs_is_an_error(
+    tmp_path: Path, layout: str, policy: str
+) -> None:
+    path = write_copy(tmp_path, layout, (DOG, ABACUS, FLAMINGO))
+    with pytest.raises(
+        ConfigError, match=rf'no sample of class "{TIGER}" among 3; seen: "{FLAMINGO}" 1, .*wnids'
+    ):
+        checked(path=path, target_wnids=[TIGER], target_policy=policy)
+    checked(path=path, target_wnids=[ABACUS], target_policy=policy)
+
+
+@pytest.mark.parametrize("policy", ["exclude", "positive"])
+@pytest.mark.parametrize("layout", ["folder", "parquet", "wds"])
+def test_preset_of_which_no_class_occurs_is_a_warning(
+    tmp_path: Path, layout: str, policy: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    checked(path=write_copy(tmp_path, layout, (DOG, TABBY)), target_policy=policy)
+    assert not caplog.records, "one of its 21 classes is enough"
+    checked(path=write_copy(tmp_path / "no_cat", layout, (DOG, ABACUS)), target_policy=policy)
+    assert f'among 2, though the list of classes has it; seen: "{DOG}" 1' in caplog.text
+
+
+def test_listed_class_beside_others_is_a_warning_and_a_misspelt_one_an_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_copy(tmp_path, "folder", (DOG, ABACUS))
+    checked(path=path, target_wnids=[ABACUS, TIGER], target_policy="positive")
+    assert f'no sample of class "{TIGER}" among 2' in caplog.text
+    with pytest.raises(ConfigError, match='no sample of class "n99999999" among 2'):
+        checked(path=path, target_wnids=[ABACUS, "n99999999"], target_policy="positive")
+    with pytest.raises(ConfigError, match=r"params\.target_wnids.*'n2084071' is no wnid"):
+        open_source("imagenet", {"path": path, "target_wnids": ["n2084071"]})
+
+
+def test_answers_without_an_image_and_images_without_an_answer_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in (val_name(1), val_name(2), "other"):
+        (tmp_path / f"{name}.JPEG").write_bytes(JPEG)
+    write_answers(tmp_path, "kaggle")
+    assert len(read_all(Params(path=str(tmp_path), split="val"))) == 2
+    assert "of 3 files, 1 files without a class" in caplog.text
+    assert f'of 5 answers, 3 have no file, such as "{val_name(3)}"' in caplog.text
+
+
+def test_answers_that_fit_no_image_are_an_error_with_both_sides(tmp_path: Path) -> None:
+    (tmp_path / "val_1.JPEG").write_bytes(JPEG)
+    write_answers(tmp_path, "kaggle")
+    with pytest.raises(ConfigError, match=r'1 files.*"val_1.JPEG"; of 5 answers, 5 have no file'):
+        read_all(Params(path=str(tmp_path), split="val"))
+
+
+def test_answers_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    for number in range(1, 6):
+        (tmp_path / f"{val_name(number)}.JPEG").write_bytes(JPEG)
+    write_answers(tmp_path, "caffe")
+    for name in ("val.txt", "synset_words.txt"):
+        path = tmp_path / name
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    samples = read_all(Params(path=str(tmp_path), split="val", target_policy="positive"))
+    assert class_names(samples) == sorted(ANSWERS)
+
+
+@pytest.mark.parametrize("label", [1.0, "1", 1])
+def test_class_number_means_the_same_in_a_table_of_any_type(tmp_path: Path, label: object) -> None:
+    (tmp_path / "data").mkdir()
+    table = pa.table({"image": [JPEG], "label": [label]})
+    pq.write_table(table, tmp_path / "data" / "train-00000-of-00001.parquet")
+    (tmp_path / "synsets.txt").write_text("\ufeff" + "\n".join([DOG, ABACUS]))
+    params = Params(path=str(tmp_path), synsets=str(tmp_path / "synsets.txt"))
+    assert class_names(read_all(params)) == [ABACUS]

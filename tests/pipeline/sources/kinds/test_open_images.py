@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from pipeline.dataset.schema import RawSample
+from pipeline.dataset.seen_labels import LabelCounter
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.sources import open_source
 from pipeline.sources.kinds.open_images import Params, Source, lookups
@@ -563,3 +564,94 @@ def test_cache_folder_that_cannot_be_made_is_named(
     human_labels = write_csv(tmp_path / "human.csv", [human(CAT, 0)])
     with pytest.raises(ConfigError, match=r"file/infineg.*set XDG_CACHE_HOME"):
         read_all(path=write_images(tmp_path, ID), human_labels=human_labels)
+
+
+def checked(**params: object) -> None:
+    """Reads all, and judges the labels as a build does."""
+    source = Source(Params.model_validate(params))
+    counter = LabelCounter()
+    for partition in source.partitions():
+        for sample in source.read(partition):
+            counter.add(sample.class_name, is_target=bool(sample.label))
+    counter.update(source.left_out.seen())
+    source.check_labels(counter.seen())
+
+
+@pytest.mark.usefixtures("_joined")
+@pytest.mark.parametrize("policy", ["exclude", "positive", "only"])
+@pytest.mark.parametrize("labelled", ["ffff26e7ee790996", f"{ID}.jpg"])
+def test_labels_that_fit_no_image_are_an_error_with_both_sides(
+    tmp_path: Path, labelled: str, policy: str
+) -> None:
+    labels = write_csv(tmp_path / "a.csv", [(labelled, "verification", CAT, 1)])
+    message = (
+        rf"2 images read and no label fits one: .*a\.csv have labels of 1 images such as "
+        rf'"{labelled}"; the images are such as "{ID}", "{OTHER_ID}"'
+    )
+    with pytest.raises(ConfigError, match=message):
+        checked(
+            path=write_images(tmp_path, ID, OTHER_ID), human_labels=labels, target_policy=policy
+        )
+
+
+@pytest.mark.usefixtures("_joined")
+@pytest.mark.parametrize("policy", ["exclude", "positive", "only"])
+def test_labels_of_some_images_are_enough_and_told(
+    tmp_path: Path, policy: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    labels = write_csv(tmp_path / "a.csv", [human(CAT, 1), ("f" * 16, "verification", CAT, 1)])
+    checked(path=write_images(tmp_path, ID, OTHER_ID), human_labels=labels, target_policy=policy)
+    told = "2 images looked at, 1 without a class of those that matter; the label files have such"
+    assert f"{told} labels of 2 images" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["Cat", "/m/01yrX"])
+def test_classes_of_other_names_are_shown(tmp_path: Path, name: str) -> None:
+    labels = write_csv(tmp_path / "a.csv", [human(name, 1)] * 7)
+    with pytest.raises(ConfigError, match=rf'no image of class /m/01yrx among 1.*have "{name}" 7'):
+        checked(path=write_images(tmp_path, ID), human_labels=labels)
+
+
+def test_class_of_no_list_has_to_occur(tmp_path: Path) -> None:
+    params = {
+        "path": write_images(tmp_path, ID),
+        "human_labels": write_csv(tmp_path / "a.csv", [human(DOG, 1)]),
+        "near_classes": [DOG],
+    }
+    with pytest.raises(
+        ConfigError, match=r'no image of class /m/0nope among 1.*have "/m/0bt9lr" 1'
+    ):
+        checked(**params, target_classes=["/m/0nope"])
+    names = write_csv(tmp_path / "names.csv", [*NAMES, ("/m/0nope", "Nope")], header=())
+    checked(**params, target_classes=["/m/0nope"], class_descriptions=names)
+
+
+def test_image_without_the_target_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = write_csv(tmp_path / "a.csv", [human(TIGER, 1)])
+    checked(path=write_images(tmp_path, ID, OTHER_ID), human_labels=labels)
+    assert "no image of the target (/m/01yrx) among 2" in caplog.text
+    assert f'seen: without a class 1, "{TIGER}" 1' in caplog.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{header}\n{id},verification,/m/01yrx ,1\n", "{header}\r{id},verification,/m/01yrx,1\r",
+     "\ufeff{header}\r\n {id}\t,verification,/m/01yrx,1\r\n"],
+)  # fmt: skip
+def test_spaces_marks_and_line_ends_cost_no_label(tmp_path: Path, text: str) -> None:
+    labels = tmp_path / "a.csv"
+    labels.write_bytes(text.format(header=",".join(LABEL_HEADER), id=ID).encode())
+    [sample] = read_all(
+        path=write_images(tmp_path, ID), human_labels=str(labels), target_policy="positive"
+    )
+    assert sample.label == "cat"
+
+
+def test_label_file_in_another_encoding_is_refused_by_name(tmp_path: Path) -> None:
+    labels = tmp_path / "a.csv"
+    labels.write_bytes(f"{','.join(LABEL_HEADER)}\n".encode("utf-16"))
+    with pytest.raises(ConfigError, match=r"a\.csv: UTF-16; labels are read as UTF-8"):
+        read_all(path=write_images(tmp_path, ID), human_labels=str(labels))

@@ -1,0 +1,68 @@
+"""Builds that kill themselves at a moment of their own choice, without Ray and its start.
+
+SIGKILL leaves them no chance to clean up; Python's audit events tell the moment to the system call.
+"""
+
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.schema import Config
+from support.builds import build_inline
+from support.forks import fork
+from support.kills import MOMENTS
+
+
+def crash_build(config: Config, moment: str, *, before: bool) -> bool:
+    """Builds until just before or just after `moment`; False if that never comes.
+
+    moment: one of `kills.MOMENTS`.
+    """
+    process = fork(_build, config.model_dump_json(), moment, before)
+    process.join(100)
+    process.kill()
+    assert process.exitcode in (0, -signal.SIGKILL), process.exitcode
+    return process.exitcode != 0
+
+
+def _build(config: str, moment: str, before: bool) -> None:
+    parsed = Config.model_validate_json(config)
+    _die_at(parsed.output.path, moment, before)
+    build_inline(parsed)
+
+
+def _die_at(root: str, moment: str, before: bool) -> None:
+    has_come = is_dying = False
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal has_come, is_dying
+        if is_dying:
+            return  # `os.kill` is an event, too
+        is_dying = has_come  # at the first event after the moment
+        if not has_come:
+            has_come = _is_moment(event, arguments, root, moment)
+            is_dying = has_come and before
+        if is_dying:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def _is_moment(event: str, arguments: tuple[Any, ...], root: str, moment: str) -> bool:
+    match event, arguments:
+        case ("os.rename" | "os.link", (_, path, *_)):
+            sign = "+"
+        case ("os.remove", (path, *_)):
+            sign = "-"
+        case ("open", (str(path), _, int(flags))) if flags & os.O_CREAT:
+            sign = "+" if ".tmp-" in os.fsdecode(path) else "opened "
+        case _:
+            return False
+    name = os.fsdecode(path)
+    if os.path.isabs(name) and not Path(name).is_relative_to(root):
+        return False
+    name = os.path.relpath(name, root) if os.path.isabs(name) else name
+    return re.match(MOMENTS[moment], sign + name) is not None
