@@ -132,7 +132,7 @@ def _refuse_secrets(path: str, node: Any, where: str = "") -> None:
     elif isinstance(node, list):
         for number, child in enumerate(node):
             _refuse_secrets(path, child, f"{where}.{number}")
-    elif isinstance(node, str) and storage.redact(node) != node:
+    elif isinstance(node, str) and storage.holds_credentials(node):
         raise ConfigError(
             f"{path}: {where}: {storage.redact(node)!r} holds a credential, which would be in the "
             "manifest. Write ${NAME} in its place, and set NAME by a Secret or the environment"

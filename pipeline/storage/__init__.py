@@ -27,7 +27,14 @@ from pipeline.storage.listings import (
     sizes_of,
 )
 from pipeline.storage.local_cache import LocalCache, cache_folder
-from pipeline.storage.locations import configure, escape, join, redact, refuse_credentials
+from pipeline.storage.locations import (
+    configure,
+    escape,
+    holds_credentials,
+    join,
+    redact,
+    refuse_credentials,
+)
 from pipeline.storage.threads import map_ahead
 from pipeline.storage.walking import is_hidden, walk
 
@@ -40,6 +47,7 @@ __all__ = [
     "escape",
     "exists",
     "fetch",
+    "holds_credentials",
     "is_hidden",
     "join",
     "list_files",

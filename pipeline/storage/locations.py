@@ -82,6 +82,10 @@ def redact(text: str) -> str:
     return _SECRET_SETTING.sub(r"\1***", text)
 
 
+def holds_credentials(text: str) -> bool:
+    return redact(text) != escape(text)
+
+
 def escape(text: str) -> str:
     r"""Text that UTF-8 can hold: the bytes of a name that are no UTF-8 stand as \xNN."""
     return text if text.isascii() else _SURROGATE.sub(_escaped, text)
@@ -183,9 +187,7 @@ def refuse_credentials(where: str, options: Mapping[str, Any]) -> None:
             refuse_credentials(f"{where}, {name}", value)
         elif name == "token" and value in _TOKEN_WORDS:
             continue
-        elif _SECRET_NAME.search(name.lower().replace("-", "_")) or redact(str(value)) != str(
-            value
-        ):
+        elif _SECRET_NAME.search(name.lower().replace("-", "_")) or holds_credentials(str(value)):
             raise ConfigError(
                 f"{where}, {name}: credentials are not read from options, which are stored and "
                 "shown. Use the environment, such as AWS_PROFILE, AWS_ACCESS_KEY_ID with "

@@ -42,7 +42,7 @@ from support.kills import (
 from support.servers import S3Server
 
 SECTIONS = {"output": {"candidates_per_round": 600}}
-SHORT = 1200  # squares: with all else 5 generations
+SHORT = 600  # squares: with all else 4 generations
 LONG = 6000  # 13
 
 

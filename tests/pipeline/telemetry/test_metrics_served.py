@@ -15,7 +15,7 @@ from pipeline.config.build import MetricsServer
 from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from pipeline.telemetry.metrics import BUILD_METRICS, TRAIN_METRICS, serve_metrics
-from support.builds import config_of, folder_entry, squares, write_config
+from support.builds import CATS, config_of, first_samples, folder_entry, squares, write_config
 from support.processes import (
     Command,
     free_port,
@@ -60,6 +60,7 @@ def test_a_build_serves_what_it_then_commits(tmp_path: Path) -> None:
     odd = tmp_path / "odd"
     odd.mkdir()
     (odd / "broken.jpg").write_bytes(b"no picture")
+    (odd / "good.jpg").write_bytes(first_samples(CATS, 1)[0].image)
     entries = [squares(num_pictures=1200, per_partition=600), folder_entry("odd", odd)]
     config = config_of(
         root, entries, build={"workers": 1, "metrics": {"port": port}}, output={"path": str(root)}
