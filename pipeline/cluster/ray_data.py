@@ -160,14 +160,15 @@ def _own_code() -> Iterator[JobConfig]:
     """
     root = str(Path(__file__).parents[2])
     paths = [] if root in site.getsitepackages() else [root]  # else a checkout
-    before = list(sys.path)
+    before = sys.path
     script_dir = os.path.dirname(os.path.realpath(sys.argv[0]))
-    sys.path[:] = [path for path in before if path != script_dir]
+    # Another list: a thread that imports something meanwhile would skip an entry of a changed one.
+    sys.path = [path for path in before if path != script_dir]
     try:
         # Like a Ray client, whose working folder is not on the cluster.
         yield JobConfig(_client_job=True, _py_driver_sys_path=paths)
     finally:
-        sys.path[:] = before
+        sys.path = before
 
 
 def alive_nodes() -> list[dict[str, Any]]:

@@ -394,7 +394,7 @@ sys.stdin.read()
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 def test_job_submitted_to_a_running_ray_builds(tmp_path: Path) -> None:
     config = write_config(tmp_path / "cats.yaml")
     environment = {
