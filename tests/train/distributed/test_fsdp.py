@@ -35,7 +35,7 @@ FINETUNE = {
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(180)  # four times two processes that import torch
+@pytest.mark.timeout(300)  # four times two processes that import torch
 def test_a_split_backbone_learns_as_a_whole_one_and_resumes(tmp_path: Path) -> None:
     root, log = tmp_path / "data", tmp_path / "log"
     write_dataset(root, image_size=40)
