@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from pipeline import storage
 from pipeline.config.encoder import EncoderConfig
-from pipeline.encoders.networks import encoder_identity, load_encoder, weights_digest
+from pipeline.encoders.networks import Encoder, encoder_identity, load_encoder, weights_digest
 from pipeline.encoders.preprocessing import Preprocessing
 
 _log = logging.getLogger(__name__)
@@ -46,22 +46,23 @@ def export_encoder(config: EncoderConfig) -> ExportedEncoder:
     with. Kept in `~/.cache/infineg/encoders` (or below XDG_CACHE_HOME), under a hash of everything
     that the export depends on.
     """
+    encoder = None
     digest = weights_digest(config)
     if digest is None:  # only the network tells, whose weights came from a hub
-        digest = encoder_identity(load_encoder(config), config)
+        encoder = load_encoder(config)
+        digest = encoder_identity(encoder, config)
     libraries = {name: version(name) for name in ("torch", "torchvision", "timm", "onnxscript")}
     depends_on = [config.name, config.layer, config.image_size, digest, _OPSET, libraries]
     key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:32]
     folder = storage.cache_folder() / "encoders" / key
     kept = _read(folder)
     if kept is None:
-        kept = _export(config)
+        kept = _export(encoder or load_encoder(config), config)
         _keep(kept, folder)
     return kept
 
 
-def _export(config: EncoderConfig) -> ExportedEncoder:
-    encoder = load_encoder(config)
+def _export(encoder: Encoder, config: EncoderConfig) -> ExportedEncoder:
     size = encoder.preprocessing.image_size
     example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     return ExportedEncoder(

@@ -88,14 +88,14 @@ def encoder_identity(encoder: Encoder, config: EncoderConfig) -> str:
 
 
 def weights_digest(config: EncoderConfig) -> str | None:
-    """What tells weights from others without making the network; None if only that can tell."""
+    """Identifies the weights without building the network; None if that takes the network."""
     if config.weights == "random":
         return "random"
     if config.weights is not None:
         try:
             return hashlib.sha256(Path(config.weights).read_bytes()).hexdigest()
         except OSError:
-            return None  # `load_encoder` says what is wrong
+            return None  # `load_encoder` raises the error
     return _PACKAGED.get(config.name)
 
 

@@ -6,9 +6,12 @@ import itertools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 
+from pipeline.dataset.seen_labels import LabelCounter
+from pipeline.sources import open_source
 from support.builds import first_samples, squares
 from support.corpus import write_tar
 
@@ -185,3 +188,14 @@ def _write_csv(path: Path, *rows: Sequence[object]) -> None:
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows(rows)
     path.write_text(buffer.getvalue())
+
+
+def check_labels(kind: str, **params: object) -> None:
+    """Reads a source whole, and judges its labels as a build does."""
+    source: Any = open_source(kind, params)
+    counter = LabelCounter()
+    for partition in source.partitions():
+        for sample in source.read(partition):
+            counter.add(sample.class_name, is_target=bool(sample.label))
+    counter.update(source.left_out.seen())
+    source.check_labels(counter.seen())

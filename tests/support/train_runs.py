@@ -32,8 +32,7 @@ from pipeline.dataset.metadata import Counts, DatasetInfo, Generation, ShardReco
 from pipeline.dataset.schema import Stratum
 from pipeline.dataset.shards import output_group, write_shard
 from pipeline.encoders.networks import encoder_identity, load_encoder
-from support.forks import ForkedCommand
-from support.processes import Command, kill_session
+from support.processes import Command, kill_session, start_infineg
 from support.tables import selected_rows
 from train.config import load_train_config
 from train.data.bad_shards import read_usable_rows
@@ -266,17 +265,16 @@ def start_job(
 
     limits: a command of the shell before, such as `ulimit -f 100`.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **env}
-    if not launcher and not limits and "PYTHONPATH" not in env:
-        words = ["train", str(config), *arguments]
-        return ForkedCommand(words, log=log, cwd=None, env=environment)
+    env = {"OMP_NUM_THREADS": "1", **env}
+    if not launcher and not limits:
+        return start_infineg("train", config, *arguments, log=log, **env)
     by = [*launcher, "--no-python"] if launcher else []
     command = [*by, INFINEG, "train", str(config), *arguments]
     if limits:
         command = ["bash", "-c", f'{limits}; exec "$@"', "bash", *command]
     with log.open("ab") as file:
         return subprocess.Popen(
-            command, stdout=file, stderr=file, env=environment, start_new_session=True
+            command, stdout=file, stderr=file, env={**os.environ, **env}, start_new_session=True
         )
 
 

@@ -1,5 +1,6 @@
 """Byte streams: their first bytes, parts of them, and what is compressed in them."""
 
+import abc
 import bz2
 import contextlib
 import io
@@ -76,26 +77,35 @@ def peek(file: IO[bytes], size: int) -> tuple[bytes, IO[bytes], bool]:
     return head, file, True
 
 
-class _Rejoined(io.RawIOBase):
+class _Stream(io.RawIOBase, abc.ABC):
+    """A stream that cannot seek, of what `_read` returns."""
+
+    @abc.abstractmethod
+    def _read(self, size: int) -> bytes:
+        """At most `size` bytes; none at the end."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        data = self._read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class _Rejoined(_Stream):
     """A stream whose first bytes have been read."""
 
     def __init__(self, head: bytes, rest: IO[bytes]) -> None:
         self._head = head
         self._rest = rest
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any, /) -> int:
-        size = len(buffer)
+    def _read(self, size: int) -> bytes:
         data, self._head = self._head[:size], self._head[size:]
-        if not data:
-            data = self._rest.read(size)
-        buffer[: len(data)] = data
-        return len(data)
+        return data or self._rest.read(size)
 
 
-class GzipStream(io.RawIOBase):
+class GzipStream(_Stream):
     """The content of a gzip file, up to the byte where it is damaged.
 
     tarfile's own reader checks no checksum and stops after the first of several members (RFC
@@ -111,14 +121,6 @@ class GzipStream(io.RawIOBase):
         self._rest = b""  # compressed, not yet inflated
         self._error: zlib.error | EOFError | None = None
         self._last = b""  # content of the damaged piece before the damage
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any, /) -> int:
-        data = self._read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
 
     def _read(self, size: int) -> bytes:
         while self._error is None:
@@ -166,21 +168,13 @@ class GzipStream(io.RawIOBase):
         return b""
 
 
-class _Unpacked(io.RawIOBase):
+class _Unpacked(_Stream):
     """The content of a bzip2 or xz file, which may be several streams, one after the other."""
 
     def __init__(self, file: IO[bytes], uri: str, magic: bytes, make: Callable[[], Any]) -> None:
         self._file, self._uri = file, uri
         self._magic, self._make = magic, make
         self._unpacker = make()
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any, /) -> int:
-        data = self._read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
 
     def _read(self, size: int) -> bytes:
         packed = b""

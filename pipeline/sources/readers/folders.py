@@ -27,8 +27,8 @@ def list_images(
 ) -> list[str]:
     """Images below a folder, sorted, relative to it; `suffixes` default to those that are read.
 
-    Hidden files are passed over; so are files with other suffixes and masks beside images, which
-    are told once. Raises ConfigError if there is no image; `field` is the setting to check.
+    Hidden files are skipped; so are files with other suffixes and masks beside images, which one
+    warning names. Raises ConfigError if there is no image; `field` is the setting to check.
     """
     wanted = tuple(image_suffixes() if suffixes is None else suffixes)
     names = storage.list_visible(folder)

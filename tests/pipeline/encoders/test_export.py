@@ -66,7 +66,7 @@ def test_damaged_export_is_made_again(
     damaged = bytearray((folder / name).read_bytes())
     damaged[len(damaged) // 2] ^= 1
     (folder / name).write_bytes(damaged)
-    monkeypatch.setattr(export, "_export", lambda _: exported)  # 5 s
+    monkeypatch.setattr(export, "_export", lambda *_: exported)  # 5 s
     assert export_encoder(SMALL) == exported
     assert "exporting the encoder anew" in caplog.text
     monkeypatch.delattr(export, "_export")

@@ -1,6 +1,6 @@
 """Folders of images with metadata.csv, .jsonl or .parquet, which name an image a row.
 
-`datasets` drops an image without a row, and gives a row without an image no bytes; neither is told.
+`datasets` silently drops an image without a row, and gives no bytes for a row without an image.
 https://huggingface.co/docs/datasets/image_dataset#imagefolder
 """
 

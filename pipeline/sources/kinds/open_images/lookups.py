@@ -124,8 +124,7 @@ def _digest(versions: Sequence[tuple[str, int, str]], recipe: str) -> str:
 
 
 def _cache_folder() -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "infineg" / "lookups"
+    return storage.cache_folder() / "lookups"
 
 
 def _version(uri: str) -> tuple[str, int, str]:

@@ -1,7 +1,7 @@
-"""Whether labels and images belong together: both are told by number, and by example if not.
+"""Checks that labels and images match; reports the numbers of both, with examples if they do not.
 
 Labels exist for nine million images and the tars hold 1.7 million of them, so that a label without
-an image is no error. Not one that fits is.
+an image is no error. That no label matches is one.
 """
 
 import itertools

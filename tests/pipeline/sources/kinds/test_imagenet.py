@@ -17,12 +17,12 @@ from fsspec import filesystem
 
 from pipeline.dataset.images import Decoded, decode_image
 from pipeline.dataset.schema import ImageSettings, RawSample
-from pipeline.dataset.seen_labels import LabelCounter
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.sources import open_source
 from pipeline.sources.kinds.imagenet import Params, Source
 from pipeline.sources.readers import tars
 from support.corpus import CountingFile, encode, quadrants, write_tar
+from support.inputs import check_labels
 from support.servers import run_flaky_server
 
 TABBY, TIGER, DOG, FLAMINGO, ABACUS = (
@@ -523,17 +523,6 @@ def test_server_without_ranges_is_named_as_the_reason(tmp_path: Path) -> None:
             list(source.partitions())
 
 
-def checked(**params: object) -> None:
-    """Reads all, and judges the classes as a build does."""
-    source = Source(Params.model_validate(params))
-    counter = LabelCounter()
-    for partition in source.partitions():
-        for sample in source.read(partition):
-            counter.add(sample.class_name, is_target=bool(sample.label))
-    counter.update(source.left_out.seen())
-    source.check_labels(counter.seen())
-
-
 def write_copy(root: Path, layout: str, wnids: tuple[str, ...]) -> str:
     if layout == "folder":
         write_folders(root / "set", wnids)
@@ -561,8 +550,8 @@ def test_named_class_that_never_occurs_is_an_error(
     with pytest.raises(
         ConfigError, match=rf'no sample of class "{TIGER}" among 3; seen: "{FLAMINGO}" 1, .*wnids'
     ):
-        checked(path=path, target_wnids=[TIGER], target_policy=policy)
-    checked(path=path, target_wnids=[ABACUS], target_policy=policy)
+        check_labels("imagenet", path=path, target_wnids=[TIGER], target_policy=policy)
+    check_labels("imagenet", path=path, target_wnids=[ABACUS], target_policy=policy)
 
 
 @pytest.mark.parametrize("policy", ["exclude", "positive"])
@@ -570,9 +559,13 @@ def test_named_class_that_never_occurs_is_an_error(
 def test_preset_of_which_no_class_occurs_is_a_warning(
     tmp_path: Path, layout: str, policy: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    checked(path=write_copy(tmp_path, layout, (DOG, TABBY)), target_policy=policy)
+    check_labels("imagenet", path=write_copy(tmp_path, layout, (DOG, TABBY)), target_policy=policy)
     assert not caplog.records, "one of its 21 classes is enough"
-    checked(path=write_copy(tmp_path / "no_cat", layout, (DOG, ABACUS)), target_policy=policy)
+    check_labels(
+        "imagenet",
+        path=write_copy(tmp_path / "no_cat", layout, (DOG, ABACUS)),
+        target_policy=policy,
+    )
     assert f'among 2, though the list of classes has it; seen: "{DOG}" 1' in caplog.text
 
 
@@ -580,10 +573,12 @@ def test_listed_class_beside_others_is_a_warning_and_a_misspelt_one_an_error(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = write_copy(tmp_path, "folder", (DOG, ABACUS))
-    checked(path=path, target_wnids=[ABACUS, TIGER], target_policy="positive")
+    check_labels("imagenet", path=path, target_wnids=[ABACUS, TIGER], target_policy="positive")
     assert f'no sample of class "{TIGER}" among 2' in caplog.text
     with pytest.raises(ConfigError, match='no sample of class "n99999999" among 2'):
-        checked(path=path, target_wnids=[ABACUS, "n99999999"], target_policy="positive")
+        check_labels(
+            "imagenet", path=path, target_wnids=[ABACUS, "n99999999"], target_policy="positive"
+        )
     with pytest.raises(ConfigError, match=r"params\.target_wnids.*'n2084071' is no wnid"):
         open_source("imagenet", {"path": path, "target_wnids": ["n2084071"]})
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from pipeline.dataset.schema import RawSample
-from pipeline.dataset.seen_labels import LabelCounter
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.sources import open_source
 from pipeline.sources.kinds.open_images import Params, Source, lookups
 from support.corpus import encode, quadrants, write_tar
+from support.inputs import check_labels
 
 JPEG = encode(quadrants())
 ID, OTHER_ID = "000026e7ee790996", "0f3c1a5b77d0e2c4"
@@ -566,17 +566,6 @@ def test_cache_folder_that_cannot_be_made_is_named(
         read_all(path=write_images(tmp_path, ID), human_labels=human_labels)
 
 
-def checked(**params: object) -> None:
-    """Reads all, and judges the labels as a build does."""
-    source = Source(Params.model_validate(params))
-    counter = LabelCounter()
-    for partition in source.partitions():
-        for sample in source.read(partition):
-            counter.add(sample.class_name, is_target=bool(sample.label))
-    counter.update(source.left_out.seen())
-    source.check_labels(counter.seen())
-
-
 @pytest.mark.usefixtures("_joined")
 @pytest.mark.parametrize("policy", ["exclude", "positive", "only"])
 @pytest.mark.parametrize("labelled", ["ffff26e7ee790996", f"{ID}.jpg"])
@@ -589,8 +578,11 @@ def test_labels_that_fit_no_image_are_an_error_with_both_sides(
         rf'"{labelled}"; the images are such as "{ID}", "{OTHER_ID}"'
     )
     with pytest.raises(ConfigError, match=message):
-        checked(
-            path=write_images(tmp_path, ID, OTHER_ID), human_labels=labels, target_policy=policy
+        check_labels(
+            "open_images",
+            path=write_images(tmp_path, ID, OTHER_ID),
+            human_labels=labels,
+            target_policy=policy,
         )
 
 
@@ -601,7 +593,12 @@ def test_labels_of_some_images_are_enough_and_told(
 ) -> None:
     caplog.set_level(logging.INFO)
     labels = write_csv(tmp_path / "a.csv", [human(CAT, 1), ("f" * 16, "verification", CAT, 1)])
-    checked(path=write_images(tmp_path, ID, OTHER_ID), human_labels=labels, target_policy=policy)
+    check_labels(
+        "open_images",
+        path=write_images(tmp_path, ID, OTHER_ID),
+        human_labels=labels,
+        target_policy=policy,
+    )
     told = "2 images looked at, 1 without a class of those that matter; the label files have such"
     assert f"{told} labels of 2 images" in caplog.text
 
@@ -610,7 +607,7 @@ def test_labels_of_some_images_are_enough_and_told(
 def test_classes_of_other_names_are_shown(tmp_path: Path, name: str) -> None:
     labels = write_csv(tmp_path / "a.csv", [human(name, 1)] * 7)
     with pytest.raises(ConfigError, match=rf'no image of class /m/01yrx among 1.*have "{name}" 7'):
-        checked(path=write_images(tmp_path, ID), human_labels=labels)
+        check_labels("open_images", path=write_images(tmp_path, ID), human_labels=labels)
 
 
 def test_class_of_no_list_has_to_occur(tmp_path: Path) -> None:
@@ -622,16 +619,16 @@ def test_class_of_no_list_has_to_occur(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r'no image of class /m/0nope among 1.*have "/m/0bt9lr" 1'
     ):
-        checked(**params, target_classes=["/m/0nope"])
+        check_labels("open_images", **params, target_classes=["/m/0nope"])
     names = write_csv(tmp_path / "names.csv", [*NAMES, ("/m/0nope", "Nope")], header=())
-    checked(**params, target_classes=["/m/0nope"], class_descriptions=names)
+    check_labels("open_images", **params, target_classes=["/m/0nope"], class_descriptions=names)
 
 
 def test_image_without_the_target_is_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     labels = write_csv(tmp_path / "a.csv", [human(TIGER, 1)])
-    checked(path=write_images(tmp_path, ID, OTHER_ID), human_labels=labels)
+    check_labels("open_images", path=write_images(tmp_path, ID, OTHER_ID), human_labels=labels)
     assert "no image of the target (/m/01yrx) among 2" in caplog.text
     assert f'seen: without a class 1, "{TIGER}" 1' in caplog.text
 
