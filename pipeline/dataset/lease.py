@@ -7,8 +7,9 @@ one of several takers wins. A lease may be taken over
     - when half of its length has passed since it expired: clocks may differ by so much;
     - at once if its holder was a process of this machine, since its last boot, that has ended.
 
-A holder that was stopped for longer than its lease finds out in `check`, which asks the storage.
-After a check it has the length of a lease to commit.
+A holder that was stopped for longer than its lease changes nothing when it goes on: while a lease
+is held, every write below the root asks first whether it still is (`storage.fenced`), in this
+process and in its workers. `check` asks before a commit, and renews.
 """
 
 import contextlib
@@ -80,6 +81,19 @@ class Held(InfinegError):
     """Another process holds the lease."""
 
 
+class LeaseFence(BaseModel, frozen=True):
+    """Lets the holder of a lease write, and its workers, to which it is sent."""
+
+    uri: str  # of the lease
+    holder: str
+
+    def check(self, content: bytes | None) -> None:
+        """Raises InfinegError if the lease has another holder, or is gone."""
+        other = _parse(content)
+        if other is None or other.holder != self.holder:
+            raise InfinegError(_describe_loss(self.uri, other))
+
+
 class Lease:
     """A lease that is held; made by `hold_lease`."""
 
@@ -93,6 +107,10 @@ class Lease:
         self._is_done = threading.Event()
         self._thread = threading.Thread(target=self._renew_often, name="lease", daemon=True)
         self._thread.start()
+
+    @property
+    def fence(self) -> LeaseFence:
+        return LeaseFence(uri=self._uri, holder=self._record.holder)
 
     def check(self) -> None:
         """Renews the lease; raises InfinegError if another process has taken it over."""
@@ -129,18 +147,9 @@ class Lease:
         expires_at = _now() + timedelta(seconds=self._record.ttl_s)
         content = _encode(self._record.model_copy(update={"expires_at": expires_at}))
         if content != self._content and not storage.replace_if(self._uri, self._content, content):
-            self._lost = self._describe_loss()
+            self._lost = _describe_loss(self._uri, _read(self._uri)[0])
             raise InfinegError(self._lost)
         self._content = content
-
-    def _describe_loss(self) -> str:
-        other = _read(self._uri)[0]
-        now = f"it is held by {_name(other)} now" if other else "its file is gone"
-        return (
-            f"the lease {storage.redact(self._uri)} was lost: {now}. This process was stopped or "
-            "cut off for longer than the lease lasts, and commits nothing more. Run again when "
-            "the other is done: what was committed is kept"
-        )
 
 
 def lease_uri(root: str) -> str:
@@ -161,7 +170,8 @@ def hold_lease(root: str, ttl_s: float = 60.0, *, wait_s: float = 0.0) -> Iterat
     """
     lease = Lease(root, _wait_for(root, ttl_s, wait_s))
     try:
-        yield lease
+        with storage.fenced(root, lease.fence):
+            yield lease
     finally:
         lease.release()
 
@@ -203,10 +213,15 @@ def _read(uri: str) -> tuple[LeaseRecord | None, bytes | None]:
         content = storage.read_bytes(uri)
     except FileNotFoundError:
         return None, None
+    return _parse(content), content
+
+
+def _parse(content: bytes | None) -> LeaseRecord | None:
+    """None if it is missing or invalid."""
     try:
-        return LeaseRecord.model_validate_json(content), content
+        return None if content is None else LeaseRecord.model_validate_json(content)
     except ValidationError:
-        return None, content
+        return None
 
 
 def _why_free(other: LeaseRecord | None) -> str | None:
@@ -218,6 +233,15 @@ def _why_free(other: LeaseRecord | None) -> str | None:
     if _now() > other.expires_at + timedelta(seconds=other.ttl_s / 2):
         return f"it expired at {_local(other.expires_at)}"
     return None
+
+
+def _describe_loss(uri: str, other: LeaseRecord | None) -> str:
+    now = f"it is held by {_name(other)} now" if other else "its file is gone"
+    return (
+        f"the lease {storage.redact(uri)} was lost: {now}. This process was stopped or cut off for "
+        "longer than the lease lasts, and writes nothing more. Run again when the other is done: "
+        "what was committed is kept"
+    )
 
 
 def _refusal(root: str, other: LeaseRecord) -> str:

@@ -4,8 +4,9 @@ Every path is a local path or a URL such as s3://, gs://, hf:// or https://. All
 of the project go through this package.
 """
 
-from pipeline.storage.atomic import HashingWriter, open_atomic, write_atomic
+from pipeline.storage.atomic import HashingWriter, open_atomic, refuse_unwritable, write_atomic
 from pipeline.storage.conditional import create_exclusive, remove_if, replace_if
+from pipeline.storage.fencing import Fence, fence_of, fence_worker, fenced
 from pipeline.storage.files import (
     exists,
     fetch,
@@ -39,6 +40,7 @@ from pipeline.storage.threads import map_ahead
 from pipeline.storage.walking import is_hidden, walk
 
 __all__ = [
+    "Fence",
     "HashingWriter",
     "LocalCache",
     "cache_folder",
@@ -46,6 +48,9 @@ __all__ = [
     "create_exclusive",
     "escape",
     "exists",
+    "fence_of",
+    "fence_worker",
+    "fenced",
     "fetch",
     "holds_credentials",
     "is_hidden",
@@ -63,6 +68,7 @@ __all__ = [
     "read_range",
     "redact",
     "refuse_credentials",
+    "refuse_unwritable",
     "remove_if",
     "remove_many",
     "remove_tree",

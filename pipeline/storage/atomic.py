@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.errors import ConfigError
-from pipeline.storage.locations import is_http, is_local, is_protocol, redact, resolve
+from pipeline.storage.fencing import allowed
+from pipeline.storage.locations import is_local, is_protocol, protocol_of, redact, resolve
 from pipeline.storage.retry import retry
+from pipeline.storage.uploads import upload, upload_bytes
 
-# Larger uploads go in parts, 10 at a time: 160 MB of memory instead of s3fs's 500.
-_UPLOAD_PART_BYTES = 16 * 2**20
+_WRITABLE = ("file", "local", "memory", "s3", "s3a")
 
 
 class HashingWriter(io.RawIOBase):
@@ -64,11 +65,7 @@ def open_atomic(uri: str) -> Iterator[HashingWriter]:
         with os.fdopen(handle, "wb") as file:
             yield HashingWriter(file)
             retry(lambda: sync_file(file), what)
-        if is_local(fs):
-            retry(lambda: put_in_place(temporary, path), what)
-        else:
-            options = {"chunksize": _UPLOAD_PART_BYTES} if is_protocol(fs, "s3") else {}
-            retry(lambda: fs.put_file(temporary, path, **options), what)
+        retry(lambda: _put(fs, temporary, path), what)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
@@ -77,20 +74,45 @@ def open_atomic(uri: str) -> Iterator[HashingWriter]:
 def write_atomic(uri: str, data: bytes) -> str:
     """Writes a small file atomically and returns its sha256."""
     fs, path = resolve_writable(uri)
-    if is_local(fs):
+    if is_protocol(fs, "s3"):
+        retry(lambda: upload_bytes(fs, path, data), f"write {redact(uri)}")
+    else:
         with open_atomic(uri) as file:
             file.write(data)
-    else:
-        retry(lambda: fs.pipe_file(path, data), f"write {redact(uri)}")
     return hashlib.sha256(data).hexdigest()
 
 
+def _put(fs: Any, temporary: str, path: str) -> None:
+    """Makes a synced temporary file appear at `path`."""
+    if is_protocol(fs, "s3"):
+        upload(fs, path, lambda: open(temporary, "rb"))
+        return
+    with allowed(fs, path):
+        if is_local(fs):
+            put_in_place(temporary, path)
+        else:
+            fs.put_file(temporary, path)
+
+
 def resolve_writable(uri: str) -> tuple[Any, str]:
-    """File system and path of a URI to write to."""
-    fs, path = resolve(uri)
-    if is_http(fs):
-        raise ConfigError(f"{redact(uri)}: http and https can only be read")
-    return fs, path
+    """File system and path of a URI to write to. Raises ConfigError if it can only be read."""
+    refuse_unwritable(uri)
+    return resolve(uri)
+
+
+def refuse_unwritable(uri: str) -> None:
+    """Raises ConfigError if what is at `uri` can only be read.
+
+    A write must be refused where another process has written meanwhile, or one that was stopped
+    for longer than its lease would change what the next one has committed.
+    """
+    protocol = protocol_of(uri)
+    if protocol not in _WRITABLE:
+        why = "" if protocol in ("http", "https") else ": no conditional writes are made there"
+        raise ConfigError(
+            f"{redact(uri)}: {protocol}:// can only be read{why}. Write to a local path or to "
+            "s3://, and copy the finished folder"
+        )
 
 
 def put_in_place(temporary: str, path: str) -> None:

@@ -9,11 +9,9 @@ shows whose it was.
 
 import contextlib
 import errno
-import fcntl
 import os
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,41 +22,40 @@ from pipeline.storage.atomic import (
     sync_directory,
     sync_file,
 )
-from pipeline.storage.errors import s3_code
+from pipeline.storage.errors import is_refused
+from pipeline.storage.fencing import allowed, locked, read_if_there
 from pipeline.storage.locations import is_local, is_protocol, redact
 from pipeline.storage.retry import retry
 
 # memory:// lives in one process, where a check and a write are two steps.
 _memory_lock = threading.Lock()
-_LOCK_TIMEOUT_S = 2.0
 
 
 def create_exclusive(uri: str, data: bytes) -> bool:
     """Creates a small file, whole; False if it exists. Of all writers at once, one gets True."""
     fs, path = resolve_writable(uri)
     what = f"create {redact(uri)}"
-    if is_local(fs):
-        return retry(lambda: _link_new(data, path), what)
 
-    def upload() -> bool:
-        try:
-            # S3 and az: If-None-Match: *; gs: ifGenerationMatch=0.
-            fs.pipe_file(path, data, mode="create")
-        except OSError as error:
-            if not _is_refused(error):
-                raise
-            return _content(fs, path) == data
-        return True
+    def create() -> bool:
+        with allowed(fs, path):
+            if is_local(fs):
+                return _link_new(data, path)
+            try:
+                fs.pipe_file(path, data, mode="create")  # S3: If-None-Match: *
+            except OSError as error:
+                if not is_refused(error):
+                    raise
+                return read_if_there(fs, path) == data
+            return True
 
     with _memory_lock if is_protocol(fs, "memory") else contextlib.nullcontext():
-        return retry(upload, what)
+        return retry(create, what)
 
 
 def replace_if(uri: str, old: bytes, new: bytes) -> bool:
     """Replaces a small file if its content is `old`; else False.
 
-    Of all writers at once on a disk, on S3 or in memory, one gets True. On other storage two that
-    write at the same moment may both get True, and the last one wins.
+    Of all writers at once, one gets True.
     """
     fs, path = resolve_writable(uri)
 
@@ -97,7 +94,7 @@ def _change_if(
     fs, path = resolve_writable(uri)
 
     def change() -> bool:
-        with _current(fs, path) as (content, condition):
+        with allowed(fs, path), _current(fs, path) as (content, condition):
             if content != old:
                 return content is not None and content == new
             if is_local(fs):
@@ -107,9 +104,9 @@ def _change_if(
             try:
                 remote(condition)
             except OSError as error:
-                if not _is_refused(error):
+                if not is_refused(error):
                     raise
-                return _content(fs, path) == new
+                return read_if_there(fs, path) == new
             return True
 
     return retry(change, f"replace {redact(uri)}" if new is not None else f"remove {redact(uri)}")
@@ -119,7 +116,7 @@ def _change_if(
 def _current(fs: Any, path: str) -> Iterator[tuple[bytes | None, dict[str, str]]]:
     """Content of a file (None if missing), and a condition that holds while it is the same."""
     if is_local(fs):
-        with _locked(path) as content:
+        with locked(path) as content:
             yield content, {}
         return
     with _memory_lock if is_protocol(fs, "memory") else contextlib.nullcontext():
@@ -129,53 +126,7 @@ def _current(fs: Any, path: str) -> Iterator[tuple[bytes | None, dict[str, str]]
         except FileNotFoundError:
             yield None, {}
         else:
-            yield _content(fs, path), condition
-
-
-def _content(fs: Any, path: str) -> bytes | None:
-    """Content of a file; None if missing."""
-    try:
-        return bytes(fs.cat_file(path))
-    except FileNotFoundError:
-        return None
-
-
-@contextlib.contextmanager
-def _locked(path: str) -> Iterator[bytes | None]:
-    """Content of a local file (None if missing) that no other process replaces meanwhile.
-
-    The lock is on the file itself: a lock file beside it would stay in the user's folder.
-    """
-    try:
-        handle = os.open(path, os.O_RDWR)  # NFS locks only files opened for writing
-    except FileNotFoundError:
-        yield None
-        return
-    with os.fdopen(handle, "rb") as file:
-        _lock(handle)
-        try:
-            is_current = os.path.samestat(os.fstat(handle), os.stat(path))
-        except FileNotFoundError:
-            is_current = False
-        # If it was replaced since it was opened, the lock is on a file without a name.
-        yield file.read() if is_current else None
-
-
-def _lock(handle: int) -> None:
-    """Locks an open file until it is closed; waits for at most _LOCK_TIMEOUT_S."""
-    deadline = time.monotonic() + _LOCK_TIMEOUT_S
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise TimeoutError("another process keeps it locked") from None
-            time.sleep(0.01)
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-            return  # a file system without locks: comparing the content has to do
+            yield read_if_there(fs, path), condition
 
 
 def _link_new(data: bytes, path: str) -> bool:
@@ -215,11 +166,3 @@ def _written_beside(data: bytes, path: str) -> str:
         file.write(data)
         sync_file(file)
     return temporary
-
-
-def _is_refused(error: OSError) -> bool:
-    """Whether the condition did not hold, or the file is gone."""
-    if isinstance(error, FileExistsError):
-        return True
-    codes = {s3_code(error), s3_code(error.__cause__)}
-    return not codes.isdisjoint({"PreconditionFailed", "412", "NoSuchKey"})

@@ -151,3 +151,11 @@ def s3_code(error: BaseException | None) -> str | None:
     """The error code of S3, such as NoSuchKey."""
     response = getattr(error, "response", None)
     return response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+
+
+def is_refused(error: BaseException) -> bool:
+    """Whether the condition of a write did not hold, or the file is gone."""
+    if isinstance(error, FileExistsError):
+        return True
+    codes = {s3_code(error), s3_code(error.__cause__)}
+    return not codes.isdisjoint({"PreconditionFailed", "412", "NoSuchKey"})

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.errors import InfinegError
+from pipeline.storage.fencing import allowed
 from pipeline.storage.listings import find_files, forget_listings, resolve_listable
 from pipeline.storage.locations import is_http, is_local, is_protocol, redact, resolve
 from pipeline.storage.retry import retry
@@ -88,10 +89,15 @@ def remove_tree(uri: str) -> None:
     what = f"remove {redact(uri)}"
     if is_local(fs):
         with contextlib.suppress(FileNotFoundError):
-            retry(lambda: fs.rm(path, recursive=True), what)
+            retry(lambda: _remove_folder(fs, path), what)
     else:
         # Not fs.rm: it takes `[1]` in a name for a pattern, and can remove a whole bucket.
         _remove_all(fs, find_files(fs, path, what), what)
+
+
+def _remove_folder(fs: Any, path: str) -> None:
+    with allowed(fs, path):
+        fs.rm(path, recursive=True)
 
 
 def remove_many(uris: Iterable[str]) -> None:
@@ -138,10 +144,19 @@ def _delete_objects(fs: Any, paths: Sequence[str], what: str) -> list[str]:
     keys = {fs.split_path(path)[1]: path for path in paths}
     bucket = fs.split_path(paths[0])[0]
     request = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
-    answer = retry(lambda: fs.call_s3("delete_objects", Bucket=bucket, Delete=request), what)
+
+    def delete() -> Any:
+        with allowed(fs, paths[0]):
+            return fs.call_s3("delete_objects", Bucket=bucket, Delete=request)
+
+    answer = retry(delete, what)
     return [keys[error["Key"]] for error in answer.get("Errors", [])]
 
 
 def _remove_file(fs: Any, path: str, what: str) -> None:
+    def remove() -> None:
+        with allowed(fs, path):
+            fs.rm_file(path)
+
     with contextlib.suppress(FileNotFoundError):
-        retry(lambda: fs.rm_file(path), what)
+        retry(remove, what)

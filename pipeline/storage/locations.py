@@ -67,7 +67,7 @@ def configure(options: Mapping[str, Mapping[str, Any]]) -> None:
     for prefix, given in options.items():
         if "://" not in prefix:
             raise ConfigError(f"storage {prefix!r}: a prefix is a URL such as s3://bucket or s3://")
-        _protocol_of(prefix)
+        protocol_of(prefix)
         refuse_credentials(f"storage {redact(prefix)!r}", given)
     _options.clear()
     _options.update({prefix: dict(given) for prefix, given in options.items()})
@@ -102,7 +102,7 @@ def join(root: str, *names: str) -> str:
 
 def resolve(uri: str) -> tuple[Any, str]:
     """File system and path of a URI. Listings are not cached: other processes write, too."""
-    protocol = _protocol_of(uri)
+    protocol = protocol_of(uri)
     if protocol in ("file", "local"):
         return LocalFileSystem(), LocalFileSystem._strip_protocol(uri)
     try:
@@ -140,7 +140,7 @@ def is_protocol(fs: Any, *protocols: str) -> bool:
     return not set(protocols).isdisjoint(names)
 
 
-def _protocol_of(uri: str) -> str:
+def protocol_of(uri: str) -> str:
     """Protocol of a URI, `file` for a path; raises ConfigError if it is not supported."""
     if uri.startswith(("pipe:", "|")):
         raise ConfigError(f"{uri[:60]!r}: `pipe:` URLs run a shell and are refused")

@@ -181,7 +181,7 @@ def test_object_that_changes_under_a_reader_is_no_mixture(
 def test_failed_upload_in_parts_leaves_nothing(
     flaky: FlakyServer, s3_root: str, client: Any, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    monkeypatch.setattr("pipeline.storage.atomic._UPLOAD_PART_BYTES", 5 * MB)
+    monkeypatch.setattr("pipeline.storage.uploads._PART_BYTES", 5 * MB)
     uri = storage.join(s3_root, "big.tar")
     flaky.is_flaky = lambda method, path: method == "PUT" and "partNumber=2" in path
     flaky.faults = [fault] * 100
@@ -197,7 +197,7 @@ def test_failed_upload_in_parts_leaves_nothing(
 def test_upload_in_parts_outlives_passing_faults(
     flaky: FlakyServer, s3_root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.storage.atomic._UPLOAD_PART_BYTES", 5 * MB)
+    monkeypatch.setattr("pipeline.storage.uploads._PART_BYTES", 5 * MB)
     uri = storage.join(s3_root, "big.tar")
     content = os.urandom(11 * MB)
     flaky.is_flaky = lambda method, path: method == "PUT" and "partNumber=2" in path
