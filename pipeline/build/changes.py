@@ -63,7 +63,7 @@ def find_changes(
 
 
 def _is_unfinished(dataset: Dataset, record: SourceRecord) -> bool:
-    plan = dataset.read_plan(record.name)
+    plan = dataset.read_plan_of(record)
     return (
         plan is not None
         and plan.fingerprint == record.fingerprint

@@ -126,7 +126,7 @@ def plan(config: Config, *, only: Sequence[str] = ()) -> tuple[list[SourcePlan],
 
 
 def _commit(dataset: Dataset, generation: Generation, lease: Lease) -> Generation:
-    commit(dataset, generation, lease)
+    generation = commit(dataset, generation, lease)
     counts = generation.counts
     _log.info(
         "committed generation %d: %s sources, %s selected of %s, %s shards",
@@ -153,7 +153,8 @@ def _plan_on_cluster(
                 require_info(config.build.embeddings_from, info)
             if config.build.keep_embeddings:
                 write_info(config.output.path, info)
-            make_worker = functools.partial(SpanWorker, config, encoder, latest.taken_down)
+            fence = storage.fence_of(config.output.path)
+            make_worker = functools.partial(SpanWorker, config, encoder, latest.taken_down, fence)
             yield cluster, make_worker, plan_sources(config, entries, latest, cluster, make_worker)
 
 

@@ -2,8 +2,10 @@
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import replace
 from itertools import groupby
 from operator import itemgetter
+from typing import NamedTuple
 
 import pyarrow as pa
 from more_itertools import chunked
@@ -15,6 +17,7 @@ from pipeline.cluster.ray_data import Cluster
 from pipeline.config.schema import Config
 from pipeline.dataset import Dataset
 from pipeline.dataset.dedup import SeenImages
+from pipeline.dataset.embedding_cache import embeddings_path, write_checksums
 from pipeline.dataset.metadata import Generation, ShardFile, SourceRecord, add_counts
 from pipeline.dataset.shards import sort_files, write_shard
 from pipeline.dataset.tables import (
@@ -44,9 +47,11 @@ def pack_generation(
     tasks: list[ShardTask] = []
     for round_ in rounds:
         ledger_path, hashes_path = take_table_paths(numbers, round_.source)
+        sums = _checksums_of_parts(dataset, round_)
+        write_checksums(dataset, round_.source, round_.number, sums.embeddings)
         tables = write_tables(
             dataset,
-            _ordered_parts(dataset, round_),
+            list(sums.parts),
             seen,
             ledger_path=ledger_path,
             hashes_path=hashes_path,
@@ -55,7 +60,7 @@ def pack_generation(
         _refuse_unusable(dataset, record)
         sources[round_.source] = record
         tasks += cut_shards(
-            tables.parts,
+            [replace(part, sha256=sums.parts[part.path]) for part in tables.parts],
             source=round_.source,
             samples_per_shard=config.output.samples_per_shard,
             round_number=round_.number,
@@ -90,17 +95,27 @@ def without_sources(generation: Generation, names: Set[str]) -> Generation:
     )
 
 
-def _ordered_parts(dataset: Dataset, round_: Round) -> list[str]:
-    """Paths of all parts of a round in the order of its spans; raises if one is missing."""
-    paths: list[str] = []
+class _Checksums(NamedTuple):
+    """sha256 of committed files by path: the parts of a round, and their embeddings if kept."""
+
+    parts: dict[str, str]
+    embeddings: dict[str, str]
+
+
+def _checksums_of_parts(dataset: Dataset, round_: Round) -> _Checksums:
+    """All parts of a round in the order of its spans; raises if one is missing."""
+    found = _Checksums({}, {})
     span = part = 0
     for record in dataset.iterate_parts(round_.source, round_.number):
         if (record.span, record.part) != (span, part):
             break
-        paths.append(record.path)
+        found.parts[record.path] = record.sha256
+        if record.embeddings_sha256 is not None:
+            path = embeddings_path(record.path.removesuffix(".parquet"))
+            found.embeddings[path] = record.embeddings_sha256
         span, part = (span + 1, 0) if record.is_last else (span, part + 1)
         if span == round_.num_spans:
-            return paths
+            return found
     raise InfinegError(
         f"source {round_.source!r}: part {part} of span {span} of round {round_.number} is not "
         "committed though its worker ended; run again"
@@ -112,6 +127,7 @@ class Piece(BaseModel, frozen=True):
 
     part_path: str
     rows: tuple[int, ...]
+    sha256: str | None = None  # of the part, if it is committed
 
 
 class ShardTask(BaseModel, frozen=True):
@@ -137,13 +153,19 @@ def pack_shards(config: Config, tasks: Sequence[ShardTask], cluster: Cluster) ->
         file = pack_shard(dataset, task, targets=info.targets, encoder=info.encoder)
         yield pa.table({"record": [file.model_dump_json()]})
 
-    open_storage = functools.partial(storage.configure, config.storage)
+    open_storage = functools.partial(_open_storage, config, storage.fence_of(dataset.root))
     files = []
     with Progress("pack", total=len(tasks), unit="shards") as progress:
         for table in cluster.map(pack, tasks, make_worker=open_storage):
             files.append(ShardFile.model_validate_json(table["record"][0].as_py()))
             progress.advance()
     return sorted(files, key=lambda file: file.path)
+
+
+def _open_storage(config: Config, fence: storage.Fence | None) -> None:
+    """In a worker."""
+    storage.configure(config.storage)
+    storage.fence_worker(config.output.path, fence)
 
 
 def _source_record(round_: Round, tables: RoundTables, before: SourceRecord | None) -> SourceRecord:
@@ -157,6 +179,7 @@ def _source_record(round_: Round, tables: RoundTables, before: SourceRecord | No
         counts=add_counts([before.counts, tables.counts] if before else [tables.counts]),
         ledger=(*(before.ledger if before else ()), tables.ledger),
         hashes=(*(before.hashes if before else ()), tables.hashes),
+        plan_sha256=round_.planned.plan.digest,
     )
 
 
@@ -180,7 +203,9 @@ def cut_shards(
     Shards take their numbers from `next_numbers`, which is updated.
     """
     places: dict[str, list[tuple[str, int]]] = {}  # part and position of each row, by group
+    sha256: dict[str, str | None] = {}
     for part in parts:
+        sha256[part.path] = part.sha256
         for group, positions in part.rows.items():
             places.setdefault(group, []).extend((part.path, position) for position in positions)
     tasks = [
@@ -190,7 +215,11 @@ def cut_shards(
             group=group,
             number=take_number(next_numbers, group),
             pieces=tuple(
-                Piece(part_path=path, rows=tuple(position for _, position in rows))
+                Piece(
+                    part_path=path,
+                    rows=tuple(position for _, position in rows),
+                    sha256=sha256[path],
+                )
                 for path, rows in groupby(of_shard, key=itemgetter(0))
             ),
         )
@@ -207,7 +236,8 @@ def pack_shard(
 
     def take(piece: Piece) -> pa.Table:
         # In the reading thread, so that only the rows of this shard wait in memory.
-        return dataset.read_table(piece.part_path).take(pa.array(piece.rows, pa.int64()))
+        rows = dataset.read_table(piece.part_path, sha256=piece.sha256)
+        return rows.take(pa.array(piece.rows, pa.int64()))
 
     return write_shard(
         dataset,

@@ -142,6 +142,12 @@ def verify(dataset: Annotated[str, typer.Argument(metavar="DATASET")]) -> None:
         f"{dataset}: good. {result.num_shards:,} shards, {result.num_samples:,} samples and "
         f"{result.num_rows:,} ledger rows agree with their checksums and with each other."
     )
+    if result.unchecked:
+        console.print(
+            f"{len(result.unchecked):,} files of an older version have no checksum: "
+            + ", ".join(result.unchecked[:20])
+            + (", ..." if len(result.unchecked) > 20 else "")
+        )
 
 
 @app.command()

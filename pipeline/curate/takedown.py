@@ -36,7 +36,7 @@ def take_down(root: str, wanted: TakenDown, *, purge: bool = False) -> tuple[Gen
             for name in TakenDown.model_fields
         }
         generation = generation.model_copy(update={"taken_down": TakenDown(**union)})
-        commit(dataset, generation, lease)
+        generation = commit(dataset, generation, lease)
         if purge:
             remove_replaced(dataset, parent, generation)
     return generation, rows.num_rows

@@ -72,7 +72,7 @@ def apply_verdicts(root: str, verdicts: Mapping[str, Verdict], *, target: str) -
         generation = revise(
             dataset, parent, verdicts, lambda rows: _decide(rows, dataset, info, verdicts, target)
         )
-        commit(dataset, generation, lease)
+        generation = commit(dataset, generation, lease)
     return generation
 
 

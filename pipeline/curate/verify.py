@@ -14,7 +14,9 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.curate.verify_ledgers import Packed, verify_source
+from pipeline.curate.verify_records import verify_records
 from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import timm_info
 from pipeline.dataset.dedup import SeenImages
 from pipeline.dataset.metadata import DatasetInfo, Generation, ShardFile, ShardRecord
 from pipeline.dataset.shards import JSON_COLUMNS, differences, group_of, has_mined_sidecar
@@ -29,6 +31,7 @@ class Verification:
     num_samples: int = 0
     num_rows: int = 0
     problems: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)  # files of older versions: no checksum
 
     def expect(self, claim: bool, problem: str) -> None:
         if not claim:
@@ -41,6 +44,7 @@ def verify_dataset(root: str) -> Verification:
     info = dataset.read_info()
     generation = dataset.read_generation()
     result = Verification()
+    verify_records(dataset, info, generation, result)
     packed: dict[str, Packed] = {}
     files = [*generation.shards, *generation.quarantine]
     with Progress("verify", total=len(files), unit="shards") as progress:
@@ -151,16 +155,14 @@ def _verify_timm_info(
     dataset: Dataset, info: DatasetInfo, generation: Generation, result: Verification
 ) -> None:
     """`_info.json` is derived: after a crash it may list the generation in dataset.json instead."""
-    try:
-        splits = json.loads(storage.read_bytes(dataset.uri("_info.json")))["splits"]
-    except (FileNotFoundError, ValueError, KeyError) as error:
-        result.problems.append(f"_info.json: cannot be read: {error!r}")
+    content = dataset.read_if_there("_info.json")
+    if content is None:
+        result.problems.append("_info.json: missing")
         return
-    listed = sorted(name for split in splits.values() for name in split["filenames"])
     allowed = [generation]
     if 0 < info.latest_generation < generation.number:
         allowed.append(dataset.read_generation(info.latest_generation))
     result.expect(
-        any(listed == sorted(shard.path for shard in each.shards) for each in allowed),
-        "_info.json lists other shards than the latest generation",
+        content in [timm_info(each) for each in allowed],
+        "_info.json: lists other shards than the latest generation, or is damaged",
     )

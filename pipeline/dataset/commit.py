@@ -1,10 +1,11 @@
 """The commit of a generation, the steps that follow it, and the removal of leftover files."""
 
+import hashlib
 import re
 
 from pipeline import storage
 from pipeline.dataset import embedding_cache
-from pipeline.dataset.dataset import Dataset, round_folder
+from pipeline.dataset.dataset import Dataset, generation_path, round_folder
 from pipeline.dataset.lease import Lease
 from pipeline.dataset.metadata import NO_GENERATION, Generation
 
@@ -12,12 +13,23 @@ from pipeline.dataset.metadata import NO_GENERATION, Generation
 _NUMBERED = re.compile(r"(.+)-(\d{6})(?:\.g(\d{6}))?\.(?:tar|parquet)")
 
 
-def commit(dataset: Dataset, generation: Generation, lease: Lease) -> None:
-    """Commits a generation and finishes the commit, after finishing an interrupted one."""
+def commit(dataset: Dataset, generation: Generation, lease: Lease) -> Generation:
+    """Commits a generation and finishes the commit, after finishing an interrupted one.
+
+    Returns the generation with the checksums of what it follows.
+    """
     before = complete(dataset)
+    parent = generation_path(generation.parent) if generation.parent else None
+    generation = generation.model_copy(
+        update={
+            "parent_sha256": _sha256_of(dataset, parent) if parent else "",
+            "reference_sha256": _sha256_of(dataset, "reference.json"),
+        }
+    )
     lease.check()
     dataset.commit_generation(generation)
     _finish(dataset, before, generation)
+    return generation
 
 
 def complete(dataset: Dataset) -> Generation:
@@ -31,6 +43,12 @@ def complete(dataset: Dataset) -> Generation:
         before = dataset.read_generation(latest.parent) if latest.parent else NO_GENERATION
         _finish(dataset, before, latest)
     return latest
+
+
+def _sha256_of(dataset: Dataset, path: str) -> str:
+    """ "" if there is no such file."""
+    content = dataset.read_if_there(path)
+    return "" if content is None else hashlib.sha256(content).hexdigest()
 
 
 def _finish(dataset: Dataset, before: Generation, generation: Generation) -> None:

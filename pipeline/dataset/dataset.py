@@ -3,15 +3,17 @@
 Every path in a record is relative to the data set, so that a copy of the folder is the data set.
 """
 
+import hashlib
+import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from more_itertools import chunked
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from pipeline import storage
 from pipeline.dataset.metadata import (
@@ -22,12 +24,15 @@ from pipeline.dataset.metadata import (
     ReferenceInfo,
     ShardRecord,
     SourcePlan,
+    SourceRecord,
+    TableRecord,
 )
+from pipeline.dataset.records import RecordT, decode_record, encode_record
 from pipeline.dataset.schema import SPLITS, Split
 from pipeline.errors import ConfigError, InfinegError
 
-RecordT = TypeVar("RecordT", bound=BaseModel)
 _ROWS_AT_ONCE = 8192
+_WHAT_NOW = "`infineg verify` lists all such files; restore them from a copy"
 _RECORDS_AT_ONCE = 1024  # part records of a round, which may have very many
 
 
@@ -67,6 +72,11 @@ class Dataset:
         """`dataset.json`. Raises ConfigError if there is none."""
         info = self._read_record("dataset.json", DatasetInfo)
         if info is None:
+            if storage.list_files(self.uri("generations"), (".json",)):
+                raise InfinegError(
+                    f"{self.root}: dataset.json is missing, but there are generations. Restore it "
+                    "from a copy"
+                )
             raise ConfigError(
                 f"{self.root}: no data set there (no dataset.json); `infineg build` makes one"
             )
@@ -78,10 +88,20 @@ class Dataset:
     def latest_number(self) -> int:
         """Number of the latest generation, 0 before the first one.
 
-        The files decide: the number in dataset.json may lag behind after a crash.
+        The files decide: the number in dataset.json may lag behind after a crash. Raises
+        InfinegError if it is ahead, because then a generation was lost.
         """
+        info = self._read_record("dataset.json", DatasetInfo)  # first: one may be committed now
         names = storage.list_files(self.uri("generations"), (".json",))
-        return max((int(name.removesuffix(".json")) for name in names), default=0)
+        number = max((int(name.removesuffix(".json")) for name in names), default=0)
+        if info is not None and info.latest_generation > number:
+            raise InfinegError(
+                f"{self.uri(generation_path(info.latest_generation))} is missing: dataset.json "
+                f"says that generation {info.latest_generation} is committed, and the latest there "
+                f"is {number or 'none'}. Restore it from a copy. Nothing was changed: a build "
+                "would take the files that it lists for garbage"
+            )
+        return number
 
     def read_latest(self) -> Generation:
         """The latest generation; before the first one, the empty generation 0."""
@@ -89,14 +109,29 @@ class Dataset:
         return self.read_generation(number) if number else NO_GENERATION
 
     def read_generation(self, number: int | None = None) -> Generation:
-        """A committed generation, by default the latest. Raises ConfigError if there is none."""
+        """A committed generation, by default the latest.
+
+        Raises ConfigError if there is none, and InfinegError if the latest is not the one that
+        dataset.json names.
+        """
         number = self.latest_number() if number is None else number
         if number == 0:
             raise ConfigError(f"{self.root}: no generation is committed yet; run `infineg build`")
-        generation = self._read_record(generation_path(number), Generation)
-        if generation is None:
+        info = self._read_record("dataset.json", DatasetInfo)
+        uri = self.uri(generation_path(number))
+        content = self.read_if_there(generation_path(number))
+        if content is None:
             latest = self.latest_number() or "none yet"
             raise ConfigError(f"{self.root}: no generation {number}; the latest is {latest}")
+        generation = decode_record(uri, content, Generation)
+        if info is not None and info.latest_generation == number:
+            wanted, found = info.generation_sha256, hashlib.sha256(content).hexdigest()
+            if wanted not in ("", found):
+                raise InfinegError(
+                    f"{uri}: not the generation that dataset.json names (sha256 {found}, not "
+                    f"{wanted}): an older copy, perhaps. Restore the one, or both, of one time. "
+                    "Nothing was changed"
+                )
         return generation
 
     def commit_generation(self, generation: Generation) -> None:
@@ -105,26 +140,49 @@ class Dataset:
         Raises InfinegError if another process has committed one of this number.
         """
         uri = self.uri(generation_path(generation.number))
-        if not storage.create_exclusive(uri, _encode(generation)):
+        if not storage.create_exclusive(uri, encode_record(generation)):
             raise InfinegError(
                 f"{uri}: another process committed this generation meanwhile; run again"
             )
 
     def write_derived(self, generation: Generation) -> None:
         """Updates `_info.json` and then `dataset.json`, the last step after a commit."""
-        shards = generation.shards
-        timm_info = {"splits": {_TIMM_NAMES[split]: _timm_split(split, shards) for split in SPLITS}}
-        content = (json.dumps(timm_info, indent=1) + "\n").encode()
-        storage.write_atomic(self.uri("_info.json"), content)
-        info = self.read_info()
-        self.write_info(info.model_copy(update={"latest_generation": generation.number}))
+        storage.write_atomic(self.uri("_info.json"), timm_info(generation))
+        content = storage.read_bytes(self.uri(generation_path(generation.number)))
+        latest = {
+            "latest_generation": generation.number,
+            "generation_sha256": hashlib.sha256(content).hexdigest(),
+        }
+        self.write_info(self.read_info().model_copy(update=latest))
 
     def read_plan(self, source: str) -> SourcePlan | None:
-        """The plan of the source's latest round."""
-        return self._read_record(f"plans/{source}.json", SourcePlan)
+        """The plan of the source's latest round. Raises InfinegError if it is another's."""
+        plan = self._read_record(plan_path(source), SourcePlan)
+        if plan is not None and plan.source != source:
+            raise InfinegError(
+                f"{self.uri(plan_path(source))}: the plan of {plan.source!r}. Restore that of "
+                f"{source!r} from a copy"
+            )
+        return plan
+
+    def read_plan_of(self, record: SourceRecord) -> SourcePlan | None:
+        """The plan of a committed source, also if it is another since or was extended.
+
+        Raises InfinegError if it is neither, and yet not the one that the generation followed.
+        """
+        plan = self.read_plan(record.name)
+        if plan is None or plan.fingerprint != record.fingerprint or not record.plan_sha256:
+            return plan
+        if plan.digest != record.plan_sha256 or plan.num_partitions < record.num_partitions:
+            raise InfinegError(
+                f"{self.uri(plan_path(record.name))}: not the plan by which the committed rows of "
+                f"{record.name!r} were chosen: an older copy, or another data set's. Restore it "
+                "from a copy"
+            )
+        return plan
 
     def write_plan(self, plan: SourcePlan) -> None:
-        self._write_record(f"plans/{plan.source}.json", plan)
+        self._write_record(plan_path(plan.source), plan)
 
     def read_reference(self) -> ReferenceInfo | None:
         return self._read_record("reference.json", ReferenceInfo)
@@ -139,7 +197,7 @@ class Dataset:
         for some in chunked(names, _RECORDS_AT_ONCE):
             paths = [self.uri(f"{folder}/{name}") for name in some]
             for path, content in zip(paths, storage.read_many(paths), strict=True):
-                yield _parse_record(path, content, PartRecord)
+                yield decode_record(path, content, PartRecord)
 
     def read_part(self, span: Span, part: int) -> PartRecord | None:
         return self._read_record(part_stem(span, part) + ".json", PartRecord)
@@ -147,10 +205,44 @@ class Dataset:
     def commit_part(self, record: PartRecord) -> None:
         self._write_record(part_stem(record, record.part) + ".json", record)
 
-    def read_table(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """A parquet file of the data set, all or some columns."""
-        with storage.open_read(self.uri(path)) as file:
-            return pq.read_table(file, columns=list(columns) if columns is not None else None)
+    def read_table(
+        self, path: str, columns: Sequence[str] | None = None, *, sha256: str | None = None
+    ) -> pa.Table:
+        """A parquet file of the data set, all or some columns.
+
+        Raises InfinegError if it is damaged, as far as it is read: with `sha256`, which is read
+        as a whole and compared, or if its pages have checksums (those of parts).
+        """
+        names = list(columns) if columns is not None else None
+        try:
+            if sha256:
+                file = io.BytesIO(self.read_checked(path, sha256))
+                return pq.read_table(file, columns=names)
+            with storage.open_read(self.uri(path)) as stream:
+                return pq.read_table(stream, columns=names, page_checksum_verification=True)
+        except (pa.ArrowInvalid, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            reason = str(error).partition("\n")[0]
+            raise InfinegError(f"{self.uri(path)}: damaged ({reason}); {_WHAT_NOW}") from None
+
+    def read_checked(self, path: str, sha256: str) -> bytes:
+        """A file of the data set. Raises InfinegError if its content has another sha256."""
+        content = storage.read_bytes(self.uri(path))
+        found = hashlib.sha256(content).hexdigest()
+        if found != sha256:
+            raise InfinegError(
+                f"{self.uri(path)}: damaged, or another file ({len(content):,} bytes of sha256 "
+                f"{found}, recorded {sha256}); {_WHAT_NOW}"
+            )
+        return content
+
+    def read_if_there(self, path: str) -> bytes | None:
+        """A file of the data set; None if there is none."""
+        try:
+            return storage.read_bytes(self.uri(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
     def iterate_table(self, path: str) -> Iterator[pa.Table]:
         """A parquet file of the data set, some rows at a time: a ledger may have a million."""
@@ -164,27 +256,39 @@ class Dataset:
         """`read_table` of each path, in order, some read ahead."""
         return storage.map_ahead(lambda path: self.read_table(path, columns), paths)
 
+    def read_recorded(
+        self, tables: Iterable[TableRecord], columns: Sequence[str] | None = None
+    ) -> Iterator[pa.Table]:
+        """Ledgers or hashes, in order, compared with their records, some read ahead."""
+        return storage.map_ahead(
+            lambda table: self.read_table(table.path, columns, sha256=table.sha256), tables
+        )
+
     def read_sidecar(self, shard: ShardRecord, columns: Sequence[str] | None = None) -> pa.Table:
         """Rows of a shard in tar order: `row_schema` without `image`, plus where the image lies.
 
         `tar_offset` and `tar_size` (int64, bytes) give the image inside the tar, which is not
-        compressed, so that one sample can be read without the others.
+        compressed, so that one sample can be read without the others. Where most of the file is
+        read, it is compared with its record.
         """
-        return self.read_table(shard.sidecar_path, columns)
+        reads_most = columns is None or "embedding" in columns
+        sha256 = shard.sidecar_sha256 if reads_most else None
+        return self.read_table(shard.sidecar_path, columns, sha256=sha256)
 
     def _read_record(self, path: str, record: type[RecordT]) -> RecordT | None:
-        uri = self.uri(path)
-        try:
-            return _parse_record(uri, storage.read_bytes(uri), record)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        content = self.read_if_there(path)
+        return None if content is None else decode_record(self.uri(path), content, record)
 
     def _write_record(self, path: str, record: BaseModel) -> None:
-        storage.write_atomic(self.uri(path), _encode(record))
+        storage.write_atomic(self.uri(path), encode_record(record))
 
 
 def generation_path(number: int) -> str:
     return f"generations/{number:06d}.json"
+
+
+def plan_path(source: str) -> str:
+    return f"plans/{source}.json"
 
 
 def round_folder(source: str, round_number: int) -> str:
@@ -206,6 +310,12 @@ def _place_of_part(name: str) -> tuple[int, int]:
 _TIMM_NAMES: dict[Split, str] = {"train": "train", "val": "validation", "test": "test"}
 
 
+def timm_info(generation: Generation) -> bytes:
+    """The content of `_info.json`."""
+    splits = {_TIMM_NAMES[split]: _timm_split(split, generation.shards) for split in SPLITS}
+    return (json.dumps({"splits": splits}, indent=1) + "\n").encode()
+
+
 def _timm_split(split: Split, shards: Sequence[ShardRecord]) -> dict[str, object]:
     members = [shard for shard in shards if shard.split == split]
     return {
@@ -215,20 +325,3 @@ def _timm_split(split: Split, shards: Sequence[ShardRecord]) -> dict[str, object
         "num_samples": sum(shard.num_samples for shard in members),
         "alt_label": "",
     }
-
-
-def _parse_record(uri: str, content: bytes, record: type[RecordT]) -> RecordT:
-    try:
-        return record.model_validate_json(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        reason = first["msg"].removeprefix("Value error, ")
-        raise InfinegError(
-            f"{uri}: not a {record.__name__} that this version reads "
-            f"({where + ': ' if where else ''}{reason})"
-        ) from None
-
-
-def _encode(record: BaseModel) -> bytes:
-    return (record.model_dump_json(indent=1) + "\n").encode()

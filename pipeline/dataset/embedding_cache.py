@@ -1,8 +1,11 @@
 """Embeddings of all candidates, kept so that new positives or probabilities need no encoder.
 
-One file per part, `embeddings/<source>/<round>/<span>-<part>.parquet`. It is a cache: deleting it
-costs only time.
+One file per part, `embeddings/<source>/<round>/<span>-<part>.parquet`, and for each round that is
+packed `embeddings/<source>/<round>.json` with their checksums. It is a cache: deleting the folder
+of a source costs only time.
 """
+
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,6 +14,7 @@ from pydantic import BaseModel
 
 from pipeline import storage
 from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.records import decode_record, encode_record
 from pipeline.dataset.schema import ImageSettings, with_columns
 from pipeline.errors import ConfigError, InfinegError
 
@@ -29,7 +33,7 @@ def write_info(root: str, info: EmbeddingsInfo) -> None:
     """Writes it once: a data set keeps its encoder and its image settings."""
     uri = Dataset(root).uri(_INFO)
     if not storage.exists(uri):
-        storage.write_atomic(uri, info.model_dump_json(indent=1).encode())
+        storage.write_atomic(uri, encode_record(info))
 
 
 def require_info(root: str, wanted: EmbeddingsInfo) -> None:
@@ -43,7 +47,7 @@ def require_info(root: str, wanted: EmbeddingsInfo) -> None:
         )
     if dataset.exists():
         dataset.read_info()  # refuses one that embedded only some candidates, by a cascade
-    found = EmbeddingsInfo.model_validate_json(storage.read_bytes(uri))
+    found = decode_record(uri, storage.read_bytes(uri), EmbeddingsInfo)
     if found != wanted:
         raise ConfigError(
             f"build.embeddings_from: {storage.redact(root)} has {found}, this data set needs "
@@ -51,17 +55,66 @@ def require_info(root: str, wanted: EmbeddingsInfo) -> None:
         )
 
 
-def write_embeddings(root: str, stem: str, rows: pa.Table) -> None:
-    """rows: of one part, decoded and embedded, with only the reject_reasons of decoding."""
-    with storage.open_atomic(Dataset(root).uri(_path(stem))) as file:
+def write_embeddings(root: str, stem: str, rows: pa.Table) -> str:
+    """Returns the sha256 of the file.
+
+    rows: of one part, decoded and embedded, with only the reject_reasons of decoding.
+    """
+    with storage.open_atomic(Dataset(root).uri(embeddings_path(stem))) as file:
         kept = rows.select(["content_hash", *_ADDED, "reject_reason"]).combine_chunks()
         pq.write_table(kept, file, compression="none")
+    return file.sha256
 
 
-def read_embeddings(root: str, stem: str) -> pa.Table | None:
-    """The rows that `write_embeddings` has written of a part, if it has."""
-    dataset, path = Dataset(root), _path(stem)
-    return dataset.read_table(path) if storage.exists(dataset.uri(path)) else None
+class Checksums(BaseModel, frozen=True, extra="forbid"):
+    """`embeddings/<source>/<round>.json`: sha256 of each file of embeddings of a round."""
+
+    sha256: dict[str, str]  # by path
+
+
+def write_checksums(
+    dataset: Dataset, source: str, round_number: int, sha256: Mapping[str, str]
+) -> None:
+    """Writes those of a round, if embeddings were kept."""
+    if sha256:
+        path = checksums_path(source, round_number)
+        storage.write_atomic(dataset.uri(path), encode_record(Checksums(sha256=dict(sha256))))
+
+
+def forget_checksums(dataset: Dataset, source: str) -> None:
+    """Before a source is embedded again."""
+    names = storage.list_files(dataset.uri(f"embeddings/{source}"), (".json",))
+    storage.remove_many(dataset.uri(f"embeddings/{source}/{name}") for name in names)
+
+
+class KeptEmbeddings:
+    """Reads the embeddings that a data set keeps, and compares them with their checksums.
+
+    Those of a round are read once. Older versions, and a round that is not packed, have none.
+    """
+
+    def __init__(self, root: str) -> None:
+        self._dataset = Dataset(root)
+        self._checksums: dict[str, Mapping[str, str]] = {}
+
+    def read(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Raises InfinegError if the file is damaged."""
+        return self._dataset.read_table(path, columns, sha256=self._sha256_of(path))
+
+    def read_part(self, stem: str) -> pa.Table | None:
+        """The rows that `write_embeddings` has written of a part, if it has."""
+        path = embeddings_path(stem)
+        return self.read(path) if storage.exists(self._dataset.uri(path)) else None
+
+    def _sha256_of(self, path: str) -> str | None:
+        of_round = f"{path.rpartition('/')[0]}.json"
+        if of_round not in self._checksums:
+            content = self._dataset.read_if_there(of_round)
+            uri = self._dataset.uri(of_round)
+            self._checksums[of_round] = (
+                {} if content is None else decode_record(uri, content, Checksums).sha256
+            )
+        return self._checksums[of_round].get(path)
 
 
 def attach_embeddings(rows: pa.Table, cached: pa.Table) -> pa.Table:
@@ -84,5 +137,10 @@ def folder_of(round_folder: str) -> str:
     return f"embeddings/{round_folder.removeprefix('parts/')}"
 
 
-def _path(stem: str) -> str:
+def checksums_path(source: str, round_number: int) -> str:
+    return f"embeddings/{source}/{round_number:06d}.json"
+
+
+def embeddings_path(stem: str) -> str:
+    """The file with the embeddings of a part."""
     return f"{folder_of(stem)}.parquet"

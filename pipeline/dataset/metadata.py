@@ -4,6 +4,8 @@ A file without a record is not part of the data set. Imports neither Ray nor tor
 loader starts without them.
 """
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -80,6 +82,7 @@ class PartRecord(_Record):
     path: str
     sha256: str
     counts: Counts
+    embeddings_sha256: str | None = None  # of the file with its embeddings, if they are kept
     # Of sources that declare labels, else null.
     seen: SeenLabels | None = None  # in the rows of this part
     left_out: SeenLabels | None = None  # by the source, in the span so far; complete in its last
@@ -123,6 +126,7 @@ class SourceRecord(_Record):
     counts: Counts
     ledger: tuple[TableRecord, ...]  # every row seen, without image and embedding
     hashes: tuple[TableRecord, ...]  # of the images in its shards: bytes and perceptual hash
+    plan_sha256: str = ""  # `SourcePlan.digest` of its plan; "" in older versions
 
 
 class TakenDown(_Record):
@@ -165,6 +169,9 @@ class Generation(_Record):
     next_numbers: dict[str, int]  # by path without number, so that no name is given twice
     taken_down: TakenDown = TakenDown()
     mined: tuple[MinedRecord, ...] = ()
+    # Of the files that it follows and depends on; "" in older versions.
+    parent_sha256: str = ""  # of the parent's record
+    reference_sha256: str = ""  # of reference.json
 
     @property
     def counts(self) -> Counts:
@@ -217,6 +224,16 @@ class SourcePlan(_OlderRecord):
         return round(self.num_partitions * self.samples_per_partition)
 
     @property
+    def digest(self) -> str:
+        """sha256 of what rows depend on: an extension, or another measurement, keeps it."""
+        names = (
+            "source", "role", "fingerprint", "num_listed", "partitions_per_span",
+            "spans_per_round", "scale", "eval_probability",
+        )  # fmt: skip
+        content = json.dumps(self.model_dump(mode="json", include=set(names)), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    @property
     def partitions_per_round(self) -> int:
         return self.partitions_per_span * self.spans_per_round
 
@@ -236,6 +253,7 @@ class ReferenceInfo(_Record):
     ceiling: float
     near: float
     mid: float
+    bank_sha256: str = ""  # of reference.parquet; "" in older versions
 
 
 class DatasetInfo(_OlderRecord):
@@ -248,6 +266,7 @@ class DatasetInfo(_OlderRecord):
     fingerprint: str  # of the settings that every row depends on
     fingerprint_inputs: dict[str, Any]  # these settings, to explain a refusal
     latest_generation: int
+    generation_sha256: str = ""  # of the record of the latest generation; "" in older versions
 
 
 def strata_by_similarity(similarity: pa.ChunkedArray, reference: ReferenceInfo) -> pa.ChunkedArray:

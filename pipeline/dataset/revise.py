@@ -86,8 +86,7 @@ class _Revision:
 
     def ledger_rows(self, source: SourceRecord) -> pa.Table:
         """The rows of a source that are decided again."""
-        paths = (table.path for table in source.ledger)
-        tables = [self._dataset.read_table(path, LEDGER_COLUMNS) for path in paths]
+        tables = list(self._dataset.read_recorded(source.ledger, LEDGER_COLUMNS))
         return pa.concat_tables([rows.filter(self._is_named(rows)) for rows in tables])
 
     def replace_file(self, file: ShardFile, keys: pa.Table) -> list[ShardFile]:
@@ -128,7 +127,7 @@ class _Revision:
         """The record of a source, with new ledgers and hashes if a row has changed."""
         ledgers, hashes, counts = [], [], []
         for ledger, images in zip(source.ledger, source.hashes, strict=True):
-            rows = self._dataset.read_table(ledger.path, LEDGER_COLUMNS)
+            rows = self._dataset.read_table(ledger.path, LEDGER_COLUMNS, sha256=ledger.sha256)
             is_named = self._is_named(rows)
             if pc.any(is_named).as_py():
                 ledger, images, rows = self._replace_ledger(source.name, rows, is_named)

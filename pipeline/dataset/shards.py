@@ -98,12 +98,14 @@ def write_part(
     part: int,
     is_last: bool,
     left_out: SeenLabels | None = None,
+    embeddings_sha256: str | None = None,
 ) -> PartRecord:
     """Writes decided rows as a part of a span: data first, then the record that commits it.
 
     Images and embeddings, most of a row's bytes, stay only on rows that go into a shard or into
     quarantine. A part may have no rows: an empty partition is finished like any other.
     left_out: labels that the source has passed over in this span, if it declares any.
+    embeddings_sha256: of the file with the embeddings of these rows, if they are kept.
     """
     kept = pa.array([bool(group) for group in output_groups(rows)], pa.bool_())
     heavy = {
@@ -113,7 +115,8 @@ def write_part(
     rows = with_columns(rows, **heavy)
     path = part_stem(span, part) + ".parquet"
     with storage.open_atomic(dataset.uri(path)) as file:
-        _write_parquet(rows, file)
+        # Their checksums cost no further reading where only some columns are read.
+        _write_parquet(rows, file, write_page_checksum=True)
     record = PartRecord(
         source=span.source,
         round=span.round,
@@ -124,6 +127,7 @@ def write_part(
         path=path,
         sha256=file.sha256,
         counts=count_rows(rows),
+        embeddings_sha256=embeddings_sha256,
         seen=None if left_out is None else count_labels(rows),
         left_out=left_out,
     )
@@ -223,17 +227,21 @@ def differences(about: Mapping[str, Any], row: Mapping[str, Any], *, has_risen: 
     return names
 
 
-def _write_parquet(rows: pa.Table, file: storage.HashingWriter) -> None:
+def _write_parquet(rows: pa.Table, file: storage.HashingWriter, **options: bool) -> None:
     buffer = io.BytesIO()
     # Otherwise the pages of the file would depend on how the rows were put together.
-    pq.write_table(rows.combine_chunks(), buffer, compression="zstd", compression_level=1)
+    rows = rows.combine_chunks()
+    pq.write_table(rows, buffer, compression="zstd", compression_level=1, **options)
     file.write(buffer.getvalue())
 
 
 def read_shard(dataset: Dataset, file: ShardFile) -> tuple[pa.Table, int]:
-    """Rows of a shard with their images, and the round of its source in which it was written."""
-    rows = dataset.read_table(file.sidecar_path)
-    tar = storage.read_bytes(dataset.uri(file.path))
+    """Rows of a shard with their images, and the round of its source in which it was written.
+
+    Raises InfinegError if a file of it is not what its record says.
+    """
+    rows = dataset.read_table(file.sidecar_path, sha256=file.sidecar_sha256)
+    tar = dataset.read_checked(file.path, file.sha256)
     places = zip(rows["tar_offset"].to_pylist(), rows["tar_size"].to_pylist(), strict=True)
     images = pa.array([tar[offset : offset + size] for offset, size in places], pa.large_binary())
     rows = rows.drop_columns(["tar_offset", "tar_size"]).append_column("image", images)

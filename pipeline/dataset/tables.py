@@ -30,6 +30,7 @@ class PartRows:
 
     path: str
     rows: Mapping[str, Sequence[int]]
+    sha256: str | None = None  # of the part, if it is committed
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ def take_number(numbers: dict[str, int], group: str, *, first: int = 0) -> int:
 def read_seen_images(dataset: Dataset, generation: Generation) -> SeenImages:
     """The images of all shards that a generation lists."""
     seen = SeenImages()
-    paths = (table.path for source in generation.sources for table in source.hashes)
-    for rows in dataset.read_tables(paths, COLUMNS):
+    tables = (table for source in generation.sources for table in source.hashes)
+    for rows in dataset.read_recorded(tables, COLUMNS):
         seen.add(rows)
     return seen
 

@@ -185,7 +185,8 @@ class Scored(NamedTuple):
 
 def read_scored(dataset: Dataset, round_: MinedRound) -> Scored:
     """Raises InfinegError if the scored candidates are not those of the ledger."""
-    rows = dataset.read_table(round_.ledger.path, LEDGER_COLUMNS)
+    ledger = round_.ledger
+    rows = dataset.read_table(ledger.path, LEDGER_COLUMNS, sha256=ledger.sha256)
     folder = f"{round_.folder}/scored/{round_.name}"
     names = storage.list_files(dataset.uri(folder), (".parquet",))
     tables = dataset.read_tables(f"{folder}/{name}" for name in names)

@@ -84,7 +84,7 @@ def mine(
             return Mined(parent, {}, is_new=False)
         with open_cluster(config.build) as cluster:
             generation, tallies = _mine_sources(config, scorer, parent, request, cluster)
-        commit(dataset, generation, lease)
+        generation = commit(dataset, generation, lease)
         storage.remove_tree(dataset.uri("mining"))
     counts = generation.counts
     _log.info(
@@ -125,7 +125,8 @@ def _mine_sources(
     encoder = None
     if None in embeddings.values():
         cluster, encoder = start_encoder_actors(cluster, _prepare_encoder(config))
-    make_worker = functools.partial(MineWorker, config, scorer, encoder, parent.taken_down)
+    fence = storage.fence_of(config.output.path)
+    make_worker = functools.partial(MineWorker, config, scorer, encoder, parent.taken_down, fence)
     workers = _Workers(cluster, make_worker)
     embeddings = _score(config, scorer, rounds, embeddings, workers)
     num_negatives = sum(s.num_samples for s in parent.shards if is_minable(s, names))

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from pipeline import storage
 from pipeline.config.schema import Config
 from pipeline.dataset import Dataset
+from pipeline.dataset.embedding_cache import KeptEmbeddings
 from pipeline.dataset.metadata import TakenDown
 from pipeline.dataset.schema import (
     Partition,
@@ -80,14 +81,22 @@ class MineWorker:
     """Holds what is costly to make: the model and, if embeddings are missing, the encoder."""
 
     def __init__(
-        self, config: Config, scorer: Scorer, encoder: PreparedEncoder | None, taken_down: TakenDown
+        self,
+        config: Config,
+        scorer: Scorer,
+        encoder: PreparedEncoder | None,
+        taken_down: TakenDown,
+        fence: storage.Fence | None = None,
     ) -> None:
+        """fence: of the lease under which the driver mines, for this worker to ask."""
         storage.configure(config.storage)
+        storage.fence_worker(config.output.path, fence)
         self._config = config
         self._dataset = Dataset(config.output.path)
         self._scorer = scorer
         self._encoder = encoder
         self._taken_down = taken_down
+        self._kept = KeptEmbeddings(config.output.path)
         self._entries = {entry.name: entry for entry in config.entries}
 
     def embed(self, task: EmbedTask) -> Iterator[pa.Table]:
@@ -130,7 +139,7 @@ class MineWorker:
 
     def _score_files(self, task: ScoreTask) -> Iterator[pa.Table]:
         for path in task.embeddings:
-            rows = self._dataset.read_table(path, ["content_hash", "embedding"])
+            rows = self._kept.read(path, ["content_hash", "embedding"])
             usable = rows["embedding"].is_valid()
             yield self._scored(rows, usable, embedding_matrix(rows.filter(usable)), _ROWS_PER_PASS)
 

@@ -21,7 +21,7 @@ from pipeline.dataset.metadata import ReferenceInfo
 from pipeline.dataset.schema import embedding_matrix
 from pipeline.errors import InfinegError
 
-_PATH = "reference.parquet"
+BANK_PATH = "reference.parquet"
 _COLUMNS = ("content_hash", "perceptual_hash", "split", "embedding")
 # More rows hardly change the mean of the nearest five, but cost time per candidate.
 _MAX_ROWS = 4096
@@ -82,7 +82,7 @@ def write_reference(root: str, positives: pa.Table, *, num_neighbors: int) -> Re
     positives = _distinct(positives).select(_COLUMNS)
     buffer = io.BytesIO()
     pq.write_table(positives, buffer, compression="zstd")
-    storage.write_atomic(storage.join(root, _PATH), buffer.getvalue())
+    bank_sha256 = storage.write_atomic(storage.join(root, BANK_PATH), buffer.getvalue())
     bank = _make_bank(positives, num_neighbors)
     if len(bank.content_hashes) < _MIN_POSITIVES:
         raise InfinegError(
@@ -101,14 +101,17 @@ def write_reference(root: str, positives: pa.Table, *, num_neighbors: int) -> Re
         # wild felids and dogs are above `near`, and most other animals are above `mid`.
         near=ceiling - 1.5 * (median - ceiling),
         mid=ceiling - 2.25 * (median - ceiling),
+        bank_sha256=bank_sha256,
     )
     Dataset(root).write_reference(info)
     return info
 
 
 def read_bank(dataset: Dataset, *, num_neighbors: int) -> ReferenceBank:
-    """The bank of a data set."""
-    return _make_bank(dataset.read_table(_PATH), num_neighbors)
+    """The bank of a data set. Raises InfinegError if it is not what reference.json says."""
+    info = dataset.read_reference()
+    sha256 = None if info is None else info.bank_sha256
+    return _make_bank(dataset.read_table(BANK_PATH, sha256=sha256), num_neighbors)
 
 
 def _distinct(positives: pa.Table) -> pa.Table:

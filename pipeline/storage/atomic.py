@@ -12,6 +12,7 @@ import io
 import os
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -85,7 +86,7 @@ def write_atomic(uri: str, data: bytes) -> str:
 def _put(fs: Any, temporary: str, path: str) -> None:
     """Makes a synced temporary file appear at `path`."""
     if is_protocol(fs, "s3"):
-        upload(fs, path, lambda: open(temporary, "rb"))
+        upload(fs, path, partial(Path(temporary).open, "rb"))
         return
     with allowed(fs, path):
         if is_local(fs):

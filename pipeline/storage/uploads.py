@@ -104,9 +104,7 @@ def _put_part(fs: Any, whole: dict[str, str], part: tuple[int, bytes]) -> dict[s
     return answer
 
 
-def _confirm(
-    fs: Any, where: dict[str, str], answer: dict[str, Any], etag: str, size: int
-) -> None:
+def _confirm(fs: Any, where: dict[str, str], answer: dict[str, Any], etag: str, size: int) -> None:
     """Raises UnconfirmedUpload unless the server has what was sent."""
     encryption = answer.get("ServerSideEncryption", "AES256")
     has_md5 = encryption == "AES256" and "SSECustomerAlgorithm" not in answer

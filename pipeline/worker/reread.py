@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.config.schema import Config
-from pipeline.dataset import Dataset
+from pipeline.dataset.embedding_cache import KeptEmbeddings
 from pipeline.dataset.schema import ImageSettings, Partition, RawSample
 from pipeline.errors import InfinegError
 from pipeline.sources import Source, open_entry, read_from
@@ -42,9 +42,10 @@ def read_images(config: Config, partitions: Sequence[Partition], rows: pa.Table)
 def read_kept(root: str, rows: pa.Table) -> pa.Array:
     """The embeddings at `embedding_path` and `embedding_row` of rows; equal paths are adjacent."""
     tables = []
+    kept = KeptEmbeddings(root)
     for path in dict.fromkeys(rows["embedding_path"].to_pylist()):
         places = rows["embedding_row"].filter(pc.equal(rows["embedding_path"], path))
-        tables.append(Dataset(root).read_table(path, ["embedding"]).take(places))
+        tables.append(kept.read(path, ["embedding"]).take(places))
     return pa.concat_tables(tables)["embedding"].combine_chunks()
 
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from pipeline import storage
 from pipeline.config.schema import Config, SourceEntry
 from pipeline.dataset.dataset import Dataset, part_stem
-from pipeline.dataset.embedding_cache import attach_embeddings, read_embeddings, write_embeddings
+from pipeline.dataset.embedding_cache import KeptEmbeddings, attach_embeddings, write_embeddings
 from pipeline.dataset.keys import short_hash
 from pipeline.dataset.metadata import Counts, PartRecord, TakenDown
 from pipeline.dataset.schema import Partition, Positioned, row_schema, with_columns
@@ -66,14 +66,24 @@ class ReadTask(BaseModel, frozen=True):
 class SpanWorker:
     """Holds what is costly to open: the encoder and, once it is written, the reference bank."""
 
-    def __init__(self, config: Config, encoder: PreparedEncoder, taken_down: TakenDown) -> None:
+    def __init__(
+        self,
+        config: Config,
+        encoder: PreparedEncoder,
+        taken_down: TakenDown,
+        fence: storage.Fence | None = None,
+    ) -> None:
+        """fence: of the lease under which the driver builds, for this worker to ask."""
         storage.configure(config.storage)
+        storage.fence_worker(config.output.path, fence)
         self._config = config
         self._embedding_dim = encoder.embedding_dim
         self._embedder = Embedder(config, encoder, taken_down)
         self._dataset = Dataset(config.output.path)
         self._entries = {entry.name: entry for entry in config.entries}
         self._rules: dict[str, SelectionRule] = {}
+        given = config.build.embeddings_from
+        self._given_embeddings = None if given is None else KeptEmbeddings(given)
 
     @property
     def stopwatch(self) -> Stopwatch:
@@ -139,7 +149,8 @@ class SpanWorker:
         is_last = False
         while not is_last:
             part = len(counts)
-            rows = self._decide(itertools.islice(samples, SAMPLES_PER_PART), task, part)
+            taken = itertools.islice(samples, SAMPLES_PER_PART)
+            rows, embeddings_sha256 = self._decide(taken, task, part)
             is_last = not samples
             counts.append(count_rows(rows))
             check_rejects(self._entries[task.source], task.partitions, counts, rows)
@@ -151,6 +162,7 @@ class SpanWorker:
                     part=part,
                     is_last=is_last,
                     left_out=left_out_labels(source),
+                    embeddings_sha256=embeddings_sha256,
                 )
             yield record, True
 
@@ -158,8 +170,12 @@ class SpanWorker:
         entry = self._entries[task.source]
         return open_entry(entry, self._config.role_of(entry))
 
-    def _decide(self, samples: Iterator[Positioned], task: ReadTask, part: int) -> pa.Table:
+    def _decide(
+        self, samples: Iterator[Positioned], task: ReadTask, part: int
+    ) -> tuple[pa.Table, str | None]:
         """Read, decode, embed, score, select: the rows of one part, as `row_schema`.
+
+        Returns also the sha256 of the file of their embeddings, if they are kept.
 
         Embeddings of another data set replace decode and embed: then only images that are kept are
         decoded, at the end.
@@ -175,14 +191,14 @@ class SpanWorker:
             rows = pa.concat_tables(
                 self._decode_kept(self._select(table, entry)) for table in tables
             )
+        sha256 = None
         if self._config.build.keep_embeddings:
-            write_embeddings(self._dataset.root, stem, embedded)
+            sha256 = write_embeddings(self._dataset.root, stem, embedded)
         schema = row_schema(self._embedding_dim)
-        return rows.select(schema.names).cast(schema)
+        return rows.select(schema.names).cast(schema), sha256
 
     def _read_embeddings(self, stem: str) -> pa.Table | None:
-        root = self._config.build.embeddings_from
-        return read_embeddings(root, stem) if root is not None else None
+        return None if self._given_embeddings is None else self._given_embeddings.read_part(stem)
 
     def _select(self, embedded: pa.Table, entry: SourceEntry) -> pa.Table:
         """Score, select."""

@@ -9,12 +9,15 @@ from pipeline import storage
 from pipeline.dataset import Dataset
 from pipeline.dataset.dataset import generation_path
 from pipeline.dataset.metadata import Generation, ShardRecord
+from pipeline.dataset.records import encode_record
 from pipeline.dataset.schema import with_columns
 
 
 def rewrite_generation(root: Path, generation: Generation) -> None:
+    """Of the latest generation."""
     path = root / generation_path(generation.number)
-    path.write_text(generation.model_dump_json())
+    path.write_bytes(encode_record(generation))
+    Dataset(str(root)).write_derived(generation)
 
 
 def change_sidecar(root: Path, shard: ShardRecord, column: str, value: object) -> str:

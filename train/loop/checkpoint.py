@@ -1,7 +1,8 @@
 """Checkpoints: weights and optimizer state in safetensors, the rest in JSON beside it.
 
-The JSON is written last and commits the checkpoint; tensors without it are garbage. Order, rates
-and noise are pure functions of the step and need no state of their own.
+The JSON is written last and commits the checkpoint; tensors without it are garbage. It has their
+sha256, so that a damaged checkpoint is passed over for the one before it. Order, rates and noise
+are pure functions of the step and need no state of their own.
 """
 
 import logging
@@ -11,11 +12,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, JsonValue, ValidationError
+from pydantic import BaseModel, JsonValue
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from pipeline import storage
+from pipeline.dataset.records import decode_record, encode_record
 from pipeline.errors import InfinegError, TransientStorageError
 from train.distributed.fsdp import full_tensor, shard_like
 from train.model.detector import Segment
@@ -34,6 +36,7 @@ class Checkpoint(BaseModel, frozen=True, extra="forbid"):
     generation: int
     settings: dict[str, JsonValue]  # of the run; a config with others may not continue it
     segments: tuple[Segment, ...] = ()  # which steps were trained on which rows
+    sha256: str = ""  # of the tensors; "" in older versions
 
 
 def snapshot(
@@ -53,15 +56,35 @@ def snapshot(
 
 
 def find_checkpoint(run_dir: str | os.PathLike[str]) -> Checkpoint | None:
-    """The last committed one, or None."""
-    committed = _committed(run_dir)
-    if not committed:
-        return None
-    try:
-        return Checkpoint.model_validate_json(committed[-1].read_bytes())
-    except ValidationError as error:
-        message = error.errors()[0]["msg"]
-        raise InfinegError(f"{committed[-1]}: not a checkpoint ({message}); remove it") from None
+    """The last committed one that is whole, or None if none is committed.
+
+    A damaged one is told and passed over; raises InfinegError if none of them is whole.
+    """
+    problem = None
+    for path in reversed(_committed(run_dir)):
+        if problem is not None:
+            _log.warning("%s. Looking at the checkpoint before it, %s", problem, path)
+        try:
+            return _read_whole(path)
+        except InfinegError as error:
+            problem = error
+    if problem is not None:
+        raise InfinegError(
+            f"{problem}. No checkpoint before it is whole: restore one from a copy, or remove "
+            f"{Path(run_dir) / 'checkpoints'} to train again"
+        )
+    return None
+
+
+def _read_whole(path: Path) -> Checkpoint:
+    """A checkpoint, by its JSON; raises InfinegError if that or its tensors are damaged."""
+    checkpoint = decode_record(str(path), path.read_bytes(), Checkpoint)
+    tensors = path.with_suffix(".safetensors")
+    if not tensors.exists():
+        raise InfinegError(f"{tensors}: missing")
+    if checkpoint.sha256 and storage.sha256_of(str(tensors)) != checkpoint.sha256:
+        raise InfinegError(f"{tensors}: damaged, its sha256 differs from the record")
+    return checkpoint
 
 
 def load_checkpoint(
@@ -76,7 +99,7 @@ def load_checkpoint(
     Raises InfinegError if they do not fit.
     """
     path = f"{_stem(run_dir, checkpoint.step)}.safetensors"
-    tensors = read_tensors(path)
+    tensors = read_tensors(path, sha256=checkpoint.sha256)
     model = {k.removeprefix(_MODEL): v for k, v in tensors.items() if k.startswith(_MODEL)}
     load_into(module, model, path)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -146,12 +169,12 @@ class Saver:
     def _write(self, checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> None:
         stem = _stem(self._run_dir, checkpoint.step)
         try:
-            write_tensors(f"{stem}.safetensors", tensors)
-            committed = (checkpoint.model_dump_json(indent=1) + "\n").encode()
+            sha256 = write_tensors(f"{stem}.safetensors", tensors)
+            committed = encode_record(checkpoint.model_copy(update={"sha256": sha256}))
             storage.write_atomic(f"{stem}.json", committed)
             for path in _committed(self._run_dir)[: -self._keep]:
                 path.unlink()
-                path.with_suffix(".safetensors").unlink()
+                path.with_suffix(".safetensors").unlink(missing_ok=True)
         except (OSError, TransientStorageError) as error:
             last = find_checkpoint(self._run_dir)
             kept = "there is none yet" if last is None else f"the last is of step {last.step:,}"

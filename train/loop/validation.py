@@ -107,8 +107,9 @@ class Validation:
         value = self._measure(self._logits(mode))
         self.best = self.best.after(done, value, metric)
         if self.best.step == done and self._state.world.is_main:
-            write_tensors(self._best_path, self._state.evaluated.state_dict())
-            content = json.dumps({"step": done, metric: value}, indent=1) + "\n"
+            sha256 = write_tensors(self._best_path, self._state.evaluated.state_dict())
+            about = {"step": done, metric: value, "sha256": sha256}
+            content = json.dumps(about, indent=1) + "\n"
             storage.write_atomic(str(self._best_path.with_suffix(".json")), content.encode())
         if self.is_over:
             _log.info(
@@ -120,7 +121,9 @@ class Validation:
 
     def load_best(self) -> None:
         """Loads the best weights into the trained module."""
-        load_into(self._state.trained, read_tensors(self._best_path), self._best_path)
+        about = json.loads(self._best_path.with_suffix(".json").read_bytes())
+        tensors = read_tensors(self._best_path, sha256=about.get("sha256", ""))
+        load_into(self._state.trained, tensors, self._best_path)
 
     def _logits(self, mode: Mode) -> NDArray[np.float32]:
         """logits_NK, on all processes."""

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, JsonValue, ValidationError
+from pydantic import BaseModel, JsonValue
 from torch import Tensor, nn
 
 from pipeline import storage
 from pipeline.config.encoder import EncoderConfig
+from pipeline.dataset.records import decode_record, encode_record
 from pipeline.encoders.networks import Encoder, load_encoder
 from pipeline.encoders.preprocessing import Preprocessing
 from pipeline.errors import ConfigError, InfinegError
@@ -107,6 +108,7 @@ class ModelInfo(BaseModel, frozen=True, extra="forbid"):
     segments: tuple[Segment, ...] = ()  # which steps were trained on which rows
     dataset: str  # fingerprint of the data set's settings
     samples_seen: int
+    weights_sha256: str = ""  # of model.safetensors; "" in older versions
     # All that the weights depend on, to refuse a run with others in the same folder.
     settings: dict[str, JsonValue]
     calibration: dict[str, TargetCalibration] | None = None  # by target
@@ -125,29 +127,22 @@ def save_model(
     run_dir: str | os.PathLike[str], weights: Mapping[str, Tensor], info: ModelInfo
 ) -> None:
     """Writes `model.safetensors`, then `model.json`, which marks the run as finished."""
-    write_tensors(Path(run_dir) / "model.safetensors", weights)
-    write_model_info(run_dir, info)
+    sha256 = write_tensors(Path(run_dir) / "model.safetensors", weights)
+    write_model_info(run_dir, info.model_copy(update={"weights_sha256": sha256}))
 
 
 def write_model_info(run_dir: str | os.PathLike[str], info: ModelInfo) -> None:
     """Replaces `model.json`, as calibration does."""
     path = Path(run_dir) / "model.json"
-    storage.write_atomic(str(path), (info.model_dump_json(indent=1) + "\n").encode())
+    storage.write_atomic(str(path), encode_record(info))
 
 
 def read_model_info(run_dir: str | os.PathLike[str]) -> ModelInfo | None:
-    """None if no run has finished. Raises InfinegError if the file is not a ModelInfo."""
+    """None if no run has finished. Raises InfinegError if the file is damaged or another's."""
     path = Path(run_dir) / "model.json"
     if not path.exists():
         return None
-    try:
-        return ModelInfo.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InfinegError(
-            f"{path}: not a model that this version reads ({where}: {first['msg']})"
-        ) from None
+    return decode_record(str(path), path.read_bytes(), ModelInfo)
 
 
 def load_model(run_dir: str | os.PathLike[str]) -> tuple[DetectorModel, ModelInfo]:
@@ -168,5 +163,5 @@ def load_model(run_dir: str | os.PathLike[str]) -> tuple[DetectorModel, ModelInf
             f"{encoder.preprocessing}; install the versions that it was trained with"
         )
     path = Path(run_dir) / "model.safetensors"
-    load_into(detector, read_tensors(path), path)
+    load_into(detector, read_tensors(path, sha256=info.weights_sha256), path)
     return detector.eval(), info

@@ -1,5 +1,6 @@
 """Named tensors in safetensors files: no pickle, so that a model file cannot run code."""
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,16 +16,27 @@ from train.distributed.fsdp import shard_like
 _NUM_NAMED = 5  # mismatches that a message lists
 
 
-def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
-    """Writes atomically, on the CPU and in the default memory format."""
+def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> str:
+    """Writes atomically, on the CPU and in the default memory format; returns the sha256."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    storage.write_atomic(str(path), safetensors.torch.save(plain))
+    return storage.write_atomic(str(path), safetensors.torch.save(plain))
 
 
-def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Raises InfinegError if the file is missing or not a safetensors file."""
+def read_tensors(path: str | os.PathLike[str], *, sha256: str = "") -> dict[str, Tensor]:
+    """Raises InfinegError if the file is missing, damaged or not a safetensors file.
+
+    sha256: what its content must have; "" if nobody knows.
+    """
     try:
-        return safetensors.torch.load(Path(path).read_bytes())
+        content = Path(path).read_bytes()
+        found = hashlib.sha256(content).hexdigest() if sha256 else ""
+        if found != sha256:
+            raise InfinegError(
+                f"{path}: not a safetensors file, or cut short, or changed since it was written "
+                f"({len(content):,} bytes of sha256 {found}, recorded {sha256}); restore it from a "
+                "copy, or train again"
+            )
+        return safetensors.torch.load(content)
     except FileNotFoundError:
         raise InfinegError(f"{path}: no such file") from None
     except SafetensorError as error:

@@ -69,7 +69,8 @@ def test_hashes_of_positives_of_every_split_are_known(tmp_path: Path) -> None:
 
 
 def test_older_reference_without_perceptual_hashes_is_read(tmp_path: Path) -> None:
-    write_reference(str(tmp_path), positives_table(), num_neighbors=5)
+    info = write_reference(str(tmp_path), positives_table(), num_neighbors=5)
+    Dataset(str(tmp_path)).write_reference(info.model_copy(update={"bank_sha256": ""}))
     path = tmp_path / "reference.parquet"
     pq.write_table(pq.read_table(path).drop_columns(["perceptual_hash"]), path)
     bank = read_bank(Dataset(str(tmp_path)), num_neighbors=5)

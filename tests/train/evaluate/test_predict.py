@@ -206,6 +206,7 @@ def test_missing_path_is_refused_before_the_first_prediction(run: Path, tmp_path
 def test_run_without_calibration_is_refused(run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     content = json.loads((copy / "model.json").read_text())
+    del content["checksum"]
     (copy / "model.json").write_text(json.dumps(content | {"calibration": None}))
     with pytest.raises(ConfigError, match=r"not calibrated yet; run `infineg evaluate"):
         Detector.load(copy)

@@ -1,5 +1,6 @@
 """Early stopping: what is measured, what is kept, and that all processes stop alike."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -56,7 +57,8 @@ def test_run_ends_once_patience_does_and_exports_its_best_step(wild: Path) -> No
     assert max(checks) == best + 6, "three checks without a better one"
     assert max(checks) < 40
     about = json.loads((wild / "checkpoints" / "best.json").read_text())
-    assert about == {"step": best, "val_auroc": checks[best]}
+    sha256 = hashlib.sha256((wild / "checkpoints" / "best.safetensors").read_bytes()).hexdigest()
+    assert about == {"step": best, "val_auroc": checks[best], "sha256": sha256}
     detector, info = load_model(wild)
     assert info.samples_seen == best * 16
     kept = read_tensors(wild / "checkpoints" / "best.safetensors")
