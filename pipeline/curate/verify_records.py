@@ -110,7 +110,7 @@ def _verify_reference(checks: _Checks, generation: Generation) -> None:
     reference = checks.attempt(_REFERENCE, checks.dataset.read_reference)
     if reference is not None:
         checks.compare(BANK_PATH, reference.bank_sha256)
-    elif content is None:
+    elif content is None and generation.reference_sha256:
         checks.found.problems.append(f"{_REFERENCE}: missing")
 
 
@@ -123,9 +123,10 @@ def _verify_plans(checks: _Checks, generation: Generation) -> None:
             checks.attempt(path, partial(checks.dataset.read_plan_of, committed[name]))
         else:
             checks.attempt(path, partial(checks.dataset.read_plan, name))
-    for name in committed:
-        is_there = storage.exists(checks.dataset.uri(plan_path(name)))
-        checks.found.expect(is_there, f"{plan_path(name)}: missing")
+    for name, source in committed.items():
+        if source.plan_sha256:  # older versions do not say that there was one
+            is_there = storage.exists(checks.dataset.uri(plan_path(name)))
+            checks.found.expect(is_there, f"{plan_path(name)}: missing")
 
 
 def _verify_parts(checks: _Checks) -> Iterator[tuple[str, str]]:

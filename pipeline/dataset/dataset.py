@@ -83,7 +83,7 @@ class Dataset:
         return info
 
     def write_info(self, info: DatasetInfo) -> None:
-        self._write_record("dataset.json", info)
+        storage.write_atomic(self.uri("dataset.json"), encode_record(info), replaces=True)
 
     def latest_number(self) -> int:
         """Number of the latest generation, 0 before the first one.
@@ -147,7 +147,7 @@ class Dataset:
 
     def write_derived(self, generation: Generation) -> None:
         """Updates `_info.json` and then `dataset.json`, the last step after a commit."""
-        storage.write_atomic(self.uri("_info.json"), timm_info(generation))
+        storage.write_atomic(self.uri("_info.json"), timm_info(generation), replaces=True)
         content = storage.read_bytes(self.uri(generation_path(generation.number)))
         latest = {
             "latest_generation": generation.number,

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.errors import ConfigError
-from pipeline.storage.fencing import allowed
+from pipeline.storage.fenced_files import put_fenced
+from pipeline.storage.fencing import ask_fence, is_fenced
 from pipeline.storage.locations import is_local, is_protocol, protocol_of, redact, resolve
 from pipeline.storage.retry import retry
 from pipeline.storage.uploads import upload, upload_bytes
@@ -55,7 +56,7 @@ class HashingWriter(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def open_atomic(uri: str) -> Iterator[HashingWriter]:
+def open_atomic(uri: str, *, replaces: bool = False) -> Iterator[HashingWriter]:
     """Writes a file that appears when the block ends, and not at all if it raises."""
     fs, path = resolve_writable(uri)
     what = f"write {redact(uri)}"
@@ -66,33 +67,39 @@ def open_atomic(uri: str) -> Iterator[HashingWriter]:
         with os.fdopen(handle, "wb") as file:
             yield HashingWriter(file)
             retry(lambda: sync_file(file), what)
-        retry(lambda: _put(fs, temporary, path), what)
+        retry(lambda: _put(fs, temporary, path, replaces=replaces), what)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
 
 
-def write_atomic(uri: str, data: bytes) -> str:
-    """Writes a small file atomically and returns its sha256."""
+def write_atomic(uri: str, data: bytes, *, replaces: bool = False) -> str:
+    """Writes a small file atomically and returns its sha256.
+
+    replaces: below a fenced root, a file that is there is never missing meanwhile.
+    """
     fs, path = resolve_writable(uri)
     if is_protocol(fs, "s3"):
         retry(lambda: upload_bytes(fs, path, data), f"write {redact(uri)}")
     else:
-        with open_atomic(uri) as file:
+        with open_atomic(uri, replaces=replaces) as file:
             file.write(data)
     return hashlib.sha256(data).hexdigest()
 
 
-def _put(fs: Any, temporary: str, path: str) -> None:
+def _put(fs: Any, temporary: str, path: str, *, replaces: bool) -> None:
     """Makes a synced temporary file appear at `path`."""
     if is_protocol(fs, "s3"):
         upload(fs, path, partial(Path(temporary).open, "rb"))
-        return
-    with allowed(fs, path):
-        if is_local(fs):
-            put_in_place(temporary, path)
-        else:
-            fs.put_file(temporary, path)
+    elif not is_local(fs):
+        ask_fence(fs, path)
+        fs.put_file(temporary, path)
+    elif is_fenced(fs, path):
+        os.chmod(temporary, 0o644)
+        put_fenced(temporary, path, lambda: ask_fence(fs, path), replaces=replaces)
+        sync_directory(Path(path).parent)
+    else:
+        put_in_place(temporary, path)
 
 
 def resolve_writable(uri: str) -> tuple[Any, str]:

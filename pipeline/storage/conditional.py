@@ -9,9 +9,11 @@ shows whose it was.
 
 import contextlib
 import errno
+import fcntl
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,12 +25,13 @@ from pipeline.storage.atomic import (
     sync_file,
 )
 from pipeline.storage.errors import is_refused
-from pipeline.storage.fencing import allowed, locked, read_if_there
+from pipeline.storage.fencing import ask_fence, read_if_there
 from pipeline.storage.locations import is_local, is_protocol, redact
 from pipeline.storage.retry import retry
 
 # memory:// lives in one process, where a check and a write are two steps.
 _memory_lock = threading.Lock()
+_LOCK_TIMEOUT_S = 2.0
 
 
 def create_exclusive(uri: str, data: bytes) -> bool:
@@ -37,16 +40,16 @@ def create_exclusive(uri: str, data: bytes) -> bool:
     what = f"create {redact(uri)}"
 
     def create() -> bool:
-        with allowed(fs, path):
-            if is_local(fs):
-                return _link_new(data, path)
-            try:
-                fs.pipe_file(path, data, mode="create")  # S3: If-None-Match: *
-            except OSError as error:
-                if not is_refused(error):
-                    raise
-                return read_if_there(fs, path) == data
-            return True
+        ask_fence(fs, path)
+        if is_local(fs):
+            return _link_new(data, path)
+        try:
+            fs.pipe_file(path, data, mode="create")  # S3: If-None-Match: *
+        except OSError as error:
+            if not is_refused(error):
+                raise
+            return read_if_there(fs, path) == data
+        return True
 
     with _memory_lock if is_protocol(fs, "memory") else contextlib.nullcontext():
         return retry(create, what)
@@ -94,7 +97,8 @@ def _change_if(
     fs, path = resolve_writable(uri)
 
     def change() -> bool:
-        with allowed(fs, path), _current(fs, path) as (content, condition):
+        with _current(fs, path) as (content, condition):
+            ask_fence(fs, path)
             if content != old:
                 return content is not None and content == new
             if is_local(fs):
@@ -116,7 +120,7 @@ def _change_if(
 def _current(fs: Any, path: str) -> Iterator[tuple[bytes | None, dict[str, str]]]:
     """Content of a file (None if missing), and a condition that holds while it is the same."""
     if is_local(fs):
-        with locked(path) as content:
+        with _locked(path) as content:
             yield content, {}
         return
     with _memory_lock if is_protocol(fs, "memory") else contextlib.nullcontext():
@@ -127,6 +131,44 @@ def _current(fs: Any, path: str) -> Iterator[tuple[bytes | None, dict[str, str]]
             yield None, {}
         else:
             yield read_if_there(fs, path), condition
+
+
+@contextlib.contextmanager
+def _locked(path: str) -> Iterator[bytes | None]:
+    """Content of a local file (None if missing) that no other process replaces meanwhile.
+
+    The lock is on the file itself: a lock file beside it would stay in the user's folder.
+    """
+    try:
+        handle = os.open(path, os.O_RDWR)  # NFS locks only files opened for writing
+    except FileNotFoundError:
+        yield None
+        return
+    with os.fdopen(handle, "rb") as file:
+        _lock(handle)
+        try:
+            is_current = os.path.samestat(os.fstat(handle), os.stat(path))
+        except FileNotFoundError:
+            is_current = False
+        # If it was replaced since it was opened, the lock is on a file without a name.
+        yield file.read() if is_current else None
+
+
+def _lock(handle: int) -> None:
+    """Locks an open file until it is closed; waits for at most _LOCK_TIMEOUT_S."""
+    deadline = time.monotonic() + _LOCK_TIMEOUT_S
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise TimeoutError("another process keeps it locked") from None
+            time.sleep(0.01)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            return  # a file system without locks: comparing the content has to do
 
 
 def _link_new(data: bytes, path: str) -> bool:

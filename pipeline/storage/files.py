@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.errors import InfinegError
-from pipeline.storage.fencing import allowed
+from pipeline.storage.fenced_files import remove_fenced
+from pipeline.storage.fencing import ask_fence, is_fenced
 from pipeline.storage.listings import find_files, forget_listings, resolve_listable
 from pipeline.storage.locations import is_http, is_local, is_protocol, redact, resolve
 from pipeline.storage.retry import retry
@@ -96,8 +97,17 @@ def remove_tree(uri: str) -> None:
 
 
 def _remove_folder(fs: Any, path: str) -> None:
-    with allowed(fs, path):
+    if not is_fenced(fs, path):
         fs.rm(path, recursive=True)
+        return
+    # One by one, so that the lease is asked for each; new files stay, with their folders.
+    for folder, _, names in os.walk(path, topdown=False):
+        for name in names:
+            ask_fence(fs, path)
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(os.path.join(folder, name))
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
 
 
 def remove_many(uris: Iterable[str]) -> None:
@@ -146,8 +156,8 @@ def _delete_objects(fs: Any, paths: Sequence[str], what: str) -> list[str]:
     request = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
 
     def delete() -> Any:
-        with allowed(fs, paths[0]):
-            return fs.call_s3("delete_objects", Bucket=bucket, Delete=request)
+        ask_fence(fs, paths[0])
+        return fs.call_s3("delete_objects", Bucket=bucket, Delete=request)
 
     answer = retry(delete, what)
     return [keys[error["Key"]] for error in answer.get("Errors", [])]
@@ -155,8 +165,11 @@ def _delete_objects(fs: Any, paths: Sequence[str], what: str) -> list[str]:
 
 def _remove_file(fs: Any, path: str, what: str) -> None:
     def remove() -> None:
-        with allowed(fs, path):
-            fs.rm_file(path)
+        if is_local(fs) and is_fenced(fs, path):
+            remove_fenced(path, lambda: ask_fence(fs, path))
+            return
+        ask_fence(fs, path)
+        fs.rm_file(path)
 
     with contextlib.suppress(FileNotFoundError):
         retry(remove, what)

@@ -15,7 +15,7 @@ from functools import partial
 from typing import IO, Any
 
 from pipeline.storage.errors import is_refused
-from pipeline.storage.fencing import allowed
+from pipeline.storage.fencing import ask_fence, is_fenced
 from pipeline.storage.threads import map_many
 
 # Larger uploads go in parts, 10 at a time: 160 MB of memory.
@@ -30,14 +30,16 @@ class UnconfirmedUpload(ConnectionError):
 
 def upload(fs: Any, path: str, open_file: Callable[[], IO[bytes]]) -> None:
     """Writes an object. Raises InfinegError if this process may not write it any more."""
+    has_fence = is_fenced(fs, path)
     condition: dict[str, str] = {"IfNoneMatch": "*"}
     for _ in range(_NUM_TRIES):
-        with allowed(fs, path) as is_fenced, open_file() as file:
+        ask_fence(fs, path)
+        with open_file() as file:
             try:
-                _put(fs, path, file, condition if is_fenced else {})
+                _put(fs, path, file, condition if has_fence else {})
                 return
             except OSError as error:
-                if not (is_fenced and is_refused(error)):
+                if not (has_fence and is_refused(error)):
                     raise
         # Something is there: of an interrupted run, or of an upload whose answer was lost. The
         # lease is asked again after this, so that it is not what a later holder has written.

@@ -24,10 +24,14 @@ def change_sidecar(root: Path, shard: ShardRecord, column: str, value: object) -
     """Sets the first value of a column of a sidecar; returns the key of that sample."""
     rows = Dataset(str(root)).read_sidecar(shard)
     changed = pa.array([value, *rows[column].to_pylist()[1:]], rows.schema.field(column).type)
+    replace_sidecar(root, shard, with_columns(rows, **{column: changed}))
+    return str(rows["key"][0].as_py())
+
+
+def replace_sidecar(root: Path, shard: ShardRecord, rows: pa.Table) -> None:
     path = root / shard.sidecar_path
-    pq.write_table(with_columns(rows, **{column: changed}), path)
+    pq.write_table(rows, path)
     fitting = shard.model_copy(update={"sidecar_sha256": storage.sha256_of(str(path))})
     generation = Dataset(str(root)).read_generation()
     shards = tuple(fitting if s == shard else s for s in generation.shards)
     rewrite_generation(root, generation.model_copy(update={"shards": shards}))
-    return str(rows["key"][0].as_py())

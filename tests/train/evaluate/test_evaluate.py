@@ -15,6 +15,7 @@ from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import ReferenceInfo
 from pipeline.dataset.schema import with_columns
 from pipeline.errors import ConfigError
+from support.damage import replace_sidecar
 from support.train_runs import EVAL_PROBABILITY
 from train.evaluate import run as evaluate
 from train.evaluate.run import evaluate_run
@@ -194,10 +195,11 @@ def test_mid_stratum_is_reported_where_present(run: Path, tmp_path: Path) -> Non
     data = shutil.copytree(run.parent / "data", tmp_path / "data")
     copy = shutil.copytree(run, tmp_path / "run")
     assert "mid" not in _metrics(run)["target"]["cat"]["fpr"]
-    for path in sorted(data.glob("shards/*/scenes*.parquet")):
-        table = pq.read_table(path)
-        nulls = pa.nulls(table.num_rows, pa.string())
-        pq.write_table(with_columns(table, stratum=nulls), path)
+    for shard in Dataset(str(data)).read_generation().shards:
+        if shard.source == "scenes":
+            table = pq.read_table(data / shard.sidecar_path)
+            nulls = pa.nulls(table.num_rows, pa.string())
+            replace_sidecar(data, shard, with_columns(table, stratum=nulls))
     info = ReferenceInfo(
         fingerprint="toy", num_embeddings=9, num_positives=9, median=0.8, ceiling=0.9, near=0.9,
         mid=-1.0,

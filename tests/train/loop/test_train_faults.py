@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.dataset.schema import with_columns
+from support.damage import replace_sidecar
 from support.processes import Command, wait_until
 from support.train_runs import (
     assert_same_run,
@@ -124,7 +125,7 @@ def test_a_broken_loss_names_the_sample_and_keeps_the_last_checkpoint(
     embeddings = table["embedding"].to_pylist()
     embeddings[7][3] = np.nan
     column = pa.array(embeddings, table.schema.field("embedding").type)
-    pq.write_table(with_columns(table, embedding=column), root / shard.sidecar_path)
+    replace_sidecar(root, shard, with_columns(table, embedding=column))
     # An epoch of negatives is 125 steps: it comes once in them.
     config = write_run_config(
         root, run, **HEAD | {"steps": 130, "checkpoint_every": 3, "log_every": 10}
