@@ -16,7 +16,6 @@ from pipeline.build.reading import PlannedSource
 from pipeline.cluster.ray_data import Cluster
 from pipeline.config.schema import Config, SourceEntry, fingerprint
 from pipeline.dataset import Dataset
-from pipeline.dataset.embedding_cache import forget_checksums
 from pipeline.dataset.metadata import Generation, ReferenceInfo, SourcePlan
 from pipeline.dataset.seen_labels import LabelCounter
 from pipeline.errors import InfinegError
@@ -116,7 +115,6 @@ def _commit_plan(
     previous = dataset.read_plan(pilot.entry.name)
     plan = make_plan(pilot, config=config, reference=reference, previous=previous)
     storage.remove_tree(dataset.uri(f"parts/{plan.source}"))
-    forget_checksums(dataset, plan.source)
     dataset.write_plan(plan)
     return plan
 

@@ -3,7 +3,7 @@
 import pyarrow as pa
 
 from pipeline.dataset import Dataset
-from pipeline.dataset.commit import commit
+from pipeline.dataset.commit import commit, complete
 from pipeline.dataset.lease import hold_lease
 from pipeline.dataset.metadata import Generation, TakenDown, is_taken_down
 from pipeline.dataset.revise import remove_replaced, revise
@@ -22,6 +22,7 @@ def take_down(root: str, wanted: TakenDown, *, purge: bool = False) -> tuple[Gen
     dataset = Dataset(root)
     dataset.read_info()
     with hold_lease(root) as lease:
+        complete(dataset)
         parent = dataset.read_generation()
         named = _find(dataset, parent, wanted)
         if not named.num_rows:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from pipeline import storage
 from pipeline.config.selection import SelectionConfig
 from pipeline.dataset import Dataset
-from pipeline.dataset.commit import commit
+from pipeline.dataset.commit import commit, complete
 from pipeline.dataset.lease import hold_lease
 from pipeline.dataset.metadata import DatasetInfo, Generation
 from pipeline.dataset.revise import revise
@@ -61,6 +61,7 @@ def apply_verdicts(root: str, verdicts: Mapping[str, Verdict], *, target: str) -
     if target not in info.targets:
         raise ConfigError(f"--target {target}: the data set has {', '.join(info.targets)}")
     with hold_lease(root) as lease:
+        complete(dataset)
         parent = dataset.read_generation()
         held = {
             key

@@ -14,11 +14,11 @@ _NUMBERED = re.compile(r"(.+)-(\d{6})(?:\.g(\d{6}))?\.(?:tar|parquet)")
 
 
 def commit(dataset: Dataset, generation: Generation, lease: Lease) -> Generation:
-    """Commits a generation and finishes the commit, after finishing an interrupted one.
+    """Commits a generation and finishes the commit; returns it with the sha256 of what it follows.
 
-    Returns the generation with the checksums of what it follows.
+    An interrupted commit is finished by `complete`, before anything of the next one is written.
     """
-    before = complete(dataset)
+    before = dataset.read_latest()
     parent = generation_path(generation.parent) if generation.parent else None
     generation = generation.model_copy(
         update={

@@ -14,7 +14,8 @@ from pydantic import BaseModel
 
 from pipeline import storage
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.records import decode_record, encode_record
+from pipeline.dataset.metadata import PartRecord
+from pipeline.dataset.records import RecordT, decode_record, encode_record
 from pipeline.dataset.schema import ImageSettings, with_columns
 from pipeline.errors import ConfigError, InfinegError
 
@@ -81,12 +82,6 @@ def write_checksums(
         storage.write_atomic(dataset.uri(path), encode_record(Checksums(sha256=dict(sha256))))
 
 
-def forget_checksums(dataset: Dataset, source: str) -> None:
-    """Before a source is embedded again."""
-    names = storage.list_files(dataset.uri(f"embeddings/{source}"), (".json",))
-    storage.remove_many(dataset.uri(f"embeddings/{source}/{name}") for name in names)
-
-
 class KeptEmbeddings:
     """Reads the embeddings that a data set keeps, and compares them with their checksums.
 
@@ -99,22 +94,36 @@ class KeptEmbeddings:
 
     def read(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Raises InfinegError if the file is damaged."""
-        return self._dataset.read_table(path, columns, sha256=self._sha256_of(path))
+        try:
+            return self._dataset.read_table(path, columns, sha256=self._of_round(path))
+        except InfinegError:
+            # A build that reads the source anew has written it since.
+            sha256 = self._of_part(path)
+            if sha256 is None:
+                raise
+            return self._dataset.read_table(path, columns, sha256=sha256)
 
     def read_part(self, stem: str) -> pa.Table | None:
         """The rows that `write_embeddings` has written of a part, if it has."""
         path = embeddings_path(stem)
         return self.read(path) if storage.exists(self._dataset.uri(path)) else None
 
-    def _sha256_of(self, path: str) -> str | None:
+    def _of_round(self, path: str) -> str | None:
         of_round = f"{path.rpartition('/')[0]}.json"
         if of_round not in self._checksums:
-            content = self._dataset.read_if_there(of_round)
-            uri = self._dataset.uri(of_round)
-            self._checksums[of_round] = (
-                {} if content is None else decode_record(uri, content, Checksums).sha256
-            )
+            checksums = self._read(of_round, Checksums)
+            self._checksums[of_round] = {} if checksums is None else checksums.sha256
         return self._checksums[of_round].get(path)
+
+    def _of_part(self, path: str) -> str | None:
+        name = path.removeprefix("embeddings/").removesuffix(".parquet")
+        part = self._read(f"parts/{name}.json", PartRecord)
+        return None if part is None else part.embeddings_sha256
+
+    def _read(self, path: str, record: type[RecordT]) -> RecordT | None:
+        content = self._dataset.read_if_there(path)
+        uri = self._dataset.uri(path)
+        return None if content is None else decode_record(uri, content, record)
 
 
 def attach_embeddings(rows: pa.Table, cached: pa.Table) -> pa.Table:

@@ -122,6 +122,17 @@ class Lease:
         """True once a renewal has found another holder. Reads no storage, so loops can ask it."""
         return self._lost is not None
 
+    @property
+    def loss(self) -> str:
+        """Who has it now; "" unless it is lost."""
+        return self._lost or ""
+
+    def is_found_lost(self) -> bool:
+        """Whether it is lost, as far as the storage can say."""
+        with contextlib.suppress(InfinegError):
+            self.check()
+        return self.is_lost
+
     def release(self) -> None:
         """Removes the lease if it is still this one."""
         self._is_done.set()
@@ -172,6 +183,11 @@ def hold_lease(root: str, ttl_s: float = 60.0, *, wait_s: float = 0.0) -> Iterat
     try:
         with storage.fenced(root, lease.fence):
             yield lease
+    except Exception as error:
+        # Whatever has failed, a new holder may be why: it has removed what this one was using.
+        if lease.is_found_lost():
+            raise InfinegError(lease.loss) from error
+        raise
     finally:
         lease.release()
 

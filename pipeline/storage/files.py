@@ -18,6 +18,7 @@ from pipeline.storage.locations import is_http, is_local, is_protocol, redact, r
 from pipeline.storage.retry import retry
 from pipeline.storage.streams import HttpBody, ResumedFile, read_http_range
 from pipeline.storage.threads import map_many
+from pipeline.storage.uploads import remove_object
 
 # docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
 _MAX_DELETED = 1000
@@ -100,6 +101,8 @@ def _remove_folder(fs: Any, path: str) -> None:
     if not is_fenced(fs, path):
         fs.rm(path, recursive=True)
         return
+    if os.path.isfile(path):
+        _remove_file(fs, path, f"remove {path}")
     # One by one, so that the lease is asked for each; new files stay, with their folders.
     for folder, _, names in os.walk(path, topdown=False):
         for name in names:
@@ -111,10 +114,18 @@ def _remove_folder(fs: Any, path: str) -> None:
 
 
 def remove_many(uris: Iterable[str]) -> None:
-    """Removes files of one storage; missing ones are no error."""
+    """Removes files of one storage; missing ones are no error.
+
+    Below a fenced root each is removed only if it is what was there when the fence was asked.
+    """
     resolved = [resolve(uri) for uri in uris]
-    if resolved:
-        _remove_all(resolved[0][0], [path for _, path in resolved], "remove files")
+    if not resolved:
+        return
+    fs, paths = resolved[0][0], [path for _, path in resolved]
+    if is_fenced(fs, paths[0]):
+        map_many(lambda path: _remove_file(fs, path, "remove files"), paths, fs=fs)
+    else:
+        _remove_all(fs, paths, "remove files")
 
 
 def sha256_of(uri: str) -> str:
@@ -165,11 +176,15 @@ def _delete_objects(fs: Any, paths: Sequence[str], what: str) -> list[str]:
 
 def _remove_file(fs: Any, path: str, what: str) -> None:
     def remove() -> None:
-        if is_local(fs) and is_fenced(fs, path):
+        if not is_fenced(fs, path):
+            fs.rm_file(path)
+        elif is_local(fs):
             remove_fenced(path, lambda: ask_fence(fs, path))
-            return
-        ask_fence(fs, path)
-        fs.rm_file(path)
+        elif is_protocol(fs, "s3"):
+            remove_object(fs, path)
+        else:
+            ask_fence(fs, path)
+            fs.rm_file(path)
 
     with contextlib.suppress(FileNotFoundError):
         retry(remove, what)

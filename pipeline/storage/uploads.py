@@ -1,4 +1,4 @@
-"""Uploads to S3: whole or not at all, confirmed, and never over what another process has written.
+"""Changes on S3: whole, confirmed, and never of what another process has written meanwhile.
 
 The answer to an upload has the ETag of what was received: the MD5 of its bytes, or of the MD5s of
 its parts. Where it is something else (encryption with a key of KMS or of the client), the size is
@@ -49,6 +49,18 @@ def upload(fs: Any, path: str, open_file: Callable[[], IO[bytes]]) -> None:
 
 def upload_bytes(fs: Any, path: str, data: bytes) -> None:
     upload(fs, path, lambda: io.BytesIO(data))
+
+
+def remove_object(fs: Any, path: str) -> None:
+    """Removes what was there when the lease was asked. Raises FileNotFoundError if nothing was."""
+    condition = {"IfMatch": fs.info(path)["ETag"]}
+    ask_fence(fs, path)
+    bucket, key, _ = fs.split_path(path)
+    try:
+        fs.call_s3("delete_object", Bucket=bucket, Key=key, **condition)
+    except OSError as error:
+        if not is_refused(error):
+            raise
 
 
 def _condition_now(fs: Any, path: str) -> dict[str, str]:

@@ -30,23 +30,24 @@ def crash_build(config: Config, moment: str, *, before: bool) -> bool:
 
 def _build(config: str, moment: str, before: bool) -> None:
     parsed = Config.model_validate_json(config)
-    _die_at(parsed.output.path, moment, before)
+    signal_at(parsed.output.path, moment, signal.SIGKILL, before=before)
     build_inline(parsed)
 
 
-def _die_at(root: str, moment: str, before: bool) -> None:
-    has_come = is_dying = False
+def signal_at(root: str, moment: str, number: signal.Signals, *, before: bool) -> None:
+    """This process sends itself a signal, once, just before or just after a moment."""
+    has_come = is_sent = False
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal has_come, is_dying
-        if is_dying:
+        nonlocal has_come, is_sent
+        if is_sent:
             return  # `os.kill` is an event, too
-        is_dying = has_come  # at the first event after the moment
+        is_sent = has_come  # at the first event after the moment
         if not has_come:
             has_come = _is_moment(event, arguments, root, moment)
-            is_dying = has_come and before
-        if is_dying:
-            os.kill(os.getpid(), signal.SIGKILL)
+            is_sent = has_come and before
+        if is_sent:
+            os.kill(os.getpid(), number)
 
     sys.addaudithook(hook)
 
