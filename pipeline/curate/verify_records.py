@@ -13,7 +13,7 @@ from pipeline import storage
 from pipeline.dataset import Dataset
 from pipeline.dataset.dataset import generation_path, plan_path
 from pipeline.dataset.embedding_cache import Checksums, EmbeddingsInfo
-from pipeline.dataset.metadata import DatasetInfo, Generation, PartRecord
+from pipeline.dataset.metadata import DatasetInfo, Generation, PartRecord, SourcePlan
 from pipeline.dataset.records import RecordT, decode_record, has_checksum
 from pipeline.errors import InfinegError
 from pipeline.selection.reference import BANK_PATH
@@ -39,13 +39,14 @@ def verify_records(
     _verify_generations(checks, info, generation)
     _verify_reference(checks, generation)
     _verify_plans(checks, generation)
-    _verify_embeddings(checks, dict(_verify_parts(checks)))
+    _verify_embeddings(checks, dict(_verify_parts(checks, generation)))
 
 
 class _Checks:
     def __init__(self, dataset: Dataset, found: Findings) -> None:
         self.dataset = dataset
         self.found = found
+        self.plans: dict[str, SourcePlan] = {}  # that are whole
 
     def list(self, folder: str, suffix: str) -> list[str]:
         """Paths of the files below a folder."""
@@ -85,7 +86,11 @@ class _Checks:
 
 
 def _verify_generations(checks: _Checks, info: DatasetInfo, generation: Generation) -> None:
-    """Each generation is the one that the next one followed."""
+    """Each generation is the one that the next one followed, and its files are whole.
+
+    Those of the latest are checked elsewhere; earlier ones may lack files, after a purge.
+    """
+    earlier: dict[str, str] = {}
     named = {generation.number - 1: generation.parent_sha256}
     if info.latest_generation:
         named.setdefault(info.latest_generation, info.generation_sha256)
@@ -99,6 +104,10 @@ def _verify_generations(checks: _Checks, info: DatasetInfo, generation: Generati
         is_same = not sha256 or hashlib.sha256(content).hexdigest() == sha256
         checks.found.expect(is_same, f"{path}: not the generation that the next one followed")
         named[number - 1] = record.parent_sha256
+        earlier |= record.sha256_by_path()
+    for path in sorted(earlier.keys() - generation.paths()):
+        if storage.exists(checks.dataset.uri(path)):
+            checks.compare(path, earlier[path])
 
 
 def _verify_reference(checks: _Checks, generation: Generation) -> None:
@@ -120,20 +129,32 @@ def _verify_plans(checks: _Checks, generation: Generation) -> None:
         name = path.removeprefix("plans/").removesuffix(".json")
         checks.note_unchecked(path, checks.dataset.read_if_there(path))
         if name in committed:
-            checks.attempt(path, partial(checks.dataset.read_plan_of, committed[name]))
+            plan = checks.attempt(path, partial(checks.dataset.read_plan_of, committed[name]))
         else:
-            checks.attempt(path, partial(checks.dataset.read_plan, name))
+            plan = checks.attempt(path, partial(checks.dataset.read_plan, name))
+        if plan is not None:
+            checks.plans[name] = plan
     for name, source in committed.items():
         if source.plan_sha256:  # older versions do not say that there was one
             is_there = storage.exists(checks.dataset.uri(plan_path(name)))
             checks.found.expect(is_there, f"{plan_path(name)}: missing")
 
 
-def _verify_parts(checks: _Checks) -> Iterator[tuple[str, str]]:
-    """Parts of rounds that are not packed; yields the files of their embeddings, and sha256s."""
+def _verify_parts(checks: _Checks, generation: Generation) -> Iterator[tuple[str, str]]:
+    """Parts of rounds that are not packed; yields the files of their embeddings, and sha256s.
+
+    Those of other rounds are being removed, or are left of a removal that was interrupted.
+    """
+    packed = {
+        source.name: source.num_rounds
+        for source in generation.sources
+        if (plan := checks.plans.get(source.name)) and plan.fingerprint == source.fingerprint
+    }
     for path in checks.list("parts", ".json"):
-        part = checks.read(path, PartRecord)
-        if part is not None:
+        _, source, number, _ = path.split("/")
+        if int(number) <= packed.get(source, 0):
+            continue
+        if (part := checks.read(path, PartRecord)) is not None:
             checks.compare(part.path, part.sha256)
             if part.embeddings_sha256 is not None:
                 stem = path.removeprefix("parts/").removesuffix(".json")

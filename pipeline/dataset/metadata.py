@@ -179,11 +179,16 @@ class Generation(_Record):
 
     def paths(self) -> set[str]:
         """All files that it lists, relative to the data set."""
+        return set(self.sha256_by_path())
+
+    def sha256_by_path(self) -> dict[str, str]:
+        """Of all files that it lists."""
         files = (*self.shards, *self.quarantine)
         tables = (table for s in self.sources for table in (*s.ledger, *s.hashes))
         return {
-            *(path for file in files for path in (file.path, file.sidecar_path)),
-            *(table.path for table in tables),
+            **{file.path: file.sha256 for file in files},
+            **{file.sidecar_path: file.sidecar_sha256 for file in files},
+            **{table.path: table.sha256 for table in tables},
         }
 
 

@@ -100,7 +100,7 @@ def copy_to_s3(folder: Path, root: str) -> None:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("moment", ["plan", "shard", "generation"])
+@pytest.mark.parametrize("moment", ["shard", "generation"])
 def test_build_on_s3_stopped_before_a_request_changes_nothing_committed(
     before: Path, s3_root: str, moment: str, tmp_path: Path
 ) -> None:
