@@ -3,16 +3,18 @@
 from dataclasses import fields
 from typing import Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
+from pipeline import storage
 from pipeline.config.selection import Count
 from pipeline.dataset.schema import ImageSettings, Split
+from pipeline.errors import ConfigError
 
 
 class OutputConfig(BaseModel, frozen=True, extra="forbid"):
     """The data set to write."""
 
-    path: str = Field(description="Folder or URL of the data set.")
+    path: str = Field(description="Folder or s3:// URL of the data set.")
     image_size: int = Field(
         256, ge=32, description="Shorter side in pixels to which larger images are scaled down."
     )
@@ -37,6 +39,15 @@ class OutputConfig(BaseModel, frozen=True, extra="forbid"):
     max_aspect: float = Field(
         5.0, ge=1, description="Longer side / shorter side; beyond it, rejected as bad_aspect."
     )
+
+    @field_validator("path")
+    @classmethod
+    def _is_writable(cls, path: str) -> str:
+        try:
+            storage.refuse_unwritable(path)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return path
 
     @property
     def image_settings(self) -> ImageSettings:

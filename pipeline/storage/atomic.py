@@ -12,7 +12,6 @@ import io
 import os
 import tempfile
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -90,7 +89,7 @@ def write_atomic(uri: str, data: bytes, *, replaces: bool = False) -> str:
 def _put(fs: Any, temporary: str, path: str, *, replaces: bool) -> None:
     """Makes a synced temporary file appear at `path`."""
     if is_protocol(fs, "s3"):
-        upload(fs, path, partial(Path(temporary).open, "rb"))
+        upload(fs, path, lambda: io.FileIO(temporary))
     elif not is_local(fs):
         ask_fence(fs, path)
         fs.put_file(temporary, path)

@@ -115,21 +115,27 @@ def _put_parts(
 def _put_part(fs: Any, whole: dict[str, str], part: tuple[int, bytes]) -> dict[str, Any]:
     number, data = part
     answer: dict[str, Any] = fs.call_s3("upload_part", PartNumber=number, Body=data, **whole)
+    _has_etag(answer, _md5(data).hexdigest())
     return answer
 
 
 def _confirm(fs: Any, where: dict[str, str], answer: dict[str, Any], etag: str, size: int) -> None:
     """Raises UnconfirmedUpload unless the server has what was sent."""
+    if not _has_etag(answer, etag):
+        found = fs.call_s3("head_object", **where)["ContentLength"]
+        if found != size:
+            raise UnconfirmedUpload(f"the server has {found:,} bytes of {size:,}")
+
+
+def _has_etag(answer: dict[str, Any], etag: str) -> bool:
+    """Whether an answer says what was received; raises UnconfirmedUpload if that is another."""
     encryption = answer.get("ServerSideEncryption", "AES256")
-    has_md5 = encryption == "AES256" and "SSECustomerAlgorithm" not in answer
     received = str(answer.get("ETag", "")).strip('"')
-    if has_md5 and received:
-        if received != etag:
-            raise UnconfirmedUpload(f"the server has other bytes: ETag {received}, not {etag}")
-        return
-    found = fs.call_s3("head_object", **where)["ContentLength"]
-    if found != size:
-        raise UnconfirmedUpload(f"the server has {found:,} bytes of {size:,}")
+    if encryption != "AES256" or "SSECustomerAlgorithm" in answer or not received:
+        return False
+    if received != etag:
+        raise UnconfirmedUpload(f"the server has other bytes: ETag {received}, not {etag}")
+    return True
 
 
 def _md5(data: bytes) -> Any:

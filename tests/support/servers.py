@@ -193,6 +193,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(int(fault), {"Content-Type": "application/xml"}, text.encode())
         if fault == "hang":
             time.sleep(2)
+        if fault == "short":  # stored and acknowledged, but not as it was sent
+            body = body[: len(body) // 2]
+            dropped = ("content-length", "x-amz-checksum", "content-md5")
+            headers = {n: v for n, v in headers.items() if not n.lower().startswith(dropped)}
         status, answered, content = self.flaky.answer(self.command, self.path, headers, body)
         if fault == "lost":
             return self._reset()

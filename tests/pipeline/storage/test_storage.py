@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from pipeline import storage
+from pipeline.config.output import OutputConfig
 from pipeline.errors import ConfigError, InfinegError, TransientStorageError
+from pipeline.storage.fenced_files import put_fenced, remove_fenced
 from pipeline.storage.retry import retry
 
 
@@ -362,3 +364,46 @@ def test_drivers_are_imported_only_when_used() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "set()", done.stderr
+
+
+@pytest.mark.parametrize("protocol", ["gs", "gcs", "az", "abfs", "abfss", "hf"])
+def test_storage_without_conditional_writes_is_refused_with_the_reason(protocol: str) -> None:
+    uri = f"{protocol}://bucket/data"
+    for change in (
+        lambda: storage.write_atomic(uri, b"x"),
+        lambda: storage.create_exclusive(uri, b"x"),
+        lambda: storage.replace_if(uri, b"x", b"y"),
+    ):
+        with pytest.raises(ConfigError, match=rf"{protocol}://bucket/data: .*conditional writes"):
+            change()
+    with pytest.raises(ValueError, match=rf"{protocol}:// can only be read"):
+        OutputConfig(path=uri)
+
+
+def test_file_that_another_process_puts_there_is_not_replaced(tmp_path: Path) -> None:
+    """Between the answer of the fence and the change, another process becomes the holder."""
+    path, temporary = tmp_path / "file", tmp_path / ".tmp-mine"
+    answers: list[bool] = []
+
+    def ask() -> None:
+        if answers:
+            raise InfinegError("it is not held")
+        answers.append(True)
+        (tmp_path / ".tmp-other").write_bytes(b"of the other")
+        os.replace(tmp_path / ".tmp-other", path)
+
+    for before in (None, b"left by another run"):
+        answers.clear()
+        path.unlink(missing_ok=True)
+        if before is not None:
+            path.write_bytes(before)
+        temporary.write_bytes(b"of the other")
+        with pytest.raises(InfinegError, match="it is not held"):
+            put_fenced(str(temporary), str(path), ask, replaces=False)
+        inode = path.stat().st_ino
+        assert path.read_bytes() == b"of the other"
+        answers.clear()
+        with pytest.raises(InfinegError, match="it is not held"):
+            remove_fenced(str(path), ask)
+        assert path.stat().st_ino != inode, "the file that came last is there"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".tmp-mine", "file"]

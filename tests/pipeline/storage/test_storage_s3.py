@@ -280,3 +280,61 @@ def test_longest_prefix_says_where(
         storage.configure({"s3://": here, s3_root: nowhere})
         with pytest.raises(TransientStorageError, match=r"127\.0\.0\.1:2"):
             storage.read_bytes(uri)
+
+
+@pytest.mark.parametrize("num_bytes", [1000, 11 * MB])
+def test_upload_that_the_server_did_not_keep_whole_is_sent_again(
+    flaky: FlakyServer, s3_root: str, monkeypatch: pytest.MonkeyPatch, num_bytes: int
+) -> None:
+    monkeypatch.setattr("pipeline.storage.uploads._PART_BYTES", 5 * MB)
+    uri, content = storage.join(s3_root, "file"), os.urandom(num_bytes)
+    flaky.is_flaky = lambda method, _: method == "PUT"
+    flaky.faults = ["short"]
+    with storage.open_atomic(uri) as file:
+        file.write(content)
+    assert flaky.faults == []
+    assert storage.read_bytes(uri) == content
+    flaky.faults = ["short"] * 100
+    with pytest.raises(TransientStorageError, match=r"the server has other bytes: ETag"):
+        storage.write_atomic(uri, content)
+
+
+class OnlyFor:
+    """A fence that holds while its file says so."""
+
+    def __init__(self, uri: str, holder: bytes) -> None:
+        self.uri, self._holder = uri, holder
+
+    def check(self, content: bytes | None) -> None:
+        if content != self._holder:
+            raise InfinegError("it is not held")
+
+
+def test_fenced_upload_replaces_only_what_it_has_seen(
+    flaky: FlakyServer, s3_root: str, client: Any
+) -> None:
+    lease, uri = storage.join(s3_root, "data/lease"), storage.join(s3_root, "data/file")
+    put(client, lease, b"mine")
+    with storage.fenced(storage.join(s3_root, "data"), OnlyFor(lease, b"mine")):
+        for content in (b"first", b"second"):
+            storage.write_atomic(uri, content)
+            assert storage.read_bytes(uri) == content
+        flaky.faults = ["lost"]
+        flaky.is_flaky = lambda method, _: method == "PUT"
+        storage.write_atomic(uri, b"third")
+        assert storage.read_bytes(uri) == b"third"
+        storage.write_atomic(storage.join(s3_root, "elsewhere"), b"x")
+
+        put(client, lease, b"another's")
+        for change in (
+            lambda: storage.write_atomic(uri, b"fourth"),
+            lambda: storage.create_exclusive(uri + "-new", b"fourth"),
+            lambda: storage.remove_many([uri]),
+            lambda: storage.remove_tree(storage.join(s3_root, "data")),
+        ):
+            with pytest.raises(InfinegError, match="it is not held"):
+                change()
+        storage.write_atomic(storage.join(s3_root, "elsewhere"), b"y")
+    assert storage.read_bytes(uri) == b"third"
+    assert storage.list_files(storage.join(s3_root, "data")) == ["file", "lease"]
+    storage.write_atomic(uri, b"fifth")
