@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config.schema import Config
 from pipeline.curate.takedown import take_down
 from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import Dataset
@@ -14,6 +15,7 @@ from pipeline.dataset.metadata import SourcePlan, TakenDown
 from pipeline.dataset.records import encode_record
 from pipeline.errors import InfinegError
 from support.builds import Built, build_inline, config_of, copy_dataset, file_hashes, squares
+from support.crashes import crash_build
 
 
 @pytest.fixture(scope="module")
@@ -215,3 +217,40 @@ def test_files_of_an_older_version_are_read_and_named(root: Path, built: Built) 
     assert any(name.startswith("embeddings/squares/") for name in result.unchecked)
     build_more(root, built)
     assert dataset.read_latest().number == 3
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set with parts and no generation."""
+    root = tmp_path_factory.mktemp("interrupted") / "data"
+    assert crash_build(few_squares(root), "ledger", before=True)
+    return root
+
+
+def few_squares(root: Path, **build: object) -> Config:
+    return config_of(root, [squares(num_pictures=100, per_partition=100)], build=build)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".json"])
+@pytest.mark.parametrize("position", [0, 0.3, 0.5, 0.8, 1])
+def test_damaged_part_is_not_packed(
+    interrupted: Path, tmp_path: Path, suffix: str, position: float
+) -> None:
+    root = copy_dataset(interrupted, tmp_path / "data")
+    path = sorted((root / "parts/squares").rglob(f"*{suffix}"))[0]
+    flip(path, position)
+    with pytest.raises(InfinegError, match=rf"{path.name}: (damaged|not a )"):
+        build_inline(few_squares(root))
+    assert list((root / "generations").glob("*.json")) == []
+
+
+def test_damaged_embeddings_are_not_used(interrupted: Path, tmp_path: Path) -> None:
+    source = copy_dataset(interrupted, tmp_path / "source")
+    build_inline(few_squares(source))
+    again = few_squares(tmp_path / "again", embeddings_from=str(source))
+    path = sorted((source / "embeddings/squares").rglob("*.parquet"))[0]
+    flip(path, 0.5)
+    with pytest.raises(InfinegError, match=rf"embeddings/squares/.*/{path.name}: damaged"):
+        build_inline(again)
+    flip(path, 0.5)
+    assert build_inline(again).number == 1
