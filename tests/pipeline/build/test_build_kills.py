@@ -13,6 +13,7 @@ from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import Dataset
 from pipeline.dataset.lease import lease_uri
 from pipeline.dataset.metadata import PartRecord
+from pipeline.dataset.records import decode_record
 from support.builds import (
     Built,
     build_inline,
@@ -104,7 +105,7 @@ def assert_parts_are_sound(root: str) -> None:
     paths = storage.list_files(f"{root}/parts", (".json",))
     assert paths
     for path in paths:
-        part = PartRecord.model_validate_json(storage.read_bytes(f"{root}/parts/{path}"))
+        part = decode_record(path, storage.read_bytes(f"{root}/parts/{path}"), PartRecord)
         assert part.counts.adds_up()
         assert storage.sha256_of(f"{root}/{part.path}") == part.sha256
 
