@@ -108,7 +108,7 @@ def add_removed_settings(run: Path) -> None:
     for path in (run / "model.json", *(run / "checkpoints").glob("*.json")):
         if path.exists():
             record = json.loads(path.read_text())
-            record.pop("checksum")  # which that version did not write
+            record.pop("checksum", None)  # which that version did not write
             path.write_text(json.dumps(record | {"settings": record["settings"] | was}))
     path = run / "config.yaml"
     config = yaml.safe_load(path.read_text())
