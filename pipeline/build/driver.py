@@ -24,8 +24,7 @@ from pipeline.build.monitor import BuildMonitor, monitor_build
 from pipeline.build.pack import pack_generation, without_sources
 from pipeline.build.pilot import MakeWorker, plan_sources
 from pipeline.build.reading import PlannedSource, Reading, extend_plans
-from pipeline.cluster.actors import start_encoder_actors
-from pipeline.cluster.ray_data import Cluster, open_cluster
+from pipeline.cluster.workers import Cluster, open_cluster
 from pipeline.config.schema import Config, SourceEntry
 from pipeline.dataset import Dataset
 from pipeline.dataset.commit import commit, complete
@@ -94,6 +93,7 @@ def _build_rounds(
     dataset = Dataset(config.output.path)
     total = sum(round_.num_candidates for source in planned for round_ in source.rounds())
     monitor.plan(total)
+    cluster.expect(total)
     seen: SeenImages | None = None  # read once, however many rounds there are
     with Progress("build", total=total, unit="candidates") as progress:
         reading = Reading(config, planned, progress)
@@ -146,7 +146,7 @@ def _plan_on_cluster(
         gpus = config.build.gpus_per_embedder
         preparing = pool.submit(prepare_encoder, config.encoder, gpus_per_worker=gpus)
         with open_cluster(config.build) as cluster:
-            cluster, encoder = start_encoder_actors(cluster, preparing.result())
+            encoder = cluster.share(preparing.result())
             begin_dataset(config, encoder=encoder.fingerprint, embedding_dim=encoder.embedding_dim)
             info = EmbeddingsInfo(encoder=encoder.fingerprint, images=config.output.image_settings)
             if config.build.embeddings_from is not None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from pipeline import storage
 from pipeline.build.reading import Round
-from pipeline.cluster.ray_data import Cluster
+from pipeline.cluster.workers import Cluster
 from pipeline.config.schema import Config
 from pipeline.dataset import Dataset
 from pipeline.dataset.dedup import SeenImages
@@ -128,19 +128,26 @@ class ShardTask(BaseModel, frozen=True):
         return f"{self.group}-{self.number:06d}"
 
 
-def pack_shards(config: Config, tasks: Sequence[ShardTask], cluster: Cluster) -> list[ShardFile]:
-    """Writes shards on all workers; returns them in the order of their paths."""
-    dataset = Dataset(config.output.path)
-    info = dataset.read_info()
+class _Packer:
+    """Writes shards, in a worker process."""
 
-    def pack(_: None, task: ShardTask) -> Iterator[pa.Table]:
-        file = pack_shard(dataset, task, targets=info.targets, encoder=info.encoder)
+    def __init__(self, config: Config) -> None:
+        storage.configure(config.storage)
+        self._dataset = Dataset(config.output.path)
+        self._info = self._dataset.read_info()
+
+    def pack(self, task: ShardTask) -> Iterator[pa.Table]:
+        info = self._info
+        file = pack_shard(self._dataset, task, targets=info.targets, encoder=info.encoder)
         yield pa.table({"record": [file.model_dump_json()]})
 
-    open_storage = functools.partial(storage.configure, config.storage)
+
+def pack_shards(config: Config, tasks: Sequence[ShardTask], cluster: Cluster) -> list[ShardFile]:
+    """Writes shards on all workers; returns them in the order of their paths."""
+    make_packer = functools.partial(_Packer, config)
     files = []
     with Progress("pack", total=len(tasks), unit="shards") as progress:
-        for table in cluster.map(pack, tasks, make_worker=open_storage):
+        for table in cluster.map(_Packer.pack, tasks, make_worker=make_packer):
             files.append(ShardFile.model_validate_json(table["record"][0].as_py()))
             progress.advance()
     return sorted(files, key=lambda file: file.path)

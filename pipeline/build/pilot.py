@@ -13,7 +13,7 @@ from more_itertools import ilen
 from pipeline import storage
 from pipeline.build.declared import check_labels
 from pipeline.build.reading import PlannedSource
-from pipeline.cluster.ray_data import Cluster
+from pipeline.cluster.workers import Cluster
 from pipeline.config.schema import Config, SourceEntry, fingerprint
 from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation, ReferenceInfo, SourcePlan

@@ -9,11 +9,9 @@ import logging
 import math
 import os
 import pickle
-import site
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -25,6 +23,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_config import JobConfig
 
 from pipeline.cluster.deaths import DIED, ending_with_children, named_deaths, watching_head
+from pipeline.cluster.processes import Method, own_folders
 from pipeline.config.build import BuildConfig
 from pipeline.errors import InfinegError
 
@@ -41,31 +40,25 @@ _BYTES_FOR_BATCHES = 64 * 2**20  # per worker, for batches sent to actors
 # In a window: enough that waiting for its last task hardly counts.
 _TASKS_PER_WORKER = 16
 
-_Method = Callable[[Any, Any], Iterator[pa.Table]]
-
 # The job of a worker process. In the module, because Ray runs many tasks in one process and passes
 # nothing from one to the next; its actors do, but would open their encoder again for each window.
-_jobs: dict[str, tuple[Any, _Method]] = {}
+_jobs: dict[str, tuple[Any, Method]] = {}
 
 
 @dataclass(frozen=True)
-class Cluster:
+class RayCluster:
     """A running Ray, and how many of its CPUs and GPUs to use."""
 
     config: BuildConfig
     num_workers: int
 
     def map(
-        self, method: _Method, tasks: Iterable[BaseModel], *, make_worker: Callable[[], Any]
+        self, method: Method, tasks: Iterable[BaseModel], *, make_worker: Callable[[], Any]
     ) -> Iterator[pa.Table]:
-        """Yields the tables of `method(worker, task)` for each task, as they come, in any order.
+        """See `workers.Cluster.map`.
 
         Tasks are taken from their iterator a window at a time, and a window is finished before the
         next one begins: the driver holds no more of them, however many there are.
-
-        `make_worker` is called once per process. A task whose process dies is run again, and
-        `method` must then yield as many tables as before. An InfinegError is raised here as it was
-        raised there; any other error is a bug and stops everything.
         """
         job = ray.put((make_worker, method))
         for window in chunked(tasks, _TASKS_PER_WORKER * self.num_workers):
@@ -98,14 +91,15 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def open_cluster(config: BuildConfig) -> Iterator[Cluster]:
+def open_ray(config: BuildConfig) -> Iterator[RayCluster]:
     """Joins the cluster at `config.address`, or starts one on this machine and ends it."""
+    is_own = config.address in (None, "local")
     debug = _log.isEnabledFor(logging.DEBUG)
     options: dict[str, Any] = {
         "logging_level": logging.INFO if debug else logging.ERROR,
         "log_to_driver": debug,
     }
-    if config.address is None:
+    if is_own:
         # Ray must report all that is asked for, even if the machine has fewer.
         num_actors = (config.actors or 1) if config.embed_on == "actors" else 0
         asked = (config.workers or 1) * config.cpus_per_worker + num_actors * config.cpus_per_actor
@@ -131,12 +125,12 @@ def open_cluster(config: BuildConfig) -> Iterator[Cluster]:
         # Without these Ray hangs for up to a minute, or ends this process without a message.
         with (
             ending_with_children({"raylet", "gcs_server"}, f"infineg: {DIED}\n"),
-            watching_head(config.address),
+            watching_head(None if is_own else config.address),
             named_deaths(),
         ):
             cluster_resources: Any = ray.cluster_resources
             resources = cluster_resources()
-            if config.address is not None:
+            if not is_own:
                 dashboard = context.dashboard_url  # HOST:PORT, or empty if the cluster runs none
                 _log.info(
                     "joined the Ray cluster at %s: %d nodes, %g CPUs, %g GPUs; %s",
@@ -146,7 +140,7 @@ def open_cluster(config: BuildConfig) -> Iterator[Cluster]:
                 )  # fmt: skip
             num_cpus = resources.get("CPU", 1)
             num_workers = config.workers or config.most_workers(cpus=num_cpus)
-            yield Cluster(config, num_workers)
+            yield RayCluster(config, num_workers)
     finally:
         ray.shutdown()
 
@@ -158,15 +152,13 @@ def _own_code() -> Iterator[JobConfig]:
     By default Ray puts the working folder and the script's folder first on the path of its workers.
     A user's own `train.py` or `pipeline/` there would be imported in place of ours.
     """
-    root = str(Path(__file__).parents[2])
-    paths = [] if root in site.getsitepackages() else [root]  # else a checkout
     before = sys.path
     script_dir = os.path.dirname(os.path.realpath(sys.argv[0]))
     # Another list: a thread that imports something meanwhile would skip an entry of a changed one.
     sys.path = [path for path in before if path != script_dir]
     try:
         # Like a Ray client, whose working folder is not on the cluster.
-        yield JobConfig(_client_job=True, _py_driver_sys_path=paths)
+        yield JobConfig(_client_job=True, _py_driver_sys_path=own_folders())
     finally:
         sys.path = before
 
@@ -210,7 +202,7 @@ def _run_tasks(batch: pa.Table, *, job: Sequence["ray.ObjectRef[Any]"]) -> Itera
         yield _result(error)
 
 
-def _open_job(job: "ray.ObjectRef[Any]") -> tuple[Any, _Method]:
+def _open_job(job: "ray.ObjectRef[Any]") -> tuple[Any, Method]:
     """The worker of this process and its method."""
     if job.hex() not in _jobs:
         _jobs.clear()  # first: two encoders may not fit on a GPU

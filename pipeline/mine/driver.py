@@ -18,8 +18,7 @@ from pydantic import BaseModel
 
 from pipeline import storage
 from pipeline.build.changes import find_changes
-from pipeline.cluster.actors import start_encoder_actors
-from pipeline.cluster.ray_data import Cluster, open_cluster
+from pipeline.cluster.workers import Cluster, open_cluster
 from pipeline.config.schema import Config, fingerprint
 from pipeline.dataset import Dataset
 from pipeline.dataset.commit import commit, complete
@@ -122,9 +121,10 @@ def _mine_sources(
     folder = _work_folder(dataset, parent, request)
     rounds = [r for s in parent.sources if s.name in names for r in rounds_of(s, folder)]
     embeddings: Embeddings = {r.name: find_embeddings(dataset, r) for r in rounds}
+    cluster.expect(_num_rows(rounds))
     encoder = None
     if None in embeddings.values():
-        cluster, encoder = start_encoder_actors(cluster, _prepare_encoder(config))
+        encoder = cluster.share(_prepare_encoder(config))
     make_worker = functools.partial(MineWorker, config, scorer, encoder, parent.taken_down)
     workers = _Workers(cluster, make_worker)
     embeddings = _score(config, scorer, rounds, embeddings, workers)

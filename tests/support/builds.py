@@ -23,6 +23,7 @@ from pipeline.config.schema import Config
 from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import RawSample
+from pipeline.encoders.runtimes import PreparedEncoder
 from pipeline.sources import open_source
 from support.corpus import odd_but_usable, unusable
 from support.pictures import first_pictures
@@ -133,6 +134,12 @@ class InlineCluster:
 
     config = BuildConfig(embed_on="worker")
     num_workers = 1
+
+    def expect(self, num_images: int) -> None:
+        pass
+
+    def share(self, encoder: PreparedEncoder) -> PreparedEncoder:
+        return encoder
 
     def map(
         self,

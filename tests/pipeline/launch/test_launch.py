@@ -29,7 +29,8 @@ from support.launching import (
     put_recorder,
     write_config,
 )
-from support.processes import call_infineg, run_infineg, write_impostors
+from support.processes import Host, call_infineg, free_port, run_infineg, write_impostors
+from support.ray_nodes import ray_nodes
 
 HOSTILE = (
     'a"b; touch OWNED #',
@@ -384,15 +385,6 @@ def test_local_launch_builds(tmp_path: Path) -> None:
     assert Dataset(str(tmp_path / "data")).read_generation().counts.read == 248
 
 
-_RAY_HEAD = """
-import sys, ray
-context = ray.init(num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1",
-    dashboard_port=0, logging_level=40, log_to_driver=False, object_store_memory=2**27)
-print("http://" + context.dashboard_url, flush=True)
-sys.stdin.read()
-"""
-
-
 @pytest.mark.cluster
 @pytest.mark.timeout(300)
 def test_job_submitted_to_a_running_ray_builds(tmp_path: Path) -> None:
@@ -401,19 +393,13 @@ def test_job_submitted_to_a_running_ray_builds(tmp_path: Path) -> None:
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(Path(__file__).parents[3]),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # Ray begins with a token by default, and wants to see it at every door.
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": "5" * 64,
     }
-    with subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", _RAY_HEAD],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-        text=True,
-    ) as head:
-        address = head.stdout.readline().strip()
+    host = Host("127.0.0.1")
+    port = free_port()
+    address = f"http://{host.address}:{port}"
+    with ray_nodes([host], num_started=0) as cluster:
+        cluster.start(num_cpus=2, dashboard_port=port)
+        environment |= cluster.env
         for attempt in range(20):
             code, output = run_infineg(
                 *("launch", "build", config, "--on", "ray"),
@@ -431,7 +417,6 @@ def test_job_submitted_to_a_running_ray_builds(tmp_path: Path) -> None:
             ["ray", "job", "logs", "--follow", "--address", address, job[0]],
             env=environment, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
-        head.stdin.close()  # which ends it
     output = followed.stdout + followed.stderr
     assert "committed generation 1" in output
     # Wrapped to the width of a terminal that is none.
