@@ -151,8 +151,9 @@ class _Process:
 
     def _last_words(self) -> str:
         self._log.seek(0)
-        lines = self._log.read()[-2000:].decode(errors="replace").split("\n")
-        return f" ({'; '.join(lines[-5:])})" if any(lines) else ""
+        text, _, _ = self._log.read(10_000).decode(errors="replace").partition("Extension modules:")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return f" ({'; '.join(lines[:5])})" if lines else ""
 
 
 def own_folders() -> list[str]:

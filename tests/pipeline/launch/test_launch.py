@@ -373,12 +373,13 @@ def test_cluster_that_grows_is_told_how_far_and_waits_for_a_killed_build(config:
         build_of(*sizes, embed)
 
 
-@pytest.mark.cluster
-def test_local_launch_builds(tmp_path: Path) -> None:
-    """In a folder with files of a user that workers of Ray must not import."""
+@pytest.mark.parametrize("address", ["null", pytest.param("local", marks=pytest.mark.cluster)])
+def test_local_launch_builds(address: str, tmp_path: Path) -> None:
+    """In a folder with files of a user that workers must not import, of Ray or without."""
     write_impostors(tmp_path)
     config = write_config(tmp_path / "cats.yaml", build={"workers": 1})
     arguments = ["launch", "build", config.name, "--on", "local", "--set", "output.path=data"]
+    arguments += ["--set", f"build.address={address}"]
     code, output = run_infineg(*arguments, log=tmp_path / "log", cwd=tmp_path)
     assert code == 0, output
     assert "IMPOSTOR" not in output
