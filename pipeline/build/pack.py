@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from pipeline import storage
 from pipeline.build.reading import Round
+from pipeline.cluster.processes import Task
 from pipeline.cluster.workers import Cluster
 from pipeline.config.schema import Config
 from pipeline.dataset import Dataset
@@ -114,7 +115,7 @@ class Piece(BaseModel, frozen=True):
     rows: tuple[int, ...]
 
 
-class ShardTask(BaseModel, frozen=True):
+class ShardTask(Task, frozen=True):
     """One shard to write: `group` is its path without the number and suffix."""
 
     source: str

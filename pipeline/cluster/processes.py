@@ -6,6 +6,7 @@ Ray takes ten seconds to start, and some more per worker, which is longer than a
 import contextlib
 import faulthandler
 import itertools
+import logging
 import os
 import pickle
 import signal
@@ -16,30 +17,32 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 from pydantic import BaseModel
 
 from pipeline.errors import InfinegError
 
-_MOST_DEATHS = 3  # of the processes that run one task
+_log = logging.getLogger(__name__)
+
+MOST_DEATHS = 3  # of the processes that run one task
 _SERVE = "from pipeline.cluster.processes import serve; serve({})"
 
-Method = Callable[[Any, Any], Iterator[pa.Table]]
+Method = Callable[[Any, Any], Iterator[Any]]
 
 
-@dataclass
-class _Attempt:
-    """A task, and what processes that have died did of it."""
+class Task(BaseModel, frozen=True):
+    """What a worker process is to do."""
 
-    task: BaseModel
-    num_tables: int = 0  # passed on
-    num_deaths: int = 0
-    num_seen: int = 0  # of this process
+    careful: bool = False  # processes have died of it: read in another one, see `worker.careful`
+
+
+class Died(Exception):
+    """A process has ended: how, and its last words."""
 
 
 class Processes:
@@ -49,62 +52,93 @@ class Processes:
         """threads: of the libraries for linear algebra, in each process."""
         self.num_workers = num_workers
         self._threads = threads
-        self._jobs = itertools.count()
-        self._idle = [_Process(threads) for _ in range(num_workers)]  # which import meanwhile
+        self._idle = [Process(threads=threads) for _ in range(num_workers)]  # they import meanwhile
 
     def close(self) -> None:
         while self._idle:
             self._idle.pop().kill()
 
     def map(
-        self, method: Method, tasks: Iterable[BaseModel], *, make_worker: Callable[[], Any]
+        self, method: Method, tasks: Iterable[Task], *, make_worker: Callable[[], Any]
     ) -> Iterator[pa.Table]:
         """See `workers.Cluster.map`."""
-        number, job = next(self._jobs), pickle.dumps((make_worker, method))
-        waiting: Iterator[_Attempt] = map(_Attempt, tasks)
-        running: dict[Connection, tuple[_Process, _Attempt]] = {}
+        job = pickle.dumps((make_worker, method))
+        waiting: Iterator[Attempt] = map(Attempt, tasks)
+        running: dict[Connection, tuple[Process, Attempt]] = {}
         try:
             while True:
                 for attempt in itertools.islice(waiting, self.num_workers - len(running)):
-                    process = self._idle.pop() if self._idle else _Process(self._threads)
+                    process = self._idle.pop() if self._idle else Process(threads=self._threads)
+                    process.begin(job, attempt.task)
                     running[process.connection] = process, attempt
-                    process.send(number, job, attempt)
                 if not running:
                     return
                 for connection in wait(list(running)):
-                    process, attempt = running[connection]  # type: ignore[index]
+                    assert isinstance(connection, Connection)
+                    process, attempt = running[connection]
                     try:
                         result = process.receive()
-                    except (EOFError, ConnectionError):
-                        del running[process.connection]
-                        again = process.died(attempt)
-                        waiting = itertools.chain([again], waiting)
+                    except Died as died:
+                        del running[connection]
+                        waiting = itertools.chain([attempt.again(died)], waiting)
                         continue
-                    if isinstance(result, Exception):
-                        raise result
                     if result is None:
-                        del running[process.connection]
+                        del running[connection]
                         self._idle.append(process)
-                        continue
-                    attempt.num_seen += 1
-                    if attempt.num_seen > attempt.num_tables:
-                        attempt.num_tables += 1
+                    elif attempt.is_new():
                         yield result
         finally:
             for process, _ in running.values():
                 process.kill()
 
 
-class _Process:
-    """A running Python that waits for tasks, and ends when this process does."""
+@dataclass
+class Attempt:
+    """A task, what was already received of it, and what it has cost."""
 
-    def __init__(self, threads: int) -> None:
+    task: Task
+    num_passed_on: int = 0  # tables
+    num_received: int = 0  # in this attempt
+    num_deaths: int = 0
+
+    def is_new(self) -> bool:
+        """Counts another table; whether no earlier attempt has brought it."""
+        self.num_received += 1
+        is_new = self.num_received > self.num_passed_on
+        self.num_passed_on += is_new
+        return is_new
+
+    def again(self, died: Died) -> Self:
+        """The next attempt; raises InfinegError if there were enough."""
+        if self.num_deaths + 1 == MOST_DEATHS:
+            return self.carefully(died)
+        return replace(self, num_received=0, num_deaths=self.num_deaths + 1)
+
+    def carefully(self, died: Exception) -> Self:
+        """The attempt after `MOST_DEATHS`; raises InfinegError if it was one with care."""
+        if self.task.careful:
+            raise InfinegError(
+                f"worker processes died one after the other of the same task, the last by {died}: "
+                f"{self.task}. Perhaps memory is short (see `dmesg`): then set build.workers "
+                "lower. Run the same command again: it resumes"
+            )
+        _log.warning(
+            "%d worker processes died of one task, the last by %s. It is read again with care, and "
+            "the samples that they died of are rejected as crashed: %s",
+            MOST_DEATHS, died, self.task,
+        )  # fmt: skip
+        task = self.task.model_copy(update={"careful": True})
+        return replace(self, task=task, num_received=0, num_deaths=0)
+
+
+class Process:
+    """A running Python that does tasks, one at a time, and ends when this process does."""
+
+    def __init__(self, *, threads: int) -> None:
         self.connection, theirs = Pipe()
-        self._job: int | None = None
+        self._job = b""
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
-        path = os.pathsep.join([*own_folders(), os.environ.get("PYTHONPATH", "")]).rstrip(
-            os.pathsep
-        )
+        path = [*own_folders(), *filter(None, [os.environ.get("PYTHONPATH")])]
         with theirs:
             self._popen = subprocess.Popen(
                 # Safe: the working folder and the script's folder are not on its path.
@@ -112,35 +146,31 @@ class _Process:
                 stdin=subprocess.PIPE,  # its end tells that this process has ended
                 stdout=self._log, stderr=self._log,
                 pass_fds=[theirs.fileno()],
-                env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)},
+                env=os.environ
+                | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": str(threads)},
             )  # fmt: skip
 
-    def send(self, number: int, job: bytes, attempt: _Attempt) -> None:
-        attempt.num_seen = 0
-        with contextlib.suppress(ConnectionError):  # which `receive` will notice
-            if number != self._job:
-                self._job = number
+    def begin(self, job: bytes, task: Task) -> None:
+        """job: a pickled pair of `make_worker` and `method`, see `workers.Cluster.map`."""
+        with contextlib.suppress(ConnectionError):  # `receive` will notice
+            if job != self._job:
+                self._job = job
                 self.connection.send(job)
-            self.connection.send(attempt.task)
+            self.connection.send(task)
 
-    def receive(self) -> pa.Table | Exception | None:
-        """A table, an error, or that the task is done."""
-        return self.connection.recv()
-
-    def died(self, attempt: _Attempt) -> _Attempt:
-        """The next attempt. Raises InfinegError if it would be one too many."""
-        code = self._popen.wait()
-        attempt.num_deaths += 1
-        last_words = self._last_words()
-        self.kill()
-        if attempt.num_deaths < _MOST_DEATHS:
-            return attempt
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        raise InfinegError(
-            f"{_MOST_DEATHS} worker processes died one after the other of the same task, the last "
-            f"by {how}{last_words}: {attempt.task}. Perhaps memory is short (see `dmesg`): then "
-            "set build.workers lower. Run the same command again: it resumes"
-        )
+    def receive(self) -> Any:
+        """What `method` yields next, or None at its end. Raises its error, or Died."""
+        try:
+            result = self.connection.recv()
+        except (EOFError, ConnectionError):
+            code = self._popen.wait()
+            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            last_words = self._last_words()
+            self.kill()
+            raise Died(how + last_words) from None
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     def kill(self) -> None:
         self._popen.kill()
@@ -150,6 +180,7 @@ class _Process:
             file.close()
 
     def _last_words(self) -> str:
+        """What `faulthandler` has written, up to the innermost frames."""
         self._log.seek(0)
         text, _, _ = self._log.read(10_000).decode(errors="replace").partition("Extension modules:")
         lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -5,8 +5,10 @@ memory before the first one runs, a row costs neither.
 """
 
 import contextlib
+import itertools
 import logging
 import math
+import operator
 import os
 import pickle
 import sys
@@ -18,12 +20,11 @@ import pyarrow as pa
 import ray
 import ray.data
 from more_itertools import chunked
-from pydantic import BaseModel
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, OutOfMemoryError, WorkerCrashedError
 from ray.job_config import JobConfig
 
 from pipeline.cluster.deaths import DIED, ending_with_children, named_deaths, watching_head
-from pipeline.cluster.processes import Method, own_folders
+from pipeline.cluster.processes import MOST_DEATHS, Attempt, Method, Task, own_folders
 from pipeline.config.build import BuildConfig
 from pipeline.errors import InfinegError
 
@@ -53,7 +54,7 @@ class RayCluster:
     num_workers: int
 
     def map(
-        self, method: Method, tasks: Iterable[BaseModel], *, make_worker: Callable[[], Any]
+        self, method: Method, tasks: Iterable[Task], *, make_worker: Callable[[], Any]
     ) -> Iterator[pa.Table]:
         """See `workers.Cluster.map`.
 
@@ -62,12 +63,30 @@ class RayCluster:
         """
         job = ray.put((make_worker, method))
         for window in chunked(tasks, _TASKS_PER_WORKER * self.num_workers):
-            yield from self._map_window(window, job)
+            yield from self._map_window([Attempt(task) for task in window], job)
 
     def _map_window(
-        self, tasks: Sequence[BaseModel], job: "ray.ObjectRef[Any]"
+        self, attempts: Sequence[Attempt], job: "ray.ObjectRef[Any]"
     ) -> Iterator[pa.Table]:
-        blocks = [pa.table({"task": [pickle.dumps(task)]}) for task in tasks]
+        while attempts:
+            is_done = [False] * len(attempts)
+            try:
+                for number, result in self._run([each.task for each in attempts], job):
+                    if result is None:
+                        is_done[number] = True
+                    elif attempts[number].is_new():
+                        yield result
+            except (WorkerCrashedError, OutOfMemoryError) as died:  # of the last attempt of a task
+                left = itertools.compress(attempts, map(operator.not_, is_done))
+                attempts = [each.carefully(died) for each in left]
+            else:
+                return
+
+    def _run(
+        self, tasks: Sequence[Task], job: "ray.ObjectRef[Any]"
+    ) -> Iterator[tuple[int, pa.Table | None]]:
+        """Each result with the number of its task; None when that is done."""
+        blocks = [pa.table({"task": [pickle.dumps(each)]}) for each in enumerate(tasks)]
         run_tasks: Any = _run_tasks  # Ray's types know no generator with keyword arguments
         results = ray.data.from_arrow(blocks).map_batches(
             run_tasks,
@@ -77,6 +96,7 @@ class RayCluster:
             concurrency=min(self.num_workers, len(blocks)),  # Ray warns if it is larger
             num_cpus=self.config.cpus_per_worker,
             num_gpus=self.config.gpus_per_worker or None,
+            ray_remote_args_fn=lambda: {"max_retries": MOST_DEATHS - 1},
             max_calls=0,  # keeps a GPU process, with its encoder, for the next task
         )
         # Not iter_batches: with prefetch_batches=0 it leaves a thread behind for each call, with
@@ -187,17 +207,20 @@ def _configure_ray_data(debug: bool) -> None:
     # One operator does all the work; reserving half of the CPUs for others would idle them.
     context.op_resource_reservation_enabled = False
     if not debug:
-        for name in ("ray.data", "ray"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        # It logs the error of a task, which is raised here, too.
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
 def _run_tasks(batch: pa.Table, *, job: Sequence["ray.ObjectRef[Any]"]) -> Iterator[pa.Table]:
     """Runs inside a worker process. An InfinegError is a result, since Ray would reword it."""
     try:
         worker, method = _open_job(job[0])
-        for task in batch["task"]:
-            for table in method(worker, pickle.loads(task.as_py())):
-                yield _result(table)
+        for pickled in batch["task"]:
+            number, task = pickle.loads(pickled.as_py())
+            for table in method(worker, task):
+                yield _result((number, table))
+            yield _result((number, None))
     except InfinegError as error:
         yield _result(error)
 
@@ -211,6 +234,6 @@ def _open_job(job: "ray.ObjectRef[Any]") -> tuple[Any, Method]:
     return _jobs[job.hex()]
 
 
-def _result(result: pa.Table | InfinegError) -> pa.Table:
+def _result(result: tuple[int, pa.Table | None] | InfinegError) -> pa.Table:
     """Pickled, since Ray would want one schema for all results."""
     return pa.table({"result": [pickle.dumps(result)]})

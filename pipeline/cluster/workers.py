@@ -8,9 +8,8 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 import torch
-from pydantic import BaseModel
 
-from pipeline.cluster.processes import Method, Processes
+from pipeline.cluster.processes import Method, Processes, Task
 from pipeline.config.build import BuildConfig
 from pipeline.encoders.runtimes import PreparedEncoder
 
@@ -23,7 +22,7 @@ class _Workers(Protocol):
     def num_workers(self) -> int: ...
 
     def map(
-        self, method: Method, tasks: Iterable[BaseModel], *, make_worker: Callable[[], Any]
+        self, method: Method, tasks: Iterable[Task], *, make_worker: Callable[[], Any]
     ) -> Iterator[pa.Table]: ...
 
 
@@ -49,7 +48,7 @@ class Cluster:
         return self._workers.num_workers
 
     def map(
-        self, method: Method, tasks: Iterable[BaseModel], *, make_worker: Callable[[], Any]
+        self, method: Method, tasks: Iterable[Task], *, make_worker: Callable[[], Any]
     ) -> Iterator[pa.Table]:
         """Yields the tables of `method(worker, task)` for each task, as they come, in any order.
 

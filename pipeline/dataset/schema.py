@@ -27,6 +27,7 @@ class RejectReason(StrEnum):
     TOO_LARGE = "too_large"
     BAD_ASPECT = "bad_aspect"
     UNSUPPORTED_MODE = "unsupported_mode"
+    CRASHED = "crashed"  # it ended the processes that read it
     DUPLICATE = "duplicate"
     IN_EVAL_SET = "in_eval_set"
     SUSPECTED_POSITIVE = "suspected_positive"
@@ -51,6 +52,7 @@ class RawSample:
     # A label issue that the source knows of, because of which a sample without label is not a safe
     # negative: suspected_positive (it goes to quarantine) or conflicting_labels.
     doubt: RejectReason | None = None
+    reject: RejectReason | None = None  # known before it is decoded
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-from pydantic import BaseModel
 
 from pipeline import storage
 from pipeline.build.changes import find_changes
+from pipeline.cluster.processes import Task
 from pipeline.cluster.workers import Cluster, open_cluster
 from pipeline.config.schema import Config, fingerprint
 from pipeline.dataset import Dataset
@@ -162,7 +162,7 @@ class _Workers:
         self,
         what: str,
         method: Callable[[MineWorker, Any], Iterator[pa.Table]],
-        tasks: Iterable[BaseModel],
+        tasks: Iterable[Task],
         num_images: int,
     ) -> None:
         with Progress(what, total=num_images, unit="images") as progress:

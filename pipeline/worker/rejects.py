@@ -19,6 +19,7 @@ _BAD_DATA = frozenset(
         RejectReason.TOO_LARGE,
         RejectReason.BAD_ASPECT,
         RejectReason.UNSUPPORTED_MODE,
+        RejectReason.CRASHED,
     }
 )
 _OPEN_IT = "Open that file: it may be an error page, or cut off."

@@ -116,7 +116,7 @@ def _read_sample(positioned: Positioned, defaults: SourceDefaults) -> dict[str, 
         "doubt": sample.doubt,
         "content_hash": content_hash,
         "image": sample.image,
-        "reject_reason": None,
+        "reject_reason": sample.reject,
     }
 
 
