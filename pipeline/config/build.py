@@ -45,8 +45,8 @@ class BuildConfig(BaseModel, frozen=True, extra="forbid"):
     )
     address: str | None = Field(
         None,
-        description="Address of a Ray cluster; local starts one on this machine. Default: processes "
-        "of this machine, and a local Ray from 10,000 images on, for actors and for GPUs.",
+        description="Address of a Ray cluster; local starts one on this machine. Default: "
+        "processes of this machine, and a local Ray from 10,000 images on, for actors and GPUs.",
     )
     keep_embeddings: bool = Field(
         True,
