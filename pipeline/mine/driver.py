@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from pipeline import storage
 from pipeline.build.changes import find_changes
+from pipeline.build.files import settle_files
 from pipeline.cluster.actors import start_encoder_actors
 from pipeline.cluster.ray_data import Cluster, open_cluster
 from pipeline.config.schema import Config, fingerprint
@@ -95,6 +96,7 @@ def mine(
 
 
 def _mined_sources(config: Config, parent: Generation, only: Sequence[str]) -> list[SourceRecord]:
+    settle_files(config, parent, only)
     changes = find_changes(config, parent, only)
     if changed := [*(entry.name for entry in changes.build), *sorted(changes.drop)]:
         raise ConfigError(
