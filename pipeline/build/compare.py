@@ -1,6 +1,7 @@
 """Reads a source again and compares it with the rows that a data set has of it."""
 
 import itertools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from operator import itemgetter
 from typing import Any
@@ -11,8 +12,11 @@ from pipeline.config.schema import Config, SourceEntry
 from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import SourceRecord
 from pipeline.dataset.schema import Partition, Positioned, RejectReason
+from pipeline.errors import ConfigError, InfinegError, TransientStorageError
 from pipeline.sources import Source
 from pipeline.worker.steps.read import SourceDefaults, read_batch
+
+_log = logging.getLogger(__name__)
 
 _READ_AT_ONCE = 16
 _OF_SAMPLE = (
@@ -113,8 +117,13 @@ def _read_again(
         Positioned(partition.id, ordinal, sample)
         for ordinal, sample in enumerate(source.read(partition))
     )
-    for some in chunked(itertools.islice(samples, number), _READ_AT_ONCE):
-        yield from read_batch(some, defaults).select(_COLUMNS).to_pylist()
+    try:
+        for some in chunked(itertools.islice(samples, number), _READ_AT_ONCE):
+            yield from read_batch(some, defaults).select(_COLUMNS).to_pylist()
+    except (ConfigError, TransientStorageError):
+        raise
+    except InfinegError as error:  # broken now, and it was not
+        _log.warning("%s", error)
 
 
 def _is_same(then: Row, now: Row) -> bool:

@@ -1,55 +1,36 @@
 """Whether the files of a source are still those that it was planned with.
 
-Each source that reads files is planned with a table of them: name, size and a hash of what its
-storage gives as version, an ETag or a commit or the time of the last change. A later build lists
-the files again, which opens none. A file that is new, gone or of another size is a change. One of
-the same size with another version may be the same: copying a folder gives every file another time,
-and S3 gives the same bytes another ETag if they come in other pieces. Such files alone are read
-again and compared with the ledger. A digest of parts of a file would miss one member of a tar, and
-one of all of it would read every source twice.
+Each source that reads files is planned with a table of them, and a later build lists them again,
+which opens none. A file that is new, gone or of another size is a change. One of the same size with
+another version may be the same: copying a folder gives every file another time, and S3 gives the
+same bytes another ETag if they come in other pieces. Such files alone are read again and compared
+with the ledger. A digest of parts of a file would miss one member of a tar, and one of all of it
+would read every source twice.
 """
 
-import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from pipeline import storage
 from pipeline.build.compare import find_changed_files, lost_partitions
+from pipeline.build.file_tables import (
+    FileChanges,
+    compare_files,
+    list_files,
+    read_files,
+    remove_other_files,
+    write_files,
+)
 from pipeline.config.schema import Config, SourceEntry
 from pipeline.dataset import Dataset
-from pipeline.dataset.keys import sha256_hex, short_hash
 from pipeline.dataset.metadata import Generation, SourcePlan, SourceRecord
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.selection.plan import draw_of, plan_fingerprint
-from pipeline.sources import Source, StoredSource, open_entry
-from pipeline.sources.readers.patterns import address_id
+from pipeline.sources import StoredSource, open_entry
 
 _log = logging.getLogger(__name__)
-
-_SCHEMA = pa.schema([("name", pa.string()), ("size", pa.int64()), ("stamp", pa.uint64())])
-_NUM_EXAMPLES = 3
-
-
-@dataclass(frozen=True)
-class FileChanges:
-    """Names of files that differ between two listings of a source."""
-
-    added: Sequence[str] = ()
-    removed: Sequence[str] = ()
-    changed: Sequence[str] = ()
-    touched: Sequence[str] = ()  # same size, another version: reading shows whether they changed
-
-    def __str__(self) -> str:
-        """`1 added, 2 changed, such as a.jpg, b.jpg`; "" if nothing has changed for certain."""
-        kinds = {"added": self.added, "removed": self.removed, "changed": self.changed}
-        counts = ", ".join(f"{len(names):,} {kind}" for kind, names in kinds.items() if names)
-        names = [name for some in kinds.values() for name in some]
-        return counts and f"{counts}, such as {', '.join(names[:_NUM_EXAMPLES])}"
 
 
 @dataclass(frozen=True)
@@ -62,74 +43,11 @@ class _Planned:
     plan: SourcePlan | None  # None of positives that are only in the reference bank so far
 
 
-def write_files(dataset: Dataset, name: str, files: pa.Table) -> str:
-    """Keeps the table of a source's files; returns its path.
-
-    The name follows from the content, so that the table of a plan that is still in use stays.
-    """
-    buffer = io.BytesIO()
-    pq.write_table(
-        files,
-        buffer,
-        compression="zstd",
-        use_dictionary=False,
-        column_encoding={"name": "DELTA_BYTE_ARRAY"},  # names of a folder begin alike
-    )
-    path = f"plans/{name}-{sha256_hex(buffer.getvalue())[:16]}.parquet"
-    storage.write_atomic(dataset.uri(path), buffer.getvalue())
-    return path
-
-
-def remove_other_files(dataset: Dataset, name: str, path: str) -> None:
-    """Removes the tables of a source that its plan no longer names."""
-    found = storage.list_prefix(dataset.uri(f"plans/{name}-"))
-    storage.remove_many(uri for uri in found if uri != dataset.uri(path))
-
-
-def list_files(source: Source) -> pa.Table | None:
-    """The files of a source as they are now, sorted; None if it reads none.
-
-    About 16 bytes a file once it is written.
-    """
-    if not isinstance(source, StoredSource):
-        return None
-    files = list(source.files())
-    stamps = (int(short_hash(file.stamp), 16) if file.stamp else 0 for file in files)
-    columns = [
-        pa.array((address_id(file.uri) for file in files), pa.string()),
-        pa.array((file.size for file in files), pa.int64()),
-        pa.array(stamps, pa.uint64()),
-    ]
-    table = pa.Table.from_arrays(columns, schema=_SCHEMA)
-    # Two settings may name the same file.
-    distinct = table.group_by(_SCHEMA.names, use_threads=False).aggregate([])
-    return distinct.sort_by([(name, "ascending") for name in _SCHEMA.names])
-
-
-def compare_files(then: pa.Table, now: pa.Table) -> FileChanges:
-    """Differences of two listings, both sorted by name."""
-    if then.equals(now):
-        return FileChanges()
-    is_kept = pc.is_in(then["name"], value_set=now["name"])
-    is_old = pc.is_in(now["name"], value_set=then["name"])
-    before, after = then.filter(is_kept), now.filter(is_old)
-    sizes = pc.not_equal(before["size"], after["size"])  # null if one is unknown
-    is_changed = pc.fill_null(sizes, False)
-    is_touched = pc.or_(pc.not_equal(before["stamp"], after["stamp"]), pc.is_null(sizes))
-    return FileChanges(
-        added=now.filter(pc.invert(is_old))["name"].to_pylist(),
-        removed=then.filter(pc.invert(is_kept))["name"].to_pylist(),
-        changed=after.filter(is_changed)["name"].to_pylist(),
-        touched=after.filter(pc.and_not(is_touched, is_changed))["name"].to_pylist(),
-    )
-
-
 def may_have_changed(config: Config, only: Sequence[str] = ()) -> bool:
     """Whether `settle_files` has anything to look at. Lists files and reads none."""
     dataset = Dataset(config.output.path)
     return any(
-        not planned.path
-        or not _read_files(dataset, planned.path).equals(list_files(planned.source))
+        not planned.path or not read_files(dataset, planned.path).equals(list_files(planned.source))
         for planned in _planned_sources(dataset, config, only)
     )
 
@@ -184,16 +102,6 @@ def _planned_sources(dataset: Dataset, config: Config, only: Sequence[str]) -> I
             yield _Planned(entry, source, path, plan)
 
 
-def _read_files(dataset: Dataset, path: str) -> pa.Table:
-    try:
-        return dataset.read_table(path)
-    except FileNotFoundError:
-        raise InfinegError(
-            f"{dataset.uri(path)}: no such file, so that nothing tells whether the source has "
-            "changed. Restore it, or build a new data set: --set output.path=NEW_PATH"
-        ) from None
-
-
 def _record_of(planned: _Planned, latest: Generation) -> SourceRecord | None:
     """What the latest generation has by this plan."""
     fingerprint = planned.plan.fingerprint if planned.plan else None
@@ -210,6 +118,13 @@ def _is_begun(dataset: Dataset, planned: _Planned, record: SourceRecord | None) 
     return next(dataset.iterate_parts(plan.source, 1), None) is not None
 
 
+def _is_finished(planned: _Planned, record: SourceRecord | None) -> bool:
+    """Whether all that was planned of a source is in a generation."""
+    if planned.plan is None or record is None:
+        return False
+    return record.num_partitions >= planned.plan.num_partitions
+
+
 def _find_changes(
     config: Config,
     dataset: Dataset,
@@ -220,13 +135,13 @@ def _find_changes(
     """All changes, after reading the files of which the listing leaves it open."""
     entry = planned.entry
     if not planned.path:
-        return FileChanges(removed=lost_partitions(dataset, planned.source, record))
-    changes = compare_files(_read_files(dataset, planned.path), now)
-    if planned.source.is_endless:
-        changes = replace(changes, added=())  # it grows
+        lost = lost_partitions(dataset, planned.source, record)
+        return FileChanges(removed=[f"partition {name}" for name in lost])
+    changes = compare_files(read_files(dataset, planned.path), now)
     if not changes.touched or str(changes):
         return changes
-    if planned.plan is None:  # of positives there is nothing yet to compare with
+    if config.role_of(entry) == "positive" and not _is_finished(planned, record):
+        # The reference bank was made of all of them, and not all are in a ledger to compare with.
         return replace(changes, changed=changes.touched)
     _log.info(
         "source %r: %s files have the sizes that they had, but another ETag or time, such as %s; "
@@ -242,7 +157,7 @@ def _find_changes(
 def _keep_files(dataset: Dataset, config: Config, planned: _Planned, now: pa.Table) -> None:
     """Records the files as they are now, if they are recorded otherwise."""
     name = planned.entry.name
-    if planned.path and _read_files(dataset, planned.path).equals(now):
+    if planned.path and read_files(dataset, planned.path).equals(now):
         return
     if not planned.path:
         _log.info(

@@ -12,7 +12,7 @@ from more_itertools import ilen
 
 from pipeline import storage
 from pipeline.build.declared import check_labels
-from pipeline.build.files import list_files, remove_other_files, write_files
+from pipeline.build.file_tables import list_files, remove_other_files, write_files
 from pipeline.build.reading import PlannedSource
 from pipeline.cluster.ray_data import Cluster
 from pipeline.config.schema import Config, SourceEntry

@@ -89,7 +89,8 @@ class StoredSource(Source, Protocol):
     def files(self) -> Iterable[FileVersion]:
         """Every file that decides which samples there are, or what they hold.
 
-        Lists, and opens no file but those that name others. Missing files are left out.
+        Lists, and opens no file but those that name others. Missing files are left out. A file
+        that appears later is a change: a feed that grows has no such list.
         """
 
 

@@ -38,15 +38,16 @@ class FileVersion(NamedTuple):
 def list_versions(uri: str) -> list[FileVersion]:
     """Of every visible file below a folder, sorted by name: what one listing says of it."""
     fs, path = resolve_listable(uri)
-    if is_local(fs):
-        return versions_of(join(uri, name) for name in list_visible(uri))
     root = path.rstrip("/") + "/"
-    found: dict[str, Any] = {}
+    if is_local(fs):
+        found = (_local_version(join(uri, name), root + name) for name in list_visible(uri))
+        return [version for version in found if version is not None]
+    entries: dict[str, Any] = {}
     with contextlib.suppress(FileNotFoundError):
-        found = retry(lambda: fs.find(path, detail=True), f"list {redact(uri)}")
+        entries = retry(lambda: fs.find(path, detail=True), f"list {redact(uri)}")
     return [
         _version(join(uri, name), entry)
-        for full, entry in sorted(found.items())
+        for full, entry in sorted(entries.items())
         for name in [full.removeprefix(root)]
         if full.startswith(root) and not full.endswith("/") and not is_hidden(name)
     ]
@@ -68,7 +69,7 @@ def versions_of(uris: Iterable[str]) -> list[FileVersion]:
 def _versions_in(folder: str, uris: list[str]) -> list[FileVersion | None]:
     fs, _ = resolve(uris[0])
     if is_local(fs):
-        return [_local_version(fs, uri) for uri in uris]
+        return [_local_version(uri, fs._strip_protocol(uri)) for uri in uris]
     if len(uris) > _MAX_ASKED_ONE_BY_ONE and not is_http(fs):
         try:
             return _listed_versions(folder, uris)
@@ -80,13 +81,12 @@ def _versions_in(folder: str, uris: list[str]) -> list[FileVersion | None]:
     return map_many(_asked_version, uris, fs=fs)
 
 
-def _local_version(fs: Any, uri: str) -> FileVersion | None:
-    path = fs._strip_protocol(uri)
+def _local_version(uri: str, path: str) -> FileVersion | None:
     try:
-        status = retry(lambda: os.stat(path), f"look for {redact(uri)}")
+        status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except InfinegError:  # a link to itself: reading it is one reject
+    except OSError:  # a link to itself: reading it is one reject
         return FileVersion(uri, None, "")
     if stat.S_ISDIR(status.st_mode):
         return None

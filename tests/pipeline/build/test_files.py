@@ -14,7 +14,7 @@ import pytest
 
 import pipeline.build.driver
 from pipeline.build.changes import finished_generation
-from pipeline.build.files import compare_files, list_files, write_files
+from pipeline.build.file_tables import compare_files, list_files, write_files
 from pipeline.config.schema import Config
 from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import Dataset
@@ -364,7 +364,7 @@ def test_older_data_set_is_compared_by_its_partitions(config: Config, folder: Pa
     build_inline(config)
     forget_files(config.output.path)
     (folder / "new.jpg").write_bytes(pictures(1, seed=5)[0])
-    with pytest.raises(InfinegError, match="'folder' has changed: 1 removed, such as 000000-"):
+    with pytest.raises(InfinegError, match="changed: 1 removed, such as partition 000000-"):
         build_inline(config)
     assert build_inline(config, accept_changes=True).number == 2
 
