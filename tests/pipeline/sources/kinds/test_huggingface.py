@@ -396,6 +396,6 @@ def test_files_of_the_split_that_is_read_are_listed(tmp_path: Path) -> None:
     assert names == {Path("train") / name for name in beside}
     folder.mkdir()
     (folder / "a.jpg").write_bytes(JPEG)
-    (folder / "metadata.csv").write_text("file_name,label\na.jpg,cat\n")
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "a.jpg"}))
     found = {Path(v.uri).name for v in Source(Params(path=str(folder))).files()}
-    assert found == {"a.jpg", "metadata.csv"}
+    assert found == {"a.jpg", "metadata.jsonl"}
