@@ -87,7 +87,8 @@ class Source:
 
     def files(self) -> list[FileVersion]:
         """The tables; not the images that a column of addresses names."""
-        return storage.versions_of(find_all_files(self._params.urls, _SUFFIXES))
+        tables = find_all_files(self._params.urls, _SUFFIXES)
+        return storage.versions_of(itertools.chain(self._params.named_files, tables))
 
     def read(self, partition: Partition) -> Iterator[RawSample]:
         """Raises InfinegError, after all readable rows, if the file is broken."""

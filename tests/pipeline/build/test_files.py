@@ -224,6 +224,30 @@ def test_member_of_a_tar_that_is_replaced_in_place_is_told(tmp_path: Path) -> No
         build_inline(config)
 
 
+def test_file_of_class_names_is_one_of_the_files(tmp_path: Path) -> None:
+    """It has no sample, and every partition is read again to see what it says of them."""
+    names, tar = tmp_path / "names.txt", tmp_path / "a.tar"
+    names.write_text("cat\ndog\n")
+    images = pictures(12)
+    members = [
+        member
+        for number, image in enumerate(images)
+        for member in ((f"{number}.jpg", image), (f"{number}.cls", b"%d" % (number % 2)))
+    ]
+    write_tar(tar, members)
+    entry = tar_entry(tar)
+    more = {"class_field": "cls", "label_names": str(names), "target_labels": ["cat"]}
+    entry["params"] |= more | {"target_policy": "positive"}
+    config = config_of(tmp_path / "data", [entry])
+    first = build_inline(config)
+    touch(names)
+    assert build_inline(config) == first
+    names.write_text("dog\ncat\n")
+    touch(names)
+    with pytest.raises(InfinegError, match=rf"has changed: 1 changed, such as {names}\n"):
+        build_inline(config)
+
+
 def test_labels_that_have_changed_are_told_though_no_image_has(tmp_path: Path) -> None:
     params = MODULES["open_images"].toy(tmp_path / "toy").model_dump(mode="json")
     params["target_policy"] = "positive"
@@ -389,6 +413,14 @@ def test_mining_refuses_a_source_that_has_changed(config: Config, folder: Path) 
         mine(config, scorer, budget=5)
 
 
+def put_in_parts(client: Any, key: str, content: bytes) -> None:
+    of = {"Bucket": BUCKET, "Key": key}
+    upload = client.create_multipart_upload(**of)["UploadId"]
+    etag = client.upload_part(**of, UploadId=upload, PartNumber=1, Body=content)["ETag"]
+    parts = {"Parts": [{"PartNumber": 1, "ETag": etag}]}
+    client.complete_multipart_upload(**of, UploadId=upload, MultipartUpload=parts)
+
+
 def test_objects_on_s3_are_compared_by_their_etags(
     tmp_path: Path, s3_root: str, s3_server: S3Server
 ) -> None:
@@ -412,6 +444,12 @@ def test_objects_on_s3_are_compared_by_their_etags(
     s3_server.reads.clear()
     assert finished_generation(config) == first
     assert [r for r in s3_server.reads if r.endswith((".jpg", ".tar")) and "GET" in r] == []
+    etag = client.head_object(Bucket=BUCKET, Key=f"{prefix}/a.tar")["ETag"]
+    put_in_parts(client, f"{prefix}/a.tar", (tmp_path / "a.tar").read_bytes())
+    assert client.head_object(Bucket=BUCKET, Key=f"{prefix}/a.tar")["ETag"] != etag
+    assert finished_generation(config) is None
+    assert build_inline(config) == first, "the same bytes, in other pieces"
+    assert finished_generation(config) == first
     put("folder/00007.jpg", images[0])
     write_pictures(tmp_path / "b.tar", images[39:59])
     put("a.tar", (tmp_path / "b.tar").read_bytes())

@@ -13,6 +13,7 @@ from pathlib import Path
 import datasets
 from pydantic import Field, field_validator
 
+from pipeline import storage
 from pipeline.dataset.schema import Partition, RawSample
 from pipeline.dataset.seen_labels import LabelCounter, SeenLabels
 from pipeline.sources.kinds.huggingface.metadata_files import tell_unmatched
@@ -94,11 +95,12 @@ class Source:
     def files(self) -> list[FileVersion]:
         """The files of a folder; of a data set of the Hub its commit."""
         params = self._params
+        named = storage.versions_of(params.named_files)
         commit = params.revision or ""
         if _COMMIT.fullmatch(commit) and not Path(params.path).exists():
             # It cannot change, and the Hub need not be asked.
-            return [hub_version(where_of(params.path, params.name, params.split), commit)]
-        return self._opened[0].files()
+            return [*named, hub_version(where_of(params.path, params.name, params.split), commit)]
+        return [*named, *self._opened[0].files()]
 
     def read(self, partition: Partition) -> Iterator[RawSample]:
         """Raises InfinegError, after all readable rows, if a file is broken."""

@@ -75,8 +75,9 @@ class Source:
 
     def files(self) -> list[FileVersion]:
         """The tars, and the indexes that name some of them."""
-        indexes = (url for url in self._params.urls if url.endswith(".json"))
-        return storage.versions_of(itertools.chain(indexes, refuse_repeats(self._patterns())))
+        indexes = [url for url in self._params.urls if url.endswith(".json")]
+        tars = refuse_repeats(self._patterns())
+        return storage.versions_of(itertools.chain(self._params.named_files, indexes, tars))
 
     def read(self, partition: Partition) -> Iterator[RawSample]:
         """Raises InfinegError, after all readable samples, if the tar is broken."""
