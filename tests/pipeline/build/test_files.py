@@ -224,6 +224,19 @@ def test_member_of_a_tar_that_is_replaced_in_place_is_told(tmp_path: Path) -> No
         build_inline(config)
 
 
+def test_tar_that_is_broken_now_has_changed(tmp_path: Path) -> None:
+    tar = tmp_path / "a.tar"
+    write_pictures(tar, pictures(20))
+    config = config_of(tmp_path / "data", [tar_entry(tar)])
+    build_inline(config)
+    content = tar.read_bytes()
+    middle = content.index(b"00010.jpg")
+    tar.write_bytes(content[:middle] + b"\xff" * 300 + content[middle + 300 :])
+    touch(tar)
+    with pytest.raises(InfinegError, match=rf"'tars' has changed: 1 changed, such as {tar}\n"):
+        build_inline(config)
+
+
 def test_file_of_class_names_is_one_of_the_files(tmp_path: Path) -> None:
     """It has no sample, and every partition is read again to see what it says of them."""
     names, tar = tmp_path / "names.txt", tmp_path / "a.tar"
@@ -357,6 +370,27 @@ def test_changed_positives_are_told_and_accepted_for_all_sources(
     assert Dataset(config.output.path).read_generation(1) == first
     assert verify_dataset(config.output.path).problems == []
     assert finished_generation(config) == second
+
+
+def test_positives_that_no_ledger_has_yet_are_not_taken_for_a_copy(tmp_path: Path) -> None:
+    """The bank was made of them, and keeps no row of each."""
+    cats = tmp_path / "cats"
+    write_folder(cats, pictures(48, entry=CATS))
+    sections = {"positives": [folder_entry("cats", cats)]}
+    config = config_of(tmp_path / "data", [squares(num_pictures=20)], **sections)
+    assert crash_build(config, "part", before=True)
+    assert Dataset(config.output.path).read_plan("cats") is not None
+    touch(cats / "IMG_0000.JPG")
+    with pytest.raises(InfinegError, match=r"'cats' has changed: 1 changed, such as \S+_0000"):
+        build_inline(config)
+
+
+def test_table_of_files_that_is_lost_is_missed(config: Config) -> None:
+    build_inline(config)
+    (path,) = (Path(config.output.path) / "plans").glob("folder-*.parquet")
+    path.unlink()
+    with pytest.raises(InfinegError, match=rf"{path}: no such file.*Restore it"):
+        build_inline(config)
 
 
 def forget_files(root: Path | str) -> None:
