@@ -54,18 +54,24 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> "Config":
     return load_config(path, _listed("overrides", overrides))
 
 
-def build(config: "Config", *, sources: Sequence[str] = ()) -> "Generation":
+def build(
+    config: "Config", *, sources: Sequence[str] = (), accept_changes: bool = False
+) -> "Generation":
     """Brings the data set at `config.output.path` up to date and returns its generation.
 
         generation = build(config)
         print(generation.number, generation.counts.selected)
 
     Continues an interrupted build and reads only sources that the data set lacks; `sources` names
-    the only ones to build. Runs on Ray: on this machine, or on the cluster at `build.address`.
+    the only ones to build. Raises InfinegError if files of a source have changed since they were
+    read; with `accept_changes` that source is drawn anew. Runs on Ray: on this machine, or on the
+    cluster at `build.address`.
     """
     from pipeline.build.driver import build
 
-    generation, _ = build(_checked(config), only=_listed("sources", sources))
+    generation, _ = build(
+        _checked(config), only=_listed("sources", sources), accept_changes=accept_changes
+    )
     return generation
 
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.build.changes import begin_dataset, find_changes, finished_generation
 from pipeline.build.declared import check_rounds
+from pipeline.build.files import settle_files
 from pipeline.build.monitor import BuildMonitor, monitor_build
 from pipeline.build.pack import pack_generation, without_sources
 from pipeline.build.pilot import MakeWorker, plan_sources
@@ -42,12 +43,17 @@ _log = logging.getLogger(__name__)
 
 
 def build(
-    config: Config, *, only: Sequence[str] = (), follow: bool = False
+    config: Config,
+    *,
+    only: Sequence[str] = (),
+    follow: bool = False,
+    accept_changes: bool = False,
 ) -> tuple[Generation, bool]:
     """Brings the data set to what the config says; returns its generation and whether it is new.
 
-    With `follow` it then reads on in endless sources, one budget after another, until it is
-    interrupted.
+    Raises InfinegError if files of a source have changed since they were read; with
+    `accept_changes` the source is drawn anew instead. With `follow` it then reads on in endless
+    sources, one budget after another, until it is interrupted.
     """
     storage.configure(config.storage)
     finished = None if follow else finished_generation(config, only)
@@ -62,9 +68,10 @@ def build(
         latest = complete(dataset)
         for prefix in (".tmp-", "plans/.tmp-", "generations/.tmp-", "embeddings/.tmp-"):
             storage.remove_many(storage.list_prefix(dataset.uri(prefix)))
+        settle_files(config, latest, only, accept=accept_changes)
         changes = find_changes(config, latest, only, follow=follow)
         if changes.drop:
-            _log.info("removing, by the config: %s", ", ".join(sorted(changes.drop)))
+            _log.info("removing, or drawing anew: %s", ", ".join(sorted(changes.drop)))
         parent = without_sources(latest, changes.drop)
         if not changes.build:
             if not changes.drop:
@@ -115,14 +122,16 @@ def plan(config: Config, *, only: Sequence[str] = ()) -> tuple[list[SourcePlan],
     """Only pilots and plans; returns the plans of the sources to build, and how many workers."""
     storage.configure(config.storage)
     dataset = Dataset(config.output.path)
-    entries = find_changes(config, dataset.read_latest(), only).build
-    if not entries:
+    if finished_generation(config, only) is not None:
         return [], 0
-    with (
-        hold_lease(dataset.root),
-        _plan_on_cluster(config, entries, dataset.read_latest()) as (cluster, _, planned),
-    ):
-        return [source.plan for source in planned], cluster.num_workers
+    with hold_lease(dataset.root):
+        latest = dataset.read_latest()
+        settle_files(config, latest, only)
+        entries = find_changes(config, latest, only).build
+        if not entries:
+            return [], 0
+        with _plan_on_cluster(config, entries, latest) as (cluster, _, planned):
+            return [source.plan for source in planned], cluster.num_workers
 
 
 def _commit(dataset: Dataset, generation: Generation, lease: Lease) -> Generation:

@@ -73,6 +73,13 @@ def build(
     follow: Annotated[
         bool, typer.Option(help="Then keep reading endless sources until interrupted.")
     ] = False,
+    accept_changes: Annotated[
+        bool,
+        typer.Option(
+            "--accept-changes",
+            help="Draw sources anew whose files have changed; if they are positives, every source.",
+        ),
+    ] = False,
 ) -> None:
     """Stream sources into shards. Resumes, and builds only what is new or changed."""
     from pipeline.build.changes import finished_generation
@@ -84,7 +91,9 @@ def build(
     if generation is None:
         from pipeline.build.driver import build as run_build
 
-        generation, is_new = run_build(loaded, only=source or (), follow=follow)
+        generation, is_new = run_build(
+            loaded, only=source or (), follow=follow, accept_changes=accept_changes
+        )
         state = "committed" if is_new else state
     console.print(counts_table(generation))
     console.print(f"{state} generation {generation.number} of {loaded.output.path}")

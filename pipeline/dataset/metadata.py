@@ -202,6 +202,8 @@ class SourcePlan(_OlderRecord):
     partitions_per_span: int
     spans_per_round: int
     samples_per_partition: float
+    draw: int = 0  # larger each time that it is drawn anew because files have changed
+    files: str = ""  # the table of the files that it was planned with; "" if there is none
     source_fingerprint: str = ""  # of all settings but the amounts; "" in plans of older versions
     num_wanted: float = 0.0  # training negatives that the budget asks for
     scale: float  # of the inclusion probability of training negatives
@@ -236,6 +238,9 @@ class ReferenceInfo(_Record):
     ceiling: float
     near: float
     mid: float
+    draw: int = 0  # plans of a lower draw belong to an earlier bank
+    is_outdated: bool = False  # its positives have changed, and the next build makes it anew
+    files: dict[str, str] = Field(default_factory=dict)  # by source of positives, as in a plan
 
 
 class DatasetInfo(_OlderRecord):

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.build.changes import find_changes
+from pipeline.build.files import settle_files
 from pipeline.cluster.processes import Task
 from pipeline.cluster.workers import Cluster, open_cluster
 from pipeline.config.schema import Config, fingerprint
@@ -94,6 +95,7 @@ def mine(
 
 
 def _mined_sources(config: Config, parent: Generation, only: Sequence[str]) -> list[SourceRecord]:
+    settle_files(config, parent, only)
     changes = find_changes(config, parent, only)
     if changed := [*(entry.name for entry in changes.build), *sorted(changes.drop)]:
         raise ConfigError(

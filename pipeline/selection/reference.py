@@ -4,7 +4,7 @@ Shapes: B batch, K reference rows, D embedding.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -73,11 +73,18 @@ class ReferenceBank:
         return np.asarray(np.sort(nearest_BK, axis=1).mean(axis=1), np.float32)
 
 
-def write_reference(root: str, positives: pa.Table, *, num_neighbors: int) -> ReferenceInfo:
+def write_reference(
+    root: str,
+    positives: pa.Table,
+    *,
+    num_neighbors: int,
+    draw: int = 0,
+    files: Mapping[str, str] | None = None,
+) -> ReferenceInfo:
     """Writes the reference bank of a data set and the limits fitted on it.
 
-    positives: usable rows with `key` and `_COLUMNS`, in any order. Raises InfinegError if there are
-    too few in the train split.
+    positives: usable rows with `key` and `_COLUMNS`, in any order. draw, files: as in the info.
+    Raises InfinegError if there are too few positives in the train split.
     """
     positives = _distinct(positives).select(_COLUMNS)
     buffer = io.BytesIO()
@@ -101,6 +108,8 @@ def write_reference(root: str, positives: pa.Table, *, num_neighbors: int) -> Re
         # wild felids and dogs are above `near`, and most other animals are above `mid`.
         near=ceiling - 1.5 * (median - ceiling),
         mid=ceiling - 2.25 * (median - ceiling),
+        draw=draw,
+        files=dict(files or {}),
     )
     Dataset(root).write_reference(info)
     return info

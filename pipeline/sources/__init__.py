@@ -14,7 +14,7 @@ import importlib.util
 import itertools
 import pkgutil
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
@@ -25,6 +25,7 @@ from pipeline.config.schema import SourceEntry
 from pipeline.dataset.schema import Partition, Positioned, RawSample, Role
 from pipeline.dataset.seen_labels import LabelCounter, SeenLabels
 from pipeline.errors import ConfigError
+from pipeline.storage import FileVersion
 
 _KIND = re.compile(r"[a-z][a-z_]*")
 _PACKAGES = ("pipeline.sources.kinds", "pipeline.sources.generated")
@@ -79,6 +80,18 @@ class LabelledSource(Source, Protocol):
 
     def check_labels(self, seen: SeenLabels) -> None:
         """Raises ConfigError, with what was seen instead, if a declared label did not occur."""
+
+
+@runtime_checkable
+class StoredSource(Source, Protocol):
+    """A source that reads files, which may change after they were read."""
+
+    def files(self) -> Iterable[FileVersion]:
+        """Every file that decides which samples there are, or what they hold.
+
+        Lists, and opens no file but those that name others. Missing files are left out. A file
+        that appears later is a change: a feed that grows has no such list.
+        """
 
 
 class SourceModule(Protocol):

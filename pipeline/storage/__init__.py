@@ -36,9 +36,11 @@ from pipeline.storage.locations import (
     refuse_credentials,
 )
 from pipeline.storage.threads import map_ahead
+from pipeline.storage.versions import FileVersion, list_versions, versions_of
 from pipeline.storage.walking import is_hidden, walk
 
 __all__ = [
+    "FileVersion",
     "HashingWriter",
     "LocalCache",
     "cache_folder",
@@ -53,6 +55,7 @@ __all__ = [
     "list_files",
     "list_prefix",
     "list_times",
+    "list_versions",
     "list_visible",
     "local_path",
     "map_ahead",
@@ -70,6 +73,7 @@ __all__ = [
     "sha256_of",
     "size_of",
     "sizes_of",
+    "versions_of",
     "walk",
     "write_atomic",
 ]

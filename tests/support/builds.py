@@ -158,10 +158,18 @@ def open_inline(config: BuildConfig) -> Iterator[InlineCluster]:  # noqa: ARG001
     yield InlineCluster()
 
 
-def build_inline(config: Config, *, only: Sequence[str] = (), follow: bool = False) -> Generation:
+def build_inline(
+    config: Config,
+    *,
+    only: Sequence[str] = (),
+    follow: bool = False,
+    accept_changes: bool = False,
+) -> Generation:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline.build.driver, "open_cluster", open_inline)
-        return pipeline.build.driver.build(config, only=only, follow=follow)[0]
+        return pipeline.build.driver.build(
+            config, only=only, follow=follow, accept_changes=accept_changes
+        )[0]
 
 
 def built_inline(root: Path, entries: list[dict[str, Any]], **sections: Any) -> Built:

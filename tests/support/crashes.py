@@ -16,22 +16,22 @@ from support.forks import fork
 from support.kills import MOMENTS
 
 
-def crash_build(config: Config, moment: str, *, before: bool) -> bool:
+def crash_build(config: Config, moment: str, *, before: bool, accept_changes: bool = False) -> bool:
     """Builds until just before or just after `moment`; False if that never comes.
 
     moment: one of `kills.MOMENTS`.
     """
-    process = fork(_build, config.model_dump_json(), moment, before)
+    process = fork(_build, config.model_dump_json(), moment, before, accept_changes)
     process.join(100)
     process.kill()
     assert process.exitcode in (0, -signal.SIGKILL), process.exitcode
     return process.exitcode != 0
 
 
-def _build(config: str, moment: str, before: bool) -> None:
+def _build(config: str, moment: str, before: bool, accept_changes: bool) -> None:
     parsed = Config.model_validate_json(config)
     _die_at(parsed.output.path, moment, before)
-    build_inline(parsed)
+    build_inline(parsed, accept_changes=accept_changes)
 
 
 def _die_at(root: str, moment: str, before: bool) -> None:

@@ -25,6 +25,7 @@ from pipeline.sources.kinds.huggingface.splits import (
     SavedDataset,
     StreamedDataset,
     errors_of,
+    where_of,
 )
 from pipeline.storage.retry import is_transient
 
@@ -44,7 +45,7 @@ def open_dataset(
     data_files: tuple[str, ...],
 ) -> OpenDataset:
     """One split of a data set that `load_dataset` or `load_from_disk` can open."""
-    where = "/".join(filter(None, (path.rstrip("/"), name, split)))
+    where = where_of(path, name, split)
     if any((Path(path) / each).is_file() for each in ("state.json", "dataset_dict.json")):
         return _open_saved(path, split, where)
     with _opening_errors(path, split=split, revision=revision):
@@ -61,7 +62,10 @@ def open_dataset(
         folder, commit = f"hf://datasets/{builder.repo_id}@{builder.hash}", str(builder.hash)
     else:
         folder, commit = path if Path(path).is_dir() else data_dir or ".", ""
-    return StreamedDataset(stream, features, where=where, folder=folder, commit=commit)
+    data_files = tuple(map(str, (builder.config.data_files or {}).get(split, ())))
+    return StreamedDataset(
+        stream, features, where=where, folder=folder, commit=commit, data_files=data_files
+    )
 
 
 def _open_saved(path: str, split: str, where: str) -> SavedDataset:

@@ -24,6 +24,7 @@ from pipeline.sources.readers.tar_labels import label_of
 from pipeline.sources.readers.tar_samples import Member, TarReader, described
 from pipeline.sources.readers.tars import estimate_members
 from pipeline.sources.readers.text import strip
+from pipeline.storage import FileVersion
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +64,9 @@ class ParquetImages:
                 self._wnids(table)
                 for first, end, num_rows in row_ranges(table, self._rows_per_address):
                     yield [None, uri, first, end, num_rows]
+
+    def files(self) -> list[FileVersion]:
+        return storage.versions_of(self._files)
 
     def estimate_images(self, address: Address, mean_bytes: float) -> float | None:
         del mean_bytes
@@ -127,6 +131,9 @@ class WdsImages:
     def addresses(self) -> Iterator[Address]:
         for tar in self._tars:
             yield [None, tar]
+
+    def files(self) -> list[FileVersion]:
+        return storage.versions_of(self._tars)
 
     def estimate_images(self, address: Address, mean_bytes: float) -> float | None:
         return estimate_members(storage.size_of(address[1]), mean_bytes)
@@ -210,6 +217,9 @@ class Images(Protocol):
 
     def addresses(self) -> Iterator[Address]:
         """In an order that never changes; opens no image."""
+
+    def files(self) -> list[FileVersion]:
+        """Of the images, and of what lies beside them and gives their classes."""
 
     def estimate_images(self, address: Address, mean_bytes: float) -> float | None:
         """Estimated number of images, of `mean_bytes` on average; None if unknown."""

@@ -5,6 +5,7 @@
 
 import functools
 import io
+import itertools
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -27,6 +28,7 @@ from pipeline.sources.readers.tar_samples import (
     described,
 )
 from pipeline.sources.readers.tars import estimate_members
+from pipeline.storage import FileVersion
 
 
 class Params(LabelledParams, frozen=True, extra="forbid"):
@@ -70,6 +72,12 @@ class Source:
         _ = self._rule
         for url in refuse_repeats(self._patterns()):
             yield Partition(address_id(url), url)
+
+    def files(self) -> list[FileVersion]:
+        """The tars, and the indexes that name some of them."""
+        indexes = [url for url in self._params.urls if url.endswith(".json")]
+        tars = refuse_repeats(self._patterns())
+        return storage.versions_of(itertools.chain(self._params.named_files, indexes, tars))
 
     def read(self, partition: Partition) -> Iterator[RawSample]:
         """Raises InfinegError, after all readable samples, if the tar is broken."""
