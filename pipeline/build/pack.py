@@ -51,6 +51,7 @@ def pack_generation(
             seen,
             ledger_path=ledger_path,
             hashes_path=hashes_path,
+            taken_down=parent.taken_down,
         )
         record = _source_record(round_, tables, sources.get(round_.source))
         _refuse_unusable(dataset, record)
@@ -71,6 +72,7 @@ def pack_generation(
         quarantine=(*parent.quarantine, *quarantine),
         next_numbers=dict(sorted(numbers.items())),
         taken_down=parent.taken_down,
+        takedowns=parent.takedowns,
         mined=parent.mined,
     )
 
@@ -171,7 +173,7 @@ def _source_record(round_: Round, tables: RoundTables, before: SourceRecord | No
 def _refuse_unusable(dataset: Dataset, record: SourceRecord) -> None:
     counts = record.counts
     first = next(dataset.iterate_table(record.ledger[-1].path), None)
-    example = first["uri"][0].as_py() if first is not None and first.num_rows else ""
+    example = (first["uri"][0].as_py() if first is not None and first.num_rows else "") or ""
     refuse_unusable(record.name, counts.read, counts.rejected, example)
 
 

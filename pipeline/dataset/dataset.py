@@ -24,7 +24,7 @@ from pipeline.dataset.metadata import (
     SourcePlan,
 )
 from pipeline.dataset.schema import SPLITS, Split
-from pipeline.errors import ConfigError, InfinegError
+from pipeline.errors import BadShard, ConfigError, InfinegError
 
 RecordT = TypeVar("RecordT", bound=BaseModel)
 _ROWS_AT_ONCE = 8192
@@ -168,9 +168,16 @@ class Dataset:
         """Rows of a shard in tar order: `row_schema` without `image`, plus where the image lies.
 
         `tar_offset` and `tar_size` (int64, bytes) give the image inside the tar, which is not
-        compressed, so that one sample can be read without the others.
+        compressed, so that one sample can be read without the others. Raises BadShard if it is
+        missing.
         """
-        return self.read_table(shard.sidecar_path, columns)
+        try:
+            return self.read_table(shard.sidecar_path, columns)
+        except FileNotFoundError:
+            raise BadShard(
+                f"{self.uri(shard.sidecar_path)}: missing. Restore it from a copy; if it was "
+                "purged (`infineg takedown --purge`), work on the latest generation"
+            ) from None
 
     def _read_record(self, path: str, record: type[RecordT]) -> RecordT | None:
         uri = self.uri(path)

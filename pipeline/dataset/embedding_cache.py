@@ -11,10 +11,13 @@ from pydantic import BaseModel
 
 from pipeline import storage
 from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.metadata import TakenDown
 from pipeline.dataset.schema import ImageSettings, with_columns
+from pipeline.dataset.taken_down import refuse_taken_down, same_pictures
 from pipeline.errors import ConfigError, InfinegError
 
 _ADDED = ("perceptual_hash", "width", "height", "embedding")
+KEPT = ("content_hash", *_ADDED, "reject_reason")
 _INFO = "embeddings/info.json"
 
 
@@ -54,7 +57,7 @@ def require_info(root: str, wanted: EmbeddingsInfo) -> None:
 def write_embeddings(root: str, stem: str, rows: pa.Table) -> None:
     """rows: of one part, decoded and embedded, with only the reject_reasons of decoding."""
     with storage.open_atomic(Dataset(root).uri(_path(stem))) as file:
-        kept = rows.select(["content_hash", *_ADDED, "reject_reason"]).combine_chunks()
+        kept = rows.select(KEPT).combine_chunks()
         pq.write_table(kept, file, compression="none")
 
 
@@ -64,18 +67,30 @@ def read_embeddings(root: str, stem: str) -> pa.Table | None:
     return dataset.read_table(path) if storage.exists(dataset.uri(path)) else None
 
 
+def forget_embeddings(dataset: Dataset, path: str, taken_down: TakenDown) -> None:
+    """Writes a file of embeddings anew, without those of pictures that are taken down."""
+    rows = refuse_taken_down(dataset.read_table(path), taken_down)
+    with storage.open_atomic(dataset.uri(path)) as file:
+        pq.write_table(rows.combine_chunks(), file, compression="none")
+
+
 def attach_embeddings(rows: pa.Table, cached: pa.Table) -> pa.Table:
     """Adds the cached columns to rows that are read but not decoded.
 
-    Raises InfinegError if the source holds other images now.
+    A picture that was taken down, here or there, gets no embedding. Raises InfinegError if the
+    source holds other images now.
     """
-    if not cached["content_hash"].equals(rows["content_hash"]):
+    if not same_pictures(cached["content_hash"], rows["content_hash"]):
         raise InfinegError(
             f"build.embeddings_from: around {rows['uri'][0] if len(rows) else 'the end'} the "
             "source is not what it was when it was embedded. Leave the setting out to embed again"
         )
+    refused = rows["content_hash"].is_null()
+    added = {
+        name: pc.if_else(refused, pa.scalar(None, cached.schema.field(name).type), cached[name])
+        for name in _ADDED
+    }
     reasons = pc.coalesce(rows["reject_reason"], cached["reject_reason"])
-    added = {name: cached[name] for name in _ADDED}
     return with_columns(rows, reject_reason=reasons, **added)
 
 

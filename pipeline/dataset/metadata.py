@@ -133,6 +133,17 @@ class TakenDown(_Record):
     authors: frozenset[str] = frozenset()
     content_hashes: frozenset[str] = frozenset()
 
+    def __bool__(self) -> bool:
+        return self != TakenDown()
+
+    def __or__(self, other: "TakenDown") -> "TakenDown":
+        return TakenDown(
+            **{name: getattr(self, name) | getattr(other, name) for name in TakenDown.model_fields}
+        )
+
+    def overlaps(self, other: "TakenDown") -> bool:
+        return any(getattr(self, name) & getattr(other, name) for name in TakenDown.model_fields)
+
     @field_serializer("*")
     def _in_order(self, values: frozenset[str]) -> list[str]:
         return sorted(values)  # equal sets are equal JSON
@@ -163,7 +174,10 @@ class Generation(_Record):
     shards: tuple[ShardRecord, ...]
     quarantine: tuple[ShardFile, ...]  # suspected positives, in no split
     next_numbers: dict[str, int]  # by path without number, so that no name is given twice
-    taken_down: TakenDown = TakenDown()
+    taken_down: TakenDown = TakenDown()  # all together
+    # What was asked for, each time, with the bytes that the names stood for: once it is purged,
+    # nothing else tells.
+    takedowns: tuple[TakenDown, ...] = ()
     mined: tuple[MinedRecord, ...] = ()
 
     @property
@@ -261,19 +275,3 @@ def strata_by_similarity(similarity: pa.ChunkedArray, reference: ReferenceInfo) 
     is_mid = pc.greater_equal(similarity, reference.mid)
     is_near = pc.greater_equal(similarity, reference.near)
     return pc.if_else(is_near, "near", pc.if_else(is_mid, "mid", "far"))
-
-
-def is_taken_down(rows: pa.Table, taken_down: TakenDown) -> pa.ChunkedArray:
-    """Whether each row was taken down, by its key, URI, author or content hash."""
-    columns = {
-        "key": taken_down.keys,
-        "uri": taken_down.uris,
-        "author": taken_down.authors,
-        "content_hash": taken_down.content_hashes,
-    }
-    found = pa.chunked_array([pa.repeat(False, rows.num_rows)])
-    for name, values in columns.items():
-        if values:
-            named = pa.array(sorted(values), pa.string())
-            found = pc.or_(found, pc.is_in(rows[name], value_set=named))
-    return found

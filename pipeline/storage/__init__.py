@@ -26,7 +26,7 @@ from pipeline.storage.listings import (
     size_of,
     sizes_of,
 )
-from pipeline.storage.local_cache import LocalCache, cache_folder
+from pipeline.storage.local_cache import HALF_COPY, LocalCache, cache_folder
 from pipeline.storage.locations import (
     configure,
     escape,
@@ -40,6 +40,7 @@ from pipeline.storage.versions import FileVersion, list_versions, versions_of
 from pipeline.storage.walking import is_hidden, walk
 
 __all__ = [
+    "HALF_COPY",
     "FileVersion",
     "HashingWriter",
     "LocalCache",

@@ -17,7 +17,12 @@ from pipeline import storage
 from pipeline.cluster.processes import Task
 from pipeline.config.schema import Config, SourceEntry
 from pipeline.dataset.dataset import Dataset, part_stem
-from pipeline.dataset.embedding_cache import attach_embeddings, read_embeddings, write_embeddings
+from pipeline.dataset.embedding_cache import (
+    KEPT,
+    attach_embeddings,
+    read_embeddings,
+    write_embeddings,
+)
 from pipeline.dataset.keys import short_hash
 from pipeline.dataset.metadata import Counts, PartRecord, TakenDown
 from pipeline.dataset.schema import Partition, Positioned, row_schema, with_columns
@@ -171,10 +176,11 @@ class SpanWorker:
             embedded = self._embedder.embed(samples, entry)
             rows = self._select(embedded, entry)
         else:
-            tables = _attach_each(self._embedder.read(samples, entry), embedded)
-            rows = pa.concat_tables(
-                self._decode_kept(self._select(table, entry)) for table in tables
-            )
+            kept, selected = [], []
+            for table in _attach_each(self._embedder.read(samples, entry), embedded):
+                kept.append(table.select(KEPT))
+                selected.append(self._decode_kept(self._select(table, entry)))
+            embedded, rows = pa.concat_tables(kept), pa.concat_tables(selected)
         if self._config.build.keep_embeddings:
             write_embeddings(self._dataset.root, stem, embedded)
         schema = row_schema(self._embedding_dim)
