@@ -6,11 +6,10 @@ Patterns are narrow on purpose: no value that passes means anything to a shell o
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from pipeline.config.build import BuildConfig
-from pipeline.config.loading import describe_errors, read_yaml
-from pipeline.errors import ConfigError
+from pipeline.config.loading import read_yaml, validate
 from pipeline.launch.templates import INFRA
 from pipeline.storage import refuse_credentials
 
@@ -127,10 +126,7 @@ def read_values(path: str | None, cluster: Mapping[str, Any]) -> Values:
     """
     layers = [read_yaml(INFRA / "values.yaml")]
     layers += [read_yaml(path)] if path else []
-    try:
-        values = Values.model_validate(_merge([*layers, cluster]))
-    except ValidationError as error:
-        raise ConfigError(f"cluster: {describe_errors(error)}") from None
+    values = validate(Values, _merge([*layers, cluster]), section="cluster")
     refuse_credentials("cluster: env", values.env)
     return values
 

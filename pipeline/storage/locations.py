@@ -86,6 +86,11 @@ def holds_credentials(text: str) -> bool:
     return redact(text) != escape(text)
 
 
+def is_secret_name(name: str) -> bool:
+    """Whether a setting of this name is a credential."""
+    return _SECRET_NAME.search(name.lower().replace("-", "_")) is not None
+
+
 def escape(text: str) -> str:
     r"""Text that UTF-8 can hold: the bytes of a name that are no UTF-8 stand as \xNN."""
     return text if text.isascii() else _SURROGATE.sub(_escaped, text)
@@ -187,7 +192,7 @@ def refuse_credentials(where: str, options: Mapping[str, Any]) -> None:
             refuse_credentials(f"{where}, {name}", value)
         elif name == "token" and value in _TOKEN_WORDS:
             continue
-        elif _SECRET_NAME.search(name.lower().replace("-", "_")) or holds_credentials(str(value)):
+        elif is_secret_name(name) or holds_credentials(str(value)):
             raise ConfigError(
                 f"{where}, {name}: credentials are not read from options, which are stored and "
                 "shown. Use the environment, such as AWS_PROFILE, AWS_ACCESS_KEY_ID with "
