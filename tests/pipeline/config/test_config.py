@@ -211,13 +211,12 @@ def test_off_is_a_word_in_files_and_on_the_command_line(tmp_path: Path, text: st
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", ".nan", "1e999"])
 def test_number_that_is_not_finite_is_refused_in_every_field(path: Path, value: str) -> None:
+    told = r"[:=].*(finite|greater than)"
     for field in ("selection.beta", "sources.squares.weight", "build.stuck_after_s"):
-        with pytest.raises(
-            ConfigError, match=rf"{field.rpartition('.')[2]}: .*(finite|greater than)"
-        ):
+        with pytest.raises(ConfigError, match=field.rpartition(".")[2] + told):
             load_config(path, [f"{field}={value}"])
-    with pytest.raises(ConfigError, match=r"train\.learning_rate: .*(finite|greater than)"):
-        load_train_config(path, [f"train.learning_rate={value}"])
+    with pytest.raises(ConfigError, match=r"train\.learning_rate" + told):
+        load_train_config(path, ["train.run=r", f"train.learning_rate={value}"])
 
 
 def test_number_in_place_of_a_name_is_told_to_be_quoted(tmp_path: Path) -> None:
