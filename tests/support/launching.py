@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, Field
 
+from pipeline.config import yaml_text
 from pipeline.launch import JobKind, Platform
 from pipeline.launch.platforms import prepare
 from pipeline.launch.submission import Submission
@@ -61,7 +61,7 @@ def write_config(path: Path, **changes: Any) -> Path:
         "output": {"path": "s3://bucket/cats", "image_size": 64, "samples_per_shard": 40},
         "train": {"run": "runs/cats", "steps": 60},
     }
-    path.write_text(yaml.safe_dump({**data, **changes}))
+    path.write_text(yaml_text.dump({**data, **changes}))
     return path
 
 
