@@ -36,12 +36,14 @@ from pipeline.storage.locations import (
     redact,
     refuse_credentials,
 )
+from pipeline.storage.public import PrivateAddress, is_public
 from pipeline.storage.threads import map_ahead
 from pipeline.storage.walking import is_hidden, walk
 
 __all__ = [
     "HashingWriter",
     "LocalCache",
+    "PrivateAddress",
     "cache_folder",
     "configure",
     "create_exclusive",
@@ -50,6 +52,7 @@ __all__ = [
     "fetch",
     "holds_credentials",
     "is_hidden",
+    "is_public",
     "is_secret_name",
     "join",
     "list_files",

@@ -13,6 +13,7 @@ from typing import IO, Any
 from pipeline.errors import InfinegError
 from pipeline.storage.listings import find_files, forget_listings, resolve_listable
 from pipeline.storage.locations import is_http, is_local, is_protocol, redact, resolve
+from pipeline.storage.public import public_only
 from pipeline.storage.retry import retry
 from pipeline.storage.streams import HttpBody, ResumedFile, read_http_range
 from pipeline.storage.threads import map_many
@@ -23,9 +24,14 @@ _PIECE_BYTES = 2**22
 _BUFFER_BYTES = 2**20  # a tar reader reads much less at once
 
 
-def open_read(uri: str) -> io.BufferedReader:
-    """A buffered binary stream that reconnects; seekable unless an http server has no ranges."""
+def open_read(uri: str, *, allow_private: bool = True) -> io.BufferedReader:
+    """A buffered binary stream that reconnects; seekable unless an http server has no ranges.
+
+    Raises PrivateAddress for an http server that is none of the internet, unless `allow_private`.
+    """
     fs, path = resolve(uri)
+    if is_http(fs) and not allow_private:
+        fs = public_only(fs)
     what = f"read {redact(uri)}"
     if is_local(fs):
         return retry(lambda: open(path, "rb"), what)
@@ -48,14 +54,23 @@ def read_many(uris: Sequence[str]) -> list[bytes]:
     return map_many(read_bytes, uris, fs=resolve(uris[0])[0]) if uris else []
 
 
-def read_range(uri: str, offset: int, size: int, *, http_deadline_s: float | None = None) -> bytes:
+def read_range(
+    uri: str,
+    offset: int,
+    size: int,
+    *,
+    http_deadline_s: float | None = None,
+    allow_private: bool = True,
+) -> bytes:
     """`size` bytes from `offset`, or fewer at the end; does not read what comes before.
 
-    Raises InfinegError if an http server has not sent them after `http_deadline_s`.
+    Raises InfinegError if an http server has not sent them after `http_deadline_s`, and
+    PrivateAddress for one that is none of the internet, unless `allow_private`.
     """
     fs, path = resolve(uri)
     what = f"read {redact(uri)}"
     if is_http(fs):
+        fs = fs if allow_private else public_only(fs)
         return read_http_range(fs, path, what, offset=offset, size=size, deadline_s=http_deadline_s)
     if is_local(fs):
         return retry(lambda: _read_local(path, offset, size), what)

@@ -115,8 +115,8 @@ def _read_sample(positioned: Positioned, defaults: SourceDefaults) -> dict[str, 
         "rotation": sample.rotation,
         "doubt": sample.doubt,
         "content_hash": content_hash,
-        "image": sample.image,
-        "reject_reason": None,
+        "image": None if sample.refused else sample.image,
+        "reject_reason": sample.refused,
     }
 
 
