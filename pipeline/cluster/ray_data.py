@@ -24,6 +24,7 @@ from pydantic import BaseModel
 from ray.exceptions import AuthenticationError
 from ray.job_config import JobConfig
 
+from pipeline import storage
 from pipeline.cluster.deaths import DIED, ending_with_children, named_deaths, watching_head
 from pipeline.config.build import BuildConfig
 from pipeline.errors import InfinegError
@@ -206,8 +207,11 @@ def _run_tasks(batch: pa.Table, *, job: Sequence["ray.ObjectRef[Any]"]) -> Itera
         for task in batch["task"]:
             for table in method(worker, pickle.loads(task.as_py())):
                 yield _result(table)
-    except InfinegError as error:
-        yield _result(error)
+    except Exception as error:
+        failure = storage.as_failure(error)
+        if failure is None:
+            raise
+        yield _result(failure)
 
 
 def _open_job(job: "ray.ObjectRef[Any]") -> tuple[Any, _Method]:

@@ -12,6 +12,7 @@ from pipeline.storage.files import (
     local_path,
     open_read,
     read_bytes,
+    read_local,
     read_many,
     read_range,
     remove_many,
@@ -36,6 +37,7 @@ from pipeline.storage.locations import (
     redact,
     refuse_credentials,
 )
+from pipeline.storage.outside import as_failure, reading
 from pipeline.storage.public import PrivateAddress, is_public
 from pipeline.storage.threads import map_ahead
 from pipeline.storage.walking import is_hidden, walk
@@ -44,6 +46,7 @@ __all__ = [
     "HashingWriter",
     "LocalCache",
     "PrivateAddress",
+    "as_failure",
     "cache_folder",
     "configure",
     "create_exclusive",
@@ -64,8 +67,10 @@ __all__ = [
     "open_atomic",
     "open_read",
     "read_bytes",
+    "read_local",
     "read_many",
     "read_range",
+    "reading",
     "redact",
     "refuse_credentials",
     "remove_if",

@@ -38,6 +38,7 @@ LOGIN = {
     "botocore.exceptions.PartialCredentialsError": _AWS_CREDENTIALS,
     "botocore.exceptions.CredentialRetrievalError": _AWS_CREDENTIALS,
     "botocore.exceptions.ProfileNotFound": _AWS_CREDENTIALS,
+    "botocore.exceptions.ParamValidationError": "check the names of the bucket and the object",
     "botocore.exceptions.TokenRetrievalError": "log in again: aws sso login",
     "botocore.exceptions.SSOError": "log in again: aws sso login",
     "botocore.exceptions.LoginError": "log in again: aws login",
@@ -115,7 +116,7 @@ def _by_status(error: Exception, chain: list[BaseException], what: str) -> Excep
     )
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     return redact(str(error)).strip().partition("\n")[0]
 
 

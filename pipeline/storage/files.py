@@ -34,7 +34,7 @@ def open_read(uri: str, *, allow_private: bool = True) -> io.BufferedReader:
         fs = public_only(fs)
     what = f"read {redact(uri)}"
     if is_local(fs):
-        return retry(lambda: open(path, "rb"), what)
+        return retry(lambda: _open_local(path), what)
     kind = HttpBody if is_http(fs) else ResumedFile
     return io.BufferedReader(kind(fs, path, what), _BUFFER_BYTES)
 
@@ -42,6 +42,9 @@ def open_read(uri: str, *, allow_private: bool = True) -> io.BufferedReader:
 def read_bytes(uri: str) -> bytes:
     fs, path = resolve(uri)
     if is_http(fs):
+        with open_read(uri) as stream:
+            return stream.read()
+    if is_local(fs):
         with open_read(uri) as stream:
             return stream.read()
     # Otherwise s3fs asks for the size first.
@@ -73,15 +76,24 @@ def read_range(
         fs = fs if allow_private else public_only(fs)
         return read_http_range(fs, path, what, offset=offset, size=size, deadline_s=http_deadline_s)
     if is_local(fs):
-        return retry(lambda: _read_local(path, offset, size), what)
+        return retry(lambda: read_local(path, offset, size), what)
     return bytes(retry(lambda: fs.cat_file(path, start=offset, end=offset + size), what))
 
 
-def _read_local(path: str, offset: int, size: int) -> bytes:
-    """Without waiting for the other end of a pipe, which somebody's table may name."""
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise InfinegError(f"read {path}: a pipe, socket or device")
+def _open_local(path: str) -> io.BufferedReader:
+    """Without waiting for the other end of a pipe, and no device, which may never end."""
+    file = open(  # noqa: SIM115 - the caller closes it
+        path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
+    )
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise InfinegError(f"read {path}: a pipe, socket or device; a file is wanted")
+    return file
+
+
+def read_local(path: str, offset: int, size: int) -> bytes:
+    """Of a file, never of a pipe or device, which raises InfinegError. Raises OSError."""
+    with _open_local(path) as file:
         file.seek(offset)
         return file.read(size)
 

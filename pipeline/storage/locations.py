@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -107,7 +108,14 @@ def join(root: str, *names: str) -> str:
 
 def resolve(uri: str) -> tuple[Any, str]:
     """File system and path of a URI. Listings are not cached: other processes write, too."""
+    if "\0" in uri:
+        raise ConfigError(f"{redact(uri)!r}: no path has a zero byte in it; check it")
     protocol = _protocol_of(uri)
+    if protocol in ("http", "https"):
+        try:
+            urlsplit(uri).port  # noqa: B018 - raises for a wrong one
+        except ValueError as error:
+            raise ConfigError(f"{redact(uri)}: not an address: {error}") from None
     if protocol in ("file", "local"):
         return LocalFileSystem(), LocalFileSystem._strip_protocol(uri)
     try:

@@ -81,7 +81,8 @@ def _read_from_tar(dataset: str, row: Mapping[str, Any]) -> bytes:
 
 def _read_file(paths: Mapping[str, str], row: Mapping[str, Any]) -> bytes:
     settings = ImageSettings(image_size=PICTURE_SIDE)
-    decoded = decode_image(Path(paths[row["key"]]).read_bytes(), rotation=0, settings=settings)
+    content = storage.read_local(paths[row["key"]], 0, Path(paths[row["key"]]).stat().st_size)
+    decoded = decode_image(content, rotation=0, settings=settings)
     if not isinstance(decoded, Decoded):
         raise InfinegError(f"{row['key']}: changed during the evaluation ({decoded})")
     return decoded.image
