@@ -84,6 +84,7 @@ class Values(_Section):
     env: dict[_Variable, str]
     retries: int = Field(ge=0)
     head: Nodes
+    submitter: Nodes
     cpu_workers: Nodes
     gpu_workers: Nodes
     trainers: Nodes
