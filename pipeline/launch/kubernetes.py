@@ -43,8 +43,7 @@ def on_kuberay(job: Job, *, schedule: str | None = None) -> Submission:
     if schedule is not None:
         template, kind = "kuberay/nightly.yaml.j2", "raycronjob"
         manifest = fill_yaml(template, {**values, "build": manifest, "schedule": schedule})
-    pods = {"app.kubernetes.io/name": "infineg", "app.kubernetes.io/instance": job.name}
-    values |= {"pods": pods, "is_ray": True}
+    values |= {"pods": {"app.kubernetes.io/instance": job.name}, "is_ray": True}
     return _apply(job, template, values, manifest, kind)
 
 
