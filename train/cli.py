@@ -14,7 +14,7 @@ import typer
 
 from pipeline import storage
 from pipeline.cli.commands import Address, ConfigPath, Overrides, Sources, app, console, load
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InfinegError
 from pipeline.launch import JobKind, Platform
 from pipeline.telemetry.logging import LogFormat, configure_logging, show_no_secrets
 
@@ -228,11 +228,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options: dict[str, bool] = {}  # `configure` fills it in
     show_no_secrets()
     try:
-        # Exits by itself, with 2 for wrong use.
-        app(None if arguments is None else list(arguments), prog_name="infineg", obj=options)
+        try:
+            # Exits by itself, with 2 for wrong use.
+            app(None if arguments is None else list(arguments), prog_name="infineg", obj=options)
+        finally:
+            _flush_output()
     except BrokenPipeError:
         # The reader, such as `head`, has ended; Python would complain again when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         sys.exit(1)
     except SystemExit as end:
         if end.code == _INTERRUPTED:
@@ -244,3 +247,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         sys.stderr.write(f"infineg: {storage.redact(str(failure))}\n")
         sys.exit(failure.exit_code)
+
+
+def _flush_output() -> None:
+    """Raises InfinegError if the output cannot be written, e.g. to a full disk."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard_output()
+        raise InfinegError(f"the output cannot be written: {error.strerror}") from None
+
+
+def _discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -53,6 +53,8 @@ def as_failure(error: BaseException) -> InfinegError | None:
         return error
     if isinstance(error, OSError):
         name = "" if error.filename is None else f"{redact(_text(error.filename))}: "
+        if not name and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            name = "the output, or a temporary file: "
         reason = redact(error.strerror) if error.strerror else first_line(error)
         remedy = _REMEDIES.get(error.errno or 0, _DEBUG)
         return InfinegError(f"{name}{reason or type(error).__name__}; {remedy}")
