@@ -244,6 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         failure = storage.as_failure(error)
         if failure is None or options.get("debug"):
+            show_no_secrets()  # again: Typer has put a hook of its own in place
             raise
         sys.stderr.write(f"infineg: {storage.redact(str(failure))}\n")
         sys.exit(failure.exit_code)

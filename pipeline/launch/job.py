@@ -82,8 +82,9 @@ class Job:
     @property
     def metrics_port(self) -> int | None:
         if self.kind == JobKind.TRAIN:
-            port: int | None = (self.config.train.get("metrics") or {}).get("port")
-            return port
+            metrics = self.config.train.get("metrics")  # checked where the job runs
+            port = metrics.get("port") if isinstance(metrics, dict) else None
+            return port if isinstance(port, int) else None
         return self.config.build.metrics.port
 
     @property

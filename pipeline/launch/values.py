@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from pipeline.config.build import BuildConfig
 from pipeline.config.loading import read_yaml, validate
+from pipeline.errors import ConfigError
 from pipeline.launch.templates import INFRA
 from pipeline.storage import refuse_credentials
 
@@ -125,6 +126,8 @@ def read_values(path: str | None, cluster: Mapping[str, Any]) -> Values:
 
     Raises ConfigError that names the field at fault, also for a credential in `env`.
     """
+    if not isinstance(cluster, Mapping):
+        raise ConfigError(f"cluster: expected a mapping, got {cluster!r}")
     layers = [read_yaml(INFRA / "values.yaml")]
     layers += [read_yaml(path)] if path else []
     values = validate(Values, _merge([*layers, cluster]), section="cluster")

@@ -45,8 +45,7 @@ def read_bytes(uri: str) -> bytes:
         with open_read(uri) as stream:
             return stream.read()
     if is_local(fs):
-        with open_read(uri) as stream:
-            return stream.read()
+        return retry(lambda: read_local(path, 0, -1), f"read {redact(uri)}")
     # Otherwise s3fs asks for the size first.
     options = {"max_concurrency": 1} if is_protocol(fs, "s3") else {}
     return bytes(retry(lambda: fs.cat_file(path, **options), f"read {redact(uri)}"))
@@ -92,7 +91,7 @@ def _open_local(path: str) -> io.BufferedReader:
 
 
 def read_local(path: str, offset: int, size: int) -> bytes:
-    """Of a file, never of a pipe or device, which raises InfinegError. Raises OSError."""
+    """`size` bytes of a file, -1 for all; raises OSError, and InfinegError for a pipe or device."""
     with _open_local(path) as file:
         file.seek(offset)
         return file.read(size)

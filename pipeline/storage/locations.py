@@ -47,7 +47,7 @@ _SECRETS = tuple(
         # user:password@ of a URL, in which a password may hold `/` and `@` as they are
         r"((?<=://))(?:[^/\s@?#:]*:(?!\d+[/?#])[^\s@'\"]+@)?[^/\s?#'\"]*(?=@)",
         r"(?i)([?&;][^=&\s]*(?:sig|token|secret|pass|pwd|credential|auth|key|policy|session|jwt)"
-        r"[^=&\s]*=)[^&\s'\"<>)]+",
+        r"[^=&\s]*=)[^&;\s'\"<>)]+",
         rf"(?i)((?<![\w.-])[\w.-]*{_WORD}[\w.-]*=)[^&;\s'\"<>)]+",
         # of a dictionary, or of JSON
         rf"(?i)(['\"][\w.-]*{_WORD}[\w.-]*['\"]\s*:\s*b?['\"])[^'\"]+",
