@@ -65,12 +65,12 @@ _CODES = {
 
 _ERRNO = {
     errno.EACCES: "permission denied; check its owner and mode",
-    errno.EPERM: "permission denied",
-    errno.ENOSPC: "no space is left there",
-    errno.EDQUOT: "the quota is used up",
-    errno.EROFS: "the file system is read-only",
-    errno.ENAMETOOLONG: "the name is too long",
-    errno.ELOOP: "a link that leads to itself",
+    errno.EPERM: "permission denied; check its owner and mode",
+    errno.ENOSPC: "no space is left there; free some, then run again: it resumes",
+    errno.EDQUOT: "the quota is used up; free some space, then run again: it resumes",
+    errno.EROFS: "the file system is read-only; choose another place",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.ELOOP: "a link that leads to itself; remove it",
 }
 
 # The attribute with the HTTP status, of errors that have no response.

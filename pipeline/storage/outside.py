@@ -52,7 +52,8 @@ def as_failure(error: BaseException) -> InfinegError | None:
     if isinstance(error, InfinegError):
         return error
     if isinstance(error, OSError):
-        name = "" if error.filename is None else f"{redact(_text(error.filename))}: "
+        place = error.filename if error.filename2 is None else error.filename2  # of a rename
+        name = "" if place is None else f"{redact(_text(place))}: "
         if not name and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             name = "the output, or a temporary file: "
         reason = redact(error.strerror) if error.strerror else first_line(error)

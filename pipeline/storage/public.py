@@ -13,8 +13,6 @@ from typing import Any
 
 from pipeline.errors import InfinegError
 
-IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
-
 # Not among those that Python takes for private: local NAT64 (RFC 8215), site-local (RFC 3879).
 _PRIVATE = (ipaddress.IPv6Network("64:ff9b:1::/48"), ipaddress.IPv6Network("fec0::/10"))
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")

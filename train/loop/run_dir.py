@@ -61,6 +61,9 @@ def open_run(
     `resume`, or one on a newer generation.
     """
     path = Path(train_config.run)
+    if "://" in train_config.run or storage.escape(str(path)) != str(path):
+        # TensorBoard takes no other name, and a URL would become a folder of that name.
+        raise ConfigError(f"train.run: {path} is no path of a folder in UTF-8; choose another")
     root = config.output.path
     dataset = Dataset(root).read_info()
     if dataset.targets != config.target_names:

@@ -21,6 +21,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from pipeline import storage
 from pipeline.curate.review.session import ReviewSession
 from pipeline.curate.review.suspects import UnknownPicture
 from pipeline.curate.verdicts import Verdict
@@ -67,6 +68,7 @@ def make_app(sessions: dict[str, ReviewSession]) -> FastAPI:
         FileNotFoundError, _answer(404, "the picture was deleted: reload the page")
     )
     app.add_exception_handler(InfinegError, _answer(409))
+    app.add_exception_handler(OSError, _answer(409))
     app.include_router(_routes)
     return app
 
@@ -173,7 +175,9 @@ async def _add_headers(
 
 def _answer(status: int, detail: str | None = None) -> Callable[[Request, Exception], Response]:
     """A handler that answers with `detail`, or with what the error says."""
-    return lambda _, error: JSONResponse({"detail": detail or str(error)}, status)
+    return lambda _, error: JSONResponse(
+        {"detail": detail or storage.redact(str(storage.as_failure(error) or error))}, status
+    )
 
 
 def _read_file(name: str) -> str:

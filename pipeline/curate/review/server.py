@@ -43,7 +43,9 @@ def serve_review(
         ) from None
     with listener:
         app = make_app(sessions)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+        # Without a log of its own, which would show what ours redacts.
+        config = uvicorn.Config(app, log_level="warning", access_log=False, log_config=None)
+        server = uvicorn.Server(config)
         name = f"[{host}]" if ":" in host else host
         url = f"http://{name}:{listener.getsockname()[1]}/{app.state.secret}/"
         announce(url, sessions[chosen[0]].verdict_path)
