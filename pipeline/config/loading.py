@@ -162,14 +162,14 @@ def validate(model: type[ModelT], data: Any, *, section: str = "") -> ModelT:
     try:
         checked = model.model_validate(data)
     except ValidationError as error:
-        raise InvalidSettings(_describe(error, parents)) from None
+        raise InvalidSettings(_describe(error, parents, set(model.model_fields))) from None
     for field, value in _numbers(checked.model_dump(), parents):
         if not math.isfinite(value):
             raise InvalidSettings(f"{field}: Input should be a finite number, got {value}")
     return checked
 
 
-def _describe(error: ValidationError, parents: tuple[str, ...]) -> str:
+def _describe(error: ValidationError, parents: tuple[str, ...], fields: set[str]) -> str:
     lines = []
     for problem in error.errors():
         names = [*parents, *map(str, problem["loc"])]
@@ -178,7 +178,10 @@ def _describe(error: ValidationError, parents: tuple[str, ...]) -> str:
         seen = "" if isinstance(value, dict) else f", got {_shown(value, names)}"
         is_word = problem["type"] == "string_type" and isinstance(value, bool | int | float)
         hint = "; put it in quotes" if is_word else ""
-        lines.append(f"{'.'.join(names) or 'config'}: {message}{seen}{hint}")
+        # A message about several fields begins with one of them.
+        is_named = not problem["loc"] and re.split(r"\W", message)[0] in fields
+        separator = "." if is_named and parents else ": "
+        lines.append(f"{'.'.join(names) or 'config'}{separator}{message}{seen}{hint}")
     return "\n  ".join(lines)
 
 
