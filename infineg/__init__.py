@@ -86,17 +86,11 @@ def train(
     checkpoint; with a newer `generation` it continues on that one's rows. Under torchrun, each
     process calls this function.
     """
-    from pydantic import ValidationError
-
-    from pipeline.config.loading import describe_errors
-    from pipeline.errors import ConfigError
+    from pipeline.config.loading import validate
     from train.config import TrainConfig
     from train.loop.trainer import train
 
-    try:
-        train_config = TrainConfig.model_validate(_checked(config).train)
-    except ValidationError as error:
-        raise ConfigError(f"train: {describe_errors(error)}") from None
+    train_config = validate(TrainConfig, _checked(config).train, section="train")
     return train(config, train_config, resume=resume, generation=generation)
 
 

@@ -25,6 +25,7 @@ from typing import Any, Self
 import pyarrow as pa
 from pydantic import BaseModel
 
+from pipeline import storage
 from pipeline.errors import InfinegError
 
 _log = logging.getLogger(__name__)
@@ -216,7 +217,7 @@ def serve(descriptor: int) -> None:
                 connection.send(table)
         except Exception as error:
             method = None
-            connection.send(_portable(error))
+            connection.send(storage.as_failure(error) or _portable(error))
         else:
             connection.send(None)
 
@@ -230,8 +231,7 @@ def _portable(error: Exception) -> Exception:
     """The error with its traceback as a note, or if it cannot be pickled a RuntimeError."""
     text = "".join(traceback.format_exception(error))
     try:
-        if not isinstance(error, InfinegError):
-            error.add_note(f"in a worker process:\n{text}")
+        error.add_note(f"in a worker process:\n{text}")
         pickle.loads(pickle.dumps(error))
     except Exception:
         return RuntimeError(text)

@@ -23,6 +23,7 @@ from more_itertools import chunked
 from ray.exceptions import AuthenticationError, OutOfMemoryError, WorkerCrashedError
 from ray.job_config import JobConfig
 
+from pipeline import storage
 from pipeline.cluster.deaths import DIED, ending_with_children, named_deaths, watching_head
 from pipeline.cluster.processes import MOST_DEATHS, Attempt, Method, Task, own_folders
 from pipeline.config.build import BuildConfig
@@ -221,8 +222,11 @@ def _run_tasks(batch: pa.Table, *, job: Sequence["ray.ObjectRef[Any]"]) -> Itera
             for table in method(worker, task):
                 yield _result((number, table))
             yield _result((number, None))
-    except InfinegError as error:
-        yield _result(error)
+    except Exception as error:
+        failure = storage.as_failure(error)
+        if failure is None:
+            raise
+        yield _result(failure)
 
 
 def _open_job(job: "ray.ObjectRef[Any]") -> tuple[Any, Method]:

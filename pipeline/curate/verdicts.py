@@ -33,7 +33,11 @@ VERDICTS: dict[str, Verdict] = {name: name for name in get_args(Verdict)}
 
 def read_verdicts(uri: str) -> dict[str, Verdict]:
     """Verdicts by key, from a CSV with the columns key and verdict; raises ConfigError."""
-    rows = parse_verdicts(uri, storage.read_bytes(uri), ("key", "verdict"))
+    try:
+        content = storage.read_bytes(uri)
+    except FileNotFoundError:
+        raise ConfigError(f"{storage.redact(uri)}: no such file; check --verdicts") from None
+    rows = parse_verdicts(uri, content, ("key", "verdict"))
     return {row["key"]: verdict for row, verdict in rows}
 
 
@@ -41,12 +45,14 @@ def parse_verdicts(
     uri: str, content: bytes, columns: Sequence[str]
 ) -> Iterator[tuple[dict[str, str], Verdict]]:
     """Rows of a CSV and their verdicts; raises ConfigError that names the line at fault."""
-    rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig")))
-    for row in rows:
+    with storage.reading(uri):
+        rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig")))
+        listed = [(rows.line_num, row) for row in rows]
+    for line, row in listed:
         verdict = VERDICTS.get(row.get("verdict") or "")
         if verdict is None or not all(row.get(column) for column in columns):
             raise ConfigError(
-                f"{storage.redact(uri)}, line {rows.line_num}: wanted {', '.join(columns)} with a "
+                f"{storage.redact(uri)}, line {line}: wanted {', '.join(columns)} with a "
                 f"verdict of {', '.join(VERDICTS)}, got {row}"
             )
         yield row, verdict

@@ -115,7 +115,10 @@ def _verify_sample(
     label_index = info.targets.index(label) + 1 if label in info.targets else 0
     result.expect(members.get("cls") == str(label_index).encode(), f"{key}: cls is not {label}")
     result.expect(len(members.get("jpg", b"")) == row["tar_size"], f"{key}: image size differs")
-    about = json.loads(members.get("json", b"{}"))
+    try:
+        about = dict(json.loads(members.get("json", b"{}")))
+    except (ValueError, TypeError, RecursionError):
+        about = {}
     result.expect(about.get("key") == key, f"{key}: its json has another key")
     # Mining raises probabilities after a tar is written; nothing else may differ (`mine.shards`).
     for name in differences(about, row, has_risen=has_mined_sidecar(file)):
@@ -160,10 +163,10 @@ def _verify_timm_info(
     """`_info.json` is derived: after a crash it may list the generation in dataset.json instead."""
     try:
         splits = json.loads(storage.read_bytes(dataset.uri("_info.json")))["splits"]
-    except (FileNotFoundError, ValueError, KeyError) as error:
+        listed = sorted(name for split in splits.values() for name in split["filenames"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         result.problems.append(f"_info.json: cannot be read: {error!r}")
         return
-    listed = sorted(name for split in splits.values() for name in split["filenames"])
     allowed = [generation]
     if 0 < info.latest_generation < generation.number:
         allowed.append(dataset.read_generation(info.latest_generation))

@@ -149,7 +149,7 @@ class Dataset:
 
     def read_table(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
         """A parquet file of the data set, all or some columns."""
-        with storage.open_read(self.uri(path)) as file:
+        with storage.open_read(self.uri(path)) as file, storage.reading(self.uri(path)):
             return pq.read_table(file, columns=list(columns) if columns is not None else None)
 
     def iterate_table(self, path: str) -> Iterator[pa.Table]:

@@ -19,8 +19,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
+from pipeline.config.loading import InvalidSettings, validate
 from pipeline.config.schema import SourceEntry
 from pipeline.dataset.schema import Partition, Positioned, RawSample, Role
 from pipeline.dataset.seen_labels import LabelCounter, SeenLabels
@@ -179,13 +180,10 @@ def open_source(kind: str, params: Mapping[str, Any]) -> Source:
     """A source by its kind and params; raises ConfigError, which names the wrong field."""
     module = load_source_module(kind)
     try:
-        source: Source = module.Source(module.Params.model_validate(params))
-    except ValidationError as error:
-        problems = "; ".join(
-            f"params.{'.'.join(map(str, p['loc']))}: {p['msg']}, got {p['input']!r}"
-            for p in error.errors()
-        )
-        raise ConfigError(f"kind {kind}: {problems}") from None
+        checked = validate(module.Params, params, section="params")
+    except InvalidSettings as error:
+        raise ConfigError(f"kind {kind}: {error}") from None
+    source: Source = module.Source(checked)
     return source
 
 

@@ -12,6 +12,7 @@ from pipeline.storage.files import (
     local_path,
     open_read,
     read_bytes,
+    read_local,
     read_many,
     read_range,
     remove_many,
@@ -31,10 +32,13 @@ from pipeline.storage.locations import (
     configure,
     escape,
     holds_credentials,
+    is_secret_name,
     join,
     redact,
     refuse_credentials,
 )
+from pipeline.storage.outside import as_failure, reading
+from pipeline.storage.public import PrivateAddress, is_public
 from pipeline.storage.threads import map_ahead
 from pipeline.storage.versions import FileVersion, list_versions, versions_of
 from pipeline.storage.walking import is_hidden, walk
@@ -44,6 +48,8 @@ __all__ = [
     "FileVersion",
     "HashingWriter",
     "LocalCache",
+    "PrivateAddress",
+    "as_failure",
     "cache_folder",
     "configure",
     "create_exclusive",
@@ -52,6 +58,8 @@ __all__ = [
     "fetch",
     "holds_credentials",
     "is_hidden",
+    "is_public",
+    "is_secret_name",
     "join",
     "list_files",
     "list_prefix",
@@ -63,8 +71,10 @@ __all__ = [
     "open_atomic",
     "open_read",
     "read_bytes",
+    "read_local",
     "read_many",
     "read_range",
+    "reading",
     "redact",
     "refuse_credentials",
     "remove_if",

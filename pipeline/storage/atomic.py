@@ -69,6 +69,10 @@ def open_atomic(uri: str) -> Iterator[HashingWriter]:
         else:
             options = {"chunksize": _UPLOAD_PART_BYTES} if is_protocol(fs, "s3") else {}
             retry(lambda: fs.put_file(temporary, path, **options), what)
+    except OSError as error:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            error.filename = redact(uri)  # a failed write names no file
+        raise
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)

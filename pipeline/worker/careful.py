@@ -73,7 +73,7 @@ class CarefulSource:
                 return
             except Died:
                 if sample is not None:
-                    yield replace(sample, reject=RejectReason.CRASHED)
+                    yield replace(sample, refused=RejectReason.CRASHED)
                 elif has_failed:
                     yield from _out_of_reach(partition, number)
                     return
@@ -86,7 +86,9 @@ class CarefulSource:
 
 
 def _crashed(partition: Partition, number: int) -> RawSample:
-    return RawSample(uri=f"{partition.id}, sample {number}", image=b"", reject=RejectReason.CRASHED)
+    return RawSample(
+        uri=f"{partition.id}, sample {number}", image=b"", refused=RejectReason.CRASHED
+    )
 
 
 def _out_of_reach(partition: Partition, start: int) -> Iterator[RawSample]:

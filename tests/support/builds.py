@@ -5,6 +5,7 @@ what it writes must not depend on the order; the tests of Ray compare with it by
 """
 
 import contextlib
+import pickle
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -130,7 +131,7 @@ def first_samples(entry: Mapping[str, Any], number: int) -> list[RawSample]:
 
 
 class InlineCluster:
-    """Runs tasks here, the last one first; each goes through JSON as on its way to a worker."""
+    """Runs tasks here, the last one first; each is pickled as on its way to a worker."""
 
     config = BuildConfig(embed_on="worker")
     num_workers = 1
@@ -150,7 +151,7 @@ class InlineCluster:
     ) -> Iterator[pa.Table]:
         worker = make_worker()
         for task in reversed(list(tasks)):
-            yield from method(worker, type(task).model_validate_json(task.model_dump_json()))
+            yield from method(worker, pickle.loads(pickle.dumps(task)))
 
 
 @contextlib.contextmanager

@@ -108,13 +108,13 @@ def _read_sample(positioned: Positioned, defaults: SourceDefaults) -> dict[str, 
         "stratum": None if label else defaults.stratum or sample.stratum,
         "group": group,
         "split": split_of(group, defaults.split_fractions),
-        "license": _text(sample.license),
-        "author": _text(sample.author),
+        "license": sample.license and storage.redact(sample.license),
+        "author": sample.author and storage.redact(sample.author),
         "rotation": sample.rotation,
         "doubt": sample.doubt,
         "content_hash": content_hash,
-        "image": sample.image,
-        "reject_reason": sample.reject,
+        "image": None if sample.refused else sample.image,
+        "reject_reason": sample.refused,
     }
 
 

@@ -294,7 +294,7 @@ def test_values_of_the_config_win_over_those_of_the_site(
 
     def launched_with(*options: object) -> tuple[int, int, str]:
         _, text, _ = call(capfd, "build", config, "--on", "kuberay", "--dry-run", *options)
-        _, manifest = yaml.safe_load_all(text)
+        *_, manifest = yaml.safe_load_all(text)
         spec = manifest["spec"]
         group = spec["rayClusterSpec"]["workerGroupSpecs"][0]
         container = group["template"]["spec"]["containers"][0]
@@ -357,7 +357,7 @@ def test_schedule_that_is_no_cron_line_is_refused(schedule: str, config: Path) -
 
 def test_cluster_that_grows_is_told_how_far_and_waits_for_a_killed_build(config: Path) -> None:
     def build_of(*overrides: str) -> dict[str, Any]:
-        config_map, _ = yaml.safe_load_all(launched("build", config, "kuberay", *overrides).text)
+        config_map, *_ = yaml.safe_load_all(launched("build", config, "kuberay", *overrides).text)
         return dict(yaml.safe_load(config_map["data"]["config.yaml"])["build"])
 
     sizes = ["cluster.cpu_workers.max=3", "cluster.cpu_workers.cpus=4", "cluster.gpu_workers.max=0"]

@@ -87,7 +87,7 @@ def read_carefully(tmp_path: Path, start: int = 0, **params: object) -> list[Raw
 @pytest.mark.usefixtures("plug_in")
 def test_each_costs_itself_where_the_source_can_skip(tmp_path: Path) -> None:
     samples = read_carefully(tmp_path, start=1)
-    assert [(s.uri, s.reject) for s in samples] == [
+    assert [(s.uri, s.refused) for s in samples] == [
         ("sample 1", None),
         ("only, sample 2", "crashed"),
         ("sample 3", None),
@@ -103,7 +103,7 @@ def test_the_rest_is_out_of_reach_where_it_cannot(
     is_counted: bool, num_crashed: int, tmp_path: Path
 ) -> None:
     samples = read_carefully(tmp_path, is_counted=is_counted, can_skip=False)
-    assert [s.reject for s in samples] == [None, None, *["crashed"] * num_crashed]
+    assert [s.refused for s in samples] == [None, None, *["crashed"] * num_crashed]
     assert len({s.uri for s in samples}) == len(samples)
 
 

@@ -98,7 +98,7 @@ class ParquetImages:
             for number, row in rows:
                 found = wnid(row[columns[1]])
                 assert found is not None, "rows without a class are not offered"
-                yield FoundImage(found, f"{uri}#{number}", image_bytes(row[columns[0]], folder))
+                yield FoundImage(found, f"{uri}#{number}", _image(row[columns[0]], folder))
 
     def _wnids(self, table: Table) -> tuple[str, ...]:
         """In order of class number."""
@@ -194,6 +194,14 @@ class WdsImages:
             "(imagenet1k-..., imagenet12k-..., imagenet22k-...) says of which list; give "
             "`params.synsets`, a file with a wnid a line"
         )
+
+
+def _image(value: object, folder: str) -> bytes:
+    try:
+        return image_bytes(value, folder)
+    except storage.PrivateAddress as error:
+        _log.warning("%s: %s", folder, error)
+        return b""
 
 
 def _columns_of(table: Table) -> list[str]:
