@@ -19,7 +19,6 @@ import pyarrow as pa
 
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.sources.kinds.huggingface.splits import (
-    BROKEN,
     Features,
     OpenDataset,
     SavedDataset,
@@ -95,16 +94,13 @@ def _opening_errors(path: str, *, split: str, revision: str | None) -> Iterator[
     except (InfinegError, KeyboardInterrupt):
         raise
     except Exception as error:
-        known = _as_user_error(error, path=path, split=split, revision=revision)
-        if known is None:
-            raise
-        raise known from None
+        raise _as_user_error(error, path=path, split=split, revision=revision) from None
 
 
 def _as_user_error(
     error: Exception, *, path: str, split: str, revision: str | None
-) -> InfinegError | None:
-    """The error that a user can act on; None if it is a bug."""
+) -> InfinegError:
+    """The error that a user can act on: `datasets` raises anything for a file that is broken."""
     if isinstance(error, datasets.exceptions.DatasetNotFoundError):
         return ConfigError(
             f"{path}: {error} Check `params.path` and `params.revision`; for a gated or private "
@@ -122,12 +118,10 @@ def _as_user_error(
         )
     if is_transient(error) or isinstance(error, ConnectionError):
         return _unreachable(error, path=path, split=split, revision=revision)
-    if isinstance(error, (*BROKEN, OSError)):
-        return ConfigError(
-            f"{path}: {type(error).__name__}: {error}; check `params.name`, `params.split` and "
-            "`params.data_files`"
-        )
-    return None
+    return ConfigError(
+        f"{path}: `datasets` cannot open it ({type(error).__name__}: {error}); check "
+        "`params.name`, `params.split`, `params.data_files` and its files"
+    )
 
 
 def _unreachable(error: Exception, *, path: str, split: str, revision: str | None) -> InfinegError:
