@@ -54,18 +54,24 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> "Config":
     return load_config(path, _listed("overrides", overrides))
 
 
-def build(config: "Config", *, sources: Sequence[str] = ()) -> "Generation":
+def build(
+    config: "Config", *, sources: Sequence[str] = (), accept_changes: bool = False
+) -> "Generation":
     """Brings the data set at `config.output.path` up to date and returns its generation.
 
         generation = build(config)
         print(generation.number, generation.counts.selected)
 
     Continues an interrupted build and reads only sources that the data set lacks; `sources` names
-    the only ones to build. Runs on Ray: on this machine, or on the cluster at `build.address`.
+    the only ones to build. Raises InfinegError if files of a source have changed since they were
+    read; with `accept_changes` that source is drawn anew. Runs on Ray: on this machine, or on the
+    cluster at `build.address`.
     """
     from pipeline.build.driver import build
 
-    generation, _ = build(_checked(config), only=_listed("sources", sources))
+    generation, _ = build(
+        _checked(config), only=_listed("sources", sources), accept_changes=accept_changes
+    )
     return generation
 
 
@@ -80,17 +86,11 @@ def train(
     checkpoint; with a newer `generation` it continues on that one's rows. Under torchrun, each
     process calls this function.
     """
-    from pydantic import ValidationError
-
-    from pipeline.config.loading import describe_errors
-    from pipeline.errors import ConfigError
+    from pipeline.config.loading import validate
     from train.config import TrainConfig
     from train.loop.trainer import train
 
-    try:
-        train_config = TrainConfig.model_validate(_checked(config).train)
-    except ValidationError as error:
-        raise ConfigError(f"train: {describe_errors(error)}") from None
+    train_config = validate(TrainConfig, _checked(config).train, section="train")
     return train(config, train_config, resume=resume, generation=generation)
 
 

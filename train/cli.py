@@ -4,7 +4,6 @@ Turns expected failures into a message and an exit code. Each command imports wh
 itself: `infineg --help` must not wait for torch and Ray.
 """
 
-import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -17,10 +16,9 @@ from pipeline import storage
 from pipeline.cli.commands import Address, ConfigPath, Overrides, Sources, app, console, load
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.launch import JobKind, Platform
-from pipeline.telemetry.logging import LogFormat, configure_logging
+from pipeline.telemetry.logging import LogFormat, configure_logging, show_no_secrets
 
 _INTERRUPTED = 130
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 RunDir = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run (train.run).")]
@@ -228,27 +226,40 @@ def launch(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command and exits; an expected failure is one message, with --debug a traceback."""
     options: dict[str, bool] = {}  # `configure` fills it in
+    show_no_secrets()
     try:
-        # Exits by itself, with 2 for wrong use.
-        app(None if arguments is None else list(arguments), prog_name="infineg", obj=options)
-    except InfinegError as error:
-        if options.get("debug"):
-            raise
-        sys.stderr.write(f"infineg: {storage.redact(str(error))}\n")
-        sys.exit(error.exit_code)
+        try:
+            # Exits by itself, with 2 for wrong use.
+            app(None if arguments is None else list(arguments), prog_name="infineg", obj=options)
+        finally:
+            _flush_output()
     except BrokenPipeError:
         # The reader, such as `head`, has ended; Python would complain again when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except OSError as error:
-        if options.get("debug") or error.errno not in _FULL:
-            raise
-        sys.stderr.write(
-            f"infineg: {storage.redact(str(error))}; free some space, then run the same command "
-            "again (a training with --resume): it continues\n"
-        )
+        _discard_output()
         sys.exit(1)
     except SystemExit as end:
         if end.code == _INTERRUPTED:
             sys.stderr.write("infineg: interrupted; run the same command again to resume\n")
         raise
+    except Exception as error:
+        failure = storage.as_failure(error)
+        if failure is None or options.get("debug"):
+            show_no_secrets()  # again: Typer has put a hook of its own in place
+            raise
+        sys.stderr.write(f"infineg: {storage.redact(str(failure))}\n")
+        sys.exit(failure.exit_code)
+
+
+def _flush_output() -> None:
+    """Raises InfinegError if the output cannot be written, e.g. to a full disk."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard_output()
+        raise InfinegError(f"the output cannot be written: {error.strerror}") from None
+
+
+def _discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

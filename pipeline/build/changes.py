@@ -1,17 +1,19 @@
 """Compares a config with a data set: what is left to build, and what may no longer change.
 
-Reads only records, so that "nothing to do" costs nothing.
+Reads only records, so that "nothing to do" costs no more than a listing of the sources.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline import storage
+from pipeline.build.files import may_have_changed
 from pipeline.config.schema import Config, SourceEntry, fingerprint
 from pipeline.dataset import Dataset
-from pipeline.dataset.metadata import DatasetInfo, Generation, SourceRecord
+from pipeline.dataset.metadata import DatasetInfo, Generation, SourcePlan, SourceRecord
 from pipeline.errors import ConfigError
+from pipeline.selection.plan import draw_of, plan_fingerprint
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ def find_changes(
     """Compares the config, or `only` some of its entries, with the latest generation.
 
     With `follow` all sources of negatives are included, because they may be endless. Raises
-    ConfigError if settings have changed that every row depends on.
+    ConfigError if settings have changed that every row depends on. Whether files have changed is
+    found by `pipeline.build.files`.
     """
     names = [entry.name for entry in config.entries]
     if unknown := sorted(set(only) - set(names)):
@@ -39,12 +42,16 @@ def find_changes(
     dataset = Dataset(config.output.path)
     if dataset.exists():
         _refuse_changes(dataset, config)
+    reference = dataset.read_reference()
     committed = {source.name: source for source in latest.sources}
+    plans = {name: dataset.read_plan_of(committed[name]) for name in names if name in committed}
+    draws = {name: draw_of(plan, reference) for name, plan in plans.items()}
+    _refuse_part_of_a_draw(plans, draws, only)
     changed = {
         entry.name
         for entry in config.entries
         if entry.name in committed
-        and committed[entry.name].fingerprint != fingerprint(config.source_inputs(entry))
+        and committed[entry.name].fingerprint != plan_fingerprint(config, entry, draws[entry.name])
     }
     gone = set() if only else set(committed) - set(names)
     build = [
@@ -54,7 +61,7 @@ def find_changes(
         and (
             entry.name not in committed
             or entry.name in changed
-            or _is_unfinished(dataset, committed[entry.name])
+            or _is_unfinished(plans[entry.name], committed[entry.name])
             or (follow and config.role_of(entry) == "negative")
         )
     ]
@@ -62,8 +69,7 @@ def find_changes(
     return Changes(tuple(build), frozenset((changed & chosen) | gone))
 
 
-def _is_unfinished(dataset: Dataset, record: SourceRecord) -> bool:
-    plan = dataset.read_plan_of(record)
+def _is_unfinished(plan: SourcePlan | None, record: SourceRecord) -> bool:
     return (
         plan is not None
         and plan.fingerprint == record.fingerprint
@@ -71,13 +77,34 @@ def _is_unfinished(dataset: Dataset, record: SourceRecord) -> bool:
     )
 
 
+def _refuse_part_of_a_draw(
+    plans: Mapping[str, SourcePlan | None], draws: Mapping[str, int], only: Sequence[str]
+) -> None:
+    """Raises ConfigError if `only` leaves out sources that were drawn by an earlier bank."""
+    behind = [
+        name
+        for name, plan in plans.items()
+        if name not in only and draws[name] > (plan.draw if plan else 0)
+    ]
+    if only and behind:
+        raise ConfigError(
+            f"the reference bank is made anew, and {', '.join(behind)} has to be drawn anew with "
+            "it: run without --source"
+        )
+
+
 def finished_generation(config: Config, only: Sequence[str] = ()) -> Generation | None:
-    """The latest generation if it is complete and holds all that the config asks for."""
+    """The latest generation if it is complete and holds all that the config asks for.
+
+    Lists the files of the sources, and reads none.
+    """
     dataset = Dataset(config.output.path)
     latest = dataset.read_latest()
     if find_changes(config, latest, only):
         return None
-    return latest if dataset.read_info().latest_generation == latest.number else None
+    if dataset.read_info().latest_generation != latest.number:
+        return None
+    return None if may_have_changed(config, only) else latest
 
 
 def begin_dataset(config: Config, *, encoder: str, embedding_dim: int) -> None:

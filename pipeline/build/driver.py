@@ -20,12 +20,12 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.build.changes import begin_dataset, find_changes, finished_generation
 from pipeline.build.declared import check_rounds
+from pipeline.build.files import settle_files
 from pipeline.build.monitor import BuildMonitor, monitor_build
 from pipeline.build.pack import pack_generation, without_sources
 from pipeline.build.pilot import MakeWorker, plan_sources
 from pipeline.build.reading import PlannedSource, Reading, extend_plans
-from pipeline.cluster.actors import start_encoder_actors
-from pipeline.cluster.ray_data import Cluster, open_cluster
+from pipeline.cluster.workers import Cluster, open_cluster
 from pipeline.config.schema import Config, SourceEntry
 from pipeline.dataset import Dataset
 from pipeline.dataset.commit import commit, complete
@@ -43,12 +43,17 @@ _log = logging.getLogger(__name__)
 
 
 def build(
-    config: Config, *, only: Sequence[str] = (), follow: bool = False
+    config: Config,
+    *,
+    only: Sequence[str] = (),
+    follow: bool = False,
+    accept_changes: bool = False,
 ) -> tuple[Generation, bool]:
     """Brings the data set to what the config says; returns its generation and whether it is new.
 
-    With `follow` it then reads on in endless sources, one budget after another, until it is
-    interrupted.
+    Raises InfinegError if files of a source have changed since they were read; with
+    `accept_changes` the source is drawn anew instead. With `follow` it then reads on in endless
+    sources, one budget after another, until it is interrupted.
     """
     storage.configure(config.storage)
     finished = None if follow else finished_generation(config, only)
@@ -63,9 +68,10 @@ def build(
         latest = complete(dataset)
         for prefix in (".tmp-", "plans/.tmp-", "generations/.tmp-", "embeddings/.tmp-"):
             storage.remove_many(storage.list_prefix(dataset.uri(prefix)))
+        settle_files(config, latest, only, accept=accept_changes)
         changes = find_changes(config, latest, only, follow=follow)
         if changes.drop:
-            _log.info("removing, by the config: %s", ", ".join(sorted(changes.drop)))
+            _log.info("removing, or drawing anew: %s", ", ".join(sorted(changes.drop)))
         parent = without_sources(latest, changes.drop)
         if not changes.build:
             if not changes.drop:
@@ -94,6 +100,7 @@ def _build_rounds(
     dataset = Dataset(config.output.path)
     total = sum(round_.num_candidates for source in planned for round_ in source.rounds())
     monitor.plan(total)
+    cluster.expect(total)
     seen: SeenImages | None = None  # read once, however many rounds there are
     with Progress("build", total=total, unit="candidates") as progress:
         reading = Reading(config, planned, progress)
@@ -115,14 +122,16 @@ def plan(config: Config, *, only: Sequence[str] = ()) -> tuple[list[SourcePlan],
     """Only pilots and plans; returns the plans of the sources to build, and how many workers."""
     storage.configure(config.storage)
     dataset = Dataset(config.output.path)
-    entries = find_changes(config, dataset.read_latest(), only).build
-    if not entries:
+    if finished_generation(config, only) is not None:
         return [], 0
-    with (
-        hold_lease(dataset.root),
-        _plan_on_cluster(config, entries, dataset.read_latest()) as (cluster, _, planned),
-    ):
-        return [source.plan for source in planned], cluster.num_workers
+    with hold_lease(dataset.root):
+        latest = dataset.read_latest()
+        settle_files(config, latest, only)
+        entries = find_changes(config, latest, only).build
+        if not entries:
+            return [], 0
+        with _plan_on_cluster(config, entries, latest) as (cluster, _, planned):
+            return [source.plan for source in planned], cluster.num_workers
 
 
 def _commit(dataset: Dataset, generation: Generation, lease: Lease) -> Generation:
@@ -146,7 +155,7 @@ def _plan_on_cluster(
         gpus = config.build.gpus_per_embedder
         preparing = pool.submit(prepare_encoder, config.encoder, gpus_per_worker=gpus)
         with open_cluster(config.build) as cluster:
-            cluster, encoder = start_encoder_actors(cluster, preparing.result())
+            encoder = cluster.share(preparing.result())
             begin_dataset(config, encoder=encoder.fingerprint, embedding_dim=encoder.embedding_dim)
             info = EmbeddingsInfo(encoder=encoder.fingerprint, images=config.output.image_settings)
             if config.build.embeddings_from is not None:

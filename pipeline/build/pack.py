@@ -13,9 +13,11 @@ from pydantic import BaseModel
 
 from pipeline import storage
 from pipeline.build.reading import Round
-from pipeline.cluster.ray_data import Cluster
+from pipeline.cluster.processes import Task
+from pipeline.cluster.workers import Cluster
 from pipeline.config.schema import Config
 from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import part_stem
 from pipeline.dataset.dedup import SeenImages
 from pipeline.dataset.embedding_cache import embeddings_path, write_checksums
 from pipeline.dataset.metadata import Generation, ShardFile, SourceRecord, add_counts
@@ -55,6 +57,7 @@ def pack_generation(
             seen,
             ledger_path=ledger_path,
             hashes_path=hashes_path,
+            taken_down=parent.taken_down,
         )
         record = _source_record(round_, tables, sources.get(round_.source))
         _refuse_unusable(dataset, record)
@@ -75,6 +78,7 @@ def pack_generation(
         quarantine=(*parent.quarantine, *quarantine),
         next_numbers=dict(sorted(numbers.items())),
         taken_down=parent.taken_down,
+        takedowns=parent.takedowns,
         mined=parent.mined,
     )
 
@@ -111,7 +115,7 @@ def _checksums_of_parts(dataset: Dataset, round_: Round) -> _Checksums:
             break
         found.parts[record.path] = record.sha256
         if record.embeddings_sha256 is not None:
-            path = embeddings_path(record.path.removesuffix(".parquet"))
+            path = embeddings_path(part_stem(record, record.part))
             found.embeddings[path] = record.embeddings_sha256
         span, part = (span + 1, 0) if record.is_last else (span, part + 1)
         if span == round_.num_spans:
@@ -130,7 +134,7 @@ class Piece(BaseModel, frozen=True):
     sha256: str | None = None  # of the part, if it is committed
 
 
-class ShardTask(BaseModel, frozen=True):
+class ShardTask(Task, frozen=True):
     """One shard to write: `group` is its path without the number and suffix."""
 
     source: str
@@ -144,28 +148,30 @@ class ShardTask(BaseModel, frozen=True):
         return f"{self.group}-{self.number:06d}"
 
 
-def pack_shards(config: Config, tasks: Sequence[ShardTask], cluster: Cluster) -> list[ShardFile]:
-    """Writes shards on all workers; returns them in the order of their paths."""
-    dataset = Dataset(config.output.path)
-    info = dataset.read_info()
+class _Packer:
+    """Writes shards, in a worker process."""
 
-    def pack(_: None, task: ShardTask) -> Iterator[pa.Table]:
-        file = pack_shard(dataset, task, targets=info.targets, encoder=info.encoder)
+    def __init__(self, config: Config, fence: storage.Fence | None) -> None:
+        storage.configure(config.storage)
+        storage.fence_worker(config.output.path, fence)
+        self._dataset = Dataset(config.output.path)
+        self._info = self._dataset.read_info()
+
+    def pack(self, task: ShardTask) -> Iterator[pa.Table]:
+        info = self._info
+        file = pack_shard(self._dataset, task, targets=info.targets, encoder=info.encoder)
         yield pa.table({"record": [file.model_dump_json()]})
 
-    open_storage = functools.partial(_open_storage, config, storage.fence_of(dataset.root))
+
+def pack_shards(config: Config, tasks: Sequence[ShardTask], cluster: Cluster) -> list[ShardFile]:
+    """Writes shards on all workers; returns them in the order of their paths."""
+    make_packer = functools.partial(_Packer, config, storage.fence_of(config.output.path))
     files = []
     with Progress("pack", total=len(tasks), unit="shards") as progress:
-        for table in cluster.map(pack, tasks, make_worker=open_storage):
+        for table in cluster.map(_Packer.pack, tasks, make_worker=make_packer):
             files.append(ShardFile.model_validate_json(table["record"][0].as_py()))
             progress.advance()
     return sorted(files, key=lambda file: file.path)
-
-
-def _open_storage(config: Config, fence: storage.Fence | None) -> None:
-    """In a worker."""
-    storage.configure(config.storage)
-    storage.fence_worker(config.output.path, fence)
 
 
 def _source_record(round_: Round, tables: RoundTables, before: SourceRecord | None) -> SourceRecord:
@@ -186,7 +192,7 @@ def _source_record(round_: Round, tables: RoundTables, before: SourceRecord | No
 def _refuse_unusable(dataset: Dataset, record: SourceRecord) -> None:
     counts = record.counts
     first = next(dataset.iterate_table(record.ledger[-1].path), None)
-    example = first["uri"][0].as_py() if first is not None and first.num_rows else ""
+    example = (first["uri"][0].as_py() if first is not None and first.num_rows else "") or ""
     refuse_unusable(record.name, counts.read, counts.rejected, example)
 
 

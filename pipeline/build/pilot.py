@@ -12,18 +12,19 @@ from more_itertools import ilen
 
 from pipeline import storage
 from pipeline.build.declared import check_labels
+from pipeline.build.file_tables import list_files, remove_other_files, write_files
 from pipeline.build.reading import PlannedSource
-from pipeline.cluster.ray_data import Cluster
-from pipeline.config.schema import Config, SourceEntry, fingerprint
+from pipeline.cluster.workers import Cluster
+from pipeline.config.schema import Config, SourceEntry
 from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation, ReferenceInfo, SourcePlan
 from pipeline.dataset.seen_labels import LabelCounter
 from pipeline.errors import InfinegError
 from pipeline.selection.fit import pilot_needed
 from pipeline.selection.pilot import Pilot, make_pilot, pilot_sample
-from pipeline.selection.plan import make_plan
+from pipeline.selection.plan import draw_of, make_plan, plan_fingerprint
 from pipeline.selection.reference import write_reference
-from pipeline.sources import Source, open_entry
+from pipeline.sources import Source, StoredSource, open_entry
 from pipeline.sources.survey import (
     Listing,
     estimate_sizes,
@@ -72,13 +73,19 @@ def plan_sources(
 ) -> list[PlannedSource]:
     """Plans of all entries, made where there is none yet, and how much of each is committed."""
     dataset = Dataset(config.output.path)
-    reference = dataset.read_reference() or _make_reference(config, cluster, make_worker)
+    reference = dataset.read_reference()
+    if reference is None or reference.is_outdated:
+        draw = reference.draw if reference else 0
+        reference = _make_reference(config, cluster, make_worker, draw)
+    files: dict[str, str] = {}
     planned: dict[str, PlannedSource] = {}
     surveyed: list[_Surveyed] = []
     for entry in entries:
         source = open_entry(entry, config.role_of(entry))
-        plan = _read_plan(dataset, config, entry, source)
+        plan = _read_plan(dataset, config, entry, source, reference)
         if plan is None:
+            if config.role_of(entry) == "negative":  # those of positives are listed by the bank
+                files |= _record_files(dataset, entry, source)
             surveyed.append(_Surveyed(entry, source, survey(source, entry, config)))
         else:
             planned[entry.name] = PlannedSource(entry, source, plan)
@@ -87,35 +94,51 @@ def plan_sources(
     larger = {pilot.entry.name: pilot for pilot in run(_too_small(pilots, config, reference))}
     for pilot in pilots:
         pilot = larger.get(pilot.entry.name, pilot)
-        plan = _commit_plan(dataset, pilot, config, reference)
+        plan = _commit_plan(
+            dataset, pilot, config, reference, files=files.get(pilot.entry.name, "")
+        )
         planned[pilot.entry.name] = PlannedSource(pilot.entry, pilot.source, plan)
     committed = {record.name: record for record in latest.sources}
     return [planned[entry.name].resumed(committed.get(entry.name)) for entry in entries]
 
 
 def _read_plan(
-    dataset: Dataset, config: Config, entry: SourceEntry, source: Source
+    dataset: Dataset,
+    config: Config,
+    entry: SourceEntry,
+    source: Source,
+    reference: ReferenceInfo,
 ) -> SourcePlan | None:
     """The plan that an earlier run committed, unless the entry has been changed since."""
     plan = dataset.read_plan(entry.name)
-    if plan is None or plan.fingerprint != fingerprint(config.source_inputs(entry)):
+    wanted = plan_fingerprint(config, entry, draw_of(plan, reference))
+    if plan is None or plan.fingerprint != wanted:
         return None
-    if plan.num_listed is not None:
+    if plan.num_listed is not None and not isinstance(source, StoredSource):
         num_now = ilen(source.partitions())
         if num_now != plan.num_listed:
             raise refuse_changed_listing(plan, num_now)
     return plan
 
 
+def _record_files(dataset: Dataset, entry: SourceEntry, source: Source) -> dict[str, str]:
+    """Keeps what files the source has before one of them is read; {} if it reads none."""
+    files = list_files(source)
+    return {} if files is None else {entry.name: write_files(dataset, entry.name, files)}
+
+
 def _commit_plan(
-    dataset: Dataset, pilot: Pilot, config: Config, reference: ReferenceInfo
+    dataset: Dataset, pilot: Pilot, config: Config, reference: ReferenceInfo, *, files: str
 ) -> SourcePlan:
     """Plans a source and removes parts that were read by an earlier plan."""
     pilot = replace(pilot, listing=estimate_sizes(pilot.listing, pilot.source, pilot.rows))
     previous = dataset.read_plan(pilot.entry.name)
     plan = make_plan(pilot, config=config, reference=reference, previous=previous)
+    plan = plan.model_copy(update={"files": files})
     storage.remove_tree(dataset.uri(f"parts/{plan.source}"))
     dataset.write_plan(plan)
+    if files:
+        remove_other_files(dataset, plan.source, files)
     return plan
 
 
@@ -162,15 +185,20 @@ def _run_pilots(
     ]
 
 
-def _make_reference(config: Config, cluster: Cluster, make_worker: MakeWorker) -> ReferenceInfo:
+def _make_reference(
+    config: Config, cluster: Cluster, make_worker: MakeWorker, draw: int
+) -> ReferenceInfo:
     """Embeds the positives and commits the reference bank.
 
     Raises ConfigError if a label that one of them declares never occurred.
     """
     sources = {entry.name: open_entry(entry, "positive") for entry in config.positives}
+    dataset = Dataset(config.output.path)
+    files: dict[str, str] = {}
     tasks = []
     for entry in config.positives:
         source = sources[entry.name]
+        files |= _record_files(dataset, entry, source)
         listing = survey(source, entry, config)
         tasks += [
             ReadTask(source=entry.name, partitions=(partition,))
@@ -196,7 +224,11 @@ def _make_reference(config: Config, cluster: Cluster, make_worker: MakeWorker) -
         config.output.path,
         embedded.filter(embedded["reject_reason"].is_null()),
         num_neighbors=config.selection.num_neighbors,
+        draw=draw,
+        files=files,
     )
+    for name, path in files.items():
+        remove_other_files(dataset, name, path)
     _log.info(
         "committed reference bank: %s embeddings of %s positives, median similarity %.3f, "
         "suspected above %.3f",

@@ -3,6 +3,7 @@
 Each imports what it needs by itself: `infineg --help` must not wait for torch and Ray.
 """
 
+import functools
 import json
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from pipeline.errors import InfinegError
+from pipeline.errors import ConfigError, InfinegError
 
 if TYPE_CHECKING:
     from pipeline.config.schema import Config
@@ -73,6 +74,13 @@ def build(
     follow: Annotated[
         bool, typer.Option(help="Then keep reading endless sources until interrupted.")
     ] = False,
+    accept_changes: Annotated[
+        bool,
+        typer.Option(
+            "--accept-changes",
+            help="Draw sources anew whose files have changed; if they are positives, every source.",
+        ),
+    ] = False,
 ) -> None:
     """Stream sources into shards. Resumes, and builds only what is new or changed."""
     from pipeline.build.changes import finished_generation
@@ -84,7 +92,9 @@ def build(
     if generation is None:
         from pipeline.build.driver import build as run_build
 
-        generation, is_new = run_build(loaded, only=source or (), follow=follow)
+        generation, is_new = run_build(
+            loaded, only=source or (), follow=follow, accept_changes=accept_changes
+        )
         state = "committed" if is_new else state
     console.print(counts_table(generation))
     console.print(f"{state} generation {generation.number} of {loaded.output.path}")
@@ -179,8 +189,13 @@ def takedown(
     uri: Annotated[list[str] | None, typer.Option(help="Address of a sample; repeatable.")] = None,
     author: Annotated[list[str] | None, typer.Option(help="Author of samples; repeatable.")] = None,
     purge: Annotated[
-        bool, typer.Option(help="Also delete their files; earlier generations then miss them.")
+        bool,
+        typer.Option(help="Also remove them from all files; earlier generations then miss some."),
     ] = False,
+    run: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RUN", help="With --purge: also from this run; repeatable."),
+    ] = None,
 ) -> None:
     """Commit a generation without some samples; no later build takes them in again."""
     from pipeline.curate.takedown import take_down
@@ -189,7 +204,10 @@ def takedown(
     wanted = TakenDown(
         keys=frozenset(key or ()), uris=frozenset(uri or ()), authors=frozenset(author or ())
     )
-    generation, number = take_down(dataset, wanted, purge=purge)
+    if run and not purge:
+        raise ConfigError("--run needs --purge")
+    tell = functools.partial(console.print, soft_wrap=True, markup=False, highlight=False)
+    generation, number = take_down(dataset, wanted, purge=purge, runs=run or (), tell=tell)
     console.print(f"committed generation {generation.number} of {dataset}: {number:,} taken down")
 
 

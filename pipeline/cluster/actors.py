@@ -21,7 +21,7 @@ from ray.exceptions import RayTaskError
 
 from pipeline.cluster.deaths import named_deaths
 from pipeline.cluster.placement import MAX_IN_FLIGHT, Node, place
-from pipeline.cluster.ray_data import Cluster, alive_nodes
+from pipeline.cluster.ray_data import RayCluster, alive_nodes
 from pipeline.encoders.runtimes import Pending, PreparedEncoder, Runtime
 from pipeline.errors import InfinegError
 
@@ -33,8 +33,8 @@ _Encoder = Sequence["ray.ObjectRef[PreparedEncoder]"]
 
 
 def start_encoder_actors(
-    cluster: Cluster, encoder: PreparedEncoder
-) -> tuple[Cluster, PreparedEncoder]:
+    cluster: RayCluster, encoder: PreparedEncoder
+) -> tuple[RayCluster, PreparedEncoder]:
     """Starts the actors that the config asks for; returns the cluster and encoder for workers.
 
     A cluster with actors has fewer workers. Raises ConfigError if there can never be room for them.
@@ -75,7 +75,7 @@ def start_encoder_actors(
 
 def _can_grow(address: str | None) -> bool:
     """Nodes that an autoscaler has started have a type, those of `ray start` do not."""
-    if address is None:
+    if address in (None, "local"):
         return False
     if address.startswith("ray://"):  # a client cannot find out
         return True

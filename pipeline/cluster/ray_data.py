@@ -5,26 +5,27 @@ memory before the first one runs, a row costs neither.
 """
 
 import contextlib
+import itertools
 import logging
 import math
+import operator
 import os
 import pickle
-import site
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
 from more_itertools import chunked
-from pydantic import BaseModel
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, OutOfMemoryError, WorkerCrashedError
 from ray.job_config import JobConfig
 
+from pipeline import storage
 from pipeline.cluster.deaths import DIED, ending_with_children, named_deaths, watching_head
+from pipeline.cluster.processes import MOST_DEATHS, Attempt, Method, Task, own_folders
 from pipeline.config.build import BuildConfig
 from pipeline.errors import InfinegError
 
@@ -41,40 +42,52 @@ _BYTES_FOR_BATCHES = 64 * 2**20  # per worker, for batches sent to actors
 # In a window: enough that waiting for its last task hardly counts.
 _TASKS_PER_WORKER = 16
 
-_Method = Callable[[Any, Any], Iterator[pa.Table]]
-
 # The job of a worker process. In the module, because Ray runs many tasks in one process and passes
 # nothing from one to the next; its actors do, but would open their encoder again for each window.
-_jobs: dict[str, tuple[Any, _Method]] = {}
+_jobs: dict[str, tuple[Any, Method]] = {}
 
 
 @dataclass(frozen=True)
-class Cluster:
+class RayCluster:
     """A running Ray, and how many of its CPUs and GPUs to use."""
 
     config: BuildConfig
     num_workers: int
 
     def map(
-        self, method: _Method, tasks: Iterable[BaseModel], *, make_worker: Callable[[], Any]
+        self, method: Method, tasks: Iterable[Task], *, make_worker: Callable[[], Any]
     ) -> Iterator[pa.Table]:
-        """Yields the tables of `method(worker, task)` for each task, as they come, in any order.
+        """See `workers.Cluster.map`.
 
         Tasks are taken from their iterator a window at a time, and a window is finished before the
         next one begins: the driver holds no more of them, however many there are.
-
-        `make_worker` is called once per process. A task whose process dies is run again, and
-        `method` must then yield as many tables as before. An InfinegError is raised here as it was
-        raised there; any other error is a bug and stops everything.
         """
         job = ray.put((make_worker, method))
         for window in chunked(tasks, _TASKS_PER_WORKER * self.num_workers):
-            yield from self._map_window(window, job)
+            yield from self._map_window([Attempt(task) for task in window], job)
 
     def _map_window(
-        self, tasks: Sequence[BaseModel], job: "ray.ObjectRef[Any]"
+        self, attempts: Sequence[Attempt], job: "ray.ObjectRef[Any]"
     ) -> Iterator[pa.Table]:
-        blocks = [pa.table({"task": [pickle.dumps(task)]}) for task in tasks]
+        while attempts:
+            is_done = [False] * len(attempts)
+            try:
+                for number, result in self._run([each.task for each in attempts], job):
+                    if result is None:
+                        is_done[number] = True
+                    elif attempts[number].is_new():
+                        yield result
+            except (WorkerCrashedError, OutOfMemoryError) as died:  # of the last attempt of a task
+                left = itertools.compress(attempts, map(operator.not_, is_done))
+                attempts = [each.carefully(died) for each in left]
+            else:
+                return
+
+    def _run(
+        self, tasks: Sequence[Task], job: "ray.ObjectRef[Any]"
+    ) -> Iterator[tuple[int, pa.Table | None]]:
+        """Each result with the number of its task; None when that is done."""
+        blocks = [pa.table({"task": [pickle.dumps(each)]}) for each in enumerate(tasks)]
         run_tasks: Any = _run_tasks  # Ray's types know no generator with keyword arguments
         results = ray.data.from_arrow(blocks).map_batches(
             run_tasks,
@@ -84,6 +97,7 @@ class Cluster:
             concurrency=min(self.num_workers, len(blocks)),  # Ray warns if it is larger
             num_cpus=self.config.cpus_per_worker,
             num_gpus=self.config.gpus_per_worker or None,
+            ray_remote_args_fn=lambda: {"max_retries": MOST_DEATHS - 1},
             max_calls=0,  # keeps a GPU process, with its encoder, for the next task
         )
         # Not iter_batches: with prefetch_batches=0 it leaves a thread behind for each call, with
@@ -98,14 +112,15 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def open_cluster(config: BuildConfig) -> Iterator[Cluster]:
+def open_ray(config: BuildConfig) -> Iterator[RayCluster]:
     """Joins the cluster at `config.address`, or starts one on this machine and ends it."""
+    is_own = config.address in (None, "local")
     debug = _log.isEnabledFor(logging.DEBUG)
     options: dict[str, Any] = {
         "logging_level": logging.INFO if debug else logging.ERROR,
         "log_to_driver": debug,
     }
-    if config.address is None:
+    if is_own:
         # Ray must report all that is asked for, even if the machine has fewer.
         num_actors = (config.actors or 1) if config.embed_on == "actors" else 0
         asked = (config.workers or 1) * config.cpus_per_worker + num_actors * config.cpus_per_actor
@@ -131,12 +146,12 @@ def open_cluster(config: BuildConfig) -> Iterator[Cluster]:
         # Without these Ray hangs for up to a minute, or ends this process without a message.
         with (
             ending_with_children({"raylet", "gcs_server"}, f"infineg: {DIED}\n"),
-            watching_head(config.address),
+            watching_head(None if is_own else config.address),
             named_deaths(),
         ):
             cluster_resources: Any = ray.cluster_resources
             resources = cluster_resources()
-            if config.address is not None:
+            if not is_own:
                 dashboard = context.dashboard_url  # HOST:PORT, or empty if the cluster runs none
                 _log.info(
                     "joined the Ray cluster at %s: %d nodes, %g CPUs, %g GPUs; %s",
@@ -146,7 +161,7 @@ def open_cluster(config: BuildConfig) -> Iterator[Cluster]:
                 )  # fmt: skip
             num_cpus = resources.get("CPU", 1)
             num_workers = config.workers or config.most_workers(cpus=num_cpus)
-            yield Cluster(config, num_workers)
+            yield RayCluster(config, num_workers)
     finally:
         ray.shutdown()
 
@@ -158,15 +173,13 @@ def _own_code() -> Iterator[JobConfig]:
     By default Ray puts the working folder and the script's folder first on the path of its workers.
     A user's own `train.py` or `pipeline/` there would be imported in place of ours.
     """
-    root = str(Path(__file__).parents[2])
-    paths = [] if root in site.getsitepackages() else [root]  # else a checkout
     before = sys.path
     script_dir = os.path.dirname(os.path.realpath(sys.argv[0]))
     # Another list: a thread that imports something meanwhile would skip an entry of a changed one.
     sys.path = [path for path in before if path != script_dir]
     try:
         # Like a Ray client, whose working folder is not on the cluster.
-        yield JobConfig(_client_job=True, _py_driver_sys_path=paths)
+        yield JobConfig(_client_job=True, _py_driver_sys_path=own_folders())
     finally:
         sys.path = before
 
@@ -195,22 +208,28 @@ def _configure_ray_data(debug: bool) -> None:
     # One operator does all the work; reserving half of the CPUs for others would idle them.
     context.op_resource_reservation_enabled = False
     if not debug:
-        for name in ("ray.data", "ray"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        # It logs the error of a task, which is raised here, too.
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
 def _run_tasks(batch: pa.Table, *, job: Sequence["ray.ObjectRef[Any]"]) -> Iterator[pa.Table]:
     """Runs inside a worker process. An InfinegError is a result, since Ray would reword it."""
     try:
         worker, method = _open_job(job[0])
-        for task in batch["task"]:
-            for table in method(worker, pickle.loads(task.as_py())):
-                yield _result(table)
-    except InfinegError as error:
-        yield _result(error)
+        for pickled in batch["task"]:
+            number, task = pickle.loads(pickled.as_py())
+            for table in method(worker, task):
+                yield _result((number, table))
+            yield _result((number, None))
+    except Exception as error:
+        failure = storage.as_failure(error)
+        if failure is None:
+            raise
+        yield _result(failure)
 
 
-def _open_job(job: "ray.ObjectRef[Any]") -> tuple[Any, _Method]:
+def _open_job(job: "ray.ObjectRef[Any]") -> tuple[Any, Method]:
     """The worker of this process and its method."""
     if job.hex() not in _jobs:
         _jobs.clear()  # first: two encoders may not fit on a GPU
@@ -219,6 +238,6 @@ def _open_job(job: "ray.ObjectRef[Any]") -> tuple[Any, _Method]:
     return _jobs[job.hex()]
 
 
-def _result(result: pa.Table | InfinegError) -> pa.Table:
+def _result(result: tuple[int, pa.Table | None] | InfinegError) -> pa.Table:
     """Pickled, since Ray would want one schema for all results."""
     return pa.table({"result": [pickle.dumps(result)]})

@@ -1,4 +1,4 @@
-"""The `build:` section of the config: how to run on a Ray cluster."""
+"""The `build:` section of the config: how to run, on this machine or on a Ray cluster."""
 
 import math
 from typing import Literal, Self
@@ -44,7 +44,9 @@ class BuildConfig(BaseModel, frozen=True, extra="forbid"):
         "0.06 more per worker.",
     )
     address: str | None = Field(
-        None, description="Address of a Ray cluster. Default: a local one is started."
+        None,
+        description="Address of a Ray cluster; local starts one on this machine. Default: "
+        "processes of this machine, and a local Ray from 10,000 images on, for actors and GPUs.",
     )
     keep_embeddings: bool = Field(
         True,

@@ -1,18 +1,23 @@
 """Reads a config file: overrides, variables, and errors that name the field."""
 
+import math
 import os
 import re
 from collections import ChainMap
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pipeline import storage
+from pipeline.config import yaml_text
 from pipeline.config.schema import Config
 from pipeline.errors import ConfigError
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+_MAX_SHOWN = 300
 
 # Removed settings with their defaults, which the configs of older runs contain.
 _REMOVED: Mapping[str, object] = {
@@ -42,10 +47,9 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     path, separator, text = override.partition("=")
     if not separator:
         raise ConfigError(f"--set {override}: expected FIELD=VALUE")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: {error}") from None
+    # YAML has no bytes that are no UTF-8, which the path of a file may have.
+    is_text = storage.escape(text) != text
+    value = text if is_text else yaml_text.parse(text, f"--set {override}")
     node: Any = data
     *parents, last = path.split(".")
     for step in parents:
@@ -59,7 +63,9 @@ def apply_override(data: dict[str, Any], override: str) -> None:
 def _descend(node: Any, step: str, override: str) -> Any:
     if isinstance(node, list):
         return node[_position(node, step, override)]
-    child = node.setdefault(step, {})
+    if node.get(step) is None:  # missing, or a section without content
+        node[step] = {}
+    child = node[step]
     if not isinstance(child, dict | list):
         raise ConfigError(f"--set {override}: {step!r} is {child!r} and has no fields")
     return child
@@ -78,23 +84,34 @@ _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 def fill_variables(value: Any, variables: Mapping[str, str], where: str) -> Any:
-    """Fills ${NAME} in every string."""
+    """Fills ${NAME} in every string; raises ConfigError for one that is missing or empty."""
     if isinstance(value, dict):
         return {k: fill_variables(v, variables, f"{where}: {k}") for k, v in value.items()}
     if isinstance(value, list):
-        return [fill_variables(v, variables, where) for v in value]
+        return [
+            fill_variables(v, variables, f"{where}: {_label(v, n)}") for n, v in enumerate(value)
+        ]
     if not isinstance(value, str):
         return value
 
     def fill(match: re.Match[str]) -> str:
         name = match.group(1)
-        if name not in variables:
+        found = str(variables[name]) if name in variables else None
+        if found is None or not found.strip():
+            # Empty, ${NAME}/data would be a folder of the whole machine.
+            state = "not set" if found is None else "empty"
             raise ConfigError(
-                f"{where}: ${{{name}}} is not set; export {name}=... or --set variables.{name}=..."
+                f"{where}: ${{{name}}} is {state}; export {name}=... or --set variables.{name}=..."
             )
-        return str(variables[name])
+        return found
 
     return _VARIABLE.sub(fill, value)
+
+
+def _label(item: Any, number: int) -> str:
+    """An item of a list as its field is named."""
+    name = item.get("name") if isinstance(item, dict) else None
+    return name if isinstance(name, str) else str(number)
 
 
 def load_config(
@@ -110,25 +127,20 @@ def load_config(
     """
     data = read_yaml(path, overrides)
     around = os.environ if environment is None else environment
-    variables = ChainMap[str, str]({**(data.get("variables") or {})}, around)
+    own = data.get("variables") or {}
+    # Anything else is refused below.
+    variables = ChainMap[str, str](dict(own) if isinstance(own, dict) else {}, around)
     try:
-        config = Config.model_validate(fill_variables(data, variables, str(path)))
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {describe_errors(error)}") from None
+        config = validate(Config, fill_variables(data, variables, str(path)))
+    except InvalidSettings as error:
+        raise ConfigError(f"{path}: {error}") from None
     storage.configure(config.storage)
     return config
 
 
 def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A YAML mapping with overrides applied and ${NAME} not filled; raises ConfigError."""
-    try:
-        text = Path(path).read_text()
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}") from None
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from None
+    data = yaml_text.parse(yaml_text.read_text(path), str(path))
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a mapping, got {type(data).__name__}")
     drop_removed(data)
@@ -137,12 +149,57 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     return data
 
 
-def describe_errors(error: ValidationError) -> str:
+class InvalidSettings(ConfigError):
     """One line per problem: field, message, value."""
+
+
+def validate(model: type[ModelT], data: Any, *, section: str = "") -> ModelT:
+    """`data` as a model, whose numbers are finite; raises InvalidSettings.
+
+    section: goes before the fields in messages, such as `train`.
+    """
+    parents = (section,) if section else ()
+    try:
+        checked = model.model_validate(data)
+    except ValidationError as error:
+        raise InvalidSettings(_describe(error, parents, set(model.model_fields))) from None
+    for field, value in _numbers(checked.model_dump(), parents):
+        if not math.isfinite(value):
+            raise InvalidSettings(f"{field}: Input should be a finite number, got {value}")
+    return checked
+
+
+def _describe(error: ValidationError, parents: tuple[str, ...], fields: set[str]) -> str:
     lines = []
     for problem in error.errors():
-        field = ".".join(map(str, problem["loc"])) or "config"
+        names = [*parents, *map(str, problem["loc"])]
         message = problem["msg"].removeprefix("Value error, ")
-        seen = "" if isinstance(problem["input"], dict) else f", got {problem['input']!r}"
-        lines.append(f"{field}: {message}{seen}")
+        value = problem["input"]
+        seen = "" if isinstance(value, dict) else f", got {_shown(value, names)}"
+        is_word = problem["type"] == "string_type" and isinstance(value, bool | int | float)
+        hint = "; put it in quotes" if is_word else ""
+        # A message about several fields begins with one of them.
+        is_named = not problem["loc"] and re.split(r"\W", message)[0] in fields
+        separator = "." if is_named and parents else ": "
+        lines.append(f"{'.'.join(names) or 'config'}{separator}{message}{seen}{hint}")
     return "\n  ".join(lines)
+
+
+def _shown(value: Any, names: Sequence[str]) -> str:
+    """A value as a message shows it: short, and without secrets."""
+    if any(map(storage.is_secret_name, names)):
+        return "***"
+    text = storage.redact(repr(value))
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+
+def _numbers(value: Any, names: tuple[str, ...]) -> Iterator[tuple[str, float]]:
+    """Every number with the name of its field."""
+    if isinstance(value, Mapping):
+        for name, child in value.items():
+            yield from _numbers(child, (*names, str(name)))
+    elif isinstance(value, list | tuple):
+        for number, child in enumerate(value):
+            yield from _numbers(child, (*names, str(number)))
+    elif isinstance(value, float):
+        yield ".".join(names), value

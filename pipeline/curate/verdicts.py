@@ -3,7 +3,8 @@
 positive   it shows the target: selected with probability 1
 negative   it does not: drawn like any other candidate of its source or, if a trained model
            suspected it, with the probability that mining gave it
-drop       it is of no use: rejected, and removed from the quarantine
+drop       it is of no use: taken down, which removes it from the quarantine, and its bytes from
+           wherever else they are or come from later
 """
 
 import csv
@@ -20,9 +21,9 @@ from pipeline.config.selection import SelectionConfig
 from pipeline.dataset import Dataset
 from pipeline.dataset.commit import commit, complete
 from pipeline.dataset.lease import hold_lease
-from pipeline.dataset.metadata import DatasetInfo, Generation
+from pipeline.dataset.metadata import DatasetInfo, Generation, TakenDown
 from pipeline.dataset.revise import revise
-from pipeline.dataset.schema import RejectReason, with_columns
+from pipeline.dataset.schema import with_columns
 from pipeline.errors import ConfigError
 from pipeline.selection.rule import load_rule, poisson_sample
 
@@ -32,7 +33,11 @@ VERDICTS: dict[str, Verdict] = {name: name for name in get_args(Verdict)}
 
 def read_verdicts(uri: str) -> dict[str, Verdict]:
     """Verdicts by key, from a CSV with the columns key and verdict; raises ConfigError."""
-    rows = parse_verdicts(uri, storage.read_bytes(uri), ("key", "verdict"))
+    try:
+        content = storage.read_bytes(uri)
+    except FileNotFoundError:
+        raise ConfigError(f"{storage.redact(uri)}: no such file; check --verdicts") from None
+    rows = parse_verdicts(uri, content, ("key", "verdict"))
     return {row["key"]: verdict for row, verdict in rows}
 
 
@@ -40,12 +45,14 @@ def parse_verdicts(
     uri: str, content: bytes, columns: Sequence[str]
 ) -> Iterator[tuple[dict[str, str], Verdict]]:
     """Rows of a CSV and their verdicts; raises ConfigError that names the line at fault."""
-    rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig")))
-    for row in rows:
+    with storage.reading(uri):
+        rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig")))
+        listed = [(rows.line_num, row) for row in rows]
+    for line, row in listed:
         verdict = VERDICTS.get(row.get("verdict") or "")
         if verdict is None or not all(row.get(column) for column in columns):
             raise ConfigError(
-                f"{storage.redact(uri)}, line {rows.line_num}: wanted {', '.join(columns)} with a "
+                f"{storage.redact(uri)}, line {line}: wanted {', '.join(columns)} with a "
                 f"verdict of {', '.join(VERDICTS)}, got {row}"
             )
         yield row, verdict
@@ -61,20 +68,28 @@ def apply_verdicts(root: str, verdicts: Mapping[str, Verdict], *, target: str) -
     if target not in info.targets:
         raise ConfigError(f"--target {target}: the data set has {', '.join(info.targets)}")
     with hold_lease(root) as lease:
-        complete(dataset)
-        parent = dataset.read_generation()
-        held = {
-            key
-            for file in parent.quarantine
-            for key in dataset.read_table(file.sidecar_path, ["key"])["key"].to_pylist()
-        }
-        if missing := sorted(set(verdicts) - held):
+        parent = complete(dataset)
+        held = dict(_quarantined(dataset, parent))
+        if missing := sorted(set(verdicts) - held.keys()):
             raise ConfigError(f"{root}: {missing[0]} is not in quarantine ({len(missing):,} keys)")
+        dropped = frozenset(held[key] for key, verdict in verdicts.items() if verdict == "drop")
         generation = revise(
-            dataset, parent, verdicts, lambda rows: _decide(rows, dataset, info, verdicts, target)
+            dataset,
+            parent,
+            verdicts,
+            lambda rows: _decide(rows, dataset, info, verdicts, target),
+            refused=TakenDown(content_hashes=dropped),
         )
         generation = commit(dataset, generation, lease)
     return generation
+
+
+def _quarantined(dataset: Dataset, generation: Generation) -> Iterator[tuple[str, str]]:
+    """Key and content hash of each sample in quarantine."""
+    columns = ("key", "content_hash")
+    for file in generation.quarantine:
+        rows = dataset.read_table(file.sidecar_path, columns)
+        yield from zip(*(rows[name].to_pylist() for name in columns), strict=True)
 
 
 def _decide(
@@ -84,13 +99,13 @@ def _decide(
     verdicts: Mapping[str, Verdict],
     target: str,
 ) -> pa.Table:
-    """Rows of one source, decided by the verdicts."""
+    """Rows of one source, decided by the verdicts; the others are about to be taken down."""
     if not rows.num_rows:
         return rows
     selection = SelectionConfig.model_validate(info.fingerprint_inputs["selection"])
     rule = load_rule(dataset, rows["source"][0].as_py(), selection)
-    verdict_N = np.array([verdicts[key] for key in rows["key"].to_pylist()], object)
-    is_positive_N, is_dropped_N = verdict_N == "positive", verdict_N == "drop"
+    verdict_N = np.array([verdicts.get(key, "drop") for key in rows["key"].to_pylist()], object)
+    is_positive_N = verdict_N == "positive"
     probability_N, selected_N = poisson_sample(
         rule,
         similarity_B=rows["similarity"].to_numpy(),
@@ -100,15 +115,16 @@ def _decide(
         # Only suspects that a trained model found have one.
         at_least_B=pc.fill_null(rows["inclusion_probability"], 0).to_numpy(),
     )
-    is_positive = pa.array(is_positive_N)
-    present = pa.scalar("verified_present"), pa.scalar("verified_absent")
-    dropped = pa.scalar(RejectReason.TAKEN_DOWN.value), pa.scalar(None, pa.string())
+    is_positive, is_dropped = pa.array(is_positive_N), pa.array(verdict_N == "drop")
+    decided = {
+        "label": pc.if_else(is_positive, target, ""),
+        "label_state": pc.if_else(is_positive, "verified_present", "verified_absent"),
+        "doubt": pa.nulls(rows.num_rows, pa.string()),
+        "inclusion_probability": pa.array(probability_N, pa.float32()),
+        "selected": pa.array(selected_N),
+        "reject_reason": pa.nulls(rows.num_rows, pa.string()),
+    }
     return with_columns(
         rows,
-        label=pc.if_else(is_positive, target, ""),
-        label_state=pc.if_else(is_positive, *present),
-        doubt=pa.nulls(rows.num_rows, pa.string()),
-        inclusion_probability=pa.array(probability_N, pa.float32(), mask=is_dropped_N),
-        selected=pa.array(selected_N & ~is_dropped_N),
-        reject_reason=pc.if_else(pa.array(is_dropped_N), *dropped),
+        **{name: pc.if_else(is_dropped, rows[name], column) for name, column in decided.items()},
     )

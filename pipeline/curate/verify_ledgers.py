@@ -10,10 +10,18 @@ import pyarrow.compute as pc
 from pipeline import storage
 from pipeline.dataset import Dataset
 from pipeline.dataset.keys import split_of, unit_hash
-from pipeline.dataset.metadata import Counts, DatasetInfo, SourceRecord, TableRecord, add_counts
-from pipeline.dataset.schema import row_schema
+from pipeline.dataset.metadata import (
+    Counts,
+    DatasetInfo,
+    SourceRecord,
+    TableRecord,
+    TakenDown,
+    add_counts,
+)
+from pipeline.dataset.schema import RejectReason, row_schema
 from pipeline.dataset.shards import count_rows, output_group
 from pipeline.dataset.tables import HASH_COLUMNS
+from pipeline.dataset.taken_down import is_taken_down
 
 Expect = Callable[[bool, str], None]  # (claim, problem if it is false)
 
@@ -36,9 +44,12 @@ def verify_source(
     info: DatasetInfo,
     source: SourceRecord,
     packed: dict[str, Packed],
+    taken_down: TakenDown,
     expect: Expect,
 ) -> tuple[int, pa.Table]:
     """Every row of a source is numbered without a gap, decided by the rule, and packed once.
+
+    One that is taken down is refused.
 
     Returns their number and the rows of its `hashes/`.
     """
@@ -54,6 +65,12 @@ def verify_source(
             counts.append(count_rows(rows))
             num_rows += rows.num_rows
             numbering.add(rows)
+            is_refused = pc.equal(rows["reject_reason"], RejectReason.TAKEN_DOWN.value)
+            used = rows.filter(
+                pc.and_not(is_taken_down(rows, taken_down), is_refused.fill_null(False))
+            )
+            for key in used["key"].to_pylist():
+                expect(False, f"{key}: was taken down, is not refused in {ledger.path}")
             for row in rows.select(_VERIFIED).to_pylist():
                 _verify_row(row, info, packed, expect)
             selected.append(rows.filter(rows["selected"]).select(HASH_COLUMNS).cast(_HASHES))
@@ -102,6 +119,8 @@ def _verify_row(
         expect(row["selected"] == is_chosen, f"{key}: selected against the rule")
     else:
         expect(not row["selected"], f"{key}: rejected and selected")
+    if row["group"] is None:
+        return  # it was taken down
     fractions = {"train": 0.0, **info.fingerprint_inputs["split"]}
     expect(row["split"] == split_of(str(row["group"]), fractions), f"{key}: in the wrong split")
 

@@ -13,6 +13,7 @@ from pipeline import storage
 from pipeline.dataset import Dataset
 from pipeline.dataset.dataset import generation_path, plan_path
 from pipeline.dataset.embedding_cache import Checksums, EmbeddingsInfo
+from pipeline.dataset.keys import is_named_by_content
 from pipeline.dataset.metadata import DatasetInfo, Generation, PartRecord, SourcePlan
 from pipeline.dataset.records import RecordT, decode_record, has_checksum
 from pipeline.errors import InfinegError
@@ -37,7 +38,7 @@ def verify_records(
     checks = _Checks(dataset, found)
     checks.note_unchecked("dataset.json", dataset.read_if_there("dataset.json"))
     _verify_generations(checks, info, generation)
-    _verify_reference(checks, generation)
+    _verify_reference(checks)
     _verify_plans(checks, generation)
     _verify_embeddings(checks, dict(_verify_parts(checks, generation)))
 
@@ -84,6 +85,15 @@ class _Checks:
         elif storage.sha256_of(uri) != sha256:
             self.found.problems.append(f"{path}: sha256 differs from the record")
 
+    def compare_with_name(self, path: str) -> None:
+        """A table of files, whose name ends in the beginning of its sha256."""
+        content = self.dataset.read_if_there(path)
+        if content is None:
+            self.found.problems.append(f"{path}: missing")
+        else:
+            is_same = is_named_by_content(path, content)
+            self.found.expect(is_same, f"{path}: sha256 differs from its name")
+
 
 def _verify_generations(checks: _Checks, info: DatasetInfo, generation: Generation) -> None:
     """Each generation is the one that the next one followed, and its files are whole.
@@ -110,17 +120,14 @@ def _verify_generations(checks: _Checks, info: DatasetInfo, generation: Generati
             checks.compare(path, earlier[path])
 
 
-def _verify_reference(checks: _Checks, generation: Generation) -> None:
+def _verify_reference(checks: _Checks) -> None:
     content = checks.dataset.read_if_there(_REFERENCE)
-    if content is not None and generation.reference_sha256:
-        is_same = hashlib.sha256(content).hexdigest() == generation.reference_sha256
-        checks.found.expect(is_same, f"{_REFERENCE}: sha256 differs from the record")
     checks.note_unchecked(_REFERENCE, content)
     reference = checks.attempt(_REFERENCE, checks.dataset.read_reference)
     if reference is not None:
         checks.compare(BANK_PATH, reference.bank_sha256)
-    elif content is None and generation.reference_sha256:
-        checks.found.problems.append(f"{_REFERENCE}: missing")
+        for path in reference.files.values():
+            checks.compare_with_name(path)
 
 
 def _verify_plans(checks: _Checks, generation: Generation) -> None:
@@ -134,6 +141,8 @@ def _verify_plans(checks: _Checks, generation: Generation) -> None:
             plan = checks.attempt(path, partial(checks.dataset.read_plan, name))
         if plan is not None:
             checks.plans[name] = plan
+            if plan.files:
+                checks.compare_with_name(plan.files)
     for name, source in committed.items():
         if source.plan_sha256:  # older versions do not say that there was one
             is_there = storage.exists(checks.dataset.uri(plan_path(name)))

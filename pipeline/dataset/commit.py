@@ -20,12 +20,8 @@ def commit(dataset: Dataset, generation: Generation, lease: Lease) -> Generation
     """
     before = dataset.read_latest()
     parent = generation_path(generation.parent) if generation.parent else None
-    generation = generation.model_copy(
-        update={
-            "parent_sha256": _sha256_of(dataset, parent) if parent else "",
-            "reference_sha256": _sha256_of(dataset, "reference.json"),
-        }
-    )
+    parent_sha256 = _sha256_of(dataset, parent) if parent else ""
+    generation = generation.model_copy(update={"parent_sha256": parent_sha256})
     lease.check()
     dataset.commit_generation(generation)
     _finish(dataset, before, generation)

@@ -29,7 +29,7 @@ from pipeline.dataset.metadata import (
 )
 from pipeline.dataset.records import RecordT, decode_record, encode_record
 from pipeline.dataset.schema import SPLITS, Split
-from pipeline.errors import ConfigError, InfinegError
+from pipeline.errors import BadShard, ConfigError, InfinegError
 
 _ROWS_AT_ONCE = 8192
 _WHAT_NOW = "`infineg verify` lists all such files; restore them from a copy"
@@ -210,28 +210,29 @@ class Dataset:
     ) -> pa.Table:
         """A parquet file of the data set, all or some columns.
 
-        Raises InfinegError if it is damaged, as far as it is read: with `sha256`, which is read
-        as a whole and compared, or if its pages have checksums (those of parts).
+        Raises BadShard if it is damaged, as far as it is read: with `sha256`, which is read as a
+        whole and compared, or if its pages have checksums (those of parts).
         """
         names = list(columns) if columns is not None else None
         try:
-            if sha256:
-                file = io.BytesIO(self.read_checked(path, sha256))
-                return pq.read_table(file, columns=names)
-            with storage.open_read(self.uri(path)) as stream:
-                return pq.read_table(stream, columns=names, page_checksum_verification=True)
-        except (pa.ArrowInvalid, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
+            with storage.reading(self.uri(path)):
+                if sha256:
+                    file = io.BytesIO(self.read_checked(path, sha256))
+                    return pq.read_table(file, columns=names)
+                with storage.open_read(self.uri(path)) as stream:
+                    return pq.read_table(stream, columns=names, page_checksum_verification=True)
+        except OSError as error:
+            if error.errno is not None:
                 raise
-            reason = str(error).partition("\n")[0]
-            raise InfinegError(f"{self.uri(path)}: damaged ({reason}); {_WHAT_NOW}") from None
+            reason = str(error).partition("\n")[0]  # from Arrow, of what it cannot decode
+            raise BadShard(f"{self.uri(path)}: damaged ({reason}); {_WHAT_NOW}") from None
 
     def read_checked(self, path: str, sha256: str) -> bytes:
-        """A file of the data set. Raises InfinegError if its content has another sha256."""
+        """A file of the data set. Raises BadShard if its content has another sha256."""
         content = storage.read_bytes(self.uri(path))
         found = hashlib.sha256(content).hexdigest()
         if found != sha256:
-            raise InfinegError(
+            raise BadShard(
                 f"{self.uri(path)}: damaged, or another file ({len(content):,} bytes of sha256 "
                 f"{found}, recorded {sha256}); {_WHAT_NOW}"
             )
@@ -269,11 +270,17 @@ class Dataset:
 
         `tar_offset` and `tar_size` (int64, bytes) give the image inside the tar, which is not
         compressed, so that one sample can be read without the others. Where most of the file is
-        read, it is compared with its record.
+        read, it is compared with its record. Raises BadShard if it is missing or damaged.
         """
         reads_most = columns is None or "embedding" in columns
         sha256 = shard.sidecar_sha256 if reads_most else None
-        return self.read_table(shard.sidecar_path, columns, sha256=sha256)
+        try:
+            return self.read_table(shard.sidecar_path, columns, sha256=sha256)
+        except FileNotFoundError:
+            raise BadShard(
+                f"{self.uri(shard.sidecar_path)}: missing. Restore it from a copy; if it was "
+                "purged (`infineg takedown --purge`), work on the latest generation"
+            ) from None
 
     def _read_record(self, path: str, record: type[RecordT]) -> RecordT | None:
         content = self.read_if_there(path)

@@ -5,6 +5,7 @@ packed `embeddings/<source>/<round>.json` with their checksums. It is a cache: d
 of a source costs only time.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
@@ -14,12 +15,15 @@ from pydantic import BaseModel
 
 from pipeline import storage
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.metadata import PartRecord
+from pipeline.dataset.keys import sha256_hex
+from pipeline.dataset.metadata import PartRecord, TakenDown
 from pipeline.dataset.records import RecordT, decode_record, encode_record
 from pipeline.dataset.schema import ImageSettings, with_columns
+from pipeline.dataset.taken_down import refuse_taken_down, same_pictures
 from pipeline.errors import ConfigError, InfinegError
 
 _ADDED = ("perceptual_hash", "width", "height", "embedding")
+KEPT = ("content_hash", *_ADDED, "reject_reason")
 _INFO = "embeddings/info.json"
 
 
@@ -62,7 +66,7 @@ def write_embeddings(root: str, stem: str, rows: pa.Table) -> str:
     rows: of one part, decoded and embedded, with only the reject_reasons of decoding.
     """
     with storage.open_atomic(Dataset(root).uri(embeddings_path(stem))) as file:
-        kept = rows.select(["content_hash", *_ADDED, "reject_reason"]).combine_chunks()
+        kept = rows.select(KEPT).combine_chunks()
         pq.write_table(kept, file, compression="none")
     return file.sha256
 
@@ -126,18 +130,53 @@ class KeptEmbeddings:
         return None if content is None else decode_record(uri, content, record)
 
 
+def forget_embeddings(dataset: Dataset, path: str, taken_down: TakenDown) -> None:
+    """Writes a file of embeddings anew, without those of pictures that are taken down."""
+    rows = refuse_taken_down(dataset.read_table(path), taken_down)
+    buffer = io.BytesIO()
+    pq.write_table(rows.combine_chunks(), buffer, compression="none")
+    # First: if this ends between the two, the picture is still there, and is found again.
+    record_checksum(dataset, path, sha256_hex(buffer.getvalue()))
+    storage.write_atomic(dataset.uri(path), buffer.getvalue())
+
+
+def record_checksum(dataset: Dataset, path: str, sha256: str | None) -> None:
+    """Records the checksum that a file of embeddings is about to have; None if it is to go.
+
+    Only where there is one: older versions have none.
+    """
+    of_round = f"{path.rpartition('/')[0]}.json"
+    content = dataset.read_if_there(of_round)
+    if content is not None:
+        known = decode_record(dataset.uri(of_round), content, Checksums).sha256
+        others = {name: each for name, each in known.items() if name != path}
+        changed = others if sha256 is None else known | {path: sha256}
+        storage.write_atomic(dataset.uri(of_round), encode_record(Checksums(sha256=changed)))
+    name = path.removeprefix("embeddings/").removesuffix(".parquet")
+    content = dataset.read_if_there(f"parts/{name}.json")
+    if content is not None:
+        part = decode_record(dataset.uri(f"parts/{name}.json"), content, PartRecord)
+        if part.embeddings_sha256 is not None:
+            dataset.commit_part(part.model_copy(update={"embeddings_sha256": sha256}))
+
+
 def attach_embeddings(rows: pa.Table, cached: pa.Table) -> pa.Table:
     """Adds the cached columns to rows that are read but not decoded.
 
-    Raises InfinegError if the source holds other images now.
+    A picture that was taken down, here or there, gets no embedding. Raises InfinegError if the
+    source holds other images now.
     """
-    if not cached["content_hash"].equals(rows["content_hash"]):
+    if not same_pictures(cached["content_hash"], rows["content_hash"]):
         raise InfinegError(
             f"build.embeddings_from: around {rows['uri'][0] if len(rows) else 'the end'} the "
             "source is not what it was when it was embedded. Leave the setting out to embed again"
         )
+    refused = rows["content_hash"].is_null()
+    added = {
+        name: pc.if_else(refused, pa.scalar(None, cached.schema.field(name).type), cached[name])
+        for name in _ADDED
+    }
     reasons = pc.coalesce(rows["reject_reason"], cached["reject_reason"])
-    added = {name: cached[name] for name in _ADDED}
     return with_columns(rows, reject_reason=reasons, **added)
 
 

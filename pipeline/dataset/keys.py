@@ -10,6 +10,11 @@ def sha256_hex(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def is_named_by_content(path: str, content: bytes) -> bool:
+    """Whether a file's name ends, before its suffix, in the first 16 digits of its sha256."""
+    return path.rpartition(".")[0].endswith(f"-{sha256_hex(content)[:16]}")
+
+
 def unit_hash(*parts: str | int) -> float:
     """A uniform number in [0, 1) that depends only on `parts` (53 bits of BLAKE2b)."""
     digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()

@@ -137,6 +137,17 @@ class TakenDown(_Record):
     authors: frozenset[str] = frozenset()
     content_hashes: frozenset[str] = frozenset()
 
+    def __bool__(self) -> bool:
+        return self != TakenDown()
+
+    def __or__(self, other: "TakenDown") -> "TakenDown":
+        return TakenDown(
+            **{name: getattr(self, name) | getattr(other, name) for name in TakenDown.model_fields}
+        )
+
+    def overlaps(self, other: "TakenDown") -> bool:
+        return any(getattr(self, name) & getattr(other, name) for name in TakenDown.model_fields)
+
     @field_serializer("*")
     def _in_order(self, values: frozenset[str]) -> list[str]:
         return sorted(values)  # equal sets are equal JSON
@@ -167,11 +178,12 @@ class Generation(_Record):
     shards: tuple[ShardRecord, ...]
     quarantine: tuple[ShardFile, ...]  # suspected positives, in no split
     next_numbers: dict[str, int]  # by path without number, so that no name is given twice
-    taken_down: TakenDown = TakenDown()
+    taken_down: TakenDown = TakenDown()  # all together
+    # What was asked for, each time, with the bytes that the names stood for: once it is purged,
+    # nothing else tells.
+    takedowns: tuple[TakenDown, ...] = ()
     mined: tuple[MinedRecord, ...] = ()
-    # Of the files that it follows and depends on; "" in older versions.
-    parent_sha256: str = ""  # of the parent's record
-    reference_sha256: str = ""  # of reference.json
+    parent_sha256: str = ""  # of the parent's record; "" in older versions
 
     @property
     def counts(self) -> Counts:
@@ -214,6 +226,8 @@ class SourcePlan(_OlderRecord):
     partitions_per_span: int
     spans_per_round: int
     samples_per_partition: float
+    draw: int = 0  # larger each time that it is drawn anew because files have changed
+    files: str = ""  # the table of the files that it was planned with; "" if there is none
     source_fingerprint: str = ""  # of all settings but the amounts; "" in plans of older versions
     num_wanted: float = 0.0  # training negatives that the budget asks for
     scale: float  # of the inclusion probability of training negatives
@@ -259,6 +273,9 @@ class ReferenceInfo(_Record):
     near: float
     mid: float
     bank_sha256: str = ""  # of reference.parquet; "" in older versions
+    draw: int = 0  # plans of a lower draw belong to an earlier bank
+    is_outdated: bool = False  # its positives have changed, and the next build makes it anew
+    files: dict[str, str] = Field(default_factory=dict)  # by source of positives, as in a plan
 
 
 class DatasetInfo(_OlderRecord):
@@ -280,19 +297,3 @@ def strata_by_similarity(similarity: pa.ChunkedArray, reference: ReferenceInfo) 
     is_mid = pc.greater_equal(similarity, reference.mid)
     is_near = pc.greater_equal(similarity, reference.near)
     return pc.if_else(is_near, "near", pc.if_else(is_mid, "mid", "far"))
-
-
-def is_taken_down(rows: pa.Table, taken_down: TakenDown) -> pa.ChunkedArray:
-    """Whether each row was taken down, by its key, URI, author or content hash."""
-    columns = {
-        "key": taken_down.keys,
-        "uri": taken_down.uris,
-        "author": taken_down.authors,
-        "content_hash": taken_down.content_hashes,
-    }
-    found = pa.chunked_array([pa.repeat(False, rows.num_rows)])
-    for name, values in columns.items():
-        if values:
-            named = pa.array(sorted(values), pa.string())
-            found = pc.or_(found, pc.is_in(rows[name], value_set=named))
-    return found

@@ -1,7 +1,8 @@
 """Changes decisions about samples that a data set holds: takedowns, and verdicts of a review.
 
 A revision is a generation like any other. Files that hold one of its samples are replaced by new
-ones without it, and what it selects goes into additional shards; no file is changed.
+ones without it, and what it selects goes into additional shards; no file is changed. Every row is
+compared with the list of what is taken down, old entries and new.
 """
 
 import logging
@@ -11,9 +12,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import storage
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.metadata import Generation, ShardFile, SourceRecord, TableRecord, add_counts
+from pipeline.dataset.metadata import (
+    Generation,
+    ShardFile,
+    SourceRecord,
+    TableRecord,
+    TakenDown,
+    add_counts,
+)
 from pipeline.dataset.schema import RejectReason
 from pipeline.dataset.shards import (
     LEDGER_COLUMNS,
@@ -26,6 +33,7 @@ from pipeline.dataset.shards import (
     write_shard,
 )
 from pipeline.dataset.tables import read_seen_images, take_number, write_decided
+from pipeline.dataset.taken_down import NAMING_COLUMNS, is_taken_down, refuse_taken_down
 
 _log = logging.getLogger(__name__)
 
@@ -34,21 +42,35 @@ _log = logging.getLogger(__name__)
 Decide = Callable[[pa.Table], pa.Table]
 
 
-def revise(dataset: Dataset, parent: Generation, keys: Iterable[str], decide: Decide) -> Generation:
+def revise(
+    dataset: Dataset,
+    parent: Generation,
+    keys: Iterable[str],
+    decide: Decide,
+    *,
+    refused: TakenDown = TakenDown(),  # noqa: B008 - immutable
+) -> Generation:
     """Decides the samples with these keys again; returns the generation to commit.
 
-    `decide` gets only rows of these keys, once from the ledger and once from the shards, and must
-    decide the same both times. Duplicates among the rows that it selects are refused.
+    `decide` gets only rows of these keys and rows that are taken down, once from the ledger and
+    once from the shards, and must decide the same both times. Duplicates among the rows that it
+    selects are refused. What is taken down, in the parent or by `refused`, is refused whatever
+    `decide` says.
     """
-    revision = _Revision(dataset, parent, pa.array(sorted(set(keys)), pa.string()), decide)
-    ledgers = {source.name: revision.ledger_rows(source) for source in parent.sources}
-    touched = {name for name, rows in ledgers.items() if rows.num_rows}
-    before = (*parent.shards, *parent.quarantine)
-    paths = (file.sidecar_path for file in before if file.source in touched)
+    taken_down = parent.taken_down | refused
+    revision = _Revision(
+        dataset,
+        parent,
+        _named(dataset, parent, keys, taken_down),
+        lambda rows: refuse_taken_down(decide(rows), taken_down),
+    )
+    touched = {source.name for source in parent.sources if revision.touches(source)}
+    listed = (*parent.shards, *parent.quarantine)
+    paths = (file.sidecar_path for file in listed if file.source in touched)
     held = dataset.read_tables(paths, ["key"])  # one per file of a touched source
     files = [
         new
-        for file in before
+        for file in listed
         for new in (revision.replace_file(file, next(held)) if file.source in touched else [file])
     ]
     files += revision.write_moved()
@@ -57,16 +79,34 @@ def revise(dataset: Dataset, parent: Generation, keys: Iterable[str], decide: De
         revision.replace_tables(source) if source.name in touched else source
         for source in parent.sources
     ]
+    takedowns = parent.takedowns
+    if refused and refused not in takedowns:
+        # A data set of an older version has only the sum.
+        before = takedowns or ((parent.taken_down,) if parent.taken_down else ())
+        takedowns = (*before, refused)
     return parent.model_copy(
         update={
             "number": parent.number + 1,
-            "parent": parent.number,
+            "parent": parent.number or None,
             "sources": tuple(sources),
             "shards": tuple(shards),
             "quarantine": tuple(quarantine),
             "next_numbers": dict(sorted(revision.numbers.items())),
+            "taken_down": taken_down,
+            "takedowns": takedowns,
         }
     )
+
+
+def _named(
+    dataset: Dataset, parent: Generation, keys: Iterable[str], taken_down: TakenDown
+) -> pa.Array:
+    """The keys given, and those of all rows that are taken down."""
+    found = set(keys)
+    paths = (table.path for source in parent.sources for table in source.ledger)
+    for rows in dataset.read_tables(paths, NAMING_COLUMNS):
+        found.update(rows["key"].filter(is_taken_down(rows, taken_down)).to_pylist())
+    return pa.array(sorted(found), pa.string())
 
 
 class _Revision:
@@ -84,10 +124,10 @@ class _Revision:
         self._refused: dict[str, RejectReason] = {}  # by key
         self.numbers = dict(parent.next_numbers)
 
-    def ledger_rows(self, source: SourceRecord) -> pa.Table:
-        """The rows of a source that are decided again."""
-        tables = list(self._dataset.read_recorded(source.ledger, LEDGER_COLUMNS))
-        return pa.concat_tables([rows.filter(self._is_named(rows)) for rows in tables])
+    def touches(self, source: SourceRecord) -> bool:
+        """Whether a row of the source is decided again."""
+        tables = self._dataset.read_tables((table.path for table in source.ledger), ["key"])
+        return any(pc.any(self._is_named(rows)).as_py() for rows in tables)
 
     def replace_file(self, file: ShardFile, keys: pa.Table) -> list[ShardFile]:
         """The file itself, or one without the samples in question, whose rows move."""
@@ -169,16 +209,3 @@ class _Revision:
 
     def _is_named(self, rows: pa.Table) -> pa.ChunkedArray:
         return pc.is_in(rows["key"], value_set=self._keys)
-
-
-def remove_replaced(dataset: Dataset, before: Generation, after: Generation) -> int:
-    """Deletes the files that a revision has replaced, which earlier generations then lack.
-
-    All sidecars of a deleted tar are deleted, also those that only earlier generations list.
-    """
-    gone = before.paths() - after.paths()
-    for number in range(1, before.number):
-        earlier = dataset.read_generation(number)
-        gone |= {f.sidecar_path for f in earlier.shards if f.path in gone}
-    storage.remove_many([dataset.uri(path) for path in sorted(gone)])
-    return len(gone)

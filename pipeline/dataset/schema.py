@@ -27,6 +27,8 @@ class RejectReason(StrEnum):
     TOO_LARGE = "too_large"
     BAD_ASPECT = "bad_aspect"
     UNSUPPORTED_MODE = "unsupported_mode"
+    CRASHED = "crashed"  # it ended the processes that read it
+    PRIVATE_ADDRESS = "private_address"
     DUPLICATE = "duplicate"
     IN_EVAL_SET = "in_eval_set"
     SUSPECTED_POSITIVE = "suspected_positive"
@@ -48,6 +50,8 @@ class RawSample:
     license: str | None = None
     author: str | None = None
     rotation: int | None = None  # degrees counter-clockwise to the intended orientation
+    # Why the source has not read it; `image` is then b"".
+    refused: RejectReason | None = None
     # A label issue that the source knows of, because of which a sample without label is not a safe
     # negative: suspected_positive (it goes to quarantine) or conflicting_labels.
     doubt: RejectReason | None = None

@@ -135,6 +135,23 @@ def write_part(
     return record
 
 
+def replace_part(
+    dataset: Dataset, record: PartRecord, rows: pa.Table, *, generation: int
+) -> PartRecord:
+    """Commits other decisions about the rows of a part, under a name that no file has.
+
+    generation: the one that asks for it. The old file stays, and belongs to nothing.
+    """
+    path = f"{part_stem(record, record.part)}.g{generation:06d}.parquet"
+    assert path != record.path, "a generation replaces a part once"
+    with storage.open_atomic(dataset.uri(path)) as file:
+        _write_parquet(rows, file)
+    update = {"path": path, "sha256": file.sha256, "counts": count_rows(rows)}
+    replaced = record.model_copy(update=update)
+    dataset.commit_part(replaced)
+    return replaced
+
+
 def refuse_rows(rows: pa.Table, reasons: Mapping[int, RejectReason]) -> pa.Table:
     """Rejects some rows, by position, that had been selected."""
     if not reasons:

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.dedup import COLUMNS, SeenImages
-from pipeline.dataset.metadata import Counts, Generation, TableRecord, add_counts
+from pipeline.dataset.metadata import Counts, Generation, TableRecord, TakenDown, add_counts
 from pipeline.dataset.schema import RejectReason
 from pipeline.dataset.shards import LEDGER_COLUMNS, count_rows, output_groups, refuse_rows
+from pipeline.dataset.taken_down import NAMING_COLUMNS, is_taken_down, refuse_taken_down
 
 # The columns of `hashes/`, by which an image in a shard is recognised.
 HASH_COLUMNS = ("key", *COLUMNS)
@@ -44,21 +46,27 @@ class RoundTables:
 
 
 def write_tables(
-    dataset: Dataset, parts: Sequence[str], seen: SeenImages, *, ledger_path: str, hashes_path: str
+    dataset: Dataset,
+    parts: Sequence[str],
+    seen: SeenImages,
+    *,
+    ledger_path: str,
+    hashes_path: str,
+    taken_down: TakenDown = TakenDown(),  # noqa: B008 - immutable
 ) -> RoundTables:
-    """Refuses duplicates; writes the ledger and the hashes of a round.
+    """Refuses what is taken down, and duplicates; writes the ledger and the hashes of a round.
 
     parts: their paths, in order. They are read twice, so that memory holds the hashes of selected
-    rows, not the rows.
+    rows, not the rows. A part may be older than a takedown.
     """
-    refused = _refuse_duplicates(dataset, parts, seen)
+    refused = _refuse_duplicates(dataset, parts, seen, taken_down)
     counts, packed, num_hashes = [], [], 0
     with (
         _parquet_writer(dataset, ledger_path) as (ledger_file, write_ledger),
         _parquet_writer(dataset, hashes_path) as (hashes_file, write_hashes),
     ):
         for number, rows in enumerate(dataset.read_tables(parts, LEDGER_COLUMNS)):
-            rows = refuse_rows(rows, refused.get(number, {}))
+            rows = refuse_rows(refuse_taken_down(rows, taken_down), refused.get(number, {}))
             write_ledger(rows)
             selected = rows.filter(rows["selected"]).select(HASH_COLUMNS)
             write_hashes(selected)
@@ -110,12 +118,14 @@ def read_seen_images(dataset: Dataset, generation: Generation) -> SeenImages:
 
 
 def _refuse_duplicates(
-    dataset: Dataset, parts: Sequence[str], seen: SeenImages
+    dataset: Dataset, parts: Sequence[str], seen: SeenImages, taken_down: TakenDown
 ) -> dict[int, dict[int, RejectReason]]:
     """Reasons for the rows to refuse, by number of the part and position in it."""
     tables, positions = [], []
-    for number, rows in enumerate(dataset.read_tables(parts, [*COLUMNS, "selected"])):
-        selected = np.flatnonzero(rows["selected"].to_numpy())
+    columns = {*COLUMNS, "selected", *(NAMING_COLUMNS if taken_down else ())}
+    for number, rows in enumerate(dataset.read_tables(parts, sorted(columns))):
+        is_left = pc.and_not(rows["selected"], is_taken_down(rows, taken_down))
+        selected = np.flatnonzero(is_left.to_numpy())
         tables.append(rows.select(COLUMNS).take(selected))
         positions.append(np.stack([np.full(len(selected), number), selected], axis=1))
     if not tables:

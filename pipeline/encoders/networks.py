@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pipeline import storage
 from pipeline.config.encoder import EncoderConfig
 from pipeline.encoders.preprocessing import Preprocessing
 from pipeline.errors import ConfigError, InfinegError
@@ -93,7 +94,7 @@ def weights_digest(config: EncoderConfig) -> str | None:
         return "random"
     if config.weights is not None:
         try:
-            return hashlib.sha256(Path(config.weights).read_bytes()).hexdigest()
+            return storage.sha256_of(config.weights)
         except OSError:
             return None  # `load_encoder` raises the error
     return _PACKAGED.get(config.name)

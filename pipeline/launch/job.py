@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline import storage
+from pipeline.config import yaml_text
 from pipeline.config.loading import load_config, read_yaml
 from pipeline.config.schema import Config
 from pipeline.errors import ConfigError
@@ -48,7 +47,7 @@ class Job:
     @property
     def text(self) -> str:
         """The config as YAML, overrides applied and ${NAME} kept."""
-        return yaml.safe_dump(dict(self.data), sort_keys=False, allow_unicode=True)
+        return yaml_text.dump(dict(self.data))
 
     def on_cluster(self, *, grows: bool) -> str:
         """`text` for a Ray cluster elsewhere; if it grows, with its workers at the limit."""
@@ -59,7 +58,7 @@ class Job:
             # At the start Ray reports a cluster that has not grown yet.
             build |= self._grown()
         data = {**self.data, "build": {**build, **(self.data.get("build") or {})}}
-        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+        return yaml_text.dump(data)
 
     def _grown(self) -> dict[str, int]:
         """Workers, and actors if any, of a cluster that has grown to its limit."""
@@ -83,8 +82,9 @@ class Job:
     @property
     def metrics_port(self) -> int | None:
         if self.kind == JobKind.TRAIN:
-            port: int | None = (self.config.train.get("metrics") or {}).get("port")
-            return port
+            metrics = self.config.train.get("metrics")  # checked where the job runs
+            port = metrics.get("port") if isinstance(metrics, dict) else None
+            return port if isinstance(port, int) else None
         return self.config.build.metrics.port
 
     @property

@@ -12,6 +12,8 @@ from pipeline.launch.templates import fill_yaml, header_of, to_yaml
 from pipeline.launch.values import Nodes
 
 _CONFIG_DIR = "/etc/infineg"
+# The root is read-only, and so is the home of the image.
+_HOME = {"name": "HOME", "value": "/tmp"}
 _CONFIG = f"{_CONFIG_DIR}/config.yaml"
 
 
@@ -31,12 +33,17 @@ def on_kuberay(job: Job, *, schedule: str | None = None) -> Submission:
         "command": shlex.join(command),
         "ray_version": version("ray"),
     }
+    # It gets no credential: it only talks to the head.
+    values["submitter_pod"] = values["pod"](
+        "ray-job-submitter", job.values.submitter, environment=[_HOME], restart="Never"
+    )
     template = f"kuberay/{job.kind}.yaml.j2"
     manifest = fill_yaml(template, values)
     kind = "rayjob"
     if schedule is not None:
         template, kind = "kuberay/nightly.yaml.j2", "raycronjob"
         manifest = fill_yaml(template, {**values, "build": manifest, "schedule": schedule})
+    values |= {"pods": {"app.kubernetes.io/instance": job.name}, "is_ray": True}
     return _apply(job, template, values, manifest, kind)
 
 
@@ -59,13 +66,15 @@ def on_kubeflow(job: Job) -> Submission:
         "node": pod["spec"]["containers"][0],
         "security": pod["spec"]["securityContext"],
     }
+    values |= {"pods": {"jobset.sigs.k8s.io/jobset-name": job.name}, "is_ray": False}
     template = "kubeflow/train.yaml.j2"
     return _apply(job, template, values, fill_yaml(template, values), "trainjob")
 
 
 def _apply(job: Job, template: str, values: dict[str, Any], manifest: Any, kind: str) -> Submission:
-    config = fill_yaml("kubernetes/config.yaml.j2", values)
-    text = f"{header_of(template)}\n{to_yaml(config)}---\n{to_yaml(manifest)}"
+    shared = [fill_yaml(f"kubernetes/{name}.yaml.j2", values) for name in ("config", "policy")]
+    documents = "---\n".join(map(to_yaml, [*shared, manifest]))
+    text = f"{header_of(template)}\n{documents}"
     where = f"--namespace {job.values.kubernetes.namespace}"
     watch = (
         f"watch: kubectl get {kind} {job.name} {where}; to end it, or before launching it again: "
@@ -93,19 +102,21 @@ def _values(job: Job) -> dict[str, Any]:
             {"name": "config", "mountPath": _CONFIG_DIR, "readOnly": True},
             {"name": "data", "mountPath": site.kubernetes.volume_path},
             {"name": "shm", "mountPath": "/dev/shm"},  # between processes of a pod
+            {"name": "tmp", "mountPath": "/tmp"},  # logs of Ray, caches
         ],
         "volumes": [
             {"name": "config", "configMap": {"name": job.name}},
             {"name": "data", **data},
             {"name": "shm", "emptyDir": {"medium": "Memory"}},
+            {"name": "tmp", "emptyDir": {}},
         ],
         "workers": {name: nodes.model_dump() for name, nodes in groups.items() if nodes.max},
     }
 
-    def pod(name: str, nodes: Any, metrics_port: int | None = None) -> Any:
+    def pod(name: str, nodes: Any, metrics_port: int | None = None, **others: Any) -> Any:
         port = str(metrics_port) if metrics_port else None  # an annotation is a string
         of_pod = {"name": name, "nodes": Nodes.model_validate(nodes), "metrics_port": port}
-        return fill_yaml("kubernetes/pod.yaml.j2", values | of_pod)
+        return fill_yaml("kubernetes/pod.yaml.j2", values | {"restart": None} | of_pod | others)
 
     return values | {"pod": pod, "metrics_port": job.metrics_port}
 
@@ -114,6 +125,7 @@ def _environment(job: Job) -> list[dict[str, Any]]:
     """Plain values as they are, the others by reference to the Secret."""
     kubernetes = job.values.kubernetes
     plain = [{"name": name, "value": value} for name, value in job.values.env.items()]
+    plain += [] if "HOME" in job.values.env else [_HOME]
     names = dict.fromkeys([*job.variables, *kubernetes.secret_keys])
     return plain + [
         {

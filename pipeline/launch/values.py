@@ -6,10 +6,10 @@ Patterns are narrow on purpose: no value that passes means anything to a shell o
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from pipeline.config.build import BuildConfig
-from pipeline.config.loading import describe_errors, read_yaml
+from pipeline.config.loading import read_yaml, validate
 from pipeline.errors import ConfigError
 from pipeline.launch.templates import INFRA
 from pipeline.storage import refuse_credentials
@@ -85,6 +85,7 @@ class Values(_Section):
     env: dict[_Variable, str]
     retries: int = Field(ge=0)
     head: Nodes
+    submitter: Nodes
     cpu_workers: Nodes
     gpu_workers: Nodes
     trainers: Nodes
@@ -125,12 +126,11 @@ def read_values(path: str | None, cluster: Mapping[str, Any]) -> Values:
 
     Raises ConfigError that names the field at fault, also for a credential in `env`.
     """
+    if not isinstance(cluster, Mapping):
+        raise ConfigError(f"cluster: expected a mapping, got {cluster!r}")
     layers = [read_yaml(INFRA / "values.yaml")]
     layers += [read_yaml(path)] if path else []
-    try:
-        values = Values.model_validate(_merge([*layers, cluster]))
-    except ValidationError as error:
-        raise ConfigError(f"cluster: {describe_errors(error)}") from None
+    values = validate(Values, _merge([*layers, cluster]), section="cluster")
     refuse_credentials("cluster: env", values.env)
     return values
 

@@ -21,6 +21,7 @@ from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import SourceRecord, TableRecord
 from pipeline.dataset.schema import Partition
 from pipeline.dataset.shards import LEDGER_COLUMNS
+from pipeline.dataset.taken_down import same_pictures
 from pipeline.errors import InfinegError
 from pipeline.mine.worker import SCORED, EmbedTask, ScoreTask
 from pipeline.sources import open_entry
@@ -85,7 +86,7 @@ def find_embeddings(dataset: Dataset, round_: MinedRound) -> list[KeptFile] | No
             found = table["content_hash"]
             if position == len(hashes):
                 break  # the rest was left by a plan that was replaced
-            if not found.equals(hashes.slice(position, len(found))):
+            if not same_pictures(found, hashes.slice(position, len(found))):
                 position = -1
                 break
             kept.append(KeptFile(path, len(found)))
@@ -191,7 +192,7 @@ def read_scored(dataset: Dataset, round_: MinedRound) -> Scored:
     names = storage.list_files(dataset.uri(folder), (".parquet",))
     tables = dataset.read_tables(f"{folder}/{name}" for name in names)
     scored = pa.concat_tables([SCORED.empty_table(), *tables])
-    if not scored["content_hash"].equals(rows["content_hash"]):
+    if not same_pictures(scored["content_hash"], rows["content_hash"]):
         raise InfinegError(
             f"source {round_.source!r} has changed since the data set was built. Restore it, or "
             "mine without it (--source)"

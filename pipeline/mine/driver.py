@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-from pydantic import BaseModel
 
 from pipeline import storage
 from pipeline.build.changes import find_changes
-from pipeline.cluster.actors import start_encoder_actors
-from pipeline.cluster.ray_data import Cluster, open_cluster
+from pipeline.build.files import settle_files
+from pipeline.cluster.processes import Task
+from pipeline.cluster.workers import Cluster, open_cluster
 from pipeline.config.schema import Config, fingerprint
 from pipeline.dataset import Dataset
 from pipeline.dataset.commit import commit, complete
@@ -95,6 +95,7 @@ def mine(
 
 
 def _mined_sources(config: Config, parent: Generation, only: Sequence[str]) -> list[SourceRecord]:
+    settle_files(config, parent, only)
     changes = find_changes(config, parent, only)
     if changed := [*(entry.name for entry in changes.build), *sorted(changes.drop)]:
         raise ConfigError(
@@ -122,9 +123,10 @@ def _mine_sources(
     folder = _work_folder(dataset, parent, request)
     rounds = [r for s in parent.sources if s.name in names for r in rounds_of(s, folder)]
     embeddings: Embeddings = {r.name: find_embeddings(dataset, r) for r in rounds}
+    cluster.expect(_num_rows(rounds))
     encoder = None
     if None in embeddings.values():
-        cluster, encoder = start_encoder_actors(cluster, _prepare_encoder(config))
+        encoder = cluster.share(_prepare_encoder(config))
     fence = storage.fence_of(config.output.path)
     make_worker = functools.partial(MineWorker, config, scorer, encoder, parent.taken_down, fence)
     workers = _Workers(cluster, make_worker)
@@ -163,7 +165,7 @@ class _Workers:
         self,
         what: str,
         method: Callable[[MineWorker, Any], Iterator[pa.Table]],
-        tasks: Iterable[BaseModel],
+        tasks: Iterable[Task],
         num_images: int,
     ) -> None:
         with Progress(what, total=num_images, unit="images") as progress:

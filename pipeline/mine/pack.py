@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from pipeline.build.pack import ShardTask, cut_shards, pack_shards
-from pipeline.cluster.ray_data import Cluster
+from pipeline.cluster.workers import Cluster
 from pipeline.config.schema import Config
 from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation, SourceRecord, add_counts

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from more_itertools import chunked
 from numpy.typing import NDArray
-from pydantic import BaseModel
 
 from pipeline import storage
+from pipeline.cluster.processes import Task
 from pipeline.config.schema import Config
 from pipeline.dataset import Dataset
 from pipeline.dataset.embedding_cache import KeptEmbeddings
@@ -32,7 +32,8 @@ from pipeline.dataset.shards import LEDGER_COLUMNS
 from pipeline.encoders.preprocessing import crop_pixels
 from pipeline.encoders.runtimes import PreparedEncoder
 from pipeline.mine.scorer import OpenScorer, Scorer
-from pipeline.sources import open_entry, read_partitions
+from pipeline.sources import Source, read_partitions
+from pipeline.worker.careful import open_source_of
 from pipeline.worker.embedder import Embedder
 from pipeline.worker.reread import changed_source, read_images, read_kept
 from pipeline.worker.span import SAMPLES_PER_PART
@@ -45,7 +46,7 @@ SCORED = pa.schema(
 _ROWS_PER_PASS = 512  # through the head; through a detector, `encoder.batch_size`
 
 
-class EmbedTask(BaseModel, frozen=True):
+class EmbedTask(Task, frozen=True):
     """Consecutive partitions whose embeddings are not kept, and their number of samples."""
 
     source: str
@@ -54,7 +55,7 @@ class EmbedTask(BaseModel, frozen=True):
     stem: str  # of the paths to write, without the number of the part
 
 
-class ScoreTask(BaseModel, frozen=True):
+class ScoreTask(Task, frozen=True):
     """Candidates, as files of embeddings or, for a model that reads pixels, as partitions."""
 
     source: str
@@ -63,7 +64,7 @@ class ScoreTask(BaseModel, frozen=True):
     partitions: tuple[Partition, ...] = ()
 
 
-class FetchTask(BaseModel, frozen=True):
+class FetchTask(Task, frozen=True):
     """Decided rows of a ledger whose images are wanted.
 
     rows_path: a table of `LEDGER_COLUMNS`, embedding_path and embedding_row, in the order of
@@ -129,7 +130,8 @@ class MineWorker:
         """Writes the rows with image and embedding, as a build would have."""
         if not storage.exists(self._dataset.uri(task.path)):
             rows = self._dataset.read_table(task.rows_path)
-            images = read_images(self._config, task.partitions, rows)
+            settings = self._config.output.image_settings
+            images = read_images(self._open(task), task.partitions, rows, settings)
             embeddings = self._read_embeddings(rows, images)
             schema = row_schema(embeddings.type.list_size)
             rows = rows.select(list(LEDGER_COLUMNS))
@@ -178,9 +180,10 @@ class MineWorker:
         return self._embedder.embed_decoded(decoded)["embedding"].combine_chunks()
 
     def _read(self, task: EmbedTask | ScoreTask) -> Iterator[Positioned]:
-        entry = self._entries[task.source]
-        source = open_entry(entry, self._config.role_of(entry))
-        return read_partitions(source, task.partitions, 0)
+        return read_partitions(self._open(task), task.partitions, 0)
+
+    def _open(self, task: EmbedTask | ScoreTask | FetchTask) -> Source:
+        return open_source_of(task, self._entries[task.source], self._config)
 
     def _write(self, path: str, rows: pa.Table) -> None:
         with storage.open_atomic(self._dataset.uri(path)) as file:

@@ -5,10 +5,11 @@ Pure: reads a pilot's rows, opens no image and starts nothing.
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pyarrow.compute as pc
 
-from pipeline.config.schema import Config, fingerprint
+from pipeline.config.schema import Config, SourceEntry, fingerprint
 from pipeline.dataset.metadata import ReferenceInfo, SourcePlan, strata_by_similarity
 from pipeline.selection.fit import Fitted, fit_probabilities, probability_curve
 from pipeline.selection.pilot import Pilot
@@ -16,6 +17,17 @@ from pipeline.selection.rule import inclusion_probability
 
 # A Ray task costs its driver 15 ms: partitions are read together until it has a second of work.
 _SAMPLES_PER_SPAN = 512
+
+
+def plan_fingerprint(config: Config, entry: SourceEntry, draw: int) -> str:
+    """Of all that a plan depends on: settings, and the draw, which is another if files changed."""
+    inputs = config.source_inputs(entry)
+    return fingerprint({**inputs, "draw": draw} if draw else inputs)
+
+
+def draw_of(plan: SourcePlan | None, reference: ReferenceInfo | None) -> int:
+    """The draw that a plan has to be of, by the last plan of its source and the reference bank."""
+    return max(plan.draw if plan else 0, reference.draw if reference else 0)
 
 
 def make_plan(
@@ -30,11 +42,14 @@ def make_plan(
     samples_per_partition = pilot.samples_per_partition
     # Of what decides which samples a source has and their order, not how many are wanted.
     amounts = {"weight", "max_reject_fraction"}
-    inputs = {
+    draw = draw_of(previous, reference)
+    inputs: dict[str, Any] = {
         "entry": entry.model_dump(mode="json", exclude=amounts),
         "role": config.role_of(entry),
         "rows": config.row_inputs(),
     }
+    if draw:
+        inputs["draw"] = draw
     source_fingerprint = fingerprint(inputs)
     num_partitions = _num_partitions(pilot, config)
     num_candidates = num_partitions * samples_per_partition
@@ -50,7 +65,8 @@ def make_plan(
     return SourcePlan(
         source=entry.name,
         role=config.role_of(entry),
-        fingerprint=fingerprint(config.source_inputs(entry)),
+        fingerprint=plan_fingerprint(config, entry, draw),
+        draw=draw,
         num_partitions=num_partitions,
         num_listed=listing.num_listed,
         partitions_per_budget=num_partitions,

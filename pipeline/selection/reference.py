@@ -4,7 +4,7 @@ Shapes: B batch, K reference rows, D embedding.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,8 +17,9 @@ from pipeline import storage
 from pipeline.dataset import Dataset
 from pipeline.dataset.dedup import NearDuplicateIndex, perceptual_hashes
 from pipeline.dataset.keys import sha256_hex, unit_hash
-from pipeline.dataset.metadata import ReferenceInfo
+from pipeline.dataset.metadata import ReferenceInfo, TakenDown
 from pipeline.dataset.schema import embedding_matrix
+from pipeline.dataset.taken_down import is_taken_down
 from pipeline.errors import InfinegError
 
 BANK_PATH = "reference.parquet"
@@ -73,16 +74,21 @@ class ReferenceBank:
         return np.asarray(np.sort(nearest_BK, axis=1).mean(axis=1), np.float32)
 
 
-def write_reference(root: str, positives: pa.Table, *, num_neighbors: int) -> ReferenceInfo:
+def write_reference(
+    root: str,
+    positives: pa.Table,
+    *,
+    num_neighbors: int,
+    draw: int = 0,
+    files: Mapping[str, str] | None = None,
+) -> ReferenceInfo:
     """Writes the reference bank of a data set and the limits fitted on it.
 
-    positives: usable rows with `key` and `_COLUMNS`, in any order. Raises InfinegError if there are
-    too few in the train split.
+    positives: usable rows with `key` and `_COLUMNS`, in any order. draw, files: as in the info.
+    Raises InfinegError if there are too few positives in the train split.
     """
     positives = _distinct(positives).select(_COLUMNS)
-    buffer = io.BytesIO()
-    pq.write_table(positives, buffer, compression="zstd")
-    bank_sha256 = storage.write_atomic(storage.join(root, BANK_PATH), buffer.getvalue())
+    bank_sha256 = _write_bank(root, positives)
     bank = _make_bank(positives, num_neighbors)
     if len(bank.content_hashes) < _MIN_POSITIVES:
         raise InfinegError(
@@ -102,9 +108,44 @@ def write_reference(root: str, positives: pa.Table, *, num_neighbors: int) -> Re
         near=ceiling - 1.5 * (median - ceiling),
         mid=ceiling - 2.25 * (median - ceiling),
         bank_sha256=bank_sha256,
+        draw=draw,
+        files=dict(files or {}),
     )
     Dataset(root).write_reference(info)
     return info
+
+
+def _write_bank(root: str, positives: pa.Table) -> str:
+    """Returns its sha256."""
+    buffer = io.BytesIO()
+    pq.write_table(positives, buffer, compression="zstd")
+    return storage.write_atomic(storage.join(root, BANK_PATH), buffer.getvalue())
+
+
+def drop_positives(dataset: Dataset, taken_down: TakenDown, *, num_neighbors: int) -> int:
+    """Makes the bank anew without positives that are taken down; returns their number.
+
+    The limits are fitted on the others. If too few are left, there is no bank until the next build
+    makes one.
+    """
+    if not storage.exists(dataset.uri(BANK_PATH)):
+        return 0
+    rows = dataset.read_table(BANK_PATH)
+    refused = is_taken_down(rows, taken_down)
+    number = int(pc.sum(refused).as_py() or 0)
+    # Without its record there is no bank: an interrupted run ends here, or the next build does.
+    if not number and dataset.read_reference() is not None:
+        return 0
+    storage.remove_many([dataset.uri("reference.json")])
+    rows = rows.filter(pc.invert(refused))
+    if "perceptual_hash" not in rows.column_names:  # older data sets lack it
+        rows = rows.append_column("perceptual_hash", pa.nulls(rows.num_rows, pa.uint64()))
+    rows = rows.append_column("key", rows["content_hash"])  # each is there once
+    if pc.sum(pc.equal(rows["split"], "train")).as_py() >= _MIN_POSITIVES:
+        write_reference(dataset.root, rows, num_neighbors=num_neighbors)
+    else:
+        _write_bank(dataset.root, rows.select(_COLUMNS))
+    return number
 
 
 def read_bank(dataset: Dataset, *, num_neighbors: int) -> ReferenceBank:

@@ -14,17 +14,19 @@ import importlib.util
 import itertools
 import pkgutil
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
+from pipeline.config.loading import InvalidSettings, validate
 from pipeline.config.schema import SourceEntry
 from pipeline.dataset.schema import Partition, Positioned, RawSample, Role
 from pipeline.dataset.seen_labels import LabelCounter, SeenLabels
 from pipeline.errors import ConfigError
+from pipeline.storage import FileVersion
 
 _KIND = re.compile(r"[a-z][a-z_]*")
 _PACKAGES = ("pipeline.sources.kinds", "pipeline.sources.generated")
@@ -79,6 +81,18 @@ class LabelledSource(Source, Protocol):
 
     def check_labels(self, seen: SeenLabels) -> None:
         """Raises ConfigError, with what was seen instead, if a declared label did not occur."""
+
+
+@runtime_checkable
+class StoredSource(Source, Protocol):
+    """A source that reads files, which may change after they were read."""
+
+    def files(self) -> Iterable[FileVersion]:
+        """Every file that decides which samples there are, or what they hold.
+
+        Lists, and opens no file but those that name others. Missing files are left out. A file
+        that appears later is a change: a feed that grows has no such list.
+        """
 
 
 class SourceModule(Protocol):
@@ -166,13 +180,10 @@ def open_source(kind: str, params: Mapping[str, Any]) -> Source:
     """A source by its kind and params; raises ConfigError, which names the wrong field."""
     module = load_source_module(kind)
     try:
-        source: Source = module.Source(module.Params.model_validate(params))
-    except ValidationError as error:
-        problems = "; ".join(
-            f"params.{'.'.join(map(str, p['loc']))}: {p['msg']}, got {p['input']!r}"
-            for p in error.errors()
-        )
-        raise ConfigError(f"kind {kind}: {problems}") from None
+        checked = validate(module.Params, params, section="params")
+    except InvalidSettings as error:
+        raise ConfigError(f"kind {kind}: {error}") from None
+    source: Source = module.Source(checked)
     return source
 
 

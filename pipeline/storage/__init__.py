@@ -13,6 +13,7 @@ from pipeline.storage.files import (
     local_path,
     open_read,
     read_bytes,
+    read_local,
     read_many,
     read_range,
     remove_many,
@@ -27,22 +28,30 @@ from pipeline.storage.listings import (
     size_of,
     sizes_of,
 )
-from pipeline.storage.local_cache import LocalCache, cache_folder
+from pipeline.storage.local_cache import HALF_COPY, LocalCache, cache_folder
 from pipeline.storage.locations import (
     configure,
     escape,
     holds_credentials,
+    is_secret_name,
     join,
     redact,
     refuse_credentials,
 )
+from pipeline.storage.outside import as_failure, reading
+from pipeline.storage.public import PrivateAddress, is_public
 from pipeline.storage.threads import map_ahead
+from pipeline.storage.versions import FileVersion, list_versions, versions_of
 from pipeline.storage.walking import is_hidden, walk
 
 __all__ = [
+    "HALF_COPY",
     "Fence",
+    "FileVersion",
     "HashingWriter",
     "LocalCache",
+    "PrivateAddress",
+    "as_failure",
     "cache_folder",
     "configure",
     "create_exclusive",
@@ -54,18 +63,23 @@ __all__ = [
     "fetch",
     "holds_credentials",
     "is_hidden",
+    "is_public",
+    "is_secret_name",
     "join",
     "list_files",
     "list_prefix",
     "list_times",
+    "list_versions",
     "list_visible",
     "local_path",
     "map_ahead",
     "open_atomic",
     "open_read",
     "read_bytes",
+    "read_local",
     "read_many",
     "read_range",
+    "reading",
     "redact",
     "refuse_credentials",
     "refuse_unwritable",
@@ -76,6 +90,7 @@ __all__ = [
     "sha256_of",
     "size_of",
     "sizes_of",
+    "versions_of",
     "walk",
     "write_atomic",
 ]

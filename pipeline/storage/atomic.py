@@ -67,6 +67,10 @@ def open_atomic(uri: str, *, replaces: bool = False) -> Iterator[HashingWriter]:
             yield HashingWriter(file)
             retry(lambda: sync_file(file), what)
         retry(lambda: _put(fs, temporary, path, replaces=replaces), what)
+    except OSError as error:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            error.filename = redact(uri)  # a failed write names no file
+        raise
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)

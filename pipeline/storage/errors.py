@@ -38,6 +38,7 @@ LOGIN = {
     "botocore.exceptions.PartialCredentialsError": _AWS_CREDENTIALS,
     "botocore.exceptions.CredentialRetrievalError": _AWS_CREDENTIALS,
     "botocore.exceptions.ProfileNotFound": _AWS_CREDENTIALS,
+    "botocore.exceptions.ParamValidationError": "check the names of the bucket and the object",
     "botocore.exceptions.TokenRetrievalError": "log in again: aws sso login",
     "botocore.exceptions.SSOError": "log in again: aws sso login",
     "botocore.exceptions.LoginError": "log in again: aws login",
@@ -64,12 +65,12 @@ _CODES = {
 
 _ERRNO = {
     errno.EACCES: "permission denied; check its owner and mode",
-    errno.EPERM: "permission denied",
-    errno.ENOSPC: "no space is left there",
-    errno.EDQUOT: "the quota is used up",
-    errno.EROFS: "the file system is read-only",
-    errno.ENAMETOOLONG: "the name is too long",
-    errno.ELOOP: "a link that leads to itself",
+    errno.EPERM: "permission denied; check its owner and mode",
+    errno.ENOSPC: "no space is left there; free some, then run again: it resumes",
+    errno.EDQUOT: "the quota is used up; free some space, then run again: it resumes",
+    errno.EROFS: "the file system is read-only; choose another place",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.ELOOP: "a link that leads to itself; remove it",
 }
 
 # The attribute with the HTTP status, of errors that have no response.
@@ -115,7 +116,7 @@ def _by_status(error: Exception, chain: list[BaseException], what: str) -> Excep
     )
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     return redact(str(error)).strip().partition("\n")[0]
 
 

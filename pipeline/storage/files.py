@@ -15,6 +15,7 @@ from pipeline.storage.fenced_files import remove_fenced
 from pipeline.storage.fencing import ask_fence, is_fenced
 from pipeline.storage.listings import find_files, forget_listings, resolve_listable
 from pipeline.storage.locations import is_http, is_local, is_protocol, redact, resolve
+from pipeline.storage.public import public_only
 from pipeline.storage.retry import retry
 from pipeline.storage.streams import HttpBody, ResumedFile, read_http_range
 from pipeline.storage.threads import map_many
@@ -26,12 +27,17 @@ _PIECE_BYTES = 2**22
 _BUFFER_BYTES = 2**20  # a tar reader reads much less at once
 
 
-def open_read(uri: str) -> io.BufferedReader:
-    """A buffered binary stream that reconnects; seekable unless an http server has no ranges."""
+def open_read(uri: str, *, allow_private: bool = True) -> io.BufferedReader:
+    """A buffered binary stream that reconnects; seekable unless an http server has no ranges.
+
+    Raises PrivateAddress for an http server that is none of the internet, unless `allow_private`.
+    """
     fs, path = resolve(uri)
+    if is_http(fs) and not allow_private:
+        fs = public_only(fs)
     what = f"read {redact(uri)}"
     if is_local(fs):
-        return retry(lambda: open(path, "rb"), what)
+        return retry(lambda: _open_local(path), what)
     kind = HttpBody if is_http(fs) else ResumedFile
     return io.BufferedReader(kind(fs, path, what), _BUFFER_BYTES)
 
@@ -41,6 +47,8 @@ def read_bytes(uri: str) -> bytes:
     if is_http(fs):
         with open_read(uri) as stream:
             return stream.read()
+    if is_local(fs):
+        return retry(lambda: read_local(path, 0, -1), f"read {redact(uri)}")
     # Otherwise s3fs asks for the size first.
     options = {"max_concurrency": 1} if is_protocol(fs, "s3") else {}
     return bytes(retry(lambda: fs.cat_file(path, **options), f"read {redact(uri)}"))
@@ -51,25 +59,43 @@ def read_many(uris: Sequence[str]) -> list[bytes]:
     return map_many(read_bytes, uris, fs=resolve(uris[0])[0]) if uris else []
 
 
-def read_range(uri: str, offset: int, size: int, *, http_deadline_s: float | None = None) -> bytes:
+def read_range(
+    uri: str,
+    offset: int,
+    size: int,
+    *,
+    http_deadline_s: float | None = None,
+    allow_private: bool = True,
+) -> bytes:
     """`size` bytes from `offset`, or fewer at the end; does not read what comes before.
 
-    Raises InfinegError if an http server has not sent them after `http_deadline_s`.
+    Raises InfinegError if an http server has not sent them after `http_deadline_s`, and
+    PrivateAddress for one that is none of the internet, unless `allow_private`.
     """
     fs, path = resolve(uri)
     what = f"read {redact(uri)}"
     if is_http(fs):
+        fs = fs if allow_private else public_only(fs)
         return read_http_range(fs, path, what, offset=offset, size=size, deadline_s=http_deadline_s)
     if is_local(fs):
-        return retry(lambda: _read_local(path, offset, size), what)
+        return retry(lambda: read_local(path, offset, size), what)
     return bytes(retry(lambda: fs.cat_file(path, start=offset, end=offset + size), what))
 
 
-def _read_local(path: str, offset: int, size: int) -> bytes:
-    """Without waiting for the other end of a pipe, which somebody's table may name."""
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise InfinegError(f"read {path}: a pipe, socket or device")
+def _open_local(path: str) -> io.BufferedReader:
+    """Without waiting for the other end of a pipe, and no device, which may never end."""
+    file = open(  # noqa: SIM115 - the caller closes it
+        path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
+    )
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise InfinegError(f"read {path}: a pipe, socket or device; a file is wanted")
+    return file
+
+
+def read_local(path: str, offset: int, size: int) -> bytes:
+    """`size` bytes of a file, -1 for all; raises OSError, and InfinegError for a pipe or device."""
+    with _open_local(path) as file:
         file.seek(offset)
         return file.read(size)
 

@@ -23,7 +23,8 @@ from typing import IO, Any
 from pipeline.errors import ConfigError, InfinegError
 
 _MAX_OPEN = 256  # maps per process; each costs a file descriptor
-_PART, _LOCK = ".part-", ".lock"
+HALF_COPY = ".part-"  # begins the name of a copy that is being written
+_LOCK = ".lock"
 
 
 def cache_folder(cache_dir: str | None = None) -> Path:
@@ -65,7 +66,7 @@ class LocalCache:
 
     def _open(self, name: str, size_bytes: int, write: Callable[[IO[bytes]], None]) -> mmap.mmap:
         self._directory.mkdir(parents=True, exist_ok=True)
-        final, part = self._directory / name, self._directory / f"{_PART}{name}"
+        final, part = self._directory / name, self._directory / f"{HALF_COPY}{name}"
         while True:
             with contextlib.suppress(FileNotFoundError), final.open("rb") as file:
                 _flock(file, fcntl.LOCK_SH)
@@ -91,7 +92,7 @@ class LocalCache:
     def _write(
         self, file: IO[bytes], final: Path, size_bytes: int, write: Callable[[IO[bytes]], None]
     ) -> None:
-        part = self._directory / f"{_PART}{final.name}"
+        part = self._directory / f"{HALF_COPY}{final.name}"
         try:
             self._make_room(size_bytes, own=file)
             with part.open("r+b") as beginning:  # `file` only appends

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -38,13 +39,25 @@ _SECRET_NAME = re.compile(
 # Words of gcsfs for where its token comes from: not secret.
 _TOKEN_WORDS = ("anon", "google_default", "cloud", "cache")
 
-_USERINFO = re.compile(r"(?<=://)[^/\s@?#]+@")
-_SECRET_QUERY = re.compile(
-    r"(?i)([?&][^=&\s]*(?:sig|token|secret|passw|credential|auth|key|policy)[^=&\s]*=)[^&\s'\"<>)]+"
+_WORD = r"(?:secret|token|passw|pwd|credential|(?:account|access|api|shared)[_-]?key|signature)"
+# What comes after the first group is secret.
+_SECRETS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        # user:password@ of a URL, in which a password may hold `/` and `@` as they are
+        r"((?<=://))(?:[^/\s@?#:]*:(?!\d+[/?#])[^\s@'\"]+@)?[^/\s?#'\"]*(?=@)",
+        r"(?i)([?&;][^=&\s]*(?:sig|token|secret|pass|pwd|credential|auth|key|policy|session|jwt)"
+        r"[^=&\s]*=)[^&;\s'\"<>)]+",
+        rf"(?i)((?<![\w.-])[\w.-]*{_WORD}[\w.-]*=)[^&;\s'\"<>)]+",
+        # of a dictionary, or of JSON
+        rf"(?i)(['\"][\w.-]*{_WORD}[\w.-]*['\"]\s*:\s*b?['\"])[^'\"]+",
+        r"(?i)((?:authorization|x-amz-security-token|cookie)['\"]?\s*[:=]\s*['\"]?)[^'\"\n,}]+",
+        r"(?i)(\bbearer\s+)[\w.~+/=-]{8,}",
+        # keys that are known by their form: AWS, Hugging Face, GitHub
+        r"()\b(?:(?:AKIA|ASIA)[A-Z0-9]{16}|hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,})\b",
+    )
 )
-_SECRET_SETTING = re.compile(
-    r"(?i)((?<![\w.-])[\w.-]*(?:secret|token|passw|credential)[\w.-]*=)[^&\s'\"<>)]+"
-)
+_MAY_HOLD_ONE = re.compile(r"[@=]|['\"]\s*:|(?i:bearer|authoriz|cookie|token)|A[KS]IA|hf_|gh[a-z]_")
 # How Python holds a byte of a file name that is no UTF-8 (PEP 383); JSON may hold others.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -78,12 +91,20 @@ def redact(text: str) -> str:
     passwords, signatures and tokens.
     """
     text = escape(text)
-    text = _SECRET_QUERY.sub(r"\1***", _USERINFO.sub("***@", text))
-    return _SECRET_SETTING.sub(r"\1***", text)
+    if _MAY_HOLD_ONE.search(text) is None:  # most URIs of rows
+        return text
+    for secret in _SECRETS:
+        text = secret.sub(r"\1***", text)
+    return text
 
 
 def holds_credentials(text: str) -> bool:
     return redact(text) != escape(text)
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a setting of this name is a credential."""
+    return _SECRET_NAME.search(name.lower().replace("-", "_")) is not None
 
 
 def escape(text: str) -> str:
@@ -102,7 +123,14 @@ def join(root: str, *names: str) -> str:
 
 def resolve(uri: str) -> tuple[Any, str]:
     """File system and path of a URI. Listings are not cached: other processes write, too."""
+    if "\0" in uri:
+        raise ConfigError(f"{redact(uri)!r}: no path has a zero byte in it; check it")
     protocol = protocol_of(uri)
+    if protocol in ("http", "https"):
+        try:
+            urlsplit(uri).port  # noqa: B018 - raises for a wrong one
+        except ValueError as error:
+            raise ConfigError(f"{redact(uri)}: not an address: {error}") from None
     if protocol in ("file", "local"):
         return LocalFileSystem(), LocalFileSystem._strip_protocol(uri)
     try:
@@ -124,7 +152,10 @@ def resolve(uri: str) -> tuple[Any, str]:
         raise ConfigError(f"{redact(uri)}: {redact(str(error))}") from None
     if protocol in ("s3", "s3a"):
         fs.retries = 1  # only `pipeline.storage.retry` decides what is tried again
-    return fs, str(driver._strip_protocol(uri))
+    path = str(driver._strip_protocol(uri))
+    if not path and protocol not in ("memory", "hf"):
+        raise ConfigError(f"{redact(uri)}: names no bucket, such as {protocol}://bucket/folder")
+    return fs, path
 
 
 def is_local(fs: Any) -> bool:
@@ -187,7 +218,7 @@ def refuse_credentials(where: str, options: Mapping[str, Any]) -> None:
             refuse_credentials(f"{where}, {name}", value)
         elif name == "token" and value in _TOKEN_WORDS:
             continue
-        elif _SECRET_NAME.search(name.lower().replace("-", "_")) or holds_credentials(str(value)):
+        elif is_secret_name(name) or holds_credentials(str(value)):
             raise ConfigError(
                 f"{where}, {name}: credentials are not read from options, which are stored and "
                 "shown. Use the environment, such as AWS_PROFILE, AWS_ACCESS_KEY_ID with "

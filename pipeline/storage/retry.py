@@ -81,6 +81,8 @@ def retry(action: Callable[[], T], what: str) -> T:
             if not is_transient(error):
                 refusal = errors.as_user_error(error, what)
                 if refusal is None:
+                    if isinstance(error, OSError) and error.errno and error.filename is None:
+                        error.filename = what  # a read that fails names no file
                     raise
                 raise refusal from None
             reason = f"{type(error).__name__}: {errors.first_line(error)}".rstrip(": ")

@@ -10,6 +10,7 @@ from typing import IO, Any, TypeVar
 from fsspec.asyn import sync
 
 from pipeline.errors import InfinegError, TransientStorageError
+from pipeline.storage.public import PrivateAddress
 from pipeline.storage.retry import retry
 
 # Cheaper to read and discard than a new request.
@@ -197,9 +198,11 @@ class HttpBody(io.RawIOBase):
         headers = {**self._fs.kwargs.get("headers", {}), "Accept-Encoding": "identity"}
         if self._has_ranges:
             headers["Range"] = f"bytes={self._at}-{'' if self._end is None else self._end - 1}"
-        return await session.get(
-            self._fs.encode_url(self._url), **{**self._fs.kwargs, "headers": headers}
-        )
+        url, options = self._fs.encode_url(self._url), {**self._fs.kwargs, "headers": headers}
+        try:
+            return await session.get(url, **options)
+        except PrivateAddress as error:
+            raise PrivateAddress(f"{self._what}: {error}") from None
 
     def _take_headers(self, response: Any) -> None:
         """Takes position, size, version and support of ranges from a response."""

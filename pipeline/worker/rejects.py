@@ -19,8 +19,11 @@ _BAD_DATA = frozenset(
         RejectReason.TOO_LARGE,
         RejectReason.BAD_ASPECT,
         RejectReason.UNSUPPORTED_MODE,
+        RejectReason.CRASHED,
+        RejectReason.PRIVATE_ADDRESS,
     }
 )
+_ARE_YOURS = "If the private addresses are yours, set `params.allow_private: true`."
 _OPEN_IT = "Open that file: it may be an error page, or cut off."
 
 
@@ -54,7 +57,7 @@ def check_rejects(
         "then run again: it resumes."
     )
     if num_bad == total.read:
-        advice = f"{_OPEN_IT} Replace the files or check its params, {_again(entry.name)}."
+        advice = f"{_advice(bad)} Replace the files or check its params, {_again(entry.name)}."
     raise TooManyRejects(
         f"source {entry.name!r}, partition {where}: {num_bad:,} of {total.read:,} samples "
         f"rejected ({', '.join(f'{reason} {n:,}' for reason, n in commonest)}), limit "
@@ -79,8 +82,12 @@ def refuse_unusable(source: str, num_read: int, rejected: Mapping[str, int], exa
     reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(bad.items()))
     raise TooManyRejects(
         f"source {source!r}: none of its {num_read:,} samples is usable ({reasons}). Example: "
-        f"{example}. {_OPEN_IT} Replace the files or check its params, {again}."
+        f"{example}. {_advice(bad)} Replace the files or check its params, {again}."
     )
+
+
+def _advice(bad: Mapping[str, int]) -> str:
+    return _ARE_YOURS if RejectReason.PRIVATE_ADDRESS in bad else _OPEN_IT
 
 
 def _again(source: str) -> str:

@@ -11,25 +11,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import storage
-from pipeline.config.schema import Config
 from pipeline.dataset.embedding_cache import KeptEmbeddings
 from pipeline.dataset.schema import ImageSettings, Partition, RawSample
 from pipeline.errors import InfinegError
-from pipeline.sources import Source, open_entry, read_from
+from pipeline.sources import Source, read_from
 from pipeline.worker.steps.decode import decode_batch
 
 _READ = ("source", "partition", "ordinal", "uri", "rotation", "content_hash")
 
 
-def read_images(config: Config, partitions: Sequence[Partition], rows: pa.Table) -> pa.Array:
-    """The images of rows of one source, decoded and encoded as in shards.
+def read_images(
+    source: Source, partitions: Sequence[Partition], rows: pa.Table, settings: ImageSettings
+) -> pa.Array:
+    """The images of rows of a source, decoded and encoded as in shards.
 
     rows: of a ledger, in its order, of `partitions`. Raises InfinegError if the source has changed.
     """
-    entry = next(e for e in config.entries if e.name == rows["source"][0].as_py())
-    source = open_entry(entry, config.role_of(entry))
     by_id = {partition.id: partition for partition in partitions}
-    settings = config.output.image_settings
     described = rows.select(list(_READ)).to_pylist()
     images = [
         _decode(sample, row, settings)

@@ -12,12 +12,17 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 from more_itertools import chunked, ilen, peekable, side_effect
-from pydantic import BaseModel
 
 from pipeline import storage
+from pipeline.cluster.processes import Task
 from pipeline.config.schema import Config, SourceEntry
 from pipeline.dataset.dataset import Dataset, part_stem
-from pipeline.dataset.embedding_cache import KeptEmbeddings, attach_embeddings, write_embeddings
+from pipeline.dataset.embedding_cache import (
+    KEPT,
+    KeptEmbeddings,
+    attach_embeddings,
+    write_embeddings,
+)
 from pipeline.dataset.keys import short_hash
 from pipeline.dataset.metadata import Counts, PartRecord, TakenDown
 from pipeline.dataset.schema import Partition, Positioned, row_schema, with_columns
@@ -26,8 +31,9 @@ from pipeline.dataset.shards import count_rows, output_groups, write_part
 from pipeline.encoders.runtimes import PreparedEncoder
 from pipeline.selection.reference import ReferenceBank, read_bank
 from pipeline.selection.rule import SelectionRule, load_rule
-from pipeline.sources import Source, left_out_labels, open_entry, read_partitions
+from pipeline.sources import Source, left_out_labels, read_partitions
 from pipeline.telemetry.stopwatch import Stopwatch
+from pipeline.worker.careful import open_source_of
 from pipeline.worker.embedder import Embedder
 from pipeline.worker.rejects import check_rejects
 from pipeline.worker.steps.score import score_batch
@@ -43,7 +49,7 @@ _PILOT_COLUMNS = (
 )  # fmt: skip
 
 
-class ReadTask(BaseModel, frozen=True):
+class ReadTask(Task, frozen=True):
     """Consecutive partitions of one source to read as one stream; `limit` bounds the samples."""
 
     source: str
@@ -167,8 +173,7 @@ class SpanWorker:
             yield record, True
 
     def _open(self, task: ReadTask) -> Source:
-        entry = self._entries[task.source]
-        return open_entry(entry, self._config.role_of(entry))
+        return open_source_of(task, self._entries[task.source], self._config)
 
     def _decide(
         self, samples: Iterator[Positioned], task: ReadTask, part: int
@@ -187,10 +192,11 @@ class SpanWorker:
             embedded = self._embedder.embed(samples, entry)
             rows = self._select(embedded, entry)
         else:
-            tables = _attach_each(self._embedder.read(samples, entry), embedded)
-            rows = pa.concat_tables(
-                self._decode_kept(self._select(table, entry)) for table in tables
-            )
+            kept, selected = [], []
+            for table in _attach_each(self._embedder.read(samples, entry), embedded):
+                kept.append(table.select(KEPT))
+                selected.append(self._decode_kept(self._select(table, entry)))
+            embedded, rows = pa.concat_tables(kept), pa.concat_tables(selected)
         sha256 = None
         if self._config.build.keep_embeddings:
             sha256 = write_embeddings(self._dataset.root, stem, embedded)

@@ -36,7 +36,7 @@ def test_wrong_settings_are_config_errors_that_name_the_field(tmp_path: Path) ->
     path = write_config(tmp_path / "cats.yaml", train={"run": "run", "stepz": 3})
     with pytest.raises(infineg.ConfigError, match=r"selection\.beta"):
         infineg.load_config(path, ["selection.beta=-1"])
-    with pytest.raises(infineg.ConfigError, match=r"train: .*stepz"):
+    with pytest.raises(infineg.ConfigError, match=r"^train\.stepz: "):
         infineg.train(infineg.load_config(path))
 
 

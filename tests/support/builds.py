@@ -5,6 +5,7 @@ what it writes must not depend on the order; the tests of Ray compare with it by
 """
 
 import contextlib
+import pickle
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from pipeline.config.schema import Config
 from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import RawSample
+from pipeline.encoders.runtimes import PreparedEncoder
 from pipeline.sources import open_source
 from support.corpus import odd_but_usable, unusable
 from support.pictures import first_pictures
@@ -129,10 +131,16 @@ def first_samples(entry: Mapping[str, Any], number: int) -> list[RawSample]:
 
 
 class InlineCluster:
-    """Runs tasks here, the last one first; each goes through JSON as on its way to a worker."""
+    """Runs tasks here, the last one first; each is pickled as on its way to a worker."""
 
     config = BuildConfig(embed_on="worker")
     num_workers = 1
+
+    def expect(self, num_images: int) -> None:
+        pass
+
+    def share(self, encoder: PreparedEncoder) -> PreparedEncoder:
+        return encoder
 
     def map(
         self,
@@ -143,7 +151,7 @@ class InlineCluster:
     ) -> Iterator[pa.Table]:
         worker = make_worker()
         for task in reversed(list(tasks)):
-            yield from method(worker, type(task).model_validate_json(task.model_dump_json()))
+            yield from method(worker, pickle.loads(pickle.dumps(task)))
 
 
 @contextlib.contextmanager
@@ -151,10 +159,18 @@ def open_inline(config: BuildConfig) -> Iterator[InlineCluster]:  # noqa: ARG001
     yield InlineCluster()
 
 
-def build_inline(config: Config, *, only: Sequence[str] = (), follow: bool = False) -> Generation:
+def build_inline(
+    config: Config,
+    *,
+    only: Sequence[str] = (),
+    follow: bool = False,
+    accept_changes: bool = False,
+) -> Generation:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline.build.driver, "open_cluster", open_inline)
-        return pipeline.build.driver.build(config, only=only, follow=follow)[0]
+        return pipeline.build.driver.build(
+            config, only=only, follow=follow, accept_changes=accept_changes
+        )[0]
 
 
 def built_inline(root: Path, entries: list[dict[str, Any]], **sections: Any) -> Built:

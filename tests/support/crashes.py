@@ -1,4 +1,4 @@
-"""Builds that kill themselves at a moment of their own choice, without Ray and its start.
+"""Builds and purges that kill themselves at a moment of their own choice, without Ray's start.
 
 SIGKILL leaves them no chance to clean up; Python's audit events tell the moment to the system call.
 """
@@ -7,31 +7,58 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.schema import Config
+from pipeline.curate.takedown import take_down
+from pipeline.dataset.metadata import TakenDown
 from support.builds import build_inline
 from support.forks import fork
 from support.kills import MOMENTS
 
 
-def crash_build(config: Config, moment: str, *, before: bool) -> bool:
+def crash_build(config: Config, moment: str, *, before: bool, accept_changes: bool = False) -> bool:
     """Builds until just before or just after `moment`; False if that never comes.
 
     moment: one of `kills.MOMENTS`.
     """
-    process = fork(_build, config.model_dump_json(), moment, before)
+    process = fork(_build, config.model_dump_json(), moment, before, accept_changes)
     process.join(100)
     process.kill()
     assert process.exitcode in (0, -signal.SIGKILL), process.exitcode
     return process.exitcode != 0
 
 
-def _build(config: str, moment: str, before: bool) -> None:
+def crash_purge(root: Path, wanted: TakenDown, *, runs: Sequence[str], number: int) -> bool:
+    """Purges until just before its `number`-th change of a file; False if there are fewer."""
+    process = fork(_purge, str(root), wanted.model_dump_json(), list(runs), number)
+    process.join(100)
+    process.kill()
+    assert process.exitcode in (0, -signal.SIGKILL), process.exitcode
+    return process.exitcode != 0
+
+
+def _purge(root: str, wanted: str, runs: Sequence[str], number: int) -> None:
+    num_left, is_dying = number, False
+
+    def hook(event: str, _: tuple[Any, ...]) -> None:
+        nonlocal num_left, is_dying
+        if event in ("os.rename", "os.link", "os.remove") and not is_dying:
+            num_left -= 1
+            if num_left == 0:
+                is_dying = True
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    take_down(root, TakenDown.model_validate_json(wanted), purge=True, runs=runs)
+
+
+def _build(config: str, moment: str, before: bool, accept_changes: bool) -> None:
     parsed = Config.model_validate_json(config)
     signal_at(parsed.output.path, moment, signal.SIGKILL, before=before)
-    build_inline(parsed)
+    build_inline(parsed, accept_changes=accept_changes)
 
 
 def signal_at(root: str, moment: str, number: signal.Signals, *, before: bool) -> None:

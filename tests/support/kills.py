@@ -257,6 +257,12 @@ class KilledBuild:
         self._process = None
 
 
+def worker_processes(leader: int) -> set[int]:
+    """Of a build without Ray."""
+    processes = session_processes(leader).items()
+    return {pid for pid, command in processes if "pipeline.cluster.processes" in command}
+
+
 def _find_victims(leader: int, target: Target) -> list[tuple[int, str]]:
     if target == Target.DRIVER:
         return [(leader, "driver")]
@@ -265,6 +271,7 @@ def _find_victims(leader: int, target: Target) -> list[tuple[int, str]]:
         pid: (command.split() or [""])[0].rpartition("/")[2] for pid, command in processes.items()
     }
     tasks = {pid for pid, name in named.items() if name.startswith("ray::MapBatches")}
+    tasks |= worker_processes(leader)
     workers = tasks or {pid for pid, name in named.items() if name.startswith("ray::IDLE")}
     chosen = {
         Target.WORKER: workers,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, Field
 
+from pipeline.config import yaml_text
 from pipeline.launch import JobKind, Platform
 from pipeline.launch.platforms import prepare
 from pipeline.launch.submission import Submission
@@ -61,7 +61,7 @@ def write_config(path: Path, **changes: Any) -> Path:
         "output": {"path": "s3://bucket/cats", "image_size": 64, "samples_per_shard": 40},
         "train": {"run": "runs/cats", "steps": 60},
     }
-    path.write_text(yaml.safe_dump({**data, **changes}))
+    path.write_text(yaml_text.dump({**data, **changes}))
     return path
 
 
@@ -124,6 +124,11 @@ class AutoscalerOptions(_Model):
     version: Literal["v1", "v2"]
     idleTimeoutSeconds: Whole
     upscalingMode: Literal["Default", "Aggressive", "Conservative"]
+    securityContext: dict[str, Any]
+
+
+class AuthOptions(_Model):
+    mode: Literal["disabled", "token"]
 
 
 class HeadGroup(_Model):
@@ -142,6 +147,7 @@ class WorkerGroup(_Model):
 
 class RayCluster(_Model):
     rayVersion: str
+    authOptions: AuthOptions
     enableInTreeAutoscaling: bool = False
     autoscalerOptions: AutoscalerOptions | None = None
     headGroupSpec: HeadGroup
@@ -155,6 +161,7 @@ class RayJobSpec(_Model):
     ttlSecondsAfterFinished: Whole
     preRunningDeadlineSeconds: Whole | None = None
     submissionMode: Literal["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]
+    submitterPodTemplate: Pod
     rayClusterSpec: RayCluster
 
 
@@ -248,7 +255,7 @@ def pods_of(document: dict[str, Any]) -> list[dict[str, Any]]:
     job = spec["jobTemplate"] if document["kind"] == "RayCronJob" else spec
     cluster = job["rayClusterSpec"]
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
-    return [_pod(group["template"]) for group in groups]
+    return [_pod(job["submitterPodTemplate"]), *(_pod(group["template"]) for group in groups)]
 
 
 def _pod(template: dict[str, Any]) -> dict[str, Any]:

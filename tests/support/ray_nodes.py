@@ -34,13 +34,16 @@ class RayNodes:
     def address(self) -> str:
         return f"{self.hosts[0].address}:{self.port}"
 
-    def start(self, *, num_cpus: int = 1, num_gpus: int = 0) -> None:
+    def start(
+        self, *, num_cpus: int = 1, num_gpus: int = 0, dashboard_port: int | None = None
+    ) -> None:
         """The next host's. GPUs are promised to Ray, whatever the machine has."""
         host = self.hosts[len(self.nodes)]
         role = ["--address", self.address]
         if not self.nodes:
             role = ["--head", "--port", str(self.port), "--temp-dir", str(self.folder)]
-            role += ["--include-dashboard", "false"]
+            role += ["--include-dashboard", str(dashboard_port is not None).lower()]
+            role += ["--dashboard-port", str(dashboard_port)] if dashboard_port else []
         options = [
             "--block", "--disable-usage-stats", "--node-ip-address", host.address,
             "--num-cpus", str(num_cpus), "--num-gpus", str(num_gpus),

@@ -37,6 +37,11 @@ class Served:
 
     url: str
 
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port, without the secret."""
+        return "/".join(self.url.split("/")[:3])
+
     def request(
         self, path: str, body: Any = None, *, method: str | None = None, **headers: str
     ) -> tuple[int, bytes, dict[str, str]]:

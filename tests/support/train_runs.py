@@ -32,12 +32,13 @@ from pipeline.dataset.metadata import Counts, DatasetInfo, Generation, ShardReco
 from pipeline.dataset.schema import Stratum
 from pipeline.dataset.shards import output_group, write_shard
 from pipeline.encoders.networks import encoder_identity, load_encoder
-from support.processes import Command, kill_session, start_infineg
+from support.forks import fork
+from support.processes import Command, free_port, kill_session, start_infineg
 from support.tables import selected_rows
 from train.config import load_train_config
 from train.data.bad_shards import read_usable_rows
 from train.data.rows import TrainRows
-from train.distributed.world import World
+from train.distributed.world import World, join_world
 from train.loop import trainer
 from train.loop.state import TrainState, prepare_state
 from train.loop.trainer import train
@@ -292,24 +293,45 @@ def on_two(*options: str) -> list[str]:
     return [TORCHRUN, "--standalone", "--nproc-per-node", "2", *options]
 
 
-def train_on_two(configs: list[Path], script: Path) -> None:
-    """Trains all in the same two processes: importing torch takes longer than such a run."""
-    script.write_text(
-        "import sys\n"
-        "from train.config import load_train_config\n"
-        "from train.distributed.world import join_world\n"
-        "from train.loop.trainer import train\n"
-        "with join_world():  # once: a process cannot meet its peers twice\n"
-        "    for path in sys.argv[1:]:\n"
-        "        config, train_config, _ = load_train_config(path)\n"
-        "        train(config, train_config)\n"
-    )
-    subprocess.run(
-        [*on_two(), str(script), *map(str, configs)],
-        check=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=170,
-    )
+def start_ranks(config: Path, *arguments: str, log: Path, **env: str) -> list[Command]:
+    """infineg train CONFIG ... in two processes with the environment that torchrun gives.
+
+    They are forked, while torchrun and its processes import torch for 20 s.
+    """
+    return [
+        start_job(config, *arguments, log=log, **environment, **env) for environment in _ranks()
+    ]
+
+
+def run_ranks(function: Callable[..., None], *arguments: object) -> None:
+    """Calls `function` in two such processes."""
+    processes = [fork(_run_rank, each, function, arguments) for each in _ranks()]
+    for process in processes:
+        process.join(150)
+        process.kill()
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
+def _ranks() -> list[dict[str, str]]:
+    group = {
+        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+    }  # fmt: skip
+    return [group | dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)) for rank in range(2)]
+
+
+def _run_rank(
+    environment: dict[str, str], function: Callable[..., None], arguments: tuple[object, ...]
+) -> None:
+    os.environ.update(environment)
+    function(*arguments)
+
+
+def train_all(configs: list[Path]) -> None:
+    with join_world():  # once: a process cannot meet its peers twice
+        for path in configs:
+            config, train_config, _ = load_train_config(str(path))
+            train(config, train_config)
 
 
 def workers_of(job: Command) -> list[int]:

@@ -1,12 +1,12 @@
 """The `train:` section of a config file, and how the whole file is read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import model_validator
 
-from pipeline.config.loading import describe_errors, load_config
+from pipeline.config.loading import InvalidSettings, load_config, validate
 from pipeline.config.schema import Config
 from pipeline.errors import ConfigError
 from train.config.data import DataSettings
@@ -18,8 +18,6 @@ from train.config.run import RunSettings
 
 # A step of `finetune` decodes and back-propagates images: fewer of them, at smaller rates.
 _FINETUNE_DEFAULTS = {"steps": 2000, "batch_size": 64, "learning_rate": 3e-4}
-
-ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 # pydantic lists the fields of the last base first.
@@ -83,17 +81,9 @@ def load_train_config(
 ) -> tuple[Config, TrainConfig, EvaluateConfig]:
     """Reads and checks the whole config file; raises ConfigError that names the wrong field."""
     config = load_config(path, overrides)
-    train_config = _validate(TrainConfig, config.train, "train", path)
-    return config, train_config, _validate(EvaluateConfig, config.evaluate, "evaluate", path)
-
-
-def _validate(
-    model: type[ModelT], section: Mapping[str, Any], name: str, path: str | Path
-) -> ModelT:
     try:
-        return model.model_validate(section)
-    except ValidationError as error:
-        lines = describe_errors(error).split("\n  ")
-        problems = (line.removeprefix("config: ") for line in lines)
-        described = "\n  ".join(f"{name}.{problem}" for problem in problems)
-        raise ConfigError(f"{path}: {described}") from None
+        train_config = validate(TrainConfig, config.train, section="train")
+        evaluate_config = validate(EvaluateConfig, config.evaluate, section="evaluate")
+    except InvalidSettings as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return config, train_config, evaluate_config

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import storage
+from pipeline.dataset.local_copies import embeddings_copy
 from train.data.images import bad_shard
 from train.data.rows import TrainRows, embeddings_of, read_embeddings
 
@@ -50,7 +51,7 @@ class MappedEmbeddings:
         """A view of one shard's map, not to be kept."""
         record = self._rows.shards[shard]
         mapped = self._cache.map(
-            f"{record.sidecar_sha256[:32]}.f16",
+            embeddings_copy(record),
             record.num_samples * self._dim * 2,
             lambda file: self._write(shard, file),
         )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import storage
+from pipeline.dataset.local_copies import tar_copy
 from pipeline.dataset.metadata import ShardRecord
 from pipeline.encoders.preprocessing import Preprocessing, crop_decoded, decode_rgb
 from pipeline.errors import BadShard
@@ -72,8 +73,9 @@ class ShardImages:
     def _map(self, shard: int) -> mmap.mmap:
         if not self._is_local:
             record = self._shards[shard]
-            name = f"{record.sha256[:32]}.tar"
-            return self._cache.map(name, record.size_bytes, lambda file: self._fetch(shard, file))
+            return self._cache.map(
+                tar_copy(record), record.size_bytes, lambda file: self._fetch(shard, file)
+            )
         found = self._maps.get(shard)
         if found is None:
             # Not closed, since another thread may be reading: the last reference closes it.

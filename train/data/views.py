@@ -5,8 +5,8 @@ head more to learn from. Negatives have no views: there are more of them than a 
 view of a draw depends only on (seed, position), and the label and weight are the sample's, so that
 order and importance weights are independent of views.
 
-One file per shard and view, `views/<key>.npy` in the cache folder; the key is a hash of all that
-it depends on: encoder, augmentation, seed, number of the view, and the shard's bytes.
+One file per shard and view, `views/<shard>-<key>.npy` in the cache folder; the key is a hash of all
+that it depends on: encoder, augmentation, seed, number of the view, and the shard's bytes.
 
 Shapes: B batch, C H W image, D embedding, N rows, P positives, V views besides the original.
 """
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pipeline import storage
 from pipeline.dataset.keys import sha256_hex
+from pipeline.dataset.local_copies import view_copy
 from pipeline.dataset.metadata import ShardRecord
 from pipeline.encoders.networks import Encoder
 from pipeline.telemetry.progress import Progress
@@ -153,4 +154,4 @@ class ViewMaker:
     def _path(self, shard: ShardRecord, view: int) -> Path:
         parts = (self.identity, self.strength, str(self.seed), str(view), shard.sha256)
         key = sha256_hex("\n".join(parts).encode())[:32]
-        return storage.cache_folder(self.cache_dir) / "views" / f"{key}.npy"
+        return storage.cache_folder(self.cache_dir) / "views" / view_copy(shard, key)

@@ -36,6 +36,7 @@ ImageT = TypeVar("ImageT", bound=ImageInput)
 _log = logging.getLogger(__name__)
 
 _BATCH_SIZE = 32
+_MAX_FILE_BYTES = 256 << 20  # as of an image in a tar
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -179,14 +180,21 @@ class Detector:
             return f"no usable image: {error}"
         except OSError as error:
             return f"cannot be read: {error.strerror or error}"
+        except ConfigError:
+            raise
+        except InfinegError as error:
+            return f"cannot be read: {error}"
 
 
 def _encoded(image: ImageInput) -> bytes:
-    """The bytes of an image file. Raises OSError."""
+    """The bytes of an image file. Raises OSError, and InfinegError for what is no image file."""
     if isinstance(image, bytes):
         return image
     if isinstance(image, str | os.PathLike):
-        return Path(image).read_bytes()
+        content = storage.read_local(os.fspath(image), 0, _MAX_FILE_BYTES + 1)
+        if len(content) > _MAX_FILE_BYTES:
+            raise InfinegError(f"over {_MAX_FILE_BYTES:,} bytes, which no image has")
+        return content
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or not (image.ndim == 2 or image.shape[2:] == (3,)):
             raise ConfigError(

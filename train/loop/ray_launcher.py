@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
-from pipeline.cluster.ray_data import open_cluster
+from pipeline.cluster.ray_data import open_ray
 from pipeline.config.build import BuildConfig
 from pipeline.config.schema import Config
 from pipeline.errors import ConfigError, InfinegError
@@ -77,7 +77,7 @@ def train_on_ray(
         _log.info("%s is finished, nothing to do", found.path)
         return found.path
     address = address or ("auto" if os.environ.get("RAY_ADDRESS") else None)
-    with open_cluster(BuildConfig(address=address, workers=workers.max if workers else None)):
+    with open_ray(BuildConfig(address=address, workers=workers.max if workers else None)):
         folder = found.path / "ray" / f"{time.time_ns()}"  # Ray's own records of this launch
         task = {
             "config": config.model_dump_json(),

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from pydantic import JsonValue
 
 from pipeline import storage
+from pipeline.config import yaml_text
 from pipeline.config.loading import drop_removed
 from pipeline.config.schema import Config
 from pipeline.dataset import Dataset
@@ -61,6 +61,9 @@ def open_run(
     `resume`, or one on a newer generation.
     """
     path = Path(train_config.run)
+    if "://" in train_config.run or storage.escape(str(path)) != str(path):
+        # TensorBoard takes no other name, and a URL would become a folder of that name.
+        raise ConfigError(f"train.run: {path} is no path of a folder in UTF-8; choose another")
     root = config.output.path
     dataset = Dataset(root).read_info()
     if dataset.targets != config.target_names:
@@ -103,8 +106,20 @@ def write_config(run: Run, config: Config, train_config: TrainConfig) -> None:
     """`config.yaml` as resolved: training on it again gives this run."""
     train = train_config.model_copy(update={"generation": run.generation.number})
     resolved = config.model_copy(update={"train": train.model_dump(mode="json")})
-    text = yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False)
+    data = resolved.model_dump(mode="json")
+    for role in ("positives", "sources"):  # a training reads none of them
+        data[role] = _redacted(data[role])
+    text = yaml_text.dump(data)
     storage.write_atomic(str(run.path / "config.yaml"), text.encode())
+
+
+def _redacted(value: Any) -> Any:
+    """Without the secrets of addresses."""
+    if isinstance(value, dict):
+        return {name: _redacted(child) for name, child in value.items()}
+    if isinstance(value, list):
+        return [_redacted(child) for child in value]
+    return storage.redact(value) if isinstance(value, str) else value
 
 
 def _choose_generation(

@@ -10,6 +10,7 @@ positives reach. Shapes: B batch, N rows of val, F folds, K targets.
 """
 
 import hashlib
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 from torch import Tensor, nn
 
+from pipeline import storage
 from pipeline.config.schema import Config
 from pipeline.dataset import Dataset
 from pipeline.encoders.export import export_module
@@ -163,7 +165,9 @@ def _calibrate_heads(root: str, info: ModelInfo, heads: Sequence[Head]) -> NDArr
 def _own_constants(run: Path, info: ModelInfo) -> NDArray[np.float64]:
     """constants_3FK from the run's own calibration and predictions; F is 1."""
     assert info.calibration is not None
-    predictions = pq.read_table(run / "predictions.parquet")
+    path = str(run / "predictions.parquet")
+    with storage.reading(path):
+        predictions = pq.read_table(io.BytesIO(storage.read_bytes(path)))
     constants = []
     for target in info.targets:
         val = of_target(predictions, target, split="val", targets=info.targets)

@@ -11,7 +11,7 @@ from pipeline import storage
 from pipeline.dataset.images import Decoded, decode_image
 from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import ImageSettings
-from pipeline.errors import InfinegError
+from pipeline.errors import BadShard, InfinegError
 from train.metrics.predictions import TargetPredictions
 from train.model.detector import TargetCalibration
 from train.report.curves import draw_curves, draw_strata
@@ -19,6 +19,8 @@ from train.report.neighbours import Neighbour, find_neighbours
 from train.report.pictures import PICTURE_SIDE, ReadImage, places_of, show_pictures, worst_rows
 from train.report.summary import summarise
 from train.report.wording import format_figure, format_percent, one_in
+
+_JPEG = b"\xff\xd8"  # how all images of a data set begin
 
 
 def render_report(
@@ -76,12 +78,16 @@ def render_report(
 def _read_from_tar(dataset: str, row: Mapping[str, Any]) -> bytes:
     # Reads only the image's range of the tar.
     tar = storage.join(dataset, row["shard"])
-    return storage.read_range(tar, row["tar_offset"], row["tar_size"])
+    image = storage.read_range(tar, row["tar_offset"], row["tar_size"])
+    if not image.startswith(_JPEG):
+        raise BadShard(f"{tar}: no image where {row['key']} should be; run `infineg verify`")
+    return image
 
 
 def _read_file(paths: Mapping[str, str], row: Mapping[str, Any]) -> bytes:
     settings = ImageSettings(image_size=PICTURE_SIDE)
-    decoded = decode_image(Path(paths[row["key"]]).read_bytes(), rotation=0, settings=settings)
+    content = storage.read_local(paths[row["key"]], 0, Path(paths[row["key"]]).stat().st_size)
+    decoded = decode_image(content, rotation=0, settings=settings)
     if not isinstance(decoded, Decoded):
         raise InfinegError(f"{row['key']}: changed during the evaluation ({decoded})")
     return decoded.image

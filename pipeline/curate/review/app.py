@@ -1,5 +1,8 @@
 """The review over HTTP: the page, JSON and pictures, for a browser on this machine.
 
+Other users of this machine reach the port, too: every path begins with a secret, which only the
+terminal shows. It is no cookie, which a browser would send to all ports of this machine.
+
 URIs and class names come from strangers, and any site that is open in the browser may send requests
 here. Therefore the page runs no foreign or inline script (CSP) and sets texts as text; names are
 looked up and never used as paths; only host names of this machine are accepted (DNS rebinding); and
@@ -18,6 +21,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from pipeline import storage
 from pipeline.curate.review.session import ReviewSession
 from pipeline.curate.review.suspects import UnknownPicture
 from pipeline.curate.verdicts import Verdict
@@ -53,7 +57,9 @@ def make_app(sessions: dict[str, ReviewSession]) -> FastAPI:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     app.state.page = environment.from_string(_read_file("page.html.j2"))
     app.state.sessions = sessions  # the first is the default
+    app.state.secret = secrets.token_urlsafe(32)  # in the address of the page
     app.state.token = secrets.token_urlsafe(32)  # in the page
+    app.middleware("http")(_require_secret)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOCAL_NAMES), www_redirect=False)
     app.middleware("http")(_add_headers)
     app.add_exception_handler(UnknownPicture, _answer(404))
@@ -62,6 +68,7 @@ def make_app(sessions: dict[str, ReviewSession]) -> FastAPI:
         FileNotFoundError, _answer(404, "the picture was deleted: reload the page")
     )
     app.add_exception_handler(InfinegError, _answer(409))
+    app.add_exception_handler(OSError, _answer(409))
     app.include_router(_routes)
     return app
 
@@ -142,6 +149,21 @@ def _picture(jpeg: bytes) -> Response:
     return Response(jpeg, media_type="image/jpeg", headers=headers)
 
 
+async def _require_secret(
+    request: Request, call_next: Callable[[Request], Awaitable[Response]]
+) -> Response:
+    """Takes the secret off the path, for the routes; refuses a path without it."""
+    given, slash, rest = request.scope["path"].removeprefix("/").partition("/")
+    secret: str = request.app.state.secret
+    if not slash or not hmac.compare_digest(given.encode(), secret.encode()):
+        detail = (
+            "open the address that `infineg review` has printed, with all that follows the port"
+        )
+        return JSONResponse({"detail": detail}, 403)
+    request.scope["path"] = f"/{rest}"
+    return await call_next(request)
+
+
 async def _add_headers(
     request: Request, call_next: Callable[[Request], Awaitable[Response]]
 ) -> Response:
@@ -153,7 +175,9 @@ async def _add_headers(
 
 def _answer(status: int, detail: str | None = None) -> Callable[[Request, Exception], Response]:
     """A handler that answers with `detail`, or with what the error says."""
-    return lambda _, error: JSONResponse({"detail": detail or str(error)}, status)
+    return lambda _, error: JSONResponse(
+        {"detail": detail or storage.redact(str(storage.as_failure(error) or error))}, status
+    )
 
 
 def _read_file(name: str) -> str:

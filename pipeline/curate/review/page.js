@@ -25,6 +25,7 @@ function element(name, attributes = {}, ...children) {
   return made;
 }
 
+// Relative: the address of the page begins with its secret.
 function urlOf(path, parameters = {}) {
   return `${path}?${new URLSearchParams({ target, ...parameters })}`;
 }
@@ -57,12 +58,12 @@ function notify(text, { bad = false } = {}) {
 
 const suspects = () => (page ? page.suspects : []);
 const suspect = () => suspects()[current];
-const imageOf = (each) => urlOf(`/suspects/${encodeURIComponent(each.key)}`);
+const imageOf = (each) => urlOf(`suspects/${encodeURIComponent(each.key)}`);
 const decimal = (number) => (number === null ? "" : number.toFixed(3));
 const plural = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 
 async function openPage(number, position = 0) {
-  page = await request(`/api/page/${number}`);
+  page = await request(`api/page/${number}`);
   if (page.page >= page.num_pages && page.num_pages > 0) return openPage(page.num_pages - 1);
   current = Math.max(0, Math.min(position, suspects().length - 1));
   $("grid").replaceChildren(...suspects().map(makeCard));
@@ -133,7 +134,7 @@ async function showNearest(key) {
     await new Promise((resolve) => setTimeout(resolve, 60));
     if (suspect()?.key !== key) return;
     try {
-      nearestOf.set(key, await request(`/api/nearest/${encodeURIComponent(key)}`));
+      nearestOf.set(key, await request(`api/nearest/${encodeURIComponent(key)}`));
     } catch (error) {
       notify(error.message, { bad: true });
       return;
@@ -143,7 +144,7 @@ async function showNearest(key) {
   for (const place of places) {
     place.replaceChildren(...nearestOf.get(key).map((each) => element(
       "figure", {},
-      element("img", { src: urlOf(`/positives/${encodeURIComponent(each.content_hash)}`), alt: "" }),
+      element("img", { src: urlOf(`positives/${encodeURIComponent(each.content_hash)}`), alt: "" }),
       element("figcaption", {}, decimal(each.cosine)),
     )));
   }
@@ -174,7 +175,7 @@ function change(verdicts) {
   show();
   saving = saving.then(async () => {
     try {
-      const progress = await request("/api/verdicts", { body: { verdicts } });
+      const progress = await request("api/verdicts", { body: { verdicts } });
       const isOld = page.progress.generation !== progress.generation;
       showProgress(progress);
       if (isOld) await openPage(page.page);
@@ -210,7 +211,7 @@ async function undo() {
 async function goToUndecided() {
   await saving;
   const after = page.page * page.page_size + current;
-  const { position } = await request("/api/undecided", { parameters: { after } });
+  const { position } = await request("api/undecided", { parameters: { after } });
   if (position === null) return notify("All pictures are decided. Press a to apply the verdicts.");
   const number = Math.floor(position / page.page_size);
   if (number !== page.page) await openPage(number, position % page.page_size);
@@ -237,7 +238,7 @@ async function apply() {
   notify("Applying ...");
   $("apply").disabled = true;
   try {
-    const { generation, num_applied } = await request("/api/apply", { body: {} });
+    const { generation, num_applied } = await request("api/apply", { body: {} });
     undone.length = 0;
     nearestOf.clear();
     await openPage(0);
@@ -303,7 +304,7 @@ $("target")?.addEventListener("change", (event) => {
 run(async () => {
   await openPage(0);
   if (page.num_pages > 0 && page.progress.decided < page.progress.total) {
-    const { position } = await request("/api/undecided");
+    const { position } = await request("api/undecided");
     await openPage(Math.floor(position / page.page_size), position % page.page_size);
   }
 });

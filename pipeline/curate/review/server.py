@@ -22,13 +22,13 @@ def serve_review(
 ) -> None:
     """Serves a review for some targets, by default for all of the data set.
 
-    announce: called before the first request with the page's address and the path of the verdict
-    file. Port 0 is any free one. Raises ConfigError for a host that is not this machine and for a
-    port that is taken.
+    announce: called before the first request with the page's address, in which is its secret, and
+    the path of the verdict file. Port 0 is any free one. Raises ConfigError for a host that is not
+    this machine and for a port that is taken.
     """
     if host not in LOCAL_NAMES:
         raise ConfigError(
-            f"--host {host}: the page has no password and is served only on this machine: use "
+            f"--host {host}: the page is served only on this machine: use "
             f"{', '.join(LOCAL_NAMES[:3])}. From elsewhere: ssh -L {port}:127.0.0.1:{port} HOST"
         )
     chosen = targets or Dataset(root).read_info().targets
@@ -43,9 +43,11 @@ def serve_review(
         ) from None
     with listener:
         app = make_app(sessions)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+        # Without a log of its own, which would show what ours redacts.
+        config = uvicorn.Config(app, log_level="warning", access_log=False, log_config=None)
+        server = uvicorn.Server(config)
         name = f"[{host}]" if ":" in host else host
-        url = f"http://{name}:{listener.getsockname()[1]}/"
+        url = f"http://{name}:{listener.getsockname()[1]}/{app.state.secret}/"
         announce(url, sessions[chosen[0]].verdict_path)
         with contextlib.suppress(KeyboardInterrupt):  # the intended end
             server.run(sockets=[listener])

@@ -9,7 +9,7 @@ picture, in a build with another listing for example, its verdict no longer coun
 import csv
 import io
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from pipeline import storage
 from pipeline.curate.verdicts import Verdict, parse_verdicts
@@ -58,6 +58,13 @@ class VerdictFile:
                     return
                 self._read()
         raise TransientStorageError(f"{storage.redact(self.uri)} keeps changing; try again")
+
+    def forget(self, content_hashes: Collection[str]) -> int:
+        """Removes the verdicts on some pictures; returns their number."""
+        found = [picture for picture in self._verdicts if picture[1] in content_hashes]
+        if found:
+            self.save(dict.fromkeys(found))
+        return len(found)
 
     def _write(self, content: bytes) -> bool:
         if self._content is None:

@@ -11,7 +11,8 @@ from pydantic import BaseModel, Field
 from pipeline import storage
 from pipeline.dataset.schema import Partition, RawSample
 from pipeline.sources.readers.files import read_image, spread_partitions, toy_jpegs
-from pipeline.sources.readers.folders import list_images
+from pipeline.sources.readers.folders import image_files, list_images
+from pipeline.storage import FileVersion
 
 
 class Params(BaseModel, frozen=True, extra="forbid"):
@@ -44,6 +45,9 @@ class Source:
         params = self._params
         names = list_images(params.path, params.suffixes)
         yield from spread_partitions(names, size=params.files_per_partition)
+
+    def files(self) -> list[FileVersion]:
+        return image_files(self._params.path, self._params.suffixes)
 
     def read(self, partition: Partition) -> Iterator[RawSample]:
         return self.read_from(partition, 0)

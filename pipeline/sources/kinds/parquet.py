@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from pipeline import storage
 from pipeline.dataset.schema import Partition, RawSample
 from pipeline.dataset.seen_labels import LabelCounter, SeenLabels
 from pipeline.errors import ConfigError
@@ -33,6 +34,7 @@ from pipeline.sources.readers.parquet import (
     row_ranges,
 )
 from pipeline.sources.readers.patterns import OneOrMore, address_id, find_all_files
+from pipeline.storage import FileVersion
 
 _SUFFIXES = (".parquet", ".pq")
 # A footer costs one or two requests. With more files, a partition is a file and none is opened.
@@ -82,6 +84,11 @@ class Source:
                         locator=[uri, first, end],
                         num_samples=None if rule.leaves_some_out else num_rows,
                     )
+
+    def files(self) -> list[FileVersion]:
+        """The tables; not the images that a column of addresses names."""
+        tables = find_all_files(self._params.urls, _SUFFIXES)
+        return storage.versions_of(itertools.chain(self._params.named_files, tables))
 
     def read(self, partition: Partition) -> Iterator[RawSample]:
         """Raises InfinegError, after all readable rows, if the file is broken."""

@@ -12,7 +12,8 @@ from typing import Any, Literal
 import pyarrow as pa
 from pydantic import Field
 
-from pipeline.dataset.schema import RawSample
+from pipeline import storage
+from pipeline.dataset.schema import RawSample, RejectReason
 from pipeline.dataset.seen_labels import SeenLabels
 from pipeline.errors import ConfigError
 from pipeline.sources.readers import tars
@@ -51,6 +52,11 @@ class TableParams(LabelledParams, frozen=True, extra="forbid"):
         description="Rows per partition. Row groups of a parquet file are joined until they have "
         "as many; of a data set that `datasets` streams, a partition is a file.",
     )
+    allow_private: bool = Field(
+        False,
+        description="Whether web addresses in the table may lead to this machine and to private "
+        "networks. Otherwise such rows are rejected as private_address.",
+    )
 
     @property
     def declares_labels(self) -> bool:
@@ -67,6 +73,7 @@ class Columns:
     license: str | None
     author: str | None
     group: str | None
+    allow_private: bool = False  # of addresses in the column of images
 
     @property
     def names(self) -> list[str]:
@@ -105,6 +112,7 @@ def choose_columns(settings: TableParams, columns: Mapping[str, Holds], where: s
         author=_named("author_column", settings.author_column, columns, where)
         or _usual("author", columns),
         group=_named("group_column", settings.group_column, columns, where),
+        allow_private=settings.allow_private,
     )
 
 
@@ -173,9 +181,16 @@ def check_column(params: TableParams, rule: LabelRule, seen: SeenLabels) -> None
 def row_sample(uri: str, row: Row, columns: Columns, rule: LabelRule, folder: str) -> RawSample:
     """The sample of a row; `folder` is that of the table, where relative paths start."""
     facts = rule.facts(None if columns.label is None else row[columns.label])
+    image, refused = b"", None
+    try:
+        image = image_bytes(row[columns.image], folder, allow_private=columns.allow_private)
+    except storage.PrivateAddress as error:
+        _log.warning("%s: %s", storage.redact(uri), error)
+        refused = RejectReason.PRIVATE_ADDRESS
     return RawSample(
         uri=uri,
-        image=image_bytes(row[columns.image], folder),
+        image=image,
+        refused=refused,
         label=facts.label,
         label_state=facts.label_state,
         class_name=facts.class_name,
@@ -185,10 +200,11 @@ def row_sample(uri: str, row: Row, columns: Columns, rule: LabelRule, folder: st
     )
 
 
-def image_bytes(value: object, folder: str) -> bytes:
+def image_bytes(value: object, folder: str, *, allow_private: bool = False) -> bytes:
     """Encoded bytes of one value of an image column; b"" if there are none.
 
-    `folder` is that of the table, where relative paths start.
+    `folder` is that of the table, where relative paths start. Raises PrivateAddress for a web
+    address that is none of the internet, unless `allow_private`.
     """
     content, path = value, value
     if isinstance(value, Mapping):
@@ -200,7 +216,7 @@ def image_bytes(value: object, folder: str) -> bytes:
         return b""
     if not isinstance(path, str) or not path:
         return b""
-    return read_named_image(path, folder)
+    return read_named_image(path, folder, allow_private=allow_private)
 
 
 def text_of(row: Row, column: str | None) -> str | None:

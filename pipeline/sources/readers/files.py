@@ -24,19 +24,21 @@ _DEADLINE_S = 20.0
 _SCHEME = re.compile(r"([A-Za-z0-9+.-]+)://")
 
 
-def read_image(uri: str) -> bytes:
+def read_image(uri: str, *, allow_private: bool = True) -> bytes:
     """The file's bytes; b"" if it cannot be read, so that the sample is counted.
 
-    Raises ConfigError if no file could be read this way, and TransientStorageError if running
-    again may help.
+    Raises ConfigError if no file could be read this way, TransientStorageError if running again
+    may help, and, unless `allow_private`, PrivateAddress.
     """
     limit = tars.MAX_MEMBER_BYTES
     try:
-        content = storage.read_range(uri, 0, limit + 1, http_deadline_s=_DEADLINE_S)
+        content = storage.read_range(
+            uri, 0, limit + 1, http_deadline_s=_DEADLINE_S, allow_private=allow_private
+        )
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         _log.info("%s: %s", storage.redact(uri), error)
         return b""
-    except (ConfigError, TransientStorageError):
+    except (ConfigError, TransientStorageError, storage.PrivateAddress):
         raise
     except InfinegError as error:  # forbidden; removed; empty, so that it has no range
         _log.info("%s", error)
@@ -47,17 +49,20 @@ def read_image(uri: str) -> bytes:
     return content
 
 
-def read_named_image(path: str, folder: str) -> bytes:
+def read_named_image(path: str, folder: str, *, allow_private: bool = False) -> bytes:
     """The bytes of the file that a table in `folder` names; b"" if it cannot be read.
 
     Invalid addresses and hosts that do not answer are dead links: one row must not end a run.
+    Raises PrivateAddress for a host that is none of the internet, unless `allow_private`.
     """
     uri = locate(path, folder)
     if uri is None:
         _log.warning("%s: %r is not followed", folder, path[:200])
         return b""
     try:
-        return read_image(uri)
+        return read_image(uri, allow_private=allow_private)
+    except storage.PrivateAddress:
+        raise
     except InfinegError as error:
         is_own = not uri.lower().startswith(("http://", "https://"))
         if is_own and isinstance(error, TransientStorageError):

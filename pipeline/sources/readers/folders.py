@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pipeline import storage
 from pipeline.dataset.decoders import image_suffixes
 from pipeline.errors import ConfigError
+from pipeline.storage import FileVersion
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +41,12 @@ def list_images(
     if others:
         tell_once(f"{storage.redact(folder)}: passed over by their suffix: {others}")
     return _without_masks(folder, found)
+
+
+def image_files(folder: str, suffixes: Sequence[str] | None = None) -> list[FileVersion]:
+    """The files that `list_images` chooses from: also masks, which decide what else is one."""
+    wanted = tuple(image_suffixes() if suffixes is None else suffixes)
+    return [file for file in storage.list_versions(folder) if file.uri.lower().endswith(wanted)]
 
 
 def suffix_of(name: str) -> str:

@@ -80,6 +80,11 @@ class LabelledParams(BaseModel, frozen=True, extra="forbid"):
         "digits, too.",
     )
 
+    @property
+    def named_files(self) -> list[str]:
+        """Files, beside those with samples, on which labels depend."""
+        return [self.label_names] if isinstance(self.label_names, str) else []
+
 
 class ClassFacts(NamedTuple):
     """Fields of a RawSample that follow from its class."""

@@ -105,7 +105,7 @@ def class_names_of(schema: pa.Schema, column: str) -> list[str]:
         while feature.get("_type") in ("Sequence", "List", "LargeList"):
             feature = feature["feature"]
         names = feature["names"] if feature.get("_type") == "ClassLabel" else []
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
     return [str(name) for name in names] if isinstance(names, list) else []
 

@@ -70,11 +70,13 @@ class TarReader:
         text_fields: Sequence[str] = ("json",),
         label_field: str | None = None,
         is_offered: Callable[[Sequence[Member]], bool] | None = None,
+        allow_private: bool = True,
     ) -> None:
         """`image_fields` default to the formats that are read; an image without a member
         `label_field` is looked at twice: its label may lie elsewhere in the tar.
         """
         self._uri = uri
+        self._allow_private = allow_private
         self._start = start
         if image_fields is None:
             image_fields = [suffix.removeprefix(".") for suffix in image_suffixes()]
@@ -145,7 +147,7 @@ class TarReader:
 
     def _open(self) -> IO[bytes]:
         try:
-            return storage.open_read(self._uri)
+            return storage.open_read(self._uri, allow_private=self._allow_private)
         except FileNotFoundError:
             raise ConfigError(f"{self._uri}: no such tar; check `params.urls`") from None
         except IsADirectoryError:

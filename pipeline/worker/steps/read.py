@@ -10,23 +10,21 @@ from dataclasses import dataclass
 from typing import Self
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from more_itertools import constrained_batches
 
 from pipeline import storage
 from pipeline.config.schema import Config, SourceEntry
 from pipeline.dataset.keys import make_key, split_of
-from pipeline.dataset.metadata import TakenDown, is_taken_down
+from pipeline.dataset.metadata import TakenDown
 from pipeline.dataset.schema import (
     READ_COLUMNS,
     LabelState,
     Positioned,
-    RejectReason,
     Split,
     Stratum,
     row_schema,
-    with_columns,
 )
+from pipeline.dataset.taken_down import refuse_taken_down
 from pipeline.errors import ConfigError
 
 ADDS = READ_COLUMNS
@@ -72,7 +70,7 @@ def read_rows(
         strict=False,
     )
     for batch in itertools.chain(batches, [()]):
-        yield refuse_batch(read_batch(batch, defaults), taken_down)
+        yield refuse_taken_down(read_batch(batch, defaults), taken_down)
 
 
 def read_batch(samples: Sequence[Positioned], defaults: SourceDefaults) -> pa.Table:
@@ -110,24 +108,16 @@ def _read_sample(positioned: Positioned, defaults: SourceDefaults) -> dict[str, 
         "stratum": None if label else defaults.stratum or sample.stratum,
         "group": group,
         "split": split_of(group, defaults.split_fractions),
-        "license": _text(sample.license),
-        "author": _text(sample.author),
+        "license": sample.license and storage.redact(sample.license),
+        "author": sample.author and storage.redact(sample.author),
         "rotation": sample.rotation,
         "doubt": sample.doubt,
         "content_hash": content_hash,
-        "image": sample.image,
-        "reject_reason": None,
+        "image": None if sample.refused else sample.image,
+        "reject_reason": sample.refused,
     }
 
 
 def _text(value: str | None) -> str | None:
     """Names of folders and values of JSON may not be UTF-8."""
     return None if value is None else storage.escape(value)
-
-
-def refuse_batch(rows: pa.Table, taken_down: TakenDown) -> pa.Table:
-    """Rejects the rows that are taken down and removes their image."""
-    refused = is_taken_down(rows, taken_down)
-    reasons = pc.if_else(refused, RejectReason.TAKEN_DOWN.value, rows["reject_reason"])
-    images = pc.if_else(refused, pa.scalar(None, pa.large_binary()), rows["image"])
-    return with_columns(rows, reject_reason=reasons, image=images)

@@ -40,7 +40,7 @@ def test_sources_added_later_by_workers_of_ray_give_the_same_bytes(
     root = tmp_path / "data"
     first = build_inline(config_of(root, built.entries[:2]))
     then = stamps(root)
-    config = config_of(root, built.entries, build={"workers": 2})
+    config = config_of(root, built.entries, build={"workers": 2, "address": "local"})
     second, is_new = build(config)
     assert (first.number, second.number, second.parent, is_new) == (1, 2, 1, True)
     files = ("shards/", "quarantine/", "ledger/")

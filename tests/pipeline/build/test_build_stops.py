@@ -18,6 +18,7 @@ from support.builds import (
     write_config,
 )
 from support.corpus import encode, quadrants, write_tar
+from support.plug_ins import write_plug_in
 from support.processes import run_infineg
 
 BUGGY_SOURCE = """
@@ -38,20 +39,15 @@ class Source:
         yield RawSample(uri="a", image=b"")
         1 / 0
 """
-# Python imports this module in every process, the workers of Ray included.
-PLUG_IN = "import pipeline.sources.kinds\npipeline.sources.kinds.__path__.append({folder!r})\n"
 
 
 @pytest.mark.timeout(120)
 def test_a_bug_in_a_source_stops_the_run_with_a_traceback(tmp_path: Path) -> None:
-    plug_ins = tmp_path / "plug_ins"
-    plug_ins.mkdir()
-    (plug_ins / "buggy.py").write_text(BUGGY_SOURCE)
-    (plug_ins / "sitecustomize.py").write_text(PLUG_IN.format(folder=str(plug_ins)))
+    plug_ins = write_plug_in(tmp_path / "plug_ins", "buggy", BUGGY_SOURCE)
     buggy = squares("broken", num_pictures=1) | {"kind": "buggy"}
     config = config_of(tmp_path / "data", [buggy])
     path = write_config(tmp_path / "config.yaml", config)
-    code, output = run_infineg("build", path, log=tmp_path / "log", PYTHONPATH=str(plug_ins))
+    code, output = run_infineg("build", path, log=tmp_path / "log", PYTHONPATH=plug_ins)
     assert code == 1, output
     assert "Traceback" in output
     assert "ZeroDivisionError" in output

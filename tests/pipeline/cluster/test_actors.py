@@ -18,7 +18,7 @@ from ray._private.state import state
 from pipeline.build.driver import build
 from pipeline.cluster.actors import EncoderActors
 from pipeline.cluster.placement import Node, Placement, place
-from pipeline.cluster.ray_data import open_cluster
+from pipeline.cluster.ray_data import open_ray
 from pipeline.config.build import BuildConfig
 from pipeline.config.encoder import EncoderConfig
 from pipeline.config.schema import Config
@@ -122,7 +122,7 @@ def test_worker_waits_rather_than_fill_the_object_store() -> None:
             return pixels_BCHW[:, :, 0, 0].astype(np.float32)
 
     batches = [np.full((16, 3, 300, 300), number, np.uint8) for number in range(50)]
-    with open_cluster(BuildConfig(workers=1, object_store_gb=0.1)):
+    with open_ray(BuildConfig(workers=1, object_store_gb=0.1)):
         remote: Any = ray.remote(SlowActor)
         runtime = EncoderActors((remote.remote(),), []).open()
         pending = [runtime.submit(batch) for batch in batches]

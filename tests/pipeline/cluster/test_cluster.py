@@ -7,7 +7,7 @@ import pytest
 from ray.exceptions import NodeDiedError, RayTaskError
 
 from pipeline.cluster.deaths import named_deaths
-from pipeline.cluster.ray_data import open_cluster
+from pipeline.cluster.ray_data import open_ray
 from pipeline.config.build import BuildConfig
 from pipeline.dataset.lease import Held
 from pipeline.errors import InfinegError, TooManyRejects
@@ -30,7 +30,7 @@ def test_error_in_the_code_of_a_task_stays_what_it_is() -> None:
 def test_cluster_of_others_on_this_machine_is_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that `ray start` has left running is found in the same way as this address."""
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
-    with open_cluster(BuildConfig(workers=3)) as cluster:
+    with open_ray(BuildConfig(workers=3)) as cluster:
         assert cluster.num_workers == 3
 
 
@@ -48,7 +48,7 @@ def test_error_of_a_worker_is_raised_as_it_was_there() -> None:
             raise TooManyRejects("all of it")
 
     good, bad = (ReadTask(source=name, partitions=()) for name in ("good", "bad"))
-    with open_cluster(BuildConfig(workers=1)) as cluster:
+    with open_ray(BuildConfig(workers=1)) as cluster:
         tables = list(cluster.map(run, [good, good], make_worker=make))
         assert [table.to_pylist() for table in tables] == [[{"by": "worker", "task": "good"}]] * 2
         with pytest.raises(TooManyRejects, match=r"^all of it$"):
@@ -67,6 +67,6 @@ def test_cluster_that_cannot_be_joined_is_named_with_what_to_look_at(
     config = BuildConfig(address="node-1:6379")
     with (
         pytest.raises(InfinegError, match=r"node-1:6379: .*RAY_AUTH_MODE=token"),
-        open_cluster(config),
+        open_ray(config),
     ):
         pass

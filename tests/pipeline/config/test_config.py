@@ -11,6 +11,7 @@ from pipeline.config.schema import Config, SourceEntry, fingerprint
 from pipeline.errors import ConfigError
 from pipeline.sources import open_entry, open_source
 from pipeline.sources.survey import survey
+from train.config import load_train_config
 
 MINIMAL: dict[str, Any] = {
     "target": {"name": "cat"},
@@ -197,3 +198,61 @@ def test_fingerprints_stay_those_of_data_sets_built_before() -> None:
     assert [fingerprint(each)[:12] for each in inputs] == [
         "a9a3c7347896", "48daba280fd4", "8c106c529b8b"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["off", "'off'"])
+def test_off_is_a_word_in_files_and_on_the_command_line(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path / "config.yaml")
+    path.write_text(f"{path.read_text()}selection: {{quarantine: {text}}}\n")
+    assert load_config(path).selection.quarantine == "off"
+    path = write(tmp_path / "config.yaml")
+    assert load_config(path, [f"selection.quarantine={text}"]).selection.quarantine == "off"
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", ".nan", "1e999"])
+def test_number_that_is_not_finite_is_refused_in_every_field(path: Path, value: str) -> None:
+    told = r"[:=].*(finite|greater than)"
+    for field in ("selection.beta", "sources.squares.weight", "build.stuck_after_s"):
+        with pytest.raises(ConfigError, match=field.rpartition(".")[2] + told):
+            load_config(path, [f"{field}={value}"])
+    with pytest.raises(ConfigError, match=r"train\.learning_rate" + told):
+        load_train_config(path, ["train.run=r", f"train.learning_rate={value}"])
+
+
+def test_number_in_place_of_a_name_is_told_to_be_quoted(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"targets\.0\.name: .*got 1000\.0; put it in quotes"):
+        load_config(write(tmp_path / "config.yaml", target={"name": 1e3}))
+
+
+@pytest.mark.parametrize("value", ["", " "])
+def test_empty_variable_is_refused_with_its_field(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("PHOTOS", value)
+    cats = {"name": "cats", "kind": "image_folder", "params": {"path": "${PHOTOS}/cats"}}
+    path = write(tmp_path / "config.yaml", positives=[cats])
+    message = r"positives: cats: params: path: \$\{PHOTOS\} is empty; export PHOTOS="
+    with pytest.raises(ConfigError, match=message):
+        load_config(path)
+    assert load_config(path, ["variables.PHOTOS=/p"]).positives[0].params["path"] == "/p/cats"
+
+
+@pytest.mark.parametrize("variables", [3, ["a"], "x", {"A": 3}])
+def test_variables_of_another_form_are_refused(tmp_path: Path, variables: Any) -> None:
+    with pytest.raises(ConfigError, match="variables"):
+        load_config(write(tmp_path / "config.yaml", variables=variables))
+
+
+def test_override_fills_a_section_without_content(tmp_path: Path) -> None:
+    path = write(tmp_path / "config.yaml", train=None)
+    assert load_config(path, ["train.mode=head"]).train == {"mode": "head"}
+
+
+def test_refused_value_shows_no_secret(tmp_path: Path) -> None:
+    sections = {
+        "password": "hunter2",
+        "output": {"path": ["https://me:hunter2@host/a?sig=hunter2"]},
+    }
+    with pytest.raises(ConfigError, match=r"output\.path: .*host/a") as caught:
+        load_config(write(tmp_path / "config.yaml", **sections))
+    assert "hunter2" not in str(caught.value)

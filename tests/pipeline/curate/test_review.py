@@ -66,7 +66,7 @@ def test_suspects_come_most_similar_first_with_their_metadata(served: Served) ->
 
 def test_changes_need_the_token_of_the_page_and_its_origin(served: Served) -> None:
     key = served.get("api/page/0")["suspects"][0]["key"]
-    body, own = {"verdicts": {key: "drop"}}, served.url.rstrip("/")
+    body, own = {"verdicts": {key: "drop"}}, served.origin
     for headers in (
         {},
         {"X_Review_Token": "guess"},
@@ -82,6 +82,22 @@ def test_changes_need_the_token_of_the_page_and_its_origin(served: Served) -> No
     undo = {"verdicts": {key: None}}
     assert served.request("api/verdicts", undo, X_Review_Token=served.token)[0] == 200
     assert served.get("api/page/0")["progress"]["decided"] == 0
+
+
+def test_nothing_is_shown_to_who_does_not_know_the_address(served: Served) -> None:
+    secret = served.url.removeprefix(served.origin).strip("/")
+    assert len(secret) > 40
+    key = served.get("api/page/0")["suspects"][0]["key"]
+    stranger = Served(f"{served.origin}/")
+    for start in ("", "x/", f"{secret[:-1]}/", f"{secret}x/", "%E9/", f"{secret.swapcase()}/"):
+        for path in ("", "api/page/0", f"suspects/{key}", "static/page.js", "nothing"):
+            status, content, headers = stranger.request(start + path)
+            assert status == 403, start + path
+            assert json.loads(content)["detail"].startswith("open the address that")
+            assert secret not in str(headers)
+    body = {"verdicts": {key: "drop"}}
+    assert stranger.request("api/verdicts", body, X_Review_Token=served.token)[0] == 403
+    assert stranger.request(secret)[0] == 403, "without a slash, what is relative would be lost"
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "10.0.0.1:8001", ""])
@@ -151,7 +167,7 @@ def test_interrupt_ends_the_server_with_code_0(root: Path, tmp_path: Path) -> No
 
 
 def test_a_public_host_and_a_taken_port_are_refused(root: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no password.* ssh -L 8001:127\.0\.0\.1:8001"):
+    with pytest.raises(ConfigError, match=r"only on this machine.* ssh -L 8001:127\.0\.0\.1:8001"):
         serve_here(str(root), host="0.0.0.0", announce=print)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -38,8 +38,9 @@ def documents(name: str, config: Path, *overrides: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", ON_KUBERNETES)
 def test_manifest_has_only_fields_that_its_operator_knows(name: str, config: Path) -> None:
-    config_map, manifest = documents(name, config)
+    config_map, policy, manifest = documents(name, config)
     kubernetes_validate.validate(config_map, "1.34", strict=True)
+    kubernetes_validate.validate(policy, "1.34", strict=True)
     MODELS[manifest["kind"]].model_validate(manifest)
     for pod in pods_of(manifest):
         kubernetes_validate.validate(pod, "1.34", strict=True)
@@ -50,7 +51,7 @@ def test_manifest_has_only_fields_that_its_operator_knows(name: str, config: Pat
 @pytest.mark.parametrize("name", ON_KUBERNETES)
 def test_pods_are_allowed_nothing_that_they_do_not_need(name: str, config: Path) -> None:
     """Kubernetes' restricted Pod Security Standard, a limit of memory, a tag, secrets by name."""
-    _, manifest = documents(name, config, "cluster.env.PLACE=s3://bucket")
+    *_, manifest = documents(name, config, "cluster.env.PLACE=s3://bucket")
     for pod in pods_of(manifest):
         spec = pod["spec"]
         assert spec["securityContext"]["runAsNonRoot"] is True
@@ -58,21 +59,31 @@ def test_pods_are_allowed_nothing_that_they_do_not_need(name: str, config: Path)
         assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
         assert not any("hostPath" in volume for volume in spec["volumes"])
         (container,) = spec["containers"]
-        allowed = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-        assert container["securityContext"] == allowed
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        writable = {m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")}
+        assert {"/tmp", "/dev/shm", container.get("workingDir", "/data")} <= writable
+        assert {"name": "HOME", "value": "/tmp"} in container["env"]
         resources = container["resources"]
         assert resources["limits"]["memory"] == resources["requests"]["memory"]
         assert not container["image"].endswith(":latest")
         assert ":" in container["image"].rpartition("/")[2]
         plain = {each["name"] for each in container["env"] if "value" in each}
-        assert {"PLACE"} <= plain <= {"PLACE", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"}
+        if container["name"] == "ray-job-submitter":
+            assert [each["name"] for each in container["env"]] == ["HOME"]
+            continue
+        assert {"PLACE", "HOME"} <= plain
+        assert plain <= {"PLACE", "HOME", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"}
         for each in container["env"]:
             if each["name"] not in plain:
                 assert each["valueFrom"]["secretKeyRef"]["name"] == "infineg"
 
 
 def test_build_has_workers_that_decode_and_workers_that_embed_and_grows(config: Path) -> None:
-    _, job = documents("kuberay build", config)
+    *_, job = documents("kuberay build", config)
     assert job["spec"]["backoffLimit"] > 0
     assert job["spec"]["shutdownAfterJobFinishes"] is True
     cluster = job["spec"]["rayClusterSpec"]
@@ -86,13 +97,13 @@ def test_build_has_workers_that_decode_and_workers_that_embed_and_grows(config: 
         for group in cluster["workerGroupSpecs"]
     }
     assert gpus == {"decode": 0, "embed": 1}
-    _, without = documents("kuberay build", config, "cluster.gpu_workers={min: 0, max: 0}")
+    *_, without = documents("kuberay build", config, "cluster.gpu_workers={min: 0, max: 0}")
     groups = without["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     assert [group["groupName"] for group in groups] == ["decode"]
 
 
 def test_queued_build_is_of_one_size_for_kueue_to_admit(config: Path) -> None:
-    _, job = documents("kuberay build, Kueue", config)
+    *_, job = documents("kuberay build, Kueue", config)
     assert job["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "team-a"}
     cluster = job["spec"]["rayClusterSpec"]
     assert cluster["enableInTreeAutoscaling"] is False
@@ -104,7 +115,7 @@ def test_training_keeps_its_run_on_the_volume_and_has_a_process_a_gpu(
     name: str, config: Path
 ) -> None:
     sizes = "cluster.trainers={min: 2, max: 2, gpus: 4}"
-    _, job = documents(name, config, sizes)
+    *_, job = documents(name, config, sizes)
     for pod in pods_of(job):
         claims = [v["persistentVolumeClaim"] for v in pod["spec"]["volumes"] if v["name"] == "data"]
         assert claims == [{"claimName": "runs"}]
@@ -122,7 +133,7 @@ def test_training_keeps_its_run_on_the_volume_and_has_a_process_a_gpu(
 def test_pods_that_serve_metrics_say_so_to_prometheus(
     name: str, section: str, serving: str, config: Path
 ) -> None:
-    _, job = documents(name, config, f"{section}.metrics={{port: 9464, host: 0.0.0.0}}")
+    *_, job = documents(name, config, f"{section}.metrics={{port: 9464, host: 0.0.0.0}}")
     MODELS[job["kind"]].model_validate(job)
     found = {
         pod["spec"]["containers"][0]["name"]: pod["metadata"].get("annotations")
@@ -130,7 +141,50 @@ def test_pods_that_serve_metrics_say_so_to_prometheus(
     }
     scraped = {"prometheus.io/scrape": "true", "prometheus.io/port": "9464"}
     silent = "ray-worker" if serving == "ray-head" else "ray-head"
-    assert found == {serving: scraped, silent: None}
+    assert found == {serving: scraped, silent: None, "ray-job-submitter": None}
+
+
+@pytest.mark.parametrize("name", ON_KUBERNETES)
+def test_pods_take_connections_of_their_job_and_of_the_operator_alone(
+    name: str, config: Path
+) -> None:
+    _, policy, manifest = documents(name, config)
+    spec = policy["spec"]
+    chosen = spec["podSelector"]["matchLabels"]
+    if manifest["kind"] == "TrainJob":  # its operator names the pods
+        assert chosen == {"jobset.sigs.k8s.io/jobset-name": manifest["metadata"]["name"]}
+    else:
+        for pod in pods_of(manifest):
+            assert chosen.items() <= pod["metadata"]["labels"].items(), pod["metadata"]
+    assert chosen
+    assert spec["policyTypes"] == ["Ingress"]
+    same, *operator = spec["ingress"]
+    assert same == {"from": [{"podSelector": {"matchLabels": chosen}}]}
+    ports = [
+        (p["port"], each["from"][0]["podSelector"]) for each in operator for p in each["ports"]
+    ]
+    is_ray = manifest["kind"] != "TrainJob"
+    known = {"matchLabels": {"app.kubernetes.io/component": "kuberay-operator"}}
+    assert ports == [(8265, known)] * is_ray
+    with_metrics = documents(
+        name, config, "build.metrics={port: 9464}", "train.metrics={port: 9464}"
+    )[1]["spec"]["ingress"]
+    assert with_metrics[-1]["ports"] == [{"port": 9464, "protocol": "TCP"}]
+    assert len(with_metrics) == len(spec["ingress"]) + 1
+
+
+def test_job_server_of_ray_wants_a_token_or_is_on_loopback(config: Path) -> None:
+    for name in ("kuberay build", "kuberay build, Kueue", "kuberay nightly", "kuberay train"):
+        *_, manifest = documents(name, config)
+        job = manifest["spec"].get("jobTemplate", manifest["spec"])
+        assert job["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    (cluster,) = documents("ray cluster", config)
+    assert "--dashboard-host=127.0.0.1 " in cluster["head_start_ray_commands"][-1]
+    (task,) = documents("sky build", config)
+    assert task["run"].index("export RAY_DASHBOARD_HOST=127.0.0.1") < task["run"].index("start_cl")
+    script = launch_named("slurm build", config).text
+    assert "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN" in script
+    assert "dashboard-host" not in script, "the default is loopback"
 
 
 def test_ray_up_takes_the_cluster(config: Path) -> None:

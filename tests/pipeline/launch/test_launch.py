@@ -29,7 +29,8 @@ from support.launching import (
     put_recorder,
     write_config,
 )
-from support.processes import call_infineg, run_infineg, write_impostors
+from support.processes import Host, call_infineg, free_port, run_infineg, write_impostors
+from support.ray_nodes import ray_nodes
 
 HOSTILE = (
     'a"b; touch OWNED #',
@@ -293,7 +294,7 @@ def test_values_of_the_config_win_over_those_of_the_site(
 
     def launched_with(*options: object) -> tuple[int, int, str]:
         _, text, _ = call(capfd, "build", config, "--on", "kuberay", "--dry-run", *options)
-        _, manifest = yaml.safe_load_all(text)
+        *_, manifest = yaml.safe_load_all(text)
         spec = manifest["spec"]
         group = spec["rayClusterSpec"]["workerGroupSpecs"][0]
         container = group["template"]["spec"]["containers"][0]
@@ -356,7 +357,7 @@ def test_schedule_that_is_no_cron_line_is_refused(schedule: str, config: Path) -
 
 def test_cluster_that_grows_is_told_how_far_and_waits_for_a_killed_build(config: Path) -> None:
     def build_of(*overrides: str) -> dict[str, Any]:
-        config_map, _ = yaml.safe_load_all(launched("build", config, "kuberay", *overrides).text)
+        config_map, *_ = yaml.safe_load_all(launched("build", config, "kuberay", *overrides).text)
         return dict(yaml.safe_load(config_map["data"]["config.yaml"])["build"])
 
     sizes = ["cluster.cpu_workers.max=3", "cluster.cpu_workers.cpus=4", "cluster.gpu_workers.max=0"]
@@ -372,25 +373,17 @@ def test_cluster_that_grows_is_told_how_far_and_waits_for_a_killed_build(config:
         build_of(*sizes, embed)
 
 
-@pytest.mark.cluster
-def test_local_launch_builds(tmp_path: Path) -> None:
-    """In a folder with files of a user that workers of Ray must not import."""
+@pytest.mark.parametrize("address", ["null", pytest.param("local", marks=pytest.mark.cluster)])
+def test_local_launch_builds(address: str, tmp_path: Path) -> None:
+    """In a folder with files of a user that workers must not import, of Ray or without."""
     write_impostors(tmp_path)
     config = write_config(tmp_path / "cats.yaml", build={"workers": 1})
     arguments = ["launch", "build", config.name, "--on", "local", "--set", "output.path=data"]
+    arguments += ["--set", f"build.address={address}"]
     code, output = run_infineg(*arguments, log=tmp_path / "log", cwd=tmp_path)
     assert code == 0, output
     assert "IMPOSTOR" not in output
     assert Dataset(str(tmp_path / "data")).read_generation().counts.read == 248
-
-
-_RAY_HEAD = """
-import sys, ray
-context = ray.init(num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1",
-    dashboard_port=0, logging_level=40, log_to_driver=False, object_store_memory=2**27)
-print("http://" + context.dashboard_url, flush=True)
-sys.stdin.read()
-"""
 
 
 @pytest.mark.cluster
@@ -401,19 +394,13 @@ def test_job_submitted_to_a_running_ray_builds(tmp_path: Path) -> None:
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(Path(__file__).parents[3]),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # Ray begins with a token by default, and wants to see it at every door.
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": "5" * 64,
     }
-    with subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", _RAY_HEAD],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-        text=True,
-    ) as head:
-        address = head.stdout.readline().strip()
+    host = Host("127.0.0.1")
+    port = free_port()
+    address = f"http://{host.address}:{port}"
+    with ray_nodes([host], num_started=0) as cluster:
+        cluster.start(num_cpus=2, dashboard_port=port)
+        environment |= cluster.env
         for attempt in range(20):
             code, output = run_infineg(
                 *("launch", "build", config, "--on", "ray"),
@@ -431,7 +418,6 @@ def test_job_submitted_to_a_running_ray_builds(tmp_path: Path) -> None:
             ["ray", "job", "logs", "--follow", "--address", address, job[0]],
             env=environment, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
-        head.stdin.close()  # which ends it
     output = followed.stdout + followed.stderr
     assert "committed generation 1" in output
     # Wrapped to the width of a terminal that is none.

@@ -239,7 +239,7 @@ def test_only_the_named_source_is_mined_and_others_keep_their_files(
     assert verify_dataset(str(world_copy)).problems == []
 
 
-def test_the_command_on_ray_mines_the_same_bytes(
+def test_the_command_mines_the_same_bytes(
     world: World, mined_root: Path, world_copy: Path, tmp_path: Path
 ) -> None:
     path = write_config(tmp_path / "config.yaml", at(world.config, world_copy))

@@ -308,5 +308,7 @@ def test_plan_is_kept_until_its_entry_is_changed(tmp_path: Path) -> None:
     assert changed.scale < plan.scale
     for number in range(120, 600):
         (tmp_path / f"bad/{number}.jpg").write_bytes(b"no picture")
-    with pytest.raises(InfinegError, match=r"planned with 1 partitions and has 3 now"):
+    with pytest.raises(InfinegError, match="200 of 200"):
         build_inline(config_of(out, stopped, selection={"budget": 30}))
+    assert Dataset(out).read_plan("good") == changed
+    assert Dataset(out).read_plan("bad").num_listed == 3, "no part of it was there"

@@ -1,6 +1,8 @@
 """No secret of an address is stored or shown."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import storage
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.sources import open_source
 from support.builds import build_inline, config_of, sidecar_rows, squares
@@ -91,6 +94,71 @@ def test_addresses_that_differ_in_secrets_alone_are_partitions_of_their_own() ->
         ids = [partition.id for partition in open_source(kind, params).partitions()]
         assert len(set(ids)) == 2
         assert not any("secret" in each for each in ids)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://me:SECRET@host/a", "https://***@host/a"),
+        ("https://me:SEC/RE@T@host/a/b@2x.png", "https://***@host/a/b@2x.png"),
+        ("https://host:8080/a/b@2x.png", "https://host:8080/a/b@2x.png"),
+        ("s3://SECRET:SECRET@bucket/key", "s3://***@bucket/key"),
+        ("https://h/a?X-Amz-Signature=SECRET&part=1", "https://h/a?X-Amz-Signature=***&part=1"),
+        ("https://h/a?sv=1&sig=SECRET%3D", "https://h/a?sv=1&sig=***"),
+        ("https://h/a?jwt=SECRET and more", "https://h/a?jwt=*** and more"),
+        ("AccountName=x;AccountKey=SECRET==;Suffix=y", "AccountName=x;AccountKey=***;Suffix=y"),
+        ("{'aws_secret_access_key': 'SECRET', 'n': 1}", "{'aws_secret_access_key': '***', 'n': 1}"),
+        ('{"token": "SECRET"}', '{"token": "***"}'),
+        ("Authorization: Basic SECRET", "Authorization: ***"),
+        ("Bearer SECRETSECRET", "Bearer ***"),
+        ("the key AKIASECRETSECRET1234 is", "the key *** is"),
+        ("hf_SECRETsecretSECRETsecret", "***"),
+        ("export RAY_AUTH_TOKEN=SECRET", "export RAY_AUTH_TOKEN=***"),
+        ("set the storage option token: anon", "set the storage option token: anon"),
+        ("set AWS_SECRET_ACCESS_KEY; then", "set AWS_SECRET_ACCESS_KEY; then"),
+        ("keyword=x target_labels=[cat]", "keyword=x target_labels=[cat]"),
+    ],
+)
+def test_secret_is_taken_out_and_nothing_else(text: str, shown: str) -> None:
+    assert storage.redact(text) == shown
+
+
+_PROGRAM = """
+import logging, sys, threading
+from train.cli import app, main
+
+URL = "https://me:SECRET@host/a.tar?X-Amz-Signature=SECRET&sig=SECRET"
+
+@app.command()
+def fail(how: str) -> None:
+    logging.getLogger("pipeline").warning("reading %s", URL)
+    if how == "thread":
+        thread = threading.Thread(target=lambda: {}[URL])
+        thread.start()
+        thread.join()
+    elif how == "bug":
+        try:
+            raise ValueError(URL)
+        except ValueError as error:
+            raise KeyError(f"from {URL}") from error
+    else:
+        raise OSError(5, "Input/output error", URL)
+
+main()
+"""
+
+
+@pytest.mark.parametrize("how", ["thread", "bug", "outside"])
+@pytest.mark.parametrize("options", [[], ["--debug"], ["--log-format", "json"]])
+def test_nothing_that_a_command_prints_shows_a_secret(how: str, options: list[str]) -> None:
+    command = [sys.executable, "-c", _PROGRAM, *options, "fail", how]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    printed = done.stdout + done.stderr
+    assert "host/a.tar?X-Amz-Signature=***&sig=***" in printed
+    assert "SECRET@" not in printed
+    assert "=SECRET" not in printed
+    is_traced = how != "outside" or "--debug" in options
+    assert ("Traceback" in printed) == is_traced
 
 
 def test_message_of_an_error_shows_no_secret(

@@ -16,12 +16,12 @@ from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from pipeline.telemetry.metrics import BUILD_METRICS, TRAIN_METRICS, serve_metrics
 from support.builds import CATS, config_of, first_samples, folder_entry, squares, write_config
+from support.kills import worker_processes
 from support.processes import (
     Command,
     free_port,
     run_infineg,
     running_infineg,
-    session_processes,
     wait_until,
 )
 from support.train_runs import losses_logged, write_dataset, write_run_config
@@ -109,21 +109,6 @@ def test_a_port_that_is_taken_is_told_before_the_work() -> None:
             pass
 
 
-def stop_busy_worker(session: int) -> int:
-    """SIGSTOP to a worker of Ray within a task, not between two: there it would be replaced."""
-    while True:
-        for pid in busy_workers(session):
-            os.kill(pid, signal.SIGSTOP)
-            if pid in busy_workers(session):
-                return pid
-            os.kill(pid, signal.SIGCONT)
-
-
-def busy_workers(session: int) -> list[int]:
-    running = session_processes(session).items()
-    return [pid for pid, command in running if command.startswith("ray::MapBatches")]
-
-
 @pytest.mark.cluster
 @pytest.mark.timeout(150)
 def test_a_build_that_hangs_says_where_and_goes_on(tmp_path: Path) -> None:
@@ -136,7 +121,8 @@ def test_a_build_that_hangs_says_where_and_goes_on(tmp_path: Path) -> None:
     path = write_config(tmp_path / "c.yaml", config)
     with running_infineg("--log-format", "json", "build", path, log=log) as process:
         wait_until(lambda: "committed squares" in log.read_text(), process, log)
-        worker = stop_busy_worker(process.pid)
+        (worker,) = worker_processes(process.pid)
+        os.kill(worker, signal.SIGSTOP)
         before = log.read_text().count("no part was committed")  # while the worker started, say
         wait_until(lambda: log.read_text().count("no part was committed") > before, process, log)
         os.kill(worker, signal.SIGCONT)

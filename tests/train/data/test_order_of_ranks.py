@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +11,25 @@ from pipeline.dataset import Dataset
 from support.train_runs import (
     SHORT,
     add_generation,
-    on_two,
     read_losses,
+    run_ranks,
     run_training,
     write_dataset,
     write_run_config,
 )
+from train.config import load_train_config
+from train.loop.trainer import train
 from train.model.detector import read_model_info
 
 SECTION: dict[str, Any] = SHORT | {
     "mode": "finetune", "head_steps": 0, "steps": 4, "dropout": 0.0, "on_bad_shard": "skip",
 }  # fmt: skip
-SCRIPT = """
-import os, sys
-from train.config import load_train_config
-from train.loop.trainer import train
-config, train_config, _ = load_train_config(sys.argv[1 + int(os.environ["RANK"])])
-train(config, train_config, generation="latest")
-"""
+
+
+def train_own(configs: list[Path]) -> None:
+    """The config of this rank."""
+    config, train_config, _ = load_train_config(str(configs[int(os.environ["RANK"])]))
+    train(config, train_config, generation="latest")
 
 
 @pytest.mark.timeout(150)  # two more processes import torch: slow where cores are few
@@ -49,14 +49,7 @@ def test_ranks_agree_on_generation_and_damaged_shards(tmp_path: Path) -> None:
     of_first = write_run_config(first, tmp_path / "run", **SECTION)
     of_second = of_first.with_name("second.yaml")
     of_second.write_text(of_first.read_text().replace(str(first), str(second)))
-    script = tmp_path / "begin.py"
-    script.write_text(SCRIPT)
-    subprocess.run(
-        [*on_two(), str(script), str(of_first), str(of_second)],
-        check=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=140,
-    )
+    run_ranks(train_own, [of_first, of_second])
     info = read_model_info(tmp_path / "run")
     found = [(segment.generation, segment.skipped) for segment in info.segments]
     assert found == [(1, (lost.path,))]

@@ -1,6 +1,5 @@
 """`train.parallel: fsdp`: a backbone split over real processes, beside one that all have whole."""
 
-import os
 import signal
 from pathlib import Path
 
@@ -15,10 +14,8 @@ from support.train_runs import (
     checkpoint_steps,
     finish,
     losses_logged,
-    on_two,
-    start_job,
+    start_ranks,
     steps_logged,
-    workers_of,
     write_dataset,
     write_run_config,
 )
@@ -35,26 +32,26 @@ FINETUNE = {
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(300)  # four times two processes that import torch
+@pytest.mark.timeout(300)
 def test_a_split_backbone_learns_as_a_whole_one_and_resumes(tmp_path: Path) -> None:
     root, log = tmp_path / "data", tmp_path / "log"
     write_dataset(root, image_size=40)
     whole, split, again = (tmp_path / name for name in ("whole", "split", "again"))
     for run, parallel in ((whole, "ddp"), (split, "fsdp")):
         config = write_run_config(root, run, **FINETUNE | {"parallel": parallel})
-        finish(start_job(config, log=log, launcher=on_two()))
+        finish(*start_ranks(config, log=log))
     assert losses_logged(split) == pytest.approx(losses_logged(whole), abs=1e-4)
     weights = [load_file(run / "model.safetensors") for run in (whole, split)]
     for name, tensor in weights[0].items():
         np.testing.assert_allclose(weights[1][name], tensor, atol=2e-3, err_msg=name)
     load_model(split)  # whole tensors, as any other
     config = write_run_config(root, again, **FINETUNE | {"parallel": "fsdp"})
-    job = start_job(config, log=log, launcher=on_two())
-    wait_until(lambda: steps_logged(again) >= 15, job, log)
-    os.kill(workers_of(job)[0], signal.SIGTERM)
-    finish(job, code=1)  # torchrun's own
+    jobs = start_ranks(config, log=log)
+    wait_until(lambda: steps_logged(again) >= 15, jobs[0], log)
+    jobs[0].send_signal(signal.SIGTERM)
+    finish(*jobs, code=128 + signal.SIGTERM)
     assert checkpoint_steps(again), log.read_text()
-    finish(start_job(config, "--resume", log=log, launcher=on_two()))
+    finish(*start_ranks(config, "--resume", log=log))
     assert_same_run(again, split)
 
 

@@ -13,8 +13,8 @@ from support.train_runs import (
     checkpoint_steps,
     finish,
     kill_job,
-    on_two,
     start_job,
+    start_ranks,
     workers_of,
     write_run_config,
 )
@@ -30,10 +30,10 @@ pytestmark = pytest.mark.timeout(180)  # processes that import torch, several a 
 
 @pytest.fixture(scope="module")
 def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of two processes under one torchrun."""
+    """A finished run of two processes."""
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     log = run.with_suffix(".log")
-    finish(start_job(write_run_config(dataset, run, **HEAD), log=log, launcher=on_two()))
+    finish(*start_ranks(write_run_config(dataset, run, **HEAD), log=log))
     return run
 
 

@@ -20,8 +20,7 @@ from support.train_runs import (
     assert_same_run,
     checkpoint_steps,
     finish,
-    on_two,
-    start_job,
+    start_ranks,
     write_run_config,
 )
 from train.loop.ray_launcher import Workers, parse_workers
@@ -38,7 +37,7 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_under_torchrun(
     dataset: Path, tmp_path: Path
 ) -> None:
     undisturbed, run, log = tmp_path / "undisturbed", tmp_path / "run", tmp_path / "log"
-    finish(start_job(write_run_config(dataset, undisturbed, **HEAD), log=log, launcher=on_two()))
+    finish(*start_ranks(write_run_config(dataset, undisturbed, **HEAD), log=log))
     config = write_run_config(dataset, run, **HEAD)
     options = ("--launcher", "ray", "--num-workers", "2")
     with running_infineg("train", config, *options, log=log) as command:

@@ -18,9 +18,11 @@ from support.train_runs import (
     assert_same_run,
     checkpoint_steps,
     finish,
+    kill_job,
     losses_logged,
     on_two,
     start_job,
+    start_ranks,
     steps_logged,
     workers_of,
     write_dataset,
@@ -40,11 +42,16 @@ def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     root = tmp_path_factory.mktemp("undisturbed")
     runs = {1: root / "one", 2: root / "two"}
     for size, run in runs.items():
-        launcher = on_two() if size == 2 else None
-        finish(
-            start_job(write_run_config(dataset, run, **HEAD), log=root / "log", launcher=launcher)
-        )
+        config = write_run_config(dataset, run, **HEAD)
+        finish(*start(size, config, log=root / "log"))
     return runs
+
+
+def start(size: int, config: Path, *arguments: str, log: Path) -> list[Command]:
+    """In one process, or in two."""
+    if size == 2:
+        return start_ranks(config, *arguments, log=log)
+    return [start_job(config, *arguments, log=log)]
 
 
 def wait_for_steps(job: Command, run: Path, num: int, log: Path) -> None:
@@ -74,13 +81,13 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_one_step(
 ) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     config = write_run_config(dataset, run, **HEAD | {"checkpoint_every": 10_000})
-    job = start_job(config, log=log, launcher=on_two())
-    wait_for_steps(job, run, 100, log)
-    os.kill(workers_of(job)[1], signal.SIGTERM)
-    finish(job, code=1)  # torchrun's own
+    jobs = start_ranks(config, log=log)
+    wait_for_steps(jobs[0], run, 100, log)
+    jobs[1].send_signal(signal.SIGTERM)
+    finish(*jobs, code=128 + signal.SIGTERM)
     assert len(checkpoint_steps(run)) == 1
     assert log.read_text().count("--resume continues there") == 2, "both say so, neither is killed"
-    finish(start_job(config, "--resume", log=log, launcher=on_two()))
+    finish(*start_ranks(config, "--resume", log=log))
     assert_same_run(run, undisturbed[2])
 
 
@@ -107,10 +114,11 @@ def test_a_killed_process_is_replaced_and_the_run_ends_as_if_undisturbed(
 def test_a_process_that_hangs_is_given_up(dataset: Path, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     config = write_run_config(dataset, run, **HEAD | {"steps": 100_000, "timeout_s": 3})
-    job = start_job(config, log=log, launcher=on_two(), TORCH_ELASTIC_SHUTDOWN_TIMEOUT="2")
-    wait_for_steps(job, run, 50, log)
-    os.kill(workers_of(job)[1], signal.SIGSTOP)
-    finish(job, code=1)
+    jobs = start_ranks(config, log=log)
+    wait_for_steps(jobs[0], run, 50, log)
+    jobs[1].send_signal(signal.SIGSTOP)
+    finish(jobs[0], code=1)
+    kill_job(jobs[1])
     assert "one of the processes is gone, or has not answered for 3 s" in log.read_text()
 
 
@@ -130,7 +138,7 @@ def test_a_broken_loss_names_the_sample_and_keeps_the_last_checkpoint(
     config = write_run_config(
         root, run, **HEAD | {"steps": 130, "checkpoint_every": 3, "log_every": 10}
     )
-    finish(start_job(config, log=log, launcher=on_two() if size == 2 else None), code=1)
+    finish(*start(size, config, log=log), code=1)
     listed = json.loads((run / "nan_batch.json").read_text())
     broken = [sample for sample in listed["samples"] if not sample["is_finite"]]
     assert [sample["key"] for sample in broken] == [table["key"][7].as_py()]

@@ -13,8 +13,9 @@ from support.train_runs import (
     interrupt_training,
     read_log,
     read_losses,
+    run_ranks,
     run_training,
-    train_on_two,
+    train_all,
     write_dataset,
     write_run_config,
 )
@@ -92,7 +93,7 @@ def test_two_processes_train_like_one(dataset: Path, tmp_path: Path) -> None:
         root = two_targets if name in LOSSES else dataset
         run_training(root, tmp_path / "one" / name, **section)
         configs.append(write_run_config(root, tmp_path / "two" / name, **section))
-    train_on_two(configs, tmp_path / "train_all.py")
+    run_ranks(train_all, configs)
     for name in plain:
         alone, shared = (read_losses(tmp_path / number / name) for number in ("one", "two"))
         assert shared == pytest.approx(alone, abs=1e-5)

@@ -39,6 +39,7 @@ from pipeline.sources.generated import (
 )
 from pipeline.sources.generated.collage.layouts import LAYOUTS, Hand
 from pipeline.sources.generated.collage.pool import Cut, Origin, PoolReader
+from pipeline.storage import FileVersion
 
 Family = Literal["grid", "overlap", "blend", "strips", "jigsaw"]
 
@@ -64,6 +65,9 @@ class Source(AddressedSource[Params]):
         super().__init__(params)
         self._reader = _open_reader(params)
         self._last_pool: tuple[int, Sequence[Cut]] = (-1, ())
+
+    def files(self) -> Iterator[FileVersion]:
+        return self._reader.files()
 
     def sample(self, index: int) -> RawSample:
         params = self._params

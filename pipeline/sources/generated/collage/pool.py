@@ -10,9 +10,10 @@ from pydantic import BaseModel, Field, JsonValue
 from pipeline.dataset.images import Decoded, decode_image
 from pipeline.dataset.schema import ImageSettings, Partition
 from pipeline.errors import ConfigError
-from pipeline.sources import open_source
+from pipeline.sources import StoredSource, open_source
 from pipeline.sources.drawing import Dice
 from pipeline.sources.generated import Pixels, picture_rng
+from pipeline.storage import FileVersion
 
 # Limits per source and pool: partitions, and samples of each per image wanted.
 _MAX_PARTITIONS_READ = 4
@@ -47,6 +48,12 @@ class PoolReader:
         self._max_partitions = max_partitions
         self._settings = ImageSettings(image_size=image_size)
         self._listed: dict[int, list[Partition]] = {}
+
+    def files(self) -> Iterator[FileVersion]:
+        """Of all sources that read files."""
+        for source in self._sources:
+            if isinstance(source, StoredSource):
+                yield from source.files()
 
     def read(self, number: int, *, seed: int, pool_size: int) -> list[Cut]:
         """At least one image; raises ConfigError if no source has one that may be cut."""

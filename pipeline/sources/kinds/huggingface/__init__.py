@@ -5,6 +5,7 @@ A data set that is parquet on the Hub can also be read by kind `parquet` from
 """
 
 import functools
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,18 @@ from pathlib import Path
 import datasets
 from pydantic import Field, field_validator
 
+from pipeline import storage
 from pipeline.dataset.schema import Partition, RawSample
 from pipeline.dataset.seen_labels import LabelCounter, SeenLabels
 from pipeline.sources.kinds.huggingface.metadata_files import tell_unmatched
 from pipeline.sources.kinds.huggingface.opening import open_dataset
-from pipeline.sources.kinds.huggingface.splits import OpenDataset, class_names, column_types
+from pipeline.sources.kinds.huggingface.splits import (
+    OpenDataset,
+    class_names,
+    column_types,
+    hub_version,
+    where_of,
+)
 from pipeline.sources.readers.columns import (
     Columns,
     TableParams,
@@ -27,6 +35,9 @@ from pipeline.sources.readers.columns import (
 from pipeline.sources.readers.files import toy_jpegs
 from pipeline.sources.readers.labels import LabelRule
 from pipeline.sources.readers.patterns import OneOrMore
+from pipeline.storage import FileVersion
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class Params(TableParams, frozen=True, extra="forbid"):
@@ -80,6 +91,16 @@ class Source:
         data, _, rule = self._opened
         for partition in data.partitions(self._params.rows_per_partition):
             yield replace(partition, num_samples=None) if rule.leaves_some_out else partition
+
+    def files(self) -> list[FileVersion]:
+        """The files of a folder; of a data set of the Hub its commit."""
+        params = self._params
+        named = storage.versions_of(params.named_files)
+        commit = params.revision or ""
+        if _COMMIT.fullmatch(commit) and not Path(params.path).exists():
+            # It cannot change, and the Hub need not be asked.
+            return [*named, hub_version(where_of(params.path, params.name, params.split), commit)]
+        return [*named, *self._opened[0].files()]
 
     def read(self, partition: Partition) -> Iterator[RawSample]:
         """Raises InfinegError, after all readable rows, if a file is broken."""

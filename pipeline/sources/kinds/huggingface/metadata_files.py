@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.sources.readers.text import decode_text, shown
 
@@ -76,13 +77,14 @@ def _file_names(path: Path) -> Iterator[str]:
 
 def _rows(path: Path) -> Iterable[dict[str, object]]:
     if path.suffix == ".parquet":
-        columns = [n for n in pq.read_schema(path).names if n.endswith("file_name")]
-        rows: list[dict[str, object]] = pq.read_table(path, columns=columns).to_pylist()
+        with storage.reading(str(path)):
+            columns = [n for n in pq.read_schema(path).names if n.endswith("file_name")]
+            rows: list[dict[str, object]] = pq.read_table(path, columns=columns).to_pylist()
         return rows
     text = decode_text(path.read_bytes(), str(path))
     if path.suffix == ".csv":
         return csv.DictReader(io.StringIO(text, newline=""))
     try:
         return [json.loads(line) for line in text.split("\n") if line.strip()]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: no JSON lines: {error}") from None

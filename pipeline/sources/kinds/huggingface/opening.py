@@ -19,12 +19,12 @@ import pyarrow as pa
 
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.sources.kinds.huggingface.splits import (
-    BROKEN,
     Features,
     OpenDataset,
     SavedDataset,
     StreamedDataset,
     errors_of,
+    where_of,
 )
 from pipeline.storage.retry import is_transient
 
@@ -44,7 +44,7 @@ def open_dataset(
     data_files: tuple[str, ...],
 ) -> OpenDataset:
     """One split of a data set that `load_dataset` or `load_from_disk` can open."""
-    where = "/".join(filter(None, (path.rstrip("/"), name, split)))
+    where = where_of(path, name, split)
     if any((Path(path) / each).is_file() for each in ("state.json", "dataset_dict.json")):
         return _open_saved(path, split, where)
     with _opening_errors(path, split=split, revision=revision):
@@ -61,7 +61,10 @@ def open_dataset(
         folder, commit = f"hf://datasets/{builder.repo_id}@{builder.hash}", str(builder.hash)
     else:
         folder, commit = path if Path(path).is_dir() else data_dir or ".", ""
-    return StreamedDataset(stream, features, where=where, folder=folder, commit=commit)
+    data_files = tuple(map(str, (builder.config.data_files or {}).get(split, ())))
+    return StreamedDataset(
+        stream, features, where=where, folder=folder, commit=commit, data_files=data_files
+    )
 
 
 def _open_saved(path: str, split: str, where: str) -> SavedDataset:
@@ -91,16 +94,13 @@ def _opening_errors(path: str, *, split: str, revision: str | None) -> Iterator[
     except (InfinegError, KeyboardInterrupt):
         raise
     except Exception as error:
-        known = _as_user_error(error, path=path, split=split, revision=revision)
-        if known is None:
-            raise
-        raise known from None
+        raise _as_user_error(error, path=path, split=split, revision=revision) from None
 
 
 def _as_user_error(
     error: Exception, *, path: str, split: str, revision: str | None
-) -> InfinegError | None:
-    """The error that a user can act on; None if it is a bug."""
+) -> InfinegError:
+    """The error that a user can act on: `datasets` raises anything for a file that is broken."""
     if isinstance(error, datasets.exceptions.DatasetNotFoundError):
         return ConfigError(
             f"{path}: {error} Check `params.path` and `params.revision`; for a gated or private "
@@ -118,12 +118,10 @@ def _as_user_error(
         )
     if is_transient(error) or isinstance(error, ConnectionError):
         return _unreachable(error, path=path, split=split, revision=revision)
-    if isinstance(error, (*BROKEN, OSError)):
-        return ConfigError(
-            f"{path}: {type(error).__name__}: {error}; check `params.name`, `params.split` and "
-            "`params.data_files`"
-        )
-    return None
+    return ConfigError(
+        f"{path}: `datasets` cannot open it ({type(error).__name__}: {error}); check "
+        "`params.name`, `params.split`, `params.data_files` and its files"
+    )
 
 
 def _unreachable(error: Exception, *, path: str, split: str, revision: str | None) -> InfinegError:

@@ -5,6 +5,7 @@ Images are not decoded here, so that a broken one does not end the stream.
 
 import contextlib
 import itertools
+import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,9 +14,11 @@ from typing import Any, Protocol
 import datasets
 import pyarrow as pa
 
+from pipeline import storage
 from pipeline.dataset.schema import Partition
 from pipeline.errors import InfinegError, TransientStorageError
 from pipeline.sources.readers.columns import Holds, Row, holds
+from pipeline.storage import FileVersion
 from pipeline.storage.retry import is_transient
 
 # Raised when broken data are read, besides OSError.
@@ -27,6 +30,7 @@ BROKEN = (
     EOFError,
     ValueError,
 )
+_SAVED_BESIDE = ("dataset_info.json", "state.json")
 Features = Mapping[str, Any]
 IsOffered = Callable[[object], bool]
 
@@ -37,6 +41,9 @@ class OpenDataset(Protocol):
     where: str  # for addresses and messages
     folder: str  # where relative paths start
     features: Features
+
+    def files(self) -> list[FileVersion]:
+        """What it consists of."""
 
     def select(self, columns: Sequence[str]) -> "OpenDataset":
         """Only these columns, not decoded."""
@@ -64,6 +71,13 @@ class SavedDataset:
         self.where = where
         self.folder = folder
         self.features: Features = data.features
+
+    def files(self) -> list[FileVersion]:
+        """Its Arrow files, and the JSON beside them."""
+        names = [file["filename"] for file in self._data.cache_files]
+        folders = sorted({os.path.dirname(name) for name in names})
+        beside = (f"{folder}/{name}" for folder in folders for name in _SAVED_BESIDE)
+        return storage.versions_of([*names, *beside])
 
     def select(self, columns: Sequence[str]) -> "SavedDataset":
         data = _undecoded(self._data, self.features, columns)
@@ -108,12 +122,21 @@ class StreamedDataset:
         where: str,
         folder: str,
         commit: str,
+        data_files: Sequence[str],
     ) -> None:
         self._data = data
         self._commit = commit
+        self._data_files = data_files
         self.where = where
         self.folder = folder
         self.features = features
+
+    def files(self) -> list[FileVersion]:
+        if self._commit:
+            return [hub_version(self.where, self._commit)]
+        # A member of an archive is `zip://name::archive`.
+        archives = (name.rpartition("::")[2] for name in self._data_files)
+        return storage.versions_of(dict.fromkeys(archives))
 
     def select(self, columns: Sequence[str]) -> "StreamedDataset":
         return StreamedDataset(
@@ -122,6 +145,7 @@ class StreamedDataset:
             where=self.where,
             folder=self.folder,
             commit=self._commit,
+            data_files=self._data_files,
         )
 
     def partitions(self, rows_per_partition: int) -> Iterator[Partition]:
@@ -158,6 +182,16 @@ class StreamedDataset:
                 start -= 1
             else:
                 yield f"{where}#{number}", row
+
+
+def where_of(path: str, name: str | None, split: str) -> str:
+    """How a split is called in addresses and messages."""
+    return "/".join(filter(None, (path.rstrip("/"), name, split)))
+
+
+def hub_version(where: str, commit: str) -> FileVersion:
+    """All of a data set of the Hub: nothing below a commit changes."""
+    return FileVersion(where, None, commit)
 
 
 def column_types(features: Features) -> dict[str, Holds]:

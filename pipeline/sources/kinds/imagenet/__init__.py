@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field, field_validator
 
+from pipeline import storage
 from pipeline.dataset.schema import Partition, RawSample
 from pipeline.dataset.seen_labels import LabelCounter, SeenLabels
 from pipeline.errors import ConfigError
@@ -27,6 +28,7 @@ from pipeline.sources.kinds.imagenet.tables import Images
 from pipeline.sources.readers.declared import Declared, described
 from pipeline.sources.readers.files import spread_partitions, toy_jpegs
 from pipeline.sources.readers.labels import TargetPolicy
+from pipeline.storage import FileVersion
 
 
 class Params(BaseModel, frozen=True, extra="forbid"):
@@ -103,6 +105,11 @@ class Source:
         ):
             # With the layout, so that workers need not detect it again.
             yield replace(partition, locator=[layout, *partition.locator])
+
+    def files(self) -> list[FileVersion]:
+        """Of the images, and of what gives their classes."""
+        lists = storage.versions_of(filter(None, [self._params.synsets]))
+        return [*self._images(self._layout).files(), *lists]
 
     def read(self, partition: Partition) -> Iterator[RawSample]:
         return self.read_from(partition, 0)

@@ -13,6 +13,7 @@ from pipeline import storage
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.sources.kinds.imagenet.classes import IMAGENET_1K, read_synsets
 from pipeline.sources.readers.text import decode_text
+from pipeline.storage import FileVersion
 
 _SOLUTION = "LOC_val_solution.csv"  # Kaggle CLS-LOC
 _DEVKIT = "ILSVRC2012_devkit_t12"
@@ -48,6 +49,13 @@ def read_answers(directory: str) -> dict[str, str]:
         f"{directory}: validation images without class folders, and no file of their classes; "
         f"expected one of {_SOLUTION}, {_DEVKIT}.tar.gz, {_DEVKIT}/, {_CAFFE}"
     )
+
+
+def find_answers(directory: str) -> list[FileVersion]:
+    """Versions of the files from which `read_answers` may take the classes."""
+    devkit = (f"{_DEVKIT}.tar.gz", f"{_DEVKIT}/{_META}", f"{_DEVKIT}/{_TRUTH}")
+    names = (_SOLUTION, *devkit, _CAFFE, *_CLASS_LISTS)
+    return storage.versions_of(storage.join(directory, name) for name in names)
 
 
 def _read_solution(directory: str) -> dict[str, str]:

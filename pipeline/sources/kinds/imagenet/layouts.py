@@ -9,7 +9,7 @@ from typing import IO, Literal
 from pipeline import storage
 from pipeline.dataset.keys import short_hash
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.sources.kinds.imagenet.answers import read_answers
+from pipeline.sources.kinds.imagenet.answers import find_answers, read_answers
 from pipeline.sources.kinds.imagenet.classes import is_wnid
 from pipeline.sources.kinds.imagenet.tables import (
     Address,
@@ -20,9 +20,10 @@ from pipeline.sources.kinds.imagenet.tables import (
 )
 from pipeline.sources.readers.compression import part_of
 from pipeline.sources.readers.files import read_image
-from pipeline.sources.readers.folders import list_images, tell_once
+from pipeline.sources.readers.folders import image_files, list_images, tell_once
 from pipeline.sources.readers.tars import estimate_members, list_members, read_members
 from pipeline.sources.readers.text import shown
+from pipeline.storage import FileVersion
 
 Layout = Literal["auto", "folder", "kaggle", "train_tar", "val_tar", "parquet", "wds"]
 Split = Literal["train", "val"]
@@ -74,6 +75,11 @@ class FolderImages(_SingleImages):
                 yield [wnid, name]
         without_image = answers.keys() - map(_stem, names)
         _tell_unmatched(self._root, len(names), without_label, len(answers), without_image)
+
+    def files(self) -> list[FileVersion]:
+        images = image_files(self._root)
+        is_flat = not any(is_wnid(_folder(file.uri, self._root)) for file in images)
+        return images + (find_answers(self._answers_dir) if is_flat else [])
 
     def _image(self, address: Address) -> FoundImage:
         wnid, name = address
@@ -133,6 +139,10 @@ class ValTarImages(_SingleImages):
         num_images = len(answers) - len(without_image)
         _tell_unmatched(self._tar, num_images, [], len(answers), without_image)
 
+    def files(self) -> list[FileVersion]:
+        folder = self._tar.rpartition("/")[0] or "."
+        return storage.versions_of([self._tar]) + find_answers(folder)
+
     def _image(self, address: Address) -> FoundImage:
         wnid, name, offset, size = address
         image = storage.read_range(self._tar, offset, size)
@@ -152,6 +162,9 @@ class TrainTarImages:
         # In hashed order: by wnid, the first hundred classes are all fish and birds.
         for name, offset, size in sorted(members, key=lambda member: short_hash(member[0])):
             yield [_stem(name), name, offset, size]
+
+    def files(self) -> list[FileVersion]:
+        return storage.versions_of([self._tar])
 
     def estimate_images(self, address: Address, mean_bytes: float) -> float | None:
         return estimate_members(address[3], mean_bytes)
@@ -256,6 +269,11 @@ def _seek(file: IO[bytes], offset: int, uri: str) -> None:
             f"{uri}: the server sends only whole files, but this one is read in pieces; copy it to "
             "a disk or an object store"
         ) from None
+
+
+def _folder(uri: str, root: str) -> str:
+    """The first folder below `root`, or the name of a file that lies in none."""
+    return uri.removeprefix(f"{root.rstrip('/')}/").partition("/")[0]
 
 
 def _stem(name: str) -> str:

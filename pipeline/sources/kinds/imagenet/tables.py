@@ -24,6 +24,7 @@ from pipeline.sources.readers.tar_labels import label_of
 from pipeline.sources.readers.tar_samples import Member, TarReader, described
 from pipeline.sources.readers.tars import estimate_members
 from pipeline.sources.readers.text import strip
+from pipeline.storage import FileVersion
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +65,9 @@ class ParquetImages:
                 for first, end, num_rows in row_ranges(table, self._rows_per_address):
                     yield [None, uri, first, end, num_rows]
 
+    def files(self) -> list[FileVersion]:
+        return storage.versions_of(self._files)
+
     def estimate_images(self, address: Address, mean_bytes: float) -> float | None:
         del mean_bytes
         return float(address[4])
@@ -94,7 +98,7 @@ class ParquetImages:
             for number, row in rows:
                 found = wnid(row[columns[1]])
                 assert found is not None, "rows without a class are not offered"
-                yield FoundImage(found, f"{uri}#{number}", image_bytes(row[columns[0]], folder))
+                yield FoundImage(found, f"{uri}#{number}", _image(row[columns[0]], folder))
 
     def _wnids(self, table: Table) -> tuple[str, ...]:
         """In order of class number."""
@@ -127,6 +131,9 @@ class WdsImages:
     def addresses(self) -> Iterator[Address]:
         for tar in self._tars:
             yield [None, tar]
+
+    def files(self) -> list[FileVersion]:
+        return storage.versions_of(self._tars)
 
     def estimate_images(self, address: Address, mean_bytes: float) -> float | None:
         return estimate_members(storage.size_of(address[1]), mean_bytes)
@@ -189,6 +196,14 @@ class WdsImages:
         )
 
 
+def _image(value: object, folder: str) -> bytes:
+    try:
+        return image_bytes(value, folder)
+    except storage.PrivateAddress as error:
+        _log.warning("%s: %s", folder, error)
+        return b""
+
+
 def _columns_of(table: Table) -> list[str]:
     """The columns of the image and of its class."""
     types = {field.name: holds(field.type) for field in table.schema}
@@ -210,6 +225,9 @@ class Images(Protocol):
 
     def addresses(self) -> Iterator[Address]:
         """In an order that never changes; opens no image."""
+
+    def files(self) -> list[FileVersion]:
+        """Of the images, and of what lies beside them and gives their classes."""
 
     def estimate_images(self, address: Address, mean_bytes: float) -> float | None:
         """Estimated number of images, of `mean_bytes` on average; None if unknown."""

@@ -39,9 +39,11 @@ from pipeline.sources.kinds.open_images.metadata import (
     list_image_ids,
 )
 from pipeline.sources.readers.files import toy_jpegs
+from pipeline.sources.readers.folders import image_files
 from pipeline.sources.readers.labels import TargetPolicy
 from pipeline.sources.readers.patterns import OneOrMore
 from pipeline.sources.readers.tars import estimate_members
+from pipeline.storage import FileVersion
 
 _log = logging.getLogger(__name__)
 
@@ -133,6 +135,7 @@ class Source:
             human=files["human_labels"], machine=files["machine_labels"], boxes=files["boxes"]
         )
         self._image_ids = files["image_ids"]
+        self._tables = {uri for uris in files.values() for uri in uris}
         self._classes = find_target_classes(
             params.target,
             params.target_classes,
@@ -155,6 +158,14 @@ class Source:
             are_all_offered=self._is_offered(Verdict("verified_present", is_depiction=True))
             and self._is_offered(Verdict()),
         )
+
+    def files(self) -> list[FileVersion]:
+        """The tables, and the tars or images; not images by https, which cannot be listed."""
+        tables = storage.versions_of(sorted(self._tables))
+        if is_tar(self._params.path[0]):
+            tars = (partition.locator for partition in tar_partitions(self._params.path))
+            return [*tables, *storage.versions_of(tars)]
+        return tables if is_http(self._folder) else [*tables, *image_files(self._folder)]
 
     def read(self, partition: Partition) -> Iterator[RawSample]:
         """Raises InfinegError, after all readable images, if a tar is broken."""

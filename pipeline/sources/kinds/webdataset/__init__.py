@@ -5,6 +5,7 @@
 
 import functools
 import io
+import itertools
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -27,6 +28,7 @@ from pipeline.sources.readers.tar_samples import (
     described,
 )
 from pipeline.sources.readers.tars import estimate_members
+from pipeline.storage import FileVersion
 
 
 class Params(LabelledParams, frozen=True, extra="forbid"):
@@ -46,6 +48,12 @@ class Params(LabelledParams, frozen=True, extra="forbid"):
         None,
         description="Where the class is: a member, e.g. cls or txt, or a value of the json, e.g. "
         "json.label or json.label.name. Some sample has to have it.",
+    )
+
+    allow_private: bool = Field(
+        False,
+        description="Whether tars that such JSON names on another host may be on this machine or "
+        "in a private network. Otherwise they are refused.",
     )
 
     @field_validator("urls")
@@ -71,6 +79,12 @@ class Source:
         for url in refuse_repeats(self._patterns()):
             yield Partition(address_id(url), url)
 
+    def files(self) -> list[FileVersion]:
+        """The tars, and the indexes that name some of them."""
+        indexes = [url for url in self._params.urls if url.endswith(".json")]
+        tars = refuse_repeats(self._patterns())
+        return storage.versions_of(itertools.chain(self._params.named_files, indexes, tars))
+
     def read(self, partition: Partition) -> Iterator[RawSample]:
         """Raises InfinegError, after all readable samples, if the tar is broken."""
         return self.read_from(partition, 0)
@@ -86,11 +100,12 @@ class Source:
             text_fields=["json", *([class_field] if class_field else [])],
             label_field=class_field and class_field.partition(".")[0],
             is_offered=self._counting(url, rule) if rule.leaves_some_out else None,
+            allow_private=self._is_trusted(url),
         )
         return (self._sample(url, sample, rule) for sample in reader.read())
 
     def estimate_samples(self, partition: Partition, mean_bytes: float) -> float | None:
-        if self._params.target_policy == "only":
+        if self._params.target_policy == "only" or not self._is_trusted(partition.locator):
             return None
         return estimate_members(storage.size_of(partition.locator), mean_bytes)
 
@@ -109,6 +124,11 @@ class Source:
             license=terms if isinstance(terms, str) else None,
             author=author if isinstance(author, str) else None,
         )
+
+    def _is_trusted(self, url: str) -> bool:
+        """Whether the config names its host; a list of tars may name any other."""
+        named = set(map(_host, self._params.urls))
+        return self._params.allow_private or _host(url) in named
 
     def _patterns(self) -> Iterator[str]:
         for url in self._params.urls:
@@ -152,6 +172,11 @@ class Source:
             hint="give `params.class_field`, e.g. cls",
             where="",
         )
+
+
+def _host(url: str) -> str:
+    """`//HOST:PORT` of a URL; "" of a path."""
+    return "/".join(url.split("/")[1:3]) if "://" in url else ""
 
 
 def toy(directory: Path) -> Params:

@@ -19,7 +19,7 @@ def read_shard_index(uri: str) -> list[str]:
         names = _names(index)
     except FileNotFoundError:
         raise ConfigError(f"{uri}: no such file; check `params.urls`") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         names = []
     folder = uri.rpartition("/")[0] or "."
     if folder.endswith("/.nv-meta") or folder == ".nv-meta":

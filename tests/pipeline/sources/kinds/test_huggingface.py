@@ -379,3 +379,23 @@ def test_metadata_in_another_encoding_are_refused_by_name(tmp_path: Path) -> Non
     (folder / "metadata.csv").write_bytes("file_name,label\nin/0.jpg,cat\n".encode("utf-16"))
     with pytest.raises(ConfigError, match=r"metadata\.csv: UTF-16; labels are read as UTF-8"):
         read_all(path=str(folder))
+
+
+def test_commit_is_the_version_of_a_data_set_of_the_hub() -> None:
+    """The Hub, which is out of reach here, need not be asked: a commit never changes."""
+    versions = [Source(Params(path="user/cats", revision=c * 40)).files() for c in "ab"]
+    assert [(v.uri, v.size, v.stamp) for v in versions[0]] == [("user/cats/train", None, "a" * 40)]
+    assert versions[0] != versions[1]
+
+
+def test_files_of_the_split_that_is_read_are_listed(tmp_path: Path) -> None:
+    saved, folder = tmp_path / "saved", tmp_path / "folder"
+    DatasetDict({"train": ten_rows(), "test": ten_rows()}).save_to_disk(str(saved))
+    names = {Path(v.uri).relative_to(saved) for v in Source(Params(path=str(saved))).files()}
+    beside = ("data-00000-of-00001.arrow", "dataset_info.json", "state.json")
+    assert names == {Path("train") / name for name in beside}
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(JPEG)
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "a.jpg"}))
+    found = {Path(v.uri).name for v in Source(Params(path=str(folder))).files()}
+    assert found == {"a.jpg", "metadata.jsonl"}

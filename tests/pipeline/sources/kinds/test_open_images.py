@@ -403,8 +403,8 @@ def test_hierarchy_tells_kinds_and_ancestors_but_a_part_is_no_kind(tmp_path: Pat
          "no.csv: no such file; check `params.class_descriptions`"),
         ({"hierarchy": "names.csv"}, "names.csv: expected nested"),
         ({"metadata": "empty"}, "empty: no file of Open Images under its published name"),
-        ({"metadata": "https://example.org"}, "Value error, http and https cannot be listed"),
-        ({"path": ["a.tar", "b"]}, "params.path: Value error, give tars, or one folder"),
+        ({"metadata": "https://example.org"}, "params.metadata: http and https cannot be listed"),
+        ({"path": ["a.tar", "b"]}, "params.path: give tars, or one folder"),
     ],
 )  # fmt: skip
 def test_wrong_setting_is_an_error_that_names_it(

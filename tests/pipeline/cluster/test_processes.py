@@ -1,0 +1,158 @@
+"""Worker processes of this machine: errors, deaths, an end with the process that began them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pytest
+
+from pipeline.cluster.processes import Processes
+from pipeline.dataset.lease import Held
+from pipeline.errors import InfinegError, TooManyRejects
+from pipeline.worker.span import ReadTask
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a worker runs is found by its name."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+@pytest.fixture
+def processes() -> Iterator[Processes]:
+    with closing(Processes(2, threads=1)) as processes:
+        yield processes
+
+
+def make() -> str:
+    return f"worker {os.getpid()}"
+
+
+def fail_to_make() -> str:
+    raise Held("no worker")
+
+
+def run(worker: str, task: ReadTask) -> Iterator[pa.Table]:
+    """Does what the name of the task says."""
+    for number in range(3):
+        yield pa.table({"task": [task.source], "number": [number], "by": [worker]})
+        if task.source == "bad":
+            raise TooManyRejects("all of it")
+        if task.source == "bug" and number == 1:
+            raise ZeroDivisionError("a bug")
+        if task.source == "unpicklable":
+            raise Unpicklable(needed="a word")
+        flag = Path(task.source)
+        if (
+            task.source.startswith("/")
+            and number == 1
+            and flag.stat().st_size < (3 if task.careful else task.span)
+        ):
+            with flag.open("ab") as file:
+                file.write(b"x")
+            os.kill(os.getpid(), signal.SIGSEGV)
+
+
+class Unpicklable(Exception):
+    def __init__(self, *, needed: str) -> None:
+        super().__init__(needed)
+
+
+def task(name: str, *, num_deaths: int = 0) -> ReadTask:
+    return ReadTask(source=name, partitions=(), span=num_deaths)
+
+
+def ran(processes: Processes, *tasks: ReadTask) -> list[tuple[str, int]]:
+    tables = processes.map(run, tasks, make_worker=make)
+    return sorted((t["task"][0].as_py(), t["number"][0].as_py()) for t in tables)
+
+
+def test_each_task_is_run_once_and_all_processes_are_used(processes: Processes) -> None:
+    tables = list(processes.map(run, map(task, "abcdefgh"), make_worker=make))
+    assert sorted((t["task"][0].as_py(), t["number"][0].as_py()) for t in tables) == [
+        (name, number) for name in "abcdefgh" for number in range(3)
+    ]
+    assert len({t["by"][0].as_py() for t in tables}) == 2
+    assert ran(processes) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("bad", TooManyRejects, r"^all of it$"),
+        ("bug", ZeroDivisionError, r"^a bug\nin a worker process:\n(?s:.*)in run\n"),
+        ("unpicklable", RuntimeError, "Unpicklable"),
+    ],
+)
+def test_error_is_raised_as_it_was_there_and_ends_the_others(
+    name: str, error: type[Exception], message: str, processes: Processes
+) -> None:
+    tables = processes.map(run, [task("good"), task(name), task("good")], make_worker=make)
+    with pytest.raises(error, match=message):
+        list(tables)
+    assert ran(processes, task("later")) == [("later", 0), ("later", 1), ("later", 2)]
+
+
+def test_worker_that_cannot_be_made_is_an_error(processes: Processes) -> None:
+    with pytest.raises(Held, match=r"^no worker$"):
+        list(processes.map(run, [task("good")], make_worker=fail_to_make))
+
+
+def test_task_of_a_process_that_died_is_run_again_and_says_nothing_twice(
+    processes: Processes, tmp_path: Path
+) -> None:
+    flag = tmp_path / "deaths"
+    flag.touch()
+    expected = [(name, number) for name in (str(flag), "good") for number in range(3)]
+    assert ran(processes, task(str(flag), num_deaths=2), task("good")) == expected
+    assert flag.stat().st_size == 2
+
+
+def test_task_that_ends_three_processes_is_an_error(processes: Processes, tmp_path: Path) -> None:
+    flag = tmp_path / "deaths"
+    flag.touch()
+    message = r"processes died .* SIGSEGV.*Segmentation fault.* in run.*build\.workers"
+    with pytest.raises(InfinegError, match=message):
+        ran(processes, task(str(flag), num_deaths=9).model_copy(update={"careful": True}))
+    assert flag.stat().st_size == 3
+
+
+def test_after_three_deaths_a_task_is_done_with_care(
+    processes: Processes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    flag = tmp_path / "deaths"
+    flag.touch()
+    assert len(ran(processes, task(str(flag), num_deaths=9), task("good"))) == 6
+    assert "processes died of one task, the last by signal SIGSEGV (Fatal" in caplog.text
+
+
+PROGRAM = """
+import os, sys
+from test_processes import Processes, run, make, task
+processes = Processes(2, threads=1)
+for table in processes.map(run, [task("a")], make_worker=make):
+    pass
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_workers_end_with_the_process_that_began_them_however_it_ends() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout.readline() == "ready\n"
+        children = psutil.Process(parent.pid).children()
+        assert len(children) == 2
+        parent.kill()
+        deadline = time.monotonic() + 10
+        while any(child.is_running() for child in children):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
