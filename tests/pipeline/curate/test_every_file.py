@@ -143,12 +143,12 @@ def test_plan_of_another_time_is_refused_and_found(root: Path, built: Built) -> 
     assert "plans/squares.json: not the plan by which" in findings(root)
 
 
-def test_older_reference_of_a_backup_is_found(root: Path) -> None:
+def test_reference_of_another_bank_is_found(root: Path) -> None:
     dataset = Dataset(str(root))
     reference = dataset.read_reference()
     assert reference is not None
-    dataset.write_reference(reference.model_copy(update={"ceiling": 0.99}))
-    assert findings(root) == "reference.json: sha256 differs from the record"
+    dataset.write_reference(reference.model_copy(update={"bank_sha256": "0" * 64}))
+    assert findings(root) == "reference.parquet: sha256 differs from the record"
 
 
 def all_hashes(root: Path) -> dict[str, str]:
