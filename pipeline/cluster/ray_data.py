@@ -12,6 +12,7 @@ import operator
 import os
 import pickle
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ import ray.data
 from more_itertools import chunked
 from ray.exceptions import AuthenticationError, OutOfMemoryError, WorkerCrashedError
 from ray.job_config import JobConfig
+from ray.util.annotations import RayDeprecationWarning
 
 from pipeline import storage
 from pipeline.cluster.deaths import DIED, ending_with_children, named_deaths, watching_head
@@ -89,17 +91,20 @@ class RayCluster:
         """Each result with the number of its task; None when that is done."""
         blocks = [pa.table({"task": [pickle.dumps(each)]}) for each in enumerate(tasks)]
         run_tasks: Any = _run_tasks  # Ray's types know no generator with keyword arguments
-        results = ray.data.from_arrow(blocks).map_batches(
-            run_tasks,
-            batch_size=None,
-            batch_format="pyarrow",
-            fn_kwargs={"job": [job]},  # in a list, or Ray would fetch the object for every task
-            concurrency=min(self.num_workers, len(blocks)),  # Ray warns if it is larger
-            num_cpus=self.config.cpus_per_worker,
-            num_gpus=self.config.gpus_per_worker or None,
-            ray_remote_args_fn=lambda: {"max_retries": MOST_DEATHS - 1},
-            max_calls=0,  # keeps a GPU process, with its encoder, for the next task
-        )
+        with warnings.catch_warnings():
+            # Of `max_retries`, which has no other place; the default is to try for ever.
+            warnings.simplefilter("ignore", RayDeprecationWarning)
+            results = ray.data.from_arrow(blocks).map_batches(
+                run_tasks,
+                batch_size=None,
+                batch_format="pyarrow",
+                fn_kwargs={"job": [job]},  # in a list, or Ray would fetch the object for every task
+                concurrency=min(self.num_workers, len(blocks)),  # Ray warns if it is larger
+                num_cpus=self.config.cpus_per_worker,
+                num_gpus=self.config.gpus_per_worker or None,
+                max_retries=MOST_DEATHS - 1,
+                max_calls=0,  # keeps a GPU process, with its encoder, for the next task
+            )
         # Not iter_batches: with prefetch_batches=0 it leaves a thread behind for each call, with
         # more it holds a finished task's results back until the next task has finished.
         for bundle in results.iter_internal_ref_bundles():
