@@ -6,10 +6,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pytest
 
+from pipeline.dataset import Dataset
 from pipeline.dataset.schema import with_columns
+from support.damage import replace_sidecar
 from train.evaluate import run as evaluate
 from train.evaluate.run import evaluate_run
 from train.model.detector import load_model
@@ -70,10 +71,10 @@ def test_report_of_a_data_set_without_embeddings_has_no_neighbours(
     data = shutil.copytree(run.parent / "data", tmp_path / "data")
     copy = shutil.copytree(run, tmp_path / "run")
     predictions = evaluate.predict_splits(*load_model(run), dataset=str(data))
-    for path in sorted(data.glob("shards/*/*.parquet")):
-        rows = pq.read_table(path)
+    for shard in Dataset(str(data)).read_generation().shards:
+        rows = Dataset(str(data)).read_sidecar(shard)
         nothing = pa.nulls(rows.num_rows, rows.schema.field("embedding").type)
-        pq.write_table(with_columns(rows, embedding=nothing), path)
+        replace_sidecar(data, shard, with_columns(rows, embedding=nothing))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "predict_splits", lambda *_args, **_kwargs: predictions)
         evaluate_run(copy, overrides=[f"output.path={data}"])
