@@ -101,6 +101,7 @@ class Attempt:
     num_passed_on: int = 0  # tables
     num_received: int = 0  # in this attempt
     num_deaths: int = 0
+    is_done: bool = False
 
     def is_new(self) -> bool:
         """Counts another table; whether no earlier attempt has brought it."""
@@ -113,7 +114,10 @@ class Attempt:
         """The next attempt; raises InfinegError if there were enough."""
         if self.num_deaths + 1 == MOST_DEATHS:
             return self.carefully(died)
-        return replace(self, num_received=0, num_deaths=self.num_deaths + 1)
+        return replace(self.anew(), num_deaths=self.num_deaths + 1)
+
+    def anew(self) -> Self:
+        return replace(self, num_received=0)
 
     def carefully(self, died: Exception) -> Self:
         """The attempt after `MOST_DEATHS`; raises InfinegError if it was one with care."""

@@ -5,10 +5,8 @@ memory before the first one runs, a row costs neither.
 """
 
 import contextlib
-import itertools
 import logging
 import math
-import operator
 import os
 import pickle
 import sys
@@ -21,7 +19,12 @@ import pyarrow as pa
 import ray
 import ray.data
 from more_itertools import chunked
-from ray.exceptions import AuthenticationError, OutOfMemoryError, WorkerCrashedError
+from ray.exceptions import (
+    AuthenticationError,
+    NodeDiedError,
+    OutOfMemoryError,
+    WorkerCrashedError,
+)
 from ray.job_config import JobConfig
 from ray.util.annotations import RayDeprecationWarning
 
@@ -72,16 +75,16 @@ class RayCluster:
         self, attempts: Sequence[Attempt], job: "ray.ObjectRef[Any]"
     ) -> Iterator[pa.Table]:
         while attempts:
-            is_done = [False] * len(attempts)
             try:
                 for number, result in self._run([each.task for each in attempts], job):
                     if result is None:
-                        is_done[number] = True
+                        attempts[number].is_done = True
                     elif attempts[number].is_new():
                         yield result
             except (WorkerCrashedError, OutOfMemoryError) as died:  # of the last attempt of a task
-                left = itertools.compress(attempts, map(operator.not_, is_done))
-                attempts = [each.carefully(died) for each in left]
+                attempts = [each.carefully(died) for each in attempts if not each.is_done]
+            except NodeDiedError:  # which is not the task's fault
+                attempts = [each.anew() for each in attempts if not each.is_done]
             else:
                 return
 
