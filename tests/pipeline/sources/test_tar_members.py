@@ -200,6 +200,26 @@ def test_label_files_apart_are_told_without_a_class_field(tmp_path: Path) -> Non
     ]
 
 
+@pytest.mark.parametrize("packing", ["plain", "gz"])
+@pytest.mark.parametrize(
+    ("members", "zeros", "place"),
+    [((), 10_240, "at its start"), ((("0.jpg", JPEG),), 2 << 20, "after '0.jpg'")],
+)
+def test_zeros_in_place_of_members_are_told(
+    members: Sequence[tuple[str, bytes]],
+    zeros: int,
+    place: str,
+    packing: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A download into a file of the full size that was cut off."""
+    path = tmp_path / "a.tar"
+    path.write_bytes(PACKERS[packing](tar_of(*members) * bool(members) + bytes(zeros)))
+    assert len(read(path)) == len(members)
+    assert f"a.tar: only zeros {place}" in caplog.text
+
+
 def test_hidden_files_are_no_samples_and_others_are_told_by_suffix(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
