@@ -137,7 +137,7 @@ def evaluate(
         from train.evaluate.folders import evaluate_folders
 
         metrics = evaluate_folders(run, list(zip(folders, labels, strict=True)))
-        console.print(metrics_table(metrics))
+        console.print(metrics_table(metrics, title=", ".join(folders)))
         return
     from train.evaluate.run import evaluate_run
 

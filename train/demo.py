@@ -34,7 +34,8 @@ def run_demo(out: str, console: Console, overrides: Sequence[str] = ()) -> None:
     began = time.monotonic()
     console.print(
         "[bold]These are drawings[/bold]: cats against look-alikes, things and squares, all made "
-        "by infineg itself, so that the demo needs no photograph and no account.\n"
+        "by infineg itself, so that the demo needs no photograph and no account.\n",
+        markup=True,
     )
     config, train_config, _ = load_train_config(_CONFIG, [f"variables.OUT={out}", *overrides])
     plans, num_workers = plan(config)

@@ -34,7 +34,8 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False)
 # A log file has no width; at the default of 80 columns every table would be folded.
-console = Console(width=None if sys.stdout.isatty() else 160)
+# Names of files and classes may have brackets and colons, which are no markup here.
+console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False)
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, see configs/.")]
 Overrides = Annotated[
@@ -170,6 +171,7 @@ def check(
     """Show how the first samples of one source are read, labelled or rejected."""
     from pipeline.cli.check import read_first_samples
     from pipeline.config.loading import load_config
+    from pipeline.sources.readers.text import visible
 
     loaded = load_config(config, overrides or ())
     rows = read_first_samples(loaded, source, number)
@@ -178,7 +180,7 @@ def check(
     )  # fmt: skip
     table = Table(*columns, title=f"source {source}")
     for row in rows.select(list(columns)).to_pylist():
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
+        table.add_row(*("" if value is None else visible(str(value)) for value in row.values()))
     console.print(table)
 
 

@@ -1,5 +1,6 @@
 """Evaluates a run on folders of images outside the data set."""
 
+import itertools
 import logging
 import os
 from collections.abc import Sequence
@@ -36,8 +37,8 @@ def evaluate_folders(
     Uses the run's calibration and treats each folder as a source of a test split. Writes
     RUN/evaluations/<names of the folders>/metrics.json and report.html, and returns the content of
     metrics.json; `unreadable` counts the files that are no images. Raises ConfigError for a run
-    that is not calibrated, an unknown label, or a missing folder, and InfinegError for a folder
-    without a usable image.
+    that is not calibrated, an unknown label, a missing folder, or one within another, and
+    InfinegError for a folder without a usable image.
     """
     run = Path(run_dir)
     info = read_model_info(run)
@@ -46,6 +47,7 @@ def evaluate_folders(
     for folder, label in folders:
         if label and label not in info.targets:
             raise ConfigError(f"--label {label!r} of {folder}: allowed are '', {info.targets}")
+    _refuse_overlaps([Path(folder) for folder, _ in folders])
     _, _, config = load_train_config(run / "config.yaml")
     predicted = [_predict_folder(run, folder, label, info.targets) for folder, label in folders]
     predictions = pa.concat_tables([rows for rows, _, _ in predicted])
@@ -72,6 +74,16 @@ def evaluate_folders(
     write_metrics(out, metrics)
     _log.info("evaluated %d images, %d files unreadable: %s", len(predictions), num_unreadable, out)
     return metrics
+
+
+def _refuse_overlaps(folders: Sequence[Path]) -> None:
+    """Raises ConfigError if images would count twice, perhaps with two labels."""
+    for first, second in itertools.permutations(folders, 2):
+        if second.resolve().is_relative_to(first.resolve()):
+            raise ConfigError(
+                f"--images {second} is {first} or lies in it: its images would count twice; give "
+                "folders that have none in common"
+            )
 
 
 def _predict_folder(

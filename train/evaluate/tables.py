@@ -5,9 +5,9 @@ from typing import Any
 from rich.table import Table
 
 
-def metrics_table(metrics: dict[str, Any]) -> Table:
+def metrics_table(metrics: dict[str, Any], *, title: str = "test split") -> Table:
     """False-positive rates at TPR 95 %, one row per target and stratum."""
-    table = Table(title="test split", caption="95 % intervals")
+    table = Table(title=title, caption="95 % intervals")
     for column in ("target", "stratum", "FPR at TPR 95 %", "low", "high", "n"):
         table.add_column(column, justify="left" if column in ("target", "stratum") else "right")
     for target, of_target in metrics["target"].items():

@@ -22,8 +22,9 @@ _log = logging.getLogger(__name__)
 
 TextLabels = Literal["auto", "names", "numbers"]
 
-_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.0+)?")  # as one is written; 007 is a name
-_PADDED = re.compile(r"-?[0-9]+(\.0+)?")
+# As one is written; 007 is a name, and so are more digits than a 64-bit number has.
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,18})(\.0+)?")
+_PADDED = re.compile(r"-?[0-9]{1,19}(\.0+)?")
 _LINE_END = re.compile(r"\r\n|\r|\n")  # str.splitlines knows eight more
 
 
@@ -87,6 +88,8 @@ class ClassNames:
         return self.names[number]
 
     def _by_text(self, text: str, *, is_untyped: bool) -> str | None:
+        if is_untyped and _LINE_END.search(text):
+            raise NotALabel(f"{shown(text[:80])} is several lines, and a class is one")
         if self.text_labels == "numbers":
             if not _PADDED.fullmatch(text):
                 raise ConfigError(
@@ -150,6 +153,18 @@ def _whole_number(label: object) -> int | None:
     if not math.isfinite(label) or label != int(label):
         raise NotALabel(f"class {label} is no whole number")
     return int(label)
+
+
+def refuse_multi_hot(labels: Sequence[object]) -> None:
+    """Raises NotALabel for a vector that has a 0 or 1 for each class: its numbers are no classes.
+
+    [0, 1] may be either and is taken for two classes; a class is not listed twice.
+    """
+    is_hot = all(isinstance(each, bool | int | float) and each in (0, 1) for each in labels)
+    if is_hot and (isinstance(labels[0], bool) or len(set(labels)) < len(labels)):
+        raise NotALabel(
+            f"{labels[:20]} has a 0 or 1 for each class; a list is the numbers of its classes"
+        )
 
 
 def number_of(label: object) -> int | None:

@@ -17,6 +17,7 @@ from pipeline.sources.readers.class_names import (
     NotALabel,
     TextLabels,
     read_class_names,
+    refuse_multi_hot,
 )
 from pipeline.sources.readers.declared import Declared
 from pipeline.sources.readers.text import strip
@@ -143,6 +144,8 @@ class LabelRule:
         """Names of one class or of a list; raises ConfigError if a class is not known."""
         labels = label if isinstance(label, list | tuple) else [label]
         try:
+            if len(labels) > 1:
+                refuse_multi_hot(labels)
             named = [self.classes.name_of(each) for each in labels]
         except NotALabel as error:
             if not self.targets:

@@ -24,6 +24,11 @@ def label_of(url: str, members: Sequence[Member], field: str) -> object:
     return _value_at(label_of(url, members, "json"), field.removeprefix("json."))
 
 
+def member_of(field: str) -> str:
+    """The member that has the label: of json.label it is the json, of cls.txt itself."""
+    return "json" if field.startswith("json.") else field
+
+
 def _parse(text: str) -> object:
     """None for broken JSON: it costs a sample its class and no picture."""
     try:

@@ -84,6 +84,7 @@ class TarReader:
         self._text_fields = frozenset(text_fields)
         self._label_field = label_field
         self._is_checked = False  # whether members of one key are known to lie side by side
+        self._is_long_checked = False  # whether no labelled key is known to have too many
         self._passed_over: Counter[str] = Counter()  # by suffix
         self._is_offered = is_offered
         self._group: list[Member] = []  # members of the current key
@@ -172,8 +173,11 @@ class TarReader:
         return self._num_before + self._count() >= self._start
 
     def _close_group(self, *, is_last: bool) -> tuple[list[Member], bool, int]:
+        self._refuse_dotted()
         if is_last and not self._is_continued:
             self._refuse_scattered()
+        elif self._label_field is not None:
+            self._refuse_long()
         members, num_samples = self._group, self._count()
         is_partial = self._is_continued or not is_last
         self._num_before += num_samples
@@ -215,6 +219,44 @@ class TarReader:
                 "image is in one place and its label in another. Unpack it and sort: "
                 "tar --sort=name -cf sorted.tar -C FOLDER ."
             )
+
+    def _refuse_dotted(self) -> None:
+        """Raises InfinegError if an image's label is not found because its name has a dot.
+
+        Of a.v2.jpg and a.v2.cls the key is a, and the label's field v2.cls and not cls.
+        """
+        fields = {member.field for member in self._group}
+        if self._label_field is None or self._label_field in fields:
+            return
+        images = {field.rpartition(".")[0] for field in fields if self._is_image(field)} - {""}
+        dotted = {f"{stem}.{self._label_field}" for stem in images} & fields
+        found = next((member for member in self._group if member.field in dotted), None)
+        if found is not None:
+            self._group = []  # it is not to be yielded
+            raise InfinegError(
+                f"{storage.redact(self._uri)}: {storage.escape(found.name)!r}: a key ends at the "
+                f"first dot of a name, so that this is the member {found.field!r} of "
+                f"{storage.escape(found.key)!r} and not its {self._label_field!r}; write the tar "
+                "with names that have no other dots"
+            )
+
+    def _refuse_long(self) -> None:
+        """Raises InfinegError if a label lies in one part of a key that is read in several.
+
+        Images of the other parts would have no label. All names are read, once a tar.
+        """
+        if self._is_long_checked:
+            return
+        self._is_long_checked = True
+        for key, run in itertools.groupby(self._all_names(), key=lambda parts: parts[0]):
+            fields = [field for _, field in run]
+            if len(fields) > _MAX_MEMBERS and self._label_field in fields:
+                self._group = []  # it is not to be yielded
+                raise InfinegError(
+                    f"{storage.redact(self._uri)}: key {storage.escape(key)!r} has "
+                    f"{len(fields):,} members and one label; at most {_MAX_MEMBERS} members of a "
+                    "key are read together. Give each image a name and a label of its own"
+                )
 
     def _all_names(self) -> Iterator[tuple[str, str]]:
         """Key and field of all members, up to a damage, which is told when it is reached."""

@@ -8,6 +8,7 @@ from typing import IO, NamedTuple
 from pipeline import storage
 from pipeline.errors import InfinegError
 from pipeline.sources.readers.compression import DAMAGED, open_compressed
+from pipeline.sources.readers.folders import tell_once
 from pipeline.sources.readers.tar_headers import (
     BLOCK_BYTES,
     BrokenTar,
@@ -21,6 +22,7 @@ _log = logging.getLogger(__name__)
 
 # A photograph is a few MB; larger files would only take memory before they are rejected.
 MAX_MEMBER_BYTES = 256 << 20
+_MAX_PADDING_BYTES = 1 << 20  # zeros behind the last member; tar writes up to 10 kB
 # What is remembered of a tar that cannot seek, for links to it: many labels and some images.
 _SMALL_BYTES = 4096
 _MAX_SMALL_BYTES, _MAX_LARGE_BYTES = 16 << 20, 64 << 20
@@ -47,7 +49,7 @@ def read_members(
     in order. Raises InfinegError, after all readable members, if the tar or its compression is
     broken.
     """
-    where = "at its start"
+    where, end = "at its start", 0
     try:
         tar = _open_tar(file, uri)
         contents = _Contents(tar, uri)
@@ -57,6 +59,11 @@ def read_members(
                 yield contents.member(header, is_wanted(header.name))
             end = header.content_at + header.size
             where = f"after {storage.escape(header.name)!r}, byte {end}"
+        if end == 0 or tar.at - end > _MAX_PADDING_BYTES:
+            tell_once(
+                f"{storage.redact(uri)}: only zeros {where}, {tar.at - end:,} bytes; a file that "
+                "was not written to its end looks like that"
+            )
     except (BrokenTar, *DAMAGED) as error:
         raise InfinegError(f"{storage.redact(uri)}: broken tar {where}: {error}") from None
 

@@ -36,11 +36,16 @@ def strip(text: str) -> str:
 
 def shown(text: str) -> str:
     r"""In quotes, with characters that one cannot see as escapes: "cat\u200b", "\ufeffcat"."""
-    escaped = (
+    escaped = text.replace("\\", "\\\\")
+    return f'"{visible(escaped)}"'
+
+
+def visible(text: str) -> str:
+    r"""On one line, with escapes for characters that one cannot see: cat\u200b."""
+    return "".join(
         each if each == " " or each.isprintable() else each.encode("unicode_escape").decode()
-        for each in text.replace("\\", "\\\\")
+        for each in text
     )
-    return f'"{"".join(escaped)}"'
 
 
 def _refused(where: str, encoding: str) -> ConfigError:

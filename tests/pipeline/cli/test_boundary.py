@@ -175,6 +175,19 @@ def test_names_that_are_no_utf_8_are_read_kept_and_printed(tmp_path: Path) -> No
         assert r" caf\xe9/caf\xe90.jpg " in text
 
 
+def test_names_are_printed_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Brackets and colons are no markup, and a line end begins no line."""
+    for name, image in zip(["a[red]b", "x[/b]", ":cat:", "new\nline"], things(4), strict=True):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "in" / name / "1.jpg").write_bytes(image)
+    entry = {"name": "things", "kind": "image_folder", "params": {"path": str(tmp_path / "in")}}
+    config = write_config(tmp_path / "c.yaml", sources=[entry])
+    code, text, _ = call_infineg(capsys, "check", config, "--source", "things")
+    assert code == 0
+    for name in ("a[red]b", "x[/b]", ":cat:", r"new\nline"):
+        assert f" {name} " in text
+
+
 def test_full_disk_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
 ) -> None:

@@ -130,6 +130,26 @@ def test_list_is_several_classes(tmp_path: Path, container: str) -> None:
 
 
 @pytest.mark.parametrize("container", TYPED)
+@pytest.mark.parametrize("label", [[0, 0, 1], [0.0, 1.0, 0.0], [True, False]])
+def test_vector_with_a_one_for_each_class_is_no_list_of_classes(
+    tmp_path: Path, container: str, label: list[float]
+) -> None:
+    with pytest.raises(ConfigError, match="has a 0 or 1 for each class"):
+        TYPED[container](tmp_path, label, label_names=WORDS, target_labels=["cat"])
+
+
+@pytest.mark.parametrize("container", UNTYPED)
+def test_several_lines_are_no_class(tmp_path: Path, container: str) -> None:
+    with pytest.raises(ConfigError, match="several lines"):
+        UNTYPED[container](tmp_path, "cat\ndog", target_labels=["cat"])
+
+
+@pytest.mark.parametrize("container", UNTYPED)
+def test_more_digits_than_a_number_has_are_a_name(tmp_path: Path, container: str) -> None:
+    assert UNTYPED[container](tmp_path, "9" * 5000) == ["9" * 5000]
+
+
+@pytest.mark.parametrize("container", TYPED)
 def test_what_is_no_label_is_refused_if_the_target_depends_on_it(
     tmp_path: Path, container: str
 ) -> None:

@@ -150,6 +150,39 @@ def test_members_of_one_key_that_lie_apart_are_an_error_before_any_sample(
         next(iter(source.read(partition)))
 
 
+def refusal_of(folder: Path, *members: tuple[str, bytes], class_field: str = "cls") -> str:
+    path = write_tar(folder / "a.tar", members)
+    [partition] = (
+        source := open_source(
+            "webdataset", {"urls": str(path), **LABELS, "class_field": class_field}
+        )
+    ).partitions()
+    with pytest.raises(InfinegError) as refused:
+        next(iter(source.read(partition)))
+    return str(refused.value)
+
+
+def test_label_whose_field_has_a_dot_is_missed_where_it_lies_apart(tmp_path: Path) -> None:
+    members = [("0.jpg", JPEG), ("1.jpg", JPEG), ("0.cls.txt", b"cat"), ("1.cls.txt", b"dog")]
+    assert "side by side" in refusal_of(tmp_path, *members, class_field="cls.txt")
+
+
+def test_label_beside_an_image_whose_name_has_a_dot_is_not_passed_over(tmp_path: Path) -> None:
+    members = [("0.jpg", JPEG), ("0.cls", b"cat"), ("1.v2.jpg", JPEG), ("1.v2.cls", b"cat")]
+    path = write_tar(tmp_path / "b.tar", members)
+    with pytest.raises(InfinegError, match=r"'1\.v2\.cls': a key ends at the first dot.*not its"):
+        read(path, class_field="cls", target="cat", target_labels=["dog"])
+
+
+@pytest.mark.parametrize("is_label_first", [True, False])
+def test_label_of_more_members_than_are_read_together_is_refused(
+    tmp_path: Path, is_label_first: bool
+) -> None:
+    images = [(f"0.{n}.jpg", JPEG) for n in range(65)]
+    members = [("0.cls", b"cat"), *images] if is_label_first else [*images, ("0.cls", b"cat")]
+    assert "'0' has 66 members and one label" in refusal_of(tmp_path, *members)
+
+
 def test_image_without_a_label_and_equal_keys_of_joined_tars_are_no_error(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     tar = tar_of(("0.jpg", JPEG), ("1.jpg", JPEG), ("1.cls", b"dog"))
@@ -165,6 +198,26 @@ def test_label_files_apart_are_told_without_a_class_field(tmp_path: Path) -> Non
         ("1.jpg", None, True),
         ("0.json", None, False),
     ]
+
+
+@pytest.mark.parametrize("packing", ["plain", "gz"])
+@pytest.mark.parametrize(
+    ("members", "zeros", "place"),
+    [((), 10_240, "at its start"), ((("0.jpg", JPEG),), 2 << 20, "after '0.jpg'")],
+)
+def test_zeros_in_place_of_members_are_told(
+    members: Sequence[tuple[str, bytes]],
+    zeros: int,
+    place: str,
+    packing: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A download into a file of the full size that was cut off."""
+    path = tmp_path / "a.tar"
+    path.write_bytes(PACKERS[packing](tar_of(*members) * bool(members) + bytes(zeros)))
+    assert len(read(path)) == len(members)
+    assert f"a.tar: only zeros {place}" in caplog.text
 
 
 def test_hidden_files_are_no_samples_and_others_are_told_by_suffix(

@@ -67,6 +67,20 @@ def test_folder_with_an_unknown_label_is_refused(two_targets: Path, tmp_path: Pa
         evaluate_folders(two_targets, [(tmp_path, "bird")])
 
 
+@pytest.mark.parametrize("names", [("a", "a"), ("a", "a/b"), ("a/b", "a"), ("a", "link")])
+def test_folders_with_images_in_common_are_refused(
+    two_targets: Path, tmp_path: Path, names: tuple[str, str]
+) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    _draw(tmp_path / "a" / "b" / "0.png", (30, 90, 200), seed=0)
+    (tmp_path / "link").symlink_to("a/b")
+    with pytest.raises(ConfigError, match="its images would count twice"):
+        evaluate_folders(
+            two_targets,
+            [(tmp_path / name, label) for name, label in zip(names, ("cat", ""), strict=True)],
+        )
+
+
 def test_report_shows_every_format_that_was_evaluated(two_targets: Path, tmp_path: Path) -> None:
     grey = np.linspace(0, 65535, 48 * 64).reshape(48, 64)
     Image.fromarray(grey.astype(np.uint16)).save(tmp_path / "16_bits.png")

@@ -25,6 +25,7 @@ from pipeline.sources.kinds.huggingface.splits import (
     hub_version,
     where_of,
 )
+from pipeline.sources.kinds.huggingface.unread_files import tell_without_split
 from pipeline.sources.readers.columns import (
     Columns,
     TableParams,
@@ -136,6 +137,8 @@ class Source:
         folder = self._params.data_dir or self._params.path
         if not self._has_told and Path(folder).is_dir():
             tell_unmatched(folder)
+            if not self._params.data_files and (named := self._opened[0].files_of_any_split):
+                tell_without_split(folder, named)
         self._has_told = True
 
     @functools.cached_property

@@ -15,13 +15,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from pipeline import storage
+from pipeline.dataset.decoders import image_suffixes
 from pipeline.errors import ConfigError
 from pipeline.sources.readers.text import decode_text, shown
 
 _log = logging.getLogger(__name__)
 
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def tell_unmatched(folder: str) -> None:
@@ -33,7 +33,7 @@ def tell_unmatched(folder: str) -> None:
     files = sorted(path for path in _walk(root) if os.path.basename(path) in _METADATA)
     if not files:
         return
-    images = {path for path in _walk(root) if path.lower().endswith(_IMAGES)}
+    images = {path for path in _walk(root) if path.lower().endswith(image_suffixes())}
     if not images:
         return  # they may be in archives
     named = {
@@ -82,9 +82,15 @@ def _rows(path: Path) -> Iterable[dict[str, object]]:
             rows: list[dict[str, object]] = pq.read_table(path, columns=columns).to_pylist()
         return rows
     text = decode_text(path.read_bytes(), str(path))
-    if path.suffix == ".csv":
-        return csv.DictReader(io.StringIO(text, newline=""))
     try:
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
+        if path.suffix == ".csv":
+            return list(csv.DictReader(io.StringIO(text, newline="")))
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    except csv.Error as error:
+        raise ConfigError(f"{path}: no CSV: {error}") from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: no JSON lines: {error}") from None
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise ConfigError(f"{path}: row {number} is {str(row)[:40]!r}, no JSON object")
+    return rows

@@ -5,6 +5,7 @@ Only what is read is downloaded, no code of a data set is run (`datasets` runs n
 """
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,9 +62,18 @@ def open_dataset(
         folder, commit = f"hf://datasets/{builder.repo_id}@{builder.hash}", str(builder.hash)
     else:
         folder, commit = path if Path(path).is_dir() else data_dir or ".", ""
-    data_files = tuple(map(str, (builder.config.data_files or {}).get(split, ())))
+    by_split = {
+        str(each): list(map(str, files))
+        for each, files in (builder.config.data_files or {}).items()
+    }
     return StreamedDataset(
-        stream, features, where=where, folder=folder, commit=commit, data_files=data_files
+        stream,
+        features,
+        where=where,
+        folder=folder,
+        commit=commit,
+        data_files=by_split.get(split, []),
+        files_of_any_split=list(itertools.chain.from_iterable(by_split.values())),
     )
 
 

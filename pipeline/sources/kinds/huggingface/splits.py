@@ -41,6 +41,7 @@ class OpenDataset(Protocol):
     where: str  # for addresses and messages
     folder: str  # where relative paths start
     features: Features
+    files_of_any_split: Sequence[str]  # of a folder in which names say what is in which split
 
     def files(self) -> list[FileVersion]:
         """What it consists of."""
@@ -65,6 +66,8 @@ class OpenDataset(Protocol):
 
 class SavedDataset:
     """A folder of `save_to_disk`: rows can be addressed."""
+
+    files_of_any_split: Sequence[str] = ()
 
     def __init__(self, data: datasets.Dataset, *, where: str, folder: str) -> None:
         self._data = data
@@ -123,10 +126,12 @@ class StreamedDataset:
         folder: str,
         commit: str,
         data_files: Sequence[str],
+        files_of_any_split: Sequence[str] = (),
     ) -> None:
         self._data = data
         self._commit = commit
         self._data_files = data_files
+        self.files_of_any_split = files_of_any_split
         self.where = where
         self.folder = folder
         self.features = features
@@ -146,6 +151,7 @@ class StreamedDataset:
             folder=self.folder,
             commit=self._commit,
             data_files=self._data_files,
+            files_of_any_split=self.files_of_any_split,
         )
 
     def partitions(self, rows_per_partition: int) -> Iterator[Partition]:

@@ -92,7 +92,7 @@ def _parse_devkit(meta: bytes, truth: bytes) -> dict[str, str]:
 
 def _read_caffe(directory: str) -> dict[str, str]:
     """Lines of file name and index, 0 to 999, among the sorted wnids."""
-    wnids = _read_class_list(directory)
+    wnids = dict(enumerate(_read_class_list(directory)))  # -1, as in test.txt, is none of them
     lines = (line.split() for line in _read_text(directory, _CAFFE).splitlines())
     return {line[0].rpartition(".")[0]: wnids[int(line[1])] for line in lines if line}
 

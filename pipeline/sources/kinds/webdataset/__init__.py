@@ -20,7 +20,7 @@ from pipeline.sources.kinds.webdataset.indexes import read_shard_index
 from pipeline.sources.readers.files import toy_jpegs
 from pipeline.sources.readers.labels import LabelledParams, LabelRule, declared, label_rule
 from pipeline.sources.readers.patterns import OneOrMore, address_id, refuse_repeats
-from pipeline.sources.readers.tar_labels import label_of
+from pipeline.sources.readers.tar_labels import label_of, member_of
 from pipeline.sources.readers.tar_samples import (
     Member,
     TarReader,
@@ -98,7 +98,7 @@ class Source:
             start=start,
             image_fields=self._params.image_fields,
             text_fields=["json", *([class_field] if class_field else [])],
-            label_field=class_field and class_field.partition(".")[0],
+            label_field=class_field and member_of(class_field),
             is_offered=self._counting(url, rule) if rule.leaves_some_out else None,
             allow_private=self._is_trusted(url),
         )

@@ -381,6 +381,33 @@ def test_metadata_in_another_encoding_are_refused_by_name(tmp_path: Path) -> Non
         read_all(path=str(folder))
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("metadata.jsonl", '[{"file_name": "in/0.jpg"}]', "row 1 is .* no JSON object"),
+        ("metadata.csv", f"file_name,label\nin/0.jpg,{'x' * 200_000}\n", "no CSV: field larger"),
+    ],
+)
+def test_metadata_of_another_form_are_refused(
+    tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"{name}: {message}"):
+        read_all(path=str(write_images(tmp_path / "set", {name: text})))
+
+
+def test_images_that_no_split_has_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`datasets` takes a class of trains for the split of that name, and nothing else."""
+    for name in ("cat/0.jpg", "dog/0.jpg", "train/0.jpg"):
+        path = tmp_path / "set" / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(JPEG)
+    assert len(read_all(path=str(tmp_path / "set"))) == 1
+    assert "2 of 3 files are in no split of `datasets`" in caplog.text
+    assert '.jpg 2, such as "cat/0.jpg", "dog/0.jpg"' in caplog.text
+
+
 def test_commit_is_the_version_of_a_data_set_of_the_hub() -> None:
     """The Hub, which is out of reach here, need not be asked: a commit never changes."""
     versions = [Source(Params(path="user/cats", revision=c * 40)).files() for c in "ab"]

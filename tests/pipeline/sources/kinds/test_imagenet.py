@@ -465,6 +465,7 @@ def test_caffe_numbers_follow_the_sorted_wnids_where_no_list_lies_beside(tmp_pat
         ("ILSVRC2012_devkit_t12.tar.gz", b"<html>404</html>"),
         ("val.txt", b"ILSVRC2012_val_00000001.JPEG tiger\n"),
         ("val.txt", b"ILSVRC2012_val_00000001.JPEG 1000\n"),
+        ("val.txt", b"ILSVRC2012_val_00000001.JPEG -1\n"),
     ],
 )
 def test_answers_that_cannot_be_read_are_named(tmp_path: Path, name: str, content: bytes) -> None:
