@@ -323,6 +323,7 @@ def test_drawing_anew_that_is_killed_goes_on_by_itself(
     shutil.rmtree(tmp_path / "folder")
     write_folder(tmp_path / "folder", pictures(40, seed=5))
     assert crash_build(configs[0], moment, before=before, accept_changes=True)
+    assert verify_dataset(str(roots[0])).problems == []
     has_accepted = Dataset(str(roots[0])).read_plan("folder").draw == 1
     if not has_accepted:
         assert moment == "plan", "the write that accepts"
