@@ -6,9 +6,28 @@ from pathlib import Path
 
 
 def main() -> None:
+    _open_closed_streams()
     from train.cli import main
 
     main()
+
+
+def _open_closed_streams() -> None:
+    """Gives a command that was started without stdin, stdout or stderr (`>&-`) the null device.
+
+    Python has None for them, and a file or pipe opened later would take their number.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            os.set_inheritable(number, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
 
 
 def _leave_working_folder() -> None:

@@ -74,7 +74,7 @@ def plan_sources(
     """Plans of all entries, made where there is none yet, and how much of each is committed."""
     dataset = Dataset(config.output.path)
     reference = dataset.read_reference()
-    if reference is None or reference.is_outdated:
+    if reference is None or not reference.is_current:
         draw = reference.draw if reference else 0
         reference = _make_reference(config, cluster, make_worker, draw)
     files: dict[str, str] = {}

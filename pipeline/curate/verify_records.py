@@ -5,7 +5,7 @@ none; they are noted.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Protocol
 
@@ -40,7 +40,8 @@ def verify_records(
     _verify_generations(checks, info, generation)
     _verify_reference(checks)
     _verify_plans(checks, generation)
-    _verify_embeddings(checks, dict(_verify_parts(checks, generation)))
+    packed = _packed_rounds(checks, generation)
+    _verify_embeddings(checks, packed, dict(_verify_parts(checks, packed)))
 
 
 class _Checks:
@@ -125,7 +126,8 @@ def _verify_reference(checks: _Checks) -> None:
     checks.note_unchecked(_REFERENCE, content)
     reference = checks.attempt(_REFERENCE, checks.dataset.read_reference)
     if reference is not None:
-        checks.compare(BANK_PATH, reference.bank_sha256)
+        if reference.is_current:  # else a killed build may have written the next one
+            checks.compare(BANK_PATH, reference.bank_sha256)
         for path in reference.files.values():
             checks.compare_with_name(path)
 
@@ -149,16 +151,20 @@ def _verify_plans(checks: _Checks, generation: Generation) -> None:
             checks.found.expect(is_there, f"{plan_path(name)}: missing")
 
 
-def _verify_parts(checks: _Checks, generation: Generation) -> Iterator[tuple[str, str]]:
-    """Parts of rounds that are not packed; yields the files of their embeddings, and sha256s.
-
-    Those of other rounds are being removed, or are left of a removal that was interrupted.
-    """
-    packed = {
+def _packed_rounds(checks: _Checks, generation: Generation) -> dict[str, int]:
+    """Their number, by source; without sources that are being drawn anew."""
+    return {
         source.name: source.num_rounds
         for source in generation.sources
         if (plan := checks.plans.get(source.name)) and plan.fingerprint == source.fingerprint
     }
+
+
+def _verify_parts(checks: _Checks, packed: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    """Parts of rounds that are not packed; yields the files of their embeddings, and sha256s.
+
+    Those of other rounds are being removed, or are left of a removal that was interrupted.
+    """
     for path in checks.list("parts", ".json"):
         _, source, number, _ = path.split("/")
         if int(number) <= packed.get(source, 0):
@@ -170,11 +176,19 @@ def _verify_parts(checks: _Checks, generation: Generation) -> Iterator[tuple[str
                 yield f"embeddings/{stem}.parquet", part.embeddings_sha256
 
 
-def _verify_embeddings(checks: _Checks, sha256_of: dict[str, str]) -> None:
+def _verify_embeddings(
+    checks: _Checks, packed: Mapping[str, int], sha256_of: dict[str, str]
+) -> None:
+    """Those of a source that is drawn anew are written again, each before its part's record."""
+    of_rounds: dict[str, str] = {}
     for path in checks.list("embeddings", ".json"):
         if path == "embeddings/info.json":
             checks.read(path, EmbeddingsInfo)
         elif (checksums := checks.read(path, Checksums)) is not None:
-            sha256_of = {**checksums.sha256, **sha256_of}
+            of_rounds |= checksums.sha256
+    for path, sha256 in of_rounds.items():
+        uri, is_settled = checks.dataset.uri(path), path.split("/")[1] in packed
+        if is_settled or (storage.exists(uri) and storage.sha256_of(uri) == sha256):
+            sha256_of.setdefault(path, sha256)
     for path in sorted({*sha256_of, *checks.list("embeddings", ".parquet")}):
         checks.compare(path, sha256_of.get(path))

@@ -265,7 +265,7 @@ class ReferenceInfo(_Record):
     candidates whose label does not decide.
     """
 
-    fingerprint: str
+    fingerprint: str  # "" if positives were removed and the limits are not fitted on the others
     num_embeddings: int
     num_positives: int
     median: float
@@ -276,6 +276,11 @@ class ReferenceInfo(_Record):
     draw: int = 0  # plans of a lower draw belong to an earlier bank
     is_outdated: bool = False  # its positives have changed, and the next build makes it anew
     files: dict[str, str] = Field(default_factory=dict)  # by source of positives, as in a plan
+
+    @property
+    def is_current(self) -> bool:
+        """Whether sources may be planned by it; else the next build makes it anew."""
+        return bool(self.fingerprint) and not self.is_outdated
 
 
 class DatasetInfo(_OlderRecord):

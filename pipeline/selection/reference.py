@@ -125,34 +125,44 @@ def _write_bank(root: str, positives: pa.Table) -> str:
 def drop_positives(dataset: Dataset, taken_down: TakenDown, *, num_neighbors: int) -> int:
     """Makes the bank anew without positives that are taken down; returns their number.
 
-    The limits are fitted on the others. If too few are left, there is no bank until the next build
-    makes one.
+    The limits are fitted on the others. If too few are left, or the positives have changed anyway,
+    the next build makes the bank anew. It stays of the same draw and of the same files.
     """
     if not storage.exists(dataset.uri(BANK_PATH)):
         return 0
-    rows = dataset.read_table(BANK_PATH)
+    info = dataset.read_reference()
+    rows = dataset.read_table(BANK_PATH, sha256=_bank_sha256(info))
     refused = is_taken_down(rows, taken_down)
     number = int(pc.sum(refused).as_py() or 0)
-    # Without its record there is no bank: an interrupted run ends here, or the next build does.
-    if not number and dataset.read_reference() is not None:
+    if not number and info is not None and info.fingerprint:
         return 0
-    storage.remove_many([dataset.uri("reference.json")])
+    if info is not None:  # an interrupted run ends here, or the next build does
+        info = info.model_copy(update={"fingerprint": "", "bank_sha256": ""})
+        dataset.write_reference(info)
     rows = rows.filter(pc.invert(refused))
     if "perceptual_hash" not in rows.column_names:  # older data sets lack it
         rows = rows.append_column("perceptual_hash", pa.nulls(rows.num_rows, pa.uint64()))
     rows = rows.append_column("key", rows["content_hash"])  # each is there once
-    if pc.sum(pc.equal(rows["split"], "train")).as_py() >= _MIN_POSITIVES:
-        write_reference(dataset.root, rows, num_neighbors=num_neighbors)
-    else:
-        _write_bank(dataset.root, rows.select(_COLUMNS))
+    is_enough = pc.sum(pc.equal(rows["split"], "train")).as_py() >= _MIN_POSITIVES
+    if is_enough and not (info and info.is_outdated):
+        draw, files = (info.draw, info.files) if info else (0, {})
+        write_reference(dataset.root, rows, num_neighbors=num_neighbors, draw=draw, files=files)
+        return number
+    bank_sha256 = _write_bank(dataset.root, rows.select(_COLUMNS))
+    if info is not None:
+        dataset.write_reference(info.model_copy(update={"bank_sha256": bank_sha256}))
     return number
 
 
 def read_bank(dataset: Dataset, *, num_neighbors: int) -> ReferenceBank:
     """The bank of a data set. Raises InfinegError if it is not what reference.json says."""
-    info = dataset.read_reference()
-    sha256 = None if info is None else info.bank_sha256
+    sha256 = _bank_sha256(dataset.read_reference())
     return _make_bank(dataset.read_table(BANK_PATH, sha256=sha256), num_neighbors)
+
+
+def _bank_sha256(info: ReferenceInfo | None) -> str | None:
+    """None if unknown: a build that was killed may have written the next bank, not its record."""
+    return info.bank_sha256 if info is not None and info.is_current else None
 
 
 def _distinct(positives: pa.Table) -> pa.Table:

@@ -113,3 +113,13 @@ def test_a_package_that_hides_ours_is_named(tmp_path: Path) -> None:
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
     )
     assert f"ImportError: rename {tmp_path}/train.py: it hides the package 'train'" in done.stderr
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+def test_command_runs_without_the_streams_that_its_caller_has_closed(
+    closed: str, tmp_path: Path
+) -> None:
+    script = f"{sys.executable} -m infineg status {tmp_path / 'none'} {closed}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr

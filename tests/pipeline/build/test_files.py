@@ -16,8 +16,10 @@ import pipeline.build.driver
 from pipeline.build.changes import finished_generation
 from pipeline.build.file_tables import compare_files, list_files, write_files
 from pipeline.config.schema import Config
+from pipeline.curate.takedown import take_down
 from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import Dataset
+from pipeline.dataset.metadata import TakenDown
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.mine.driver import mine
 from pipeline.sources import Source, StoredSource, load_source_module, open_source, source_kinds
@@ -321,6 +323,7 @@ def test_drawing_anew_that_is_killed_goes_on_by_itself(
     shutil.rmtree(tmp_path / "folder")
     write_folder(tmp_path / "folder", pictures(40, seed=5))
     assert crash_build(configs[0], moment, before=before, accept_changes=True)
+    assert verify_dataset(str(roots[0])).problems == []
     has_accepted = Dataset(str(roots[0])).read_plan("folder").draw == 1
     if not has_accepted:
         assert moment == "plan", "the write that accepts"
@@ -370,6 +373,36 @@ def test_changed_positives_are_told_and_accepted_for_all_sources(
     assert Dataset(config.output.path).read_generation(1) == first
     assert verify_dataset(config.output.path).problems == []
     assert finished_generation(config) == second
+
+
+@pytest.mark.parametrize("is_accepted", [False, True])
+def test_purge_of_a_positive_does_not_hide_a_change_of_another(
+    tmp_path: Path, is_accepted: bool
+) -> None:
+    """Nor that one was accepted, by a build that was killed."""
+    cats = tmp_path / "cats"
+    write_folder(cats, pictures(48, entry=CATS))
+    config = config_of(
+        tmp_path / "data", [squares(num_pictures=60)], positives=[folder_entry("cats", cats)]
+    )
+    first = build_inline(config)
+    dataset = Dataset(config.output.path)
+    positives = next(source for source in first.sources if source.name == "cats")
+    key = dataset.read_table(positives.ledger[0].path)["key"][10].as_py()
+    other = {**CATS, "params": {**CATS["params"], "seed": 8}}
+    (cats / "new.jpg").write_bytes(pictures(1, entry=other)[0])
+    if is_accepted:
+        assert crash_build(config, "reference", before=False, accept_changes=True)
+    take_down(config.output.path, TakenDown(keys=frozenset([key])), purge=True)
+    if not is_accepted:
+        with pytest.raises(InfinegError, match="'cats' has changed: 1 added"):
+            build_inline(config)
+    build_inline(config, accept_changes=not is_accepted)
+    reference = dataset.read_reference()
+    assert (reference.draw, reference.num_positives) == (1, 48)
+    assert {source.name for source in dataset.read_latest().sources} == {"cats", "squares"}
+    assert all(dataset.read_plan(name).draw == 1 for name in ("cats", "squares"))
+    assert verify_dataset(config.output.path).problems == []
 
 
 def test_positives_that_no_ledger_has_yet_are_not_taken_for_a_copy(tmp_path: Path) -> None:
