@@ -154,8 +154,15 @@ def predict(
     """Print a line per image: path, label or nothing, probability, one in N."""
     from train.evaluate.predict import predict_paths
 
+    num_files = num_read = 0
     for prediction in predict_paths(run, paths):
         sys.stdout.write((prediction.as_json() if as_json else prediction.as_text()) + "\n")
+        num_files += 1
+        num_read += prediction.error is None
+    if not num_read:
+        raise InfinegError(
+            f"none of {num_files:,} files is an image that can be read; check the paths"
+        )
 
 
 @app.command()

@@ -82,7 +82,7 @@ NO_DATA = "nowhere: no data set there"
         ([INFINEG, "--help"], 0, "Usage: infineg"),
         ([sys.executable, "-m", "infineg", "--help"], 0, "Usage: infineg"),
         ([sys.executable, "-m", "infineg", *LAUNCH], 2, NO_DATA),
-        ([INFINEG, *LAUNCH, *TWO], 1, NO_DATA),
+        pytest.param([INFINEG, *LAUNCH, *TWO], 1, NO_DATA, marks=pytest.mark.cluster),
         ([sys.executable, "train.py"], 0, NO_DATA),
     ],
     ids=["command", "module", "launch", "torchrun", "script"],

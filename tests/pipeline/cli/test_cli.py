@@ -183,3 +183,5 @@ def test_main_job_from_plan_to_prediction(
     assert set(of_cat) == {"path", "label", "logits", "probabilities", "one_in"}
     assert of_text == {"path": str(text), "error": "no usable image: unreadable"}
     assert re.search(r"cat\.jpg\t(cat)?\tcat \d", infineg_here("predict", run, cat))
+    code, output = call(capsys, "predict", str(run), str(text))
+    assert (code, "none of 1 files is an image that can be read" in output) == (1, True)

@@ -19,14 +19,17 @@ from pipeline.errors import InfinegError, TooManyRejects
 from pipeline.worker.span import ReadTask
 
 
-@pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def importable() -> Iterator[None]:
     """What a worker runs is found by its name."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def processes() -> Iterator[Processes]:
+    """For all tests, since to begin one takes three seconds; those that die are replaced."""
     with closing(Processes(2, threads=1)) as processes:
         yield processes
 

@@ -101,6 +101,7 @@ def agent(node: int, endpoint: str, *options: str) -> list[str]:
     return [TORCHRUN, *same, *options]
 
 
+@pytest.mark.cluster
 def test_two_hosts_go_on_after_a_kill_on_one_of_them(
     dataset: Path, undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -91,7 +91,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_one_step(
     assert_same_run(run, undisturbed[2])
 
 
-# Of two hosts, test_launchers.py does the same in every run.
+# Of two hosts, test_launchers.py does the same in `make test-cluster`.
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_a_killed_process_is_replaced_and_the_run_ends_as_if_undisturbed(
