@@ -31,6 +31,7 @@ from pipeline.errors import InfinegError
 _log = logging.getLogger(__name__)
 
 MOST_DEATHS = 3  # of the processes that run one task
+_MOST_CHARACTERS = 300  # of a task, in messages
 _SERVE = "from pipeline.cluster.processes import serve; serve({})"
 
 Method = Callable[[Any, Any], Iterator[Any]]
@@ -124,16 +125,20 @@ class Attempt:
         if self.task.careful:
             raise InfinegError(
                 f"worker processes died one after the other of the same task, the last by {died}: "
-                f"{self.task}. Perhaps memory is short (see `dmesg`): then set build.workers "
+                f"{self._described()}. Perhaps memory is short (see `dmesg`): then set build.workers "
                 "lower. Run the same command again: it resumes"
             )
         _log.warning(
             "%d worker processes died of one task, the last by %s. It is read again with care, and "
             "the samples that they died of are rejected as crashed: %s",
-            MOST_DEATHS, died, self.task,
+            MOST_DEATHS, died, self._described(),
         )  # fmt: skip
         task = self.task.model_copy(update={"careful": True})
         return replace(self, task=task, num_received=0, num_deaths=0)
+
+    def _described(self) -> str:
+        text = str(self.task)  # of a partition with every file in it
+        return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]} ..."
 
 
 class Process:
