@@ -125,8 +125,8 @@ class Attempt:
         if self.task.careful:
             raise InfinegError(
                 f"worker processes died one after the other of the same task, the last by {died}: "
-                f"{self._described()}. Perhaps memory is short (see `dmesg`): then set build.workers "
-                "lower. Run the same command again: it resumes"
+                f"{self._described()}. Perhaps memory is short (see `dmesg`): then set "
+                "build.workers lower. Run the same command again: it resumes"
             )
         _log.warning(
             "%d worker processes died of one task, the last by %s. It is read again with care, and "
