@@ -8,6 +8,7 @@ import contextlib
 import functools
 import io
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
@@ -110,6 +111,8 @@ def read_pixels(picture: Image.Image, image: bytes, target: int) -> tuple[Pixels
     """
     if picture.format in ("JPEG", "MPO") and _has_many_scans(image):
         raise UnusableImage(RejectReason.TOO_LARGE)
+    if picture.format == "PNG" and not _has_sound_pixels(image):
+        raise UnusableImage(RejectReason.UNREADABLE)
     if picture.format == "JPEG" and picture.mode in ("RGB", "L"):
         width, height = picture.size
         factor = next((f for f in (8, 4, 2) if min(width, height) >= f * target), 1)
@@ -143,14 +146,30 @@ def without_text(image: bytes) -> bytes | None:
     """A PNG without text and colour profile; None if it has neither, or is no PNG."""
     if not image.startswith(_PNG):
         return None
-    kept, at = [_PNG], len(_PNG)
+    chunks = (chunk for kind, chunk in _png_chunks(image) if kind not in _BESIDE_PIXELS)
+    stripped = b"".join([_PNG, *chunks])
+    return stripped if len(stripped) < len(image) else None
+
+
+def _png_chunks(image: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """The type of each chunk, and the chunk: length, type, data and CRC-32 of type and data."""
+    view, at = memoryview(image), len(_PNG)
     while at < len(image):
         end = at + 12 + int.from_bytes(image[at : at + 4], "big")
-        if image[at + 4 : at + 8] not in _BESIDE_PIXELS:
-            kept.append(image[at:end])
+        yield image[at + 4 : at + 8], view[at:end]
         at = end
-    stripped = b"".join(kept)
-    return stripped if len(stripped) < len(image) else None
+
+
+def _has_sound_pixels(png: bytes) -> bool:
+    """Whether the checksums of the pixels hold, which Pillow does not look at.
+
+    It shows what it cannot decode as black. What is cut off it notices itself.
+    """
+    return all(
+        zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
+        for kind, chunk in _png_chunks(png)
+        if kind == b"IDAT" and len(chunk) == 12 + int.from_bytes(chunk[:4], "big")
+    )
 
 
 def _call(decoder: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -78,6 +78,15 @@ def deep_tiff(grey: np.ndarray, **tags: int) -> bytes:
     return file.getvalue()
 
 
+def test_png_whose_pixels_are_partly_zeros_is_a_reject() -> None:
+    """As a download leaves it that was cut off: Pillow shows the rest as black."""
+    whole = encode(quadrants(8), "PNG")
+    half = len(whole) // 2
+    assert isinstance(decode(whole), Decoded)
+    assert decode(whole[:half] + bytes(half)) == "unreadable"
+    assert decode(whole[:half]) == "truncated"
+
+
 def test_png_of_palette_type_without_palette_is_one_reject() -> None:
     assert decode(png(3, rows=bytes(64 * 64))) == "unreadable"
 
