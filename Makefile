@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # A file at a time, in the order that tests/conftest.py gives. More processes than cores, of up to
 # 2 GB each: many tests wait for processes that they have started, or have killed.
-PROCESSES := $(shell expr 2 + `nproc`)
+PROCESSES := $(shell expr 1 + `nproc`)
 PARALLEL := -n $(PROCESSES) --maxprocesses 5 --dist loadfile --no-loadscope-reorder
 # Few and long: a test at a time.
 PARALLEL_CLUSTER := -n $(PROCESSES) --maxprocesses 5 --dist load --maxschedchunk 1
