@@ -70,7 +70,7 @@ class Dataset:
 
     def read_info(self) -> DatasetInfo:
         """`dataset.json`. Raises ConfigError if there is none."""
-        info = self._read_record("dataset.json", DatasetInfo)
+        info = self.read_record("dataset.json", DatasetInfo)
         if info is None:
             if storage.list_files(self.uri("generations"), (".json",)):
                 raise InfinegError(
@@ -91,7 +91,7 @@ class Dataset:
         The files decide: the number in dataset.json may lag behind after a crash. Raises
         InfinegError if it is ahead, because then a generation was lost.
         """
-        info = self._read_record("dataset.json", DatasetInfo)  # first: one may be committed now
+        info = self.read_record("dataset.json", DatasetInfo)  # first: one may be committed now
         names = storage.list_files(self.uri("generations"), (".json",))
         number = max((int(name.removesuffix(".json")) for name in names), default=0)
         if info is not None and info.latest_generation > number:
@@ -117,7 +117,7 @@ class Dataset:
         number = self.latest_number() if number is None else number
         if number == 0:
             raise ConfigError(f"{self.root}: no generation is committed yet; run `infineg build`")
-        info = self._read_record("dataset.json", DatasetInfo)
+        info = self.read_record("dataset.json", DatasetInfo)
         uri = self.uri(generation_path(number))
         content = self.read_if_there(generation_path(number))
         if content is None:
@@ -157,7 +157,7 @@ class Dataset:
 
     def read_plan(self, source: str) -> SourcePlan | None:
         """The plan of the source's latest round. Raises InfinegError if it is another's."""
-        plan = self._read_record(plan_path(source), SourcePlan)
+        plan = self.read_record(plan_path(source), SourcePlan)
         if plan is not None and plan.source != source:
             raise InfinegError(
                 f"{self.uri(plan_path(source))}: the plan of {plan.source!r}. Restore that of "
@@ -185,7 +185,7 @@ class Dataset:
         self._write_record(plan_path(plan.source), plan)
 
     def read_reference(self) -> ReferenceInfo | None:
-        return self._read_record("reference.json", ReferenceInfo)
+        return self.read_record("reference.json", ReferenceInfo)
 
     def write_reference(self, info: ReferenceInfo) -> None:
         self._write_record("reference.json", info)
@@ -200,7 +200,7 @@ class Dataset:
                 yield decode_record(path, content, PartRecord)
 
     def read_part(self, span: Span, part: int) -> PartRecord | None:
-        return self._read_record(part_stem(span, part) + ".json", PartRecord)
+        return self.read_record(part_stem(span, part) + ".json", PartRecord)
 
     def commit_part(self, record: PartRecord) -> None:
         self._write_record(part_stem(record, record.part) + ".json", record)
@@ -282,7 +282,8 @@ class Dataset:
                 "purged (`infineg takedown --purge`), work on the latest generation"
             ) from None
 
-    def _read_record(self, path: str, record: type[RecordT]) -> RecordT | None:
+    def read_record(self, path: str, record: type[RecordT]) -> RecordT | None:
+        """None if there is no such file. Raises InfinegError if it is damaged."""
         content = self.read_if_there(path)
         return None if content is None else decode_record(self.uri(path), content, record)
 

@@ -17,7 +17,7 @@ from pipeline import storage
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.keys import sha256_hex
 from pipeline.dataset.metadata import PartRecord, TakenDown
-from pipeline.dataset.records import RecordT, decode_record, encode_record
+from pipeline.dataset.records import decode_record, encode_record
 from pipeline.dataset.schema import ImageSettings, with_columns
 from pipeline.dataset.taken_down import refuse_taken_down, same_pictures
 from pipeline.errors import ConfigError, InfinegError
@@ -113,21 +113,15 @@ class KeptEmbeddings:
         return self.read(path) if storage.exists(self._dataset.uri(path)) else None
 
     def _of_round(self, path: str) -> str | None:
-        of_round = f"{path.rpartition('/')[0]}.json"
+        of_round = _checksums_of(path)
         if of_round not in self._checksums:
-            checksums = self._read(of_round, Checksums)
+            checksums = self._dataset.read_record(of_round, Checksums)
             self._checksums[of_round] = {} if checksums is None else checksums.sha256
         return self._checksums[of_round].get(path)
 
     def _of_part(self, path: str) -> str | None:
-        name = path.removeprefix("embeddings/").removesuffix(".parquet")
-        part = self._read(f"parts/{name}.json", PartRecord)
+        part = self._dataset.read_record(_part_of(path), PartRecord)
         return None if part is None else part.embeddings_sha256
-
-    def _read(self, path: str, record: type[RecordT]) -> RecordT | None:
-        content = self._dataset.read_if_there(path)
-        uri = self._dataset.uri(path)
-        return None if content is None else decode_record(uri, content, record)
 
 
 def forget_embeddings(dataset: Dataset, path: str, taken_down: TakenDown) -> None:
@@ -145,19 +139,15 @@ def record_checksum(dataset: Dataset, path: str, sha256: str | None) -> None:
 
     Only where there is one: older versions have none.
     """
-    of_round = f"{path.rpartition('/')[0]}.json"
-    content = dataset.read_if_there(of_round)
-    if content is not None:
-        known = decode_record(dataset.uri(of_round), content, Checksums).sha256
+    checksums = dataset.read_record(_checksums_of(path), Checksums)
+    if checksums is not None:
+        known = checksums.sha256
         others = {name: each for name, each in known.items() if name != path}
-        changed = others if sha256 is None else known | {path: sha256}
-        storage.write_atomic(dataset.uri(of_round), encode_record(Checksums(sha256=changed)))
-    name = path.removeprefix("embeddings/").removesuffix(".parquet")
-    content = dataset.read_if_there(f"parts/{name}.json")
-    if content is not None:
-        part = decode_record(dataset.uri(f"parts/{name}.json"), content, PartRecord)
-        if part.embeddings_sha256 is not None:
-            dataset.commit_part(part.model_copy(update={"embeddings_sha256": sha256}))
+        changed = Checksums(sha256=others if sha256 is None else known | {path: sha256})
+        storage.write_atomic(dataset.uri(_checksums_of(path)), encode_record(changed))
+    part = dataset.read_record(_part_of(path), PartRecord)
+    if part is not None and part.embeddings_sha256 is not None:
+        dataset.commit_part(part.model_copy(update={"embeddings_sha256": sha256}))
 
 
 def attach_embeddings(rows: pa.Table, cached: pa.Table) -> pa.Table:
@@ -187,6 +177,16 @@ def folder_of(round_folder: str) -> str:
 
 def checksums_path(source: str, round_number: int) -> str:
     return f"embeddings/{source}/{round_number:06d}.json"
+
+
+def _checksums_of(path: str) -> str:
+    """The checksums of the round that a file of embeddings belongs to."""
+    return f"{path.rpartition('/')[0]}.json"
+
+
+def _part_of(path: str) -> str:
+    """The record of the part whose embeddings a file holds."""
+    return f"parts/{path.removeprefix('embeddings/').removesuffix('.parquet')}.json"
 
 
 def embeddings_path(stem: str) -> str:

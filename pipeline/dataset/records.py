@@ -48,5 +48,5 @@ def decode_record(uri: str, content: bytes, record: type[RecordT]) -> RecordT:
 
 
 def has_checksum(content: bytes) -> bool:
-    """Whether a record says what its content was."""
+    """Whether a record ends in a checksum."""
     return _END.fullmatch(content[-_END_BYTES:]) is not None

@@ -1,9 +1,9 @@
 """Changes to local files that another process may have changed since the lease was asked.
 
 A new file is linked to its name, which fails if the name is taken. What is there already is first
-moved aside: if it is not the file that was there before the lease was asked, it goes back. No
-writer keeps the file of another, even of the same content, so that files are told apart by inode
-and time.
+moved aside: if it is not the file that was there before the lease was asked, it goes back. Every
+writer puts a file of its own there, even one of the same content, so that inode, time and size
+identify a file.
 """
 
 import contextlib

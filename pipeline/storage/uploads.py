@@ -128,7 +128,7 @@ def _confirm(fs: Any, where: dict[str, str], answer: dict[str, Any], etag: str, 
 
 
 def _has_etag(answer: dict[str, Any], etag: str) -> bool:
-    """Whether an answer says what was received; raises UnconfirmedUpload if that is another."""
+    """Whether an answer has an ETag of the content; raises UnconfirmedUpload if that differs."""
     encryption = answer.get("ServerSideEncryption", "AES256")
     received = str(answer.get("ETag", "")).strip('"')
     if encryption != "AES256" or "SSECustomerAlgorithm" in answer or not received:

@@ -58,7 +58,7 @@ def snapshot(
 def find_checkpoint(run_dir: str | os.PathLike[str]) -> Checkpoint | None:
     """The last committed one that is whole, or None if none is committed.
 
-    A damaged one is told and passed over; raises InfinegError if none of them is whole.
+    A damaged one is skipped with a warning; raises InfinegError if none of them is whole.
     """
     problem = None
     for path in reversed(_committed(run_dir)):

@@ -1,4 +1,4 @@
-"""A source whose files have changed after they were read is told, and drawn anew if asked."""
+"""A source whose files change after they were read stops the build; it is drawn anew if asked."""
 
 import logging
 import os

@@ -99,8 +99,17 @@ def copy_to_s3(folder: Path, root: str) -> None:
             storage.write_atomic(uri, path.read_bytes())
 
 
+ON_S3 = sorted(set(MOMENTS) - {"half a file", "reference"})
+
+
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("moment", ["shard", "generation"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        each if each in ("shard", "generation") else pytest.param(each, marks=pytest.mark.slow)
+        for each in ON_S3
+    ],
+)
 def test_build_on_s3_stopped_before_a_request_changes_nothing_committed(
     before: Path, s3_root: str, moment: str, tmp_path: Path
 ) -> None:
@@ -110,17 +119,7 @@ def test_build_on_s3_stopped_before_a_request_changes_nothing_committed(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("moment", sorted(set(MOMENTS) - {"half a file", "reference"}))
-def test_build_on_s3_stopped_at_any_moment(
-    before: Path, s3_root: str, moment: str, tmp_path: Path
-) -> None:
-    copy_to_s3(before, s3_root)
-    check_stop(s3_root, moment, tmp_path / "log", before=True)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("moment", sorted(set(MOMENTS) - {"half a file", "reference"}))
+@pytest.mark.parametrize("moment", ON_S3)
 @pytest.mark.parametrize("is_takedown", [True, False])
 def test_build_stopped_after_any_write(
     before: Path, moment: str, is_takedown: bool, tmp_path: Path
