@@ -49,6 +49,8 @@ class RayNodes:
             "--num-cpus", str(num_cpus), "--num-gpus", str(num_gpus),
             "--object-store-memory", str(_STORE_BYTES),
             "--min-worker-port", "0", "--max-worker-port", "0",
+            # Any free one: two nodes of a machine cannot share the usual one.
+            "--dashboard-agent-listen-port", "0",
         ]  # fmt: skip
         log = self.folder / f"node-{len(self.nodes)}.log"
         command = [*host.prefix, str(Path(sys.executable).with_name("ray")), "start"]

@@ -419,7 +419,7 @@ def test_job_submitted_to_a_running_ray_builds(tmp_path: Path) -> None:
             env=environment, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
     output = followed.stdout + followed.stderr
-    assert "committed generation 1" in output
+    assert "committed generation 1" in output, output
     # Wrapped to the width of a terminal that is none.
     assert f"dashboard: {address}" in " ".join(output.split()), output
     assert Dataset(str(tmp_path / "data")).read_generation().counts.read == 248
