@@ -81,7 +81,7 @@ class LoopSettings(BaseModel, frozen=True, extra="forbid"):
     seed: int = Field(
         0, ge=0, description="Of order, augmentation, dropout and the head's first weights."
     )
-    steps: int = Field(1000, ge=1, description="Optimizer steps in all; default in finetune 2000.")
+    steps: int = Field(400, ge=1, description="Optimizer steps in all; default in finetune 2000.")
     head_steps: int = Field(
         300,
         ge=0,
@@ -91,6 +91,14 @@ class LoopSettings(BaseModel, frozen=True, extra="forbid"):
         256, ge=0, description="Units of the head's hidden layer; 0 is a linear head."
     )
     dropout: float = Field(0.1, ge=0, lt=1, description="Before the head's last layer.")
+    folds: int = Field(
+        5,
+        ge=1,
+        le=20,
+        description="Heads, each trained without one fold of the train and val splits; the model "
+        "is their mean, and threshold and probabilities are fitted on rows that a head has not "
+        "seen. 1 trains one head on train and fits them on val; so does finetune, always.",
+    )
     finetuning: Finetuning = Field(
         Finetuning(), description="Rates by depth, unfreezing, image sizes."
     )
@@ -109,6 +117,8 @@ class LoopSettings(BaseModel, frozen=True, extra="forbid"):
             if self.finetuning != Finetuning():
                 raise ValueError("finetuning is about images; mode: head has none")
             return self
+        if self.folds > 1:
+            raise ValueError(f"folds {self.folds} are heads on embeddings; mode: finetune has 1")
         if self.head_steps >= self.steps:
             raise ValueError(f"head_steps {self.head_steps} must be under steps {self.steps}")
         for step, _ in self.finetuning.unfreeze:

@@ -17,7 +17,7 @@ from train.config.optim import OptimSettings
 from train.config.run import RunSettings
 
 # A step of `finetune` decodes and back-propagates images: fewer of them, at smaller rates.
-_FINETUNE_DEFAULTS = {"steps": 2000, "batch_size": 64, "learning_rate": 3e-4}
+_FINETUNE_DEFAULTS = {"steps": 2000, "batch_size": 64, "learning_rate": 3e-4, "folds": 1}
 
 
 # pydantic lists the fields of the last base first.

@@ -115,6 +115,7 @@ def read_usable_rows(
     policy: BadShardPolicy,
     needs_images: bool,
     embedding_dim: int | None,
+    num_folds: int = 1,
     world: World,
 ) -> tuple[TrainRows, tuple[Segment, ...]]:
     """The train rows of the last segment, and the segments.
@@ -122,10 +123,12 @@ def read_usable_rows(
     Checks all shards that the last segment uses. If any is damaged, `stop` raises BadShard, and
     `skip` begins another segment at first_step without them, the same one in all processes.
 
-    embedding_dim: of the embeddings that the run needs, None if it needs none.
+    embedding_dim: of the embeddings that the run needs, None if it needs none. With more than one
+    fold the rows of val are among them: each is held out by the head of its fold.
     """
     known = segments[-1].skipped
-    shards = [s for s in generation.shards if s.split == "train" and s.path not in known]
+    splits = ("train",) if num_folds == 1 else ("train", "val")
+    shards = [s for s in generation.shards if s.split in splits and s.path not in known]
     bad = _find_bad_tars(root, shards, generation.number) if needs_images else {}
     found = read_rows_of_shards(
         root, shards, generation.number, verifies=policy == "skip", embedding_dim=embedding_dim
@@ -154,7 +157,7 @@ def read_usable_rows(
         for number, (shard, rows) in enumerate(zip(shards, found, strict=True))
         if number not in bad_numbers and isinstance(rows, pa.Table)
     ]
-    return join_rows(root, generation.number, targets, usable), segments
+    return join_rows(root, generation.number, targets, usable, num_folds=num_folds), segments
 
 
 def _find_bad_tars(

@@ -14,6 +14,7 @@ from typing import IO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -21,13 +22,15 @@ from torch import Tensor
 
 from pipeline import storage
 from pipeline.dataset import Dataset
+from pipeline.dataset.keys import unit_hash
 from pipeline.dataset.metadata import ShardRecord
 from pipeline.errors import BadShard, InfinegError
 from train.data.images import bad_shard
 
 _NUM_THREADS = 16  # they wait for storage; reading itself is quick
 _COLUMNS = [
-    "key", "tar_offset", "tar_size", "inclusion_probability", "similarity",
+    "key", "tar_offset", "tar_size", "inclusion_probability", "similarity", "stratum",
+    "group",
 ]  # fmt: skip
 
 
@@ -44,6 +47,8 @@ class TrainRows:
     tar_size_N: NDArray[np.int64]
     inverse_probability_N: NDArray[np.float32]
     similarity_N: NDArray[np.float32]  # nan where unknown
+    is_photo_N: NDArray[np.bool_]  # not generated
+    fold_N: NDArray[np.int8]  # the head of that number is not trained on the row
 
     @property
     def positives(self) -> list[range]:
@@ -140,8 +145,13 @@ def join_rows(
     generation: int,
     targets: Sequence[str],
     of_shards: Sequence[tuple[ShardRecord, pa.Table]],
+    *,
+    num_folds: int = 1,
 ) -> TrainRows:
-    """Concatenates the rows of shards. Raises InfinegError without positives or negatives."""
+    """Concatenates the rows of shards.
+
+    Raises InfinegError without positives or negatives, and where a fold would leave none.
+    """
     has = {bool(shard.label) for shard, _ in of_shards}
     for wanted, is_positive in (("positives", True), ("negatives", False)):
         if is_positive not in has:
@@ -150,6 +160,17 @@ def join_rows(
                 "add a source and run `infineg build`"
             )
     table = pa.concat_tables([rows for _, rows in of_shards])
+    fold_N = folds_of(table["group"], num_folds)
+    is_positive_N = np.repeat(
+        [bool(shard.label) for shard, _ in of_shards], [rows.num_rows for _, rows in of_shards]
+    )
+    for name, members in (("positives", is_positive_N), ("negatives", ~is_positive_N)):
+        if num_folds > 1 and len(set(fold_N[members].tolist())) == 1:
+            raise InfinegError(
+                f"{root}: all {members.sum():,} {name} of generation {generation} are in one of "
+                f"{num_folds} folds, without which one head would be trained; add some, or use "
+                "train.folds: 1"
+            )
     return TrainRows(
         generation=generation,
         targets=tuple(targets),
@@ -160,6 +181,20 @@ def join_rows(
         tar_size_N=table["tar_size"].to_numpy(),
         inverse_probability_N=(1 / table["inclusion_probability"].to_numpy()).astype(np.float32),
         similarity_N=table["similarity"].to_numpy().astype(np.float32),
+        is_photo_N=pc.fill_null(pc.not_equal(table["stratum"], "generated"), True).to_numpy(),
+        fold_N=fold_N,
+    )
+
+
+def folds_of(groups: pa.ChunkedArray, num_folds: int) -> NDArray[np.int8]:
+    """fold_N by leakage group, so that no head is trained on what is as good as its held-out rows.
+
+    A pure function of the group: rows that are added later move no row to another fold.
+    """
+    if num_folds == 1:
+        return np.zeros(len(groups), np.int8)
+    return np.array(
+        [int(unit_hash("head fold", group) * num_folds) for group in groups.to_pylist()], np.int8
     )
 
 

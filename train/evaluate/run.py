@@ -1,4 +1,4 @@
-"""Evaluates a run: predicts val and test, calibrates on val, measures and reports on test.
+"""Evaluates a run: predicts rows that it has not seen, calibrates on all but test, reports on test.
 
 Writes `model.json` (with its calibration), `predictions.parquet`, `metrics.json` and `report.html`
 to the run. Shapes: B batch, K targets.
@@ -20,8 +20,14 @@ from pipeline.dataset.schema import Split
 from pipeline.errors import InfinegError
 from train.config import EvaluateConfig, load_train_config
 from train.data.batches import read_eval_batches
+from train.data.rows import folds_of
 from train.metrics.calibration import calibrate_target
-from train.metrics.predictions import of_target, prediction_rows, write_predictions
+from train.metrics.predictions import (
+    of_target,
+    prediction_rows,
+    thin_to_uniform,
+    write_predictions,
+)
 from train.metrics.summary import measure, write_metrics
 from train.model.detector import (
     DetectorModel,
@@ -35,8 +41,6 @@ from train.report.page import render_report
 from train.report.wording import format_percent
 
 _log = logging.getLogger(__name__)
-
-_EVALUATED: tuple[Split, ...] = ("val", "test")
 
 
 def evaluate_run(
@@ -96,7 +100,8 @@ def predict_splits(
     cache_dir: str | None = None,
     cache_gb: float | None = None,
 ) -> pa.Table:
-    """Rows of `predictions.parquet` for val and test, in the order of the shards."""
+    """Rows of `predictions.parquet`, in the order of the shards."""
+    splits: tuple[Split, ...] = ("val", "test") if info.folds == 1 else ("train", "val", "test")
     generation = Dataset(dataset).read_generation(info.generation)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     detector = detector.to(device)
@@ -104,7 +109,7 @@ def predict_splits(
     batches = read_eval_batches(
         dataset,
         generation,
-        splits=_EVALUATED,
+        splits=splits,
         mode=info.mode,
         preprocessing=info.preprocessing,
         cache_dir=cache_dir,
@@ -114,23 +119,26 @@ def predict_splits(
     tables = []
     with torch.inference_mode():
         for rows, inputs in batches:
-            logits_BK = to_logits(inputs.to(device)).cpu().numpy()
-            tables.append(
-                prediction_rows(rows, logits_BK, targets=info.targets, reference=reference)
-            )
+            if info.folds > 1 and rows["split"][0].as_py() != "test":  # a shard has one split
+                fold_B = folds_of(rows["group"], info.folds)
+                logits_BK = detector.head.held_out_logits(inputs.to(device), fold_B)
+            else:
+                logits_BK = to_logits(inputs.to(device))
+            logits = logits_BK.float().cpu().numpy()
+            tables.append(prediction_rows(rows, logits, targets=info.targets, reference=reference))
     if not tables:
         raise InfinegError(f"{dataset}: generation {generation.number} has no val or test samples")
-    return pa.concat_tables(tables).combine_chunks()
+    return thin_to_uniform(pa.concat_tables(tables).combine_chunks())
 
 
 def _calibrate(
     predictions: pa.Table, target: str, info: ModelInfo, config: EvaluateConfig
 ) -> TargetCalibration:
-    val = of_target(predictions, target, split="val", targets=info.targets)
+    held_out = of_target(predictions, target, split="held_out", targets=info.targets)
     return calibrate_target(
-        val.logits_N,
-        val.is_positive_N,
-        val.weights_N,
+        held_out.logits_N,
+        held_out.is_positive_N,
+        held_out.weights_N,
         target=target,
         alpha=config.alpha,
         delta=config.delta,
@@ -141,9 +149,8 @@ def _calibrate(
 
 
 def _subtitle(info: ModelInfo, predictions: pa.Table) -> str:
-    counts = [
-        f"{pc.sum(pc.equal(predictions['split'], split)).as_py():,} {split}" for split in _EVALUATED
-    ]
+    num_test = pc.sum(pc.equal(predictions["split"], "test")).as_py() or 0
+    counts = [f"{len(predictions) - num_test:,} held-out", f"{num_test:,} test"]
     return (
         f"Generation {info.generation}, {info.encoder.name}, mode {info.mode}, "
         f"{info.samples_seen:,} samples seen in training; {' and '.join(counts)} samples"

@@ -205,6 +205,8 @@ def describe_model(
         embedding_dim=encoder.embedding_dim,
         hidden_dim=train_config.hidden_dim,
         dropout=train_config.dropout,
+        folds=train_config.folds,
+        is_standardized=True,
         mode=train_config.mode,
         positive_share=train_config.num_positives / train_config.batch_size,
         trained_priors=_trained_priors(state),

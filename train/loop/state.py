@@ -17,13 +17,16 @@ from pipeline.errors import ConfigError
 from train.config import TrainConfig
 from train.data.bad_shards import read_usable_rows
 from train.data.corrections import LossTerms, loss_terms
+from train.data.embeddings import open_embeddings
+from train.data.images import ShardImages, open_cache
 from train.data.mixture import Mixture, check_repetition, mix
 from train.data.rows import TrainRows
+from train.data.statistics import embed_photographs, photograph_statistics
 from train.data.views import ViewMaker
 from train.distributed.fsdp import shard
 from train.distributed.world import World
 from train.loop.optim import average_weights, make_optimizer, trained_part
-from train.model.detector import DetectorModel, Segment, build_detector
+from train.model.detector import DetectorModel, Segment, Standardize, build_detector
 
 
 @dataclass(frozen=True)
@@ -85,11 +88,13 @@ def prepare_state(
         policy=train_config.on_bad_shard,
         needs_images=train_config.mode == "finetune" or train_config.views > 1,
         embedding_dim=dataset.embedding_dim if train_config.uses_embeddings else None,
+        num_folds=train_config.folds,
         world=world,
     )
     mixture = mix(rows, train_config.mixture)
     check_repetition(train_config, mixture)
     detector = _make_detector(config, train_config, dataset, world)
+    _standardize(detector, config, train_config, dataset, rows)
     return TrainState(
         config=config,
         train_config=train_config,
@@ -138,12 +143,36 @@ def _make_detector(
         len(config.targets),
         hidden_dim=train_config.hidden_dim,
         dropout=train_config.dropout,
+        num_folds=train_config.folds,
     )
     detector.to(world.device).to(memory_format=torch.channels_last)
     check_image_sizes(detector, train_config)
     if train_config.parallel == "fsdp" and world.size > 1:
         shard(detector.encoder.backbone, detector.head, world)
     return detector
+
+
+def _standardize(
+    detector: DetectorModel,
+    config: Config,
+    train_config: TrainConfig,
+    dataset: DatasetInfo,
+    rows: TrainRows,
+) -> None:
+    """Sets the statistics of the head's features: of the data set's embeddings where they fit."""
+    root, cache_dir, cache_gb = config.output.path, train_config.cache_dir, train_config.cache_gb
+    encoder = detector.encoder
+    if dataset.encoder.startswith(f"{encoder_identity(encoder, config.encoder)}:"):
+        cache = open_cache(cache_dir, cache_gb)
+        embedding_ND = open_embeddings(root, rows, dataset.embedding_dim, cache)
+        statistics = photograph_statistics(rows, embedding_ND)
+    else:
+        images = ShardImages(
+            root, rows.shards, cache_dir, cache_gb=cache_gb, generation=rows.generation
+        )
+        statistics = embed_photographs(rows, images, encoder.eval())
+    assert isinstance(detector.head.standardize, Standardize)
+    detector.head.standardize.set(*statistics)
 
 
 def _read_views(

@@ -1,6 +1,8 @@
 """One optimizer step: from a batch to weights. All randomness is a function of the step.
 
-Shapes: B samples of this process, K targets.
+The heads of several folds are trained side by side, as if each target had F columns in place of
+one: K is then F times the number of targets, fold by fold. A sample has no weight in the columns of
+its own fold. Shapes: B samples of this process, F folds, K columns of logits.
 """
 
 from contextlib import nullcontext
@@ -36,6 +38,7 @@ class _Labels(NamedTuple):
     share: float
     batch: Batch
     weight_BK: Tensor
+    trained_BK: Tensor  # 0 where the sample is held out, else 1
 
 
 def train_step(state: TrainState, model: nn.Module, batch: Batch, step: int) -> StepResult:
@@ -49,13 +52,17 @@ def train_step(state: TrainState, model: nn.Module, batch: Batch, step: int) -> 
     if world.device.type == "cuda":
         torch.cuda.manual_seed(int(noise_seed.generate_state(1)[0]))
     batch = Batch(*(tensor.to(world.device) for tensor in batch))
+    batch, trained_BK = _by_fold(state, batch)
     weights = importance_weights(
         batch.targets_BK,
         batch.importance_B,
         max_weight=train_config.max_weight,
         reduce_sum=world.all_reduce_sum,
+        trained_BK=trained_BK,
     )
-    labels = [_Labels(1.0, batch, weights.weight_BK)]
+    # As if each column saw all samples, so that losses do not depend on the number of folds.
+    weight_BK = weights.weight_BK / (1 - 1 / train_config.folds if train_config.folds > 1 else 1)
+    labels = [_Labels(1.0, batch, weight_BK, trained_BK)]
     inputs = batch.inputs
     if train_config.regularization.mixes:
         inputs, labels = _mix(state, labels[0], step)
@@ -69,6 +76,18 @@ def train_step(state: TrainState, model: nn.Module, batch: Batch, step: int) -> 
     return StepResult(loss, weights.clipped_mass, grad_norm)
 
 
+def _by_fold(state: TrainState, batch: Batch) -> tuple[Batch, Tensor]:
+    """The batch with targets_BK of every fold, and trained_BK."""
+    num_folds, targets_BK = state.train_config.folds, batch.targets_BK
+    if num_folds == 1:
+        return batch, torch.ones_like(targets_BK)
+    fold_B = torch.from_numpy(state.rows.fold_N[batch.rows_B.cpu().numpy()])
+    is_held_out_BF = fold_B[:, None] == torch.arange(num_folds)
+    trained_BF = (~is_held_out_BF).to(targets_BK.device, targets_BK.dtype)
+    trained_BK = trained_BF.repeat_interleave(targets_BK.shape[1], dim=1)
+    return batch._replace(targets_BK=targets_BK.repeat(1, num_folds)), trained_BK
+
+
 def _mix(state: TrainState, labels: _Labels, step: int) -> tuple[Tensor, list[_Labels]]:
     """Blended inputs, and both of their labels (train.loss.mixup)."""
     mixing = draw_mixing(
@@ -80,10 +99,15 @@ def _mix(state: TrainState, labels: _Labels, step: int) -> tuple[Tensor, list[_L
     if mixing is None:
         return labels.batch.inputs, [labels]
     partner_B = mixing.partner_B
+    # A column may see neither of the two if it may not see one.
+    trained_BK = labels.trained_BK * labels.trained_BK[partner_B]
     partners = _Labels(
-        1 - mixing.share, _take(labels.batch, partner_B), labels.weight_BK[partner_B]
+        1 - mixing.share,
+        _take(labels.batch, partner_B),
+        labels.weight_BK[partner_B] * trained_BK,
+        trained_BK,
     )
-    own = labels._replace(share=mixing.share)
+    own = _Labels(mixing.share, labels.batch, labels.weight_BK * trained_BK, trained_BK)
     return mixing.blend(labels.batch.inputs), [own, partners]
 
 
@@ -106,11 +130,14 @@ def _accumulate_gradients(
         waits = isinstance(model, DistributedDataParallel) and not is_last
         with model.no_sync() if waits else nullcontext():  # type: ignore[operator]
             with torch.autocast(world.device.type, amp_dtype, enabled=uses_amp):
-                logits_BK = model(inputs[rows])
+                if train_config.folds > 1:
+                    logits_BK = model(inputs[rows], by_fold=True).flatten(1)
+                else:
+                    logits_BK = model(inputs[rows])
             losses = [
                 share
                 * batch_loss(logits_BK, _take(batch, rows), weight_BK[rows], train_config, world)
-                for share, batch, weight_BK in labels
+                for share, batch, weight_BK, _ in labels
             ]
             loss = torch.stack(losses).sum() if len(losses) > 1 else losses[0]
             state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

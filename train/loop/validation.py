@@ -22,9 +22,11 @@ from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from train.config import EarlyStopping, Metric, Mode
 from train.data.batches import read_eval_batches
+from train.data.rows import folds_of
 from train.loop.state import TrainState
 from train.metrics import ranking
 from train.metrics.ranking import Bools, Floats
+from train.model.detector import Head
 from train.model.tensors import load_into, read_tensors, write_tensors
 
 _log = logging.getLogger(__name__)
@@ -75,12 +77,13 @@ class Validation:
         self._state, self._settings = state, settings
         self._best_path = run_dir / "checkpoints" / "best.safetensors"
         shards = [shard for shard in state.generation.shards if shard.split == "val"]
-        columns = ("label", "inclusion_probability")
+        columns = ("label", "inclusion_probability", "group")
         tables = [Dataset(state.config.output.path).read_sidecar(each, columns) for each in shards]
         starts = np.cumsum([0, *(len(each) for each in tables)]).tolist()
         of_rank = slice(state.world.rank, None, state.world.size)
         self._own_shards = list(zip(shards, starts, strict=False))[of_rank]
         rows = pa.concat_tables(tables) if tables else pa.table({column: [] for column in columns})
+        self._fold_N = folds_of(rows["group"], state.train_config.folds)
         self._label_N = np.array(rows["label"].to_pylist(), dtype=object)
         self._weight_N = 1 / rows["inclusion_probability"].to_numpy().astype(np.float64)
         for target in state.config.target_names:
@@ -137,7 +140,13 @@ class Validation:
         logits_NK = torch.zeros(len(self._label_N), num_targets, device=state.world.device)
         with torch.inference_mode():
             for places, inputs in self._read_own(mode):
-                logits_NK[places] = to_logits(inputs.to(state.world.device)).float()
+                inputs = inputs.to(state.world.device)
+                if state.train_config.folds > 1:  # each row by the head that has not seen it
+                    assert isinstance(module, Head)
+                    logits_BK = module.held_out_logits(inputs, self._fold_N[places])
+                else:
+                    logits_BK = to_logits(inputs)
+                logits_NK[places] = logits_BK.float()
         return state.world.all_reduce_sum(logits_NK).cpu().numpy()
 
     def _read_own(self, mode: Mode) -> Iterator[tuple[slice, Tensor]]:

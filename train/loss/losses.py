@@ -21,22 +21,32 @@ class ImportanceWeights(NamedTuple):
 
 
 def importance_weights(
-    targets_BK: Tensor, importance_B: Tensor, *, max_weight: float, reduce_sum: ReduceSum
+    targets_BK: Tensor,
+    importance_B: Tensor,
+    *,
+    max_weight: float,
+    reduce_sum: ReduceSum,
+    trained_BK: Tensor | None = None,
 ) -> ImportanceWeights:
     """1 for positives; for negatives importance_B, self-normalised to mean 1.
+
+    trained_BK: 1, or 0 for samples that a column is not trained on, whose weight is 0; default 1.
 
     The mean is over the global batch, per target: a positive of one target is a negative of the
     others. Weights above `max_weight` times the mean are clipped (trading a little bias for less
     variance), then the mean is brought back to 1, so that the prior trained on stays the share of
-    positives in the batch. The batch must contain negatives of every target. These are the weights
-    of Horvitz and Thompson, normalised as by Hajek.
+    positives in the batch. A column without negatives in the batch learns from positives only.
+    These are the weights of Horvitz and Thompson, normalised as by Hajek.
     """
-    is_negative_BK = 1 - targets_BK
+    if trained_BK is None:
+        trained_BK = torch.ones_like(targets_BK)
+    is_negative_BK = (1 - targets_BK) * trained_BK
     raw_BK = is_negative_BK * importance_B[:, None]
     num_K, sum_K = reduce_sum(torch.stack([is_negative_BK.sum(0), raw_BK.sum(0)]))
-    clipped_BK = (raw_BK * (num_K / sum_K)).clamp(max=max_weight)
-    kept_K = reduce_sum(clipped_BK.sum(0)) / num_K
-    weight_BK = targets_BK + clipped_BK / kept_K
+    has_none_K = num_K == 0
+    clipped_BK = (raw_BK * (num_K / (sum_K + has_none_K))).clamp(max=max_weight)
+    kept_K = (reduce_sum(clipped_BK.sum(0)) + has_none_K) / (num_K + has_none_K)
+    weight_BK = targets_BK * trained_BK + clipped_BK / kept_K
     return ImportanceWeights(weight_BK, clipped_mass=(1 - kept_K.mean()).clamp(min=0))
 
 

@@ -1,4 +1,8 @@
-"""`predictions.parquet`: a run's logits for each val and test sample, and where its image is.
+"""`predictions.parquet`: a run's logits for rows that it has not seen, and where their images are.
+
+Those are the rows of val and test. With several folds they are also the rows of train: all
+positives, and a uniform subset of the negatives (`thin_to_uniform`); the logit of a row of train or
+val is then that of the head that is not trained on its fold.
 
 One row per sample: key, source, stratum, split, label, logit (raw, of the first target), with
 several targets one logit_<target> each, similarity, inclusion_probability, the location of the
@@ -11,6 +15,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +24,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import storage
+from pipeline.dataset.keys import unit_hash
 from pipeline.dataset.metadata import ReferenceInfo, strata_by_similarity
-from pipeline.dataset.schema import Split, Stratum
+from pipeline.dataset.schema import Stratum, with_columns
 from train.metrics.ranking import Bools, Floats, has_both
 
 _STRATA: tuple[Stratum, ...] = ("near", "mid", "far", "generated")
@@ -95,11 +101,40 @@ def assign_strata(rows: pa.Table, reference: ReferenceInfo | None) -> tuple[pa.A
     return stratum.combine_chunks(), similar.combine_chunks()
 
 
+def thin_to_uniform(predictions: pa.Table) -> pa.Table:
+    """Without so many negatives of train that those of each source are a uniform sample of it.
+
+    A negative drawn with probability p stays with probability q / p, q the least p of its source,
+    by a hash of its own: q is then the inclusion_probability of all that stay. Val needs none of
+    this; its negatives are drawn uniformly.
+    """
+    is_thinned_N = pc.and_(
+        pc.equal(predictions["split"], "train"), pc.equal(predictions["label"], "")
+    ).to_numpy()
+    source_N = np.array(predictions["source"].to_pylist(), object)
+    probability_N = predictions["inclusion_probability"].to_numpy().copy()
+    key_N = np.array(predictions["key"].to_pylist(), object)
+    is_kept_N = np.ones(len(key_N), np.bool_)
+    for source in set(source_N[is_thinned_N].tolist()):
+        members = np.flatnonzero(is_thinned_N & (source_N == source))
+        least = probability_N[members].min()
+        u = np.array([unit_hash("uniform subset", key) for key in key_N[members]])
+        is_kept_N[members] = u * probability_N[members] < least
+        probability_N[members] = least
+    thinned = with_columns(predictions, inclusion_probability=pa.array(probability_N))
+    return thinned.filter(pa.array(is_kept_N))
+
+
 def of_target(
-    predictions: pa.Table, target: str, *, split: Split, targets: Sequence[str]
+    predictions: pa.Table,
+    target: str,
+    *,
+    split: Literal["held_out", "test"],
+    targets: Sequence[str],
 ) -> TargetPredictions:
-    """The predictions of one split for one target."""
-    rows = predictions.filter(pc.equal(predictions["split"], split)).combine_chunks()
+    """The predictions of test, or of all other rows, for one target."""
+    is_test = pc.equal(predictions["split"], "test")
+    rows = predictions.filter(is_test if split == "test" else pc.invert(is_test)).combine_chunks()
 
     def texts(column: str) -> NDArray[np.str_]:
         return np.array(rows[column].fill_null("").to_pylist(), dtype=np.str_)

@@ -77,7 +77,7 @@ def _measure_target(
         "alpha": calibration.alpha,
         "alpha_wanted": config.alpha,
         "delta": calibration.delta,
-        "num_val_negatives": calibration.num_negatives,
+        "num_held_out_negatives": calibration.num_negatives,
         "deploy_prior": prior,
         "tpr": tpr,
         **by_level,

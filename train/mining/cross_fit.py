@@ -37,7 +37,6 @@ def fold_heads(
     config: Config,
     train_config: TrainConfig,
     dataset: DatasetInfo,
-    head: Head,
     *,
     generation: int,
     num_folds: int,
@@ -45,10 +44,10 @@ def fold_heads(
 ) -> list[Head]:
     """One head per fold, in eval mode on the CPU, trained like the run's but without the fold.
 
-    head: the run's, for its architecture. num_steps: after which the run's weights were taken,
-    fewer than `steps` if it stopped early. The heads are kept in RUN/fold_heads.safetensors.
+    num_steps: after which the run's weights were taken, fewer than `steps` if it stopped early.
+    The heads are kept in RUN/mining_heads.safetensors.
     """
-    path = run / "fold_heads.safetensors"
+    path = run / "mining_heads.safetensors"
     tensors = read_tensors(path) if path.exists() else {}
     if len({name.partition(".")[0] for name in tensors}) != num_folds:
         tensors = _train_heads(config, train_config, dataset, generation, num_folds, num_steps)
@@ -62,7 +61,12 @@ def fold_heads(
             for name, tensor in tensors.items()
             if name.startswith(prefix)
         }
-        of_fold = copy.deepcopy(head)
+        of_fold = Head(
+            dataset.embedding_dim,
+            len(config.targets),
+            hidden_dim=train_config.hidden_dim,
+            dropout=train_config.dropout,
+        )
         load_into(of_fold, state, path)
         heads.append(of_fold.eval())
     return heads

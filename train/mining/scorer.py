@@ -104,9 +104,8 @@ def prepare_scorer(config: Config, run_dir: str | os.PathLike[str]) -> Scorer:
         heads = fold_heads(
             run,
             config,
-            train_config,
+            train_config.model_copy(update={"folds": 1}),
             dataset,
-            detector.head,
             generation=info.generation,
             num_folds=NUM_FOLDS,
             num_steps=info.samples_seen // train_config.batch_size,
@@ -170,7 +169,7 @@ def _own_constants(run: Path, info: ModelInfo) -> NDArray[np.float64]:
         predictions = pq.read_table(io.BytesIO(storage.read_bytes(path)))
     constants = []
     for target in info.targets:
-        val = of_target(predictions, target, split="val", targets=info.targets)
+        val = of_target(predictions, target, split="held_out", targets=info.targets)
         own = info.calibration[target]
         guard = threshold_at_tpr(val.logits_N[val.is_positive_N], tpr=GUARD_TPR)
         constants.append((own.scale, own.bias, guard))

@@ -4,11 +4,14 @@ Shapes: B batch, C H W image, D embedding, K targets.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, JsonValue
 from torch import Tensor, nn
 
@@ -22,24 +25,67 @@ from train.model.groups import open_last_groups
 from train.model.tensors import load_into, read_tensors, write_tensors
 
 
-class Head(nn.Module):
-    """embedding_BD, L2-normalised -> logits_BK, by one hidden layer or (hidden_dim 0) none.
+class Standardize(nn.Module):
+    """Each feature to mean 0 and standard deviation 1 over the photographs trained on."""
 
-    LayerNorm scales the values of an embedding, about 1/sqrt(D) each, to the size that initial
-    weights of a linear layer are made for.
+    mean_D: Tensor
+    sd_D: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean_D", torch.zeros(dim))
+        self.register_buffer("sd_D", torch.ones(dim))
+
+    def set(self, mean_D: Tensor, sd_D: Tensor) -> None:
+        self.mean_D.copy_(mean_D)
+        self.sd_D.copy_(sd_D)
+
+    def forward(self, embedding_BD: Tensor) -> Tensor:
+        return (embedding_BD - self.mean_D) / self.sd_D
+
+
+class Head(nn.Module):
+    """embedding_BD, L2-normalised -> logits_BK: the mean of the heads of all folds.
+
+    Each of them has one hidden layer or (hidden_dim 0) none. Before them each feature is
+    standardised, since they differ by orders of magnitude and a linear layer learns from all of
+    them when they do not; then LayerNorm takes out how strongly an image excites them together.
+    Models before 0.3 have only the LayerNorm.
     """
 
     def __init__(
-        self, embedding_dim: int, num_targets: int, *, hidden_dim: int, dropout: float
+        self,
+        embedding_dim: int,
+        num_targets: int,
+        *,
+        hidden_dim: int,
+        dropout: float,
+        num_folds: int = 1,
+        is_standardized: bool = True,
     ) -> None:
         super().__init__()
-        hidden = [nn.Linear(embedding_dim, hidden_dim), nn.GELU()] if hidden_dim else []
-        last = nn.Linear(hidden_dim or embedding_dim, num_targets)
-        self.layers = nn.Sequential(nn.LayerNorm(embedding_dim), *hidden, nn.Dropout(dropout), last)
+        self.standardize = Standardize(embedding_dim) if is_standardized else nn.Identity()
+        # Without weights, which would carry what one head learns to the others.
+        self.norm = nn.LayerNorm(embedding_dim, elementwise_affine=not is_standardized)
+        self.folds = nn.ModuleList(
+            nn.Sequential(
+                *([nn.Linear(embedding_dim, hidden_dim), nn.GELU()] if hidden_dim else []),
+                nn.Dropout(dropout),
+                nn.Linear(hidden_dim or embedding_dim, num_targets),
+            )
+            for _ in range(num_folds)
+        )
 
-    def forward(self, embedding_BD: Tensor) -> Tensor:
-        logits_BK: Tensor = self.layers(embedding_BD)
-        return logits_BK
+    def forward(self, embedding_BD: Tensor, *, by_fold: bool = False) -> Tensor:
+        """logits_BK; by_fold: logits_BFK, of the head of each fold."""
+        features_BD = self.norm(self.standardize(embedding_BD))
+        logits_BFK = torch.stack([head(features_BD) for head in self.folds], dim=1)
+        return logits_BFK if by_fold else logits_BFK.mean(dim=1)
+
+    def held_out_logits(self, embedding_BD: Tensor, fold_B: NDArray[np.int8]) -> Tensor:
+        """logits_BK of rows of the data set, each by the head that is not trained on its fold."""
+        logits_BFK: Tensor = self(embedding_BD, by_fold=True)
+        return logits_BFK[torch.arange(len(fold_B)), torch.from_numpy(fold_B).long()]
 
 
 class DetectorModel(nn.Module):
@@ -100,6 +146,8 @@ class ModelInfo(BaseModel, frozen=True, extra="forbid"):
     embedding_dim: int
     hidden_dim: int
     dropout: float
+    folds: int = 1  # heads, each trained without a fold of train and val; the model is their mean
+    is_standardized: bool = False  # the head's features; before 0.3 they were not
     mode: Literal["head", "finetune"]
     positive_share: float  # of each batch, all targets together
     # By target, the prior at which its logits are log-odds; None if there is no such prior.
@@ -116,10 +164,23 @@ class ModelInfo(BaseModel, frozen=True, extra="forbid"):
 
 
 def build_detector(
-    encoder: Encoder, num_targets: int, *, hidden_dim: int, dropout: float
+    encoder: Encoder,
+    num_targets: int,
+    *,
+    hidden_dim: int,
+    dropout: float,
+    num_folds: int = 1,
+    is_standardized: bool = True,
 ) -> DetectorModel:
     """A detector with a new head, whose weights come from torch's global generator."""
-    head = Head(encoder.embedding_dim, num_targets, hidden_dim=hidden_dim, dropout=dropout)
+    head = Head(
+        encoder.embedding_dim,
+        num_targets,
+        hidden_dim=hidden_dim,
+        dropout=dropout,
+        num_folds=num_folds,
+        is_standardized=is_standardized,
+    )
     return DetectorModel(encoder, head)
 
 
@@ -155,7 +216,12 @@ def load_model(run_dir: str | os.PathLike[str]) -> tuple[DetectorModel, ModelInf
     with torch.random.fork_rng(devices=[]):  # the random weights are overwritten at once
         encoder = load_encoder(info.encoder, pretrained=False)
         detector = build_detector(
-            encoder, len(info.targets), hidden_dim=info.hidden_dim, dropout=info.dropout
+            encoder,
+            len(info.targets),
+            hidden_dim=info.hidden_dim,
+            dropout=info.dropout,
+            num_folds=info.folds,
+            is_standardized=info.is_standardized,
         )
     if encoder.preprocessing != info.preprocessing:
         raise InfinegError(
@@ -163,5 +229,15 @@ def load_model(run_dir: str | os.PathLike[str]) -> tuple[DetectorModel, ModelInf
             f"{encoder.preprocessing}; install the versions that it was trained with"
         )
     path = Path(run_dir) / "model.safetensors"
-    load_into(detector, read_tensors(path, sha256=info.weights_sha256), path)
+    tensors = read_tensors(path, sha256=info.weights_sha256)
+    load_into(detector, {_present_name(name): tensor for name, tensor in tensors.items()}, path)
     return detector.eval(), info
+
+
+def _present_name(name: str) -> str:
+    """Of a weight of a head; before 0.3 a head was one list of layers, LayerNorm first."""
+    found = re.fullmatch(r"head\.layers\.(\d+)\.(.*)", name)
+    if found is None:
+        return name
+    number = int(found[1])
+    return f"head.norm.{found[2]}" if number == 0 else f"head.folds.0.{number - 1}.{found[2]}"

@@ -91,8 +91,8 @@ def _promise(metrics: Mapping[str, Any]) -> Point:
     drawn = metrics["fpr_as_drawn"]["all"]
     answer = f"at most {format_percent(metrics['alpha'])} false positives"
     detail = (
-        f"Logit {metrics['threshold']:.3f}, set on {metrics['num_val_negatives']:,} val negatives "
-        f"so that this fails with probability {format_percent(metrics['delta'])} at most."
+        f"Logit {metrics['threshold']:.3f}, set on {metrics['num_held_out_negatives']:,} held-out "
+        f"negatives so that this fails with probability {format_percent(metrics['delta'])} at most."
     )
     if drawn["n"]:
         kept = "consistent with" if drawn["low"] <= metrics["alpha"] else "violating"
@@ -126,8 +126,8 @@ def _unclaimed(metrics: Mapping[str, Any]) -> list[str]:
     if metrics["alpha"] > wanted:
         limits.append(
             f"A false positive rate of {format_percent(wanted)} was wanted, but "
-            f"{metrics['num_val_negatives']:,} val negatives are too few to guarantee it: the "
-            f"threshold is above the largest of them, which guarantees "
+            f"{metrics['num_held_out_negatives']:,} held-out negatives are too few to guarantee "
+            f"it: the threshold is above the largest of them, which guarantees "
             f"{format_percent(metrics['alpha'])}. "
             f"It takes {metrics['negatives_needed'][f'{wanted:g}']:,}."
         )

@@ -341,7 +341,7 @@ def test_a_run_and_the_caches_lose_what_they_hold(
     for picture in pictures:
         assert f'alt="{picture.key}"' not in left
     kept = pq.read_table(run / "predictions.parquet")
-    assert predictions.num_rows - kept.num_rows == 1
+    assert predictions.num_rows - kept.num_rows == 2
     assert f"removed from {run}/report.html" in said
     assert any(f"not reached: the weights in {run}" in line for line in said)
     with pytest.raises(ConfigError, match="no run there"):

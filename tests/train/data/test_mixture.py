@@ -178,7 +178,7 @@ def test_a_mixture_that_cannot_be_is_refused_before_the_first_step(
     dataset: Path, tmp_path: Path, entries: list[dict[str, Any]], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=rf"train\.mixture: .*{message}"):
-        run_training(dataset, tmp_path / "run", **SHORT, mixture=entries)
+        run_training(dataset, tmp_path / "run", **SHORT, folds=1, mixture=entries)
     assert not (tmp_path / "run" / "log.jsonl").exists()
 
 

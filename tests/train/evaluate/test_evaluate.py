@@ -123,7 +123,7 @@ def test_predictions_say_where_each_picture_lies(run: Path) -> None:
         "key", "source", "stratum", "split", "label", "logit", "similarity",
         "inclusion_probability", "shard", "tar_offset", "tar_size", "stratum_by_similarity",
     ]  # fmt: skip
-    assert set(rows["split"].to_pylist()) == {"val", "test"}
+    assert set(rows["split"].to_pylist()) == {"train", "val", "test"}
     row = rows.slice(5, 1).to_pylist()[0]
     with (run.parent / "data" / row["shard"]).open("rb") as tar:
         tar.seek(row["tar_offset"])
@@ -134,11 +134,11 @@ def test_model_carries_the_calibration_that_metrics_name(run: Path) -> None:
     cat = _metrics(run)["target"]["cat"]
     _, info = load_model(run)
     assert info.thresholds == {"cat": cat["threshold"]}
-    assert info.calibration["cat"].num_negatives == cat["num_val_negatives"] == 150
+    assert info.calibration["cat"].num_negatives == cat["num_held_out_negatives"] == 450
 
 
-@pytest.mark.parametrize(("split", "moves"), [("test", False), ("val", True)])
-def test_threshold_and_calibration_depend_on_val_alone(
+@pytest.mark.parametrize(("split", "moves"), [("test", False), ("val", True), ("train", True)])
+def test_threshold_and_calibration_depend_on_all_but_test(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str, moves: bool
 ) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
@@ -168,7 +168,7 @@ def test_overrides_reach_the_operating_point(run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     cat = evaluate_run(copy, overrides=["evaluate.alpha=0.001"])["target"]["cat"]
     assert cat["alpha_wanted"] == 0.001
-    assert cat["alpha"] == pytest.approx(1 - 0.05 ** (1 / 150))
+    assert cat["alpha"] == pytest.approx(1 - 0.05 ** (1 / 450))
     assert "too few to guarantee" in (copy / "report.html").read_text()
 
 

@@ -12,6 +12,7 @@ from PIL.ExifTags import Base as ExifTag
 from pipeline.errors import ConfigError, InfinegError
 from support.corpus import png_header
 from train.evaluate.predict import Detector, FilePrediction, ImageInput, Prediction, predict_paths
+from train.model.detector import read_model_info
 
 WARM, PINK, COLD = (230, 120, 40), (220, 60, 160), (30, 90, 200)
 
@@ -133,9 +134,15 @@ def test_text_line_has_path_label_probabilities_and_rarity() -> None:
 
 def test_label_is_the_most_probable_of_the_targets_that_pass(run: Path) -> None:
     detector = Detector.load(run)
-    assert detector.predict_logits([50.0, 40.0]).label == "cat"
-    assert detector.predict_logits([40.0, 50.0]).label == "dog"
-    assert detector.predict_logits([-50.0, 5.0]).label == "dog"
+    calibration = read_model_info(run).calibration
+
+    def logit(target: str, log_odds: float) -> float:
+        each = calibration[target]
+        return (log_odds - each.bias - each.prior_shift) / each.scale
+
+    assert detector.predict_logits([logit("cat", 60), logit("dog", 50)]).label == "cat"
+    assert detector.predict_logits([logit("cat", 50), logit("dog", 60)]).label == "dog"
+    assert detector.predict_logits([-50.0, logit("dog", 50)]).label == "dog"
     assert detector.predict_logits([-50.0, -50.0]).label == ""
 
 

@@ -21,6 +21,7 @@ from support.train_runs import (
 )
 from train.config import EarlyStopping
 from train.data.batches import read_eval_batches
+from train.data.rows import folds_of
 from train.evaluate.run import evaluate_run
 from train.loop.validation import BestSoFar, measure_target, tpr_at_fpr
 from train.model.detector import load_model, read_model_info
@@ -77,7 +78,8 @@ def test_what_is_logged_is_the_metric_of_the_val_split_of_those_weights(
         for rows, embedding_BD in read_eval_batches(
             str(dataset), generation, splits=("val",), mode="head", preprocessing=None
         ):
-            logits += detector.head_logits(embedding_BD)[:, 0].tolist()
+            fold_B = folds_of(rows["group"], 5)
+            logits += detector.head.held_out_logits(embedding_BD, fold_B)[:, 0].tolist()
             is_positive += [label == "cat" for label in rows["label"].to_pylist()]
             weights += [1 / p for p in rows["inclusion_probability"].to_pylist()]
     assert set(weights) == {1.0, 1 / EVAL_PROBABILITY}
@@ -137,7 +139,7 @@ def test_metrics_weigh_negatives_by_their_inverse_probability() -> None:
 
 def test_val_without_the_target_is_refused_before_the_first_step(tmp_path: Path) -> None:
     write_dataset(tmp_path / "data", num_positives=1)  # half of one is none
-    section = SHORT | {"early_stopping": {}}
+    section = SHORT | {"early_stopping": {}, "folds": 1}
     with pytest.raises(ConfigError, match=r"early_stopping: val of generation 1 has 0 samples of"):
         run_training(tmp_path / "data", tmp_path / "run", **section)
     assert not (tmp_path / "run" / "log.jsonl").exists()

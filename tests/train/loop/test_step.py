@@ -88,14 +88,14 @@ def test_average_follows_the_weights_slowly_and_is_what_is_exported(
     wanted: torch.Tensor | None = None
     for step, batch in zip(range(12), open_stream(state, "head", range(12), image_size=32)):  # noqa: B905
         train_step(state, head, batch, step)
-        weight = head.layers[1].weight.detach().clone()
+        weight = head.folds[1][0].weight.detach().clone()
         kept = min(0.5, (1 + step) / (10 + step))
         wanted = weight if wanted is None else kept * wanted + (1 - kept) * weight
-    averaged = state.evaluated.get_submodule("layers.1").weight
+    averaged = state.evaluated.get_submodule("folds.1.0").weight
     torch.testing.assert_close(averaged, wanted)
     exported, _ = load_model(run_training(dataset, tmp_path / "whole", **section))
-    torch.testing.assert_close(exported.head.layers[1].weight, averaged)
-    assert not torch.equal(head.layers[1].weight, averaged)
+    torch.testing.assert_close(exported.head.folds[1][0].weight, averaged)
+    assert not torch.equal(head.folds[1][0].weight, averaged)
 
 
 def test_scaler_and_average_come_back_from_their_state() -> None:

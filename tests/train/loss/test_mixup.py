@@ -97,10 +97,12 @@ def test_mixing_leaves_each_label_its_weight_and_offset() -> None:
     offset_B = torch.tensor([0.3, -1.0, 0.0, 2.0])
     batch = batch_of(targets, torch.ones(4), offset_B)._replace(inputs=torch.randn(4, 8))
     for step in range(10):
-        parts = mixed_labels(config_of(mixup=0.5), _Labels(1.0, batch, weight), step)
+        parts = mixed_labels(
+            config_of(mixup=0.5), _Labels(1.0, batch, weight, torch.ones(4, 1)), step
+        )
         assert sum(part.share for part in parts) == pytest.approx(1)
         total = {}
-        for share, part, weight_BK in parts:
+        for share, part, weight_BK, _ in parts:
             for offset, each in zip(part.offset_B.tolist(), weight_BK[:, 0].tolist(), strict=True):
                 total[offset] = total.get(offset, 0) + share * each
         assert list(total.values()) == pytest.approx([total[k] for k in total])
@@ -113,10 +115,10 @@ def test_mixed_loss_is_the_one_of_the_formula() -> None:
     offset_B, logits = torch.tensor([0.3, -1.0, 0.0, 2.0]), column(2.0, -1.0, 0.5, 0.1)
     batch = batch_of(targets, torch.ones(4), offset_B)._replace(inputs=torch.randn(4, 8))
     train_config = config_of(mixup=0.5)
-    parts = mixed_labels(train_config, _Labels(1.0, batch, weight), 2)
+    parts = mixed_labels(train_config, _Labels(1.0, batch, weight, torch.ones(4, 1)), 2)
     loss = sum(
         share * batch_loss(logits, part, weight_BK, train_config, ALONE)
-        for share, part, weight_BK in parts
+        for share, part, weight_BK, _ in parts
     )
     mixing = draw_mixing(Regularization(mixup=0.5), batch.inputs, seed=(0, 2, 1), rank=0)
     f, y, w, o = (each.numpy() for each in (logits[:, 0], targets[:, 0], weight[:, 0], offset_B))

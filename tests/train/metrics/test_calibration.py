@@ -202,7 +202,7 @@ def test_too_few_negatives_say_what_they_allow(caplog: pytest.LogCaptureFixture)
         calibration = _calibrate(positives, negatives, alpha=1e-3)
     assert calibration.alpha == pytest.approx(1 - 0.05 ** (1 / 100))
     assert not np.any(negatives.astype(np.float32) >= calibration.threshold)
-    assert "100 val negatives are too few" in caplog.text
+    assert "100 held-out negatives are too few" in caplog.text
     assert "it takes 2995" in caplog.text
 
 

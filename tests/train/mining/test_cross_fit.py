@@ -18,7 +18,7 @@ NUM_FOLDS = 3
 
 @pytest.fixture
 def state(dataset: Path, tmp_path: Path) -> TrainState:
-    section = {"steps": 30, "batch_size": 16, "hidden_dim": 8, "learning_rate": 0.01}
+    section = {"steps": 30, "batch_size": 16, "hidden_dim": 8, "learning_rate": 0.01, "folds": 1}
     return state_of(dataset, tmp_path / "run", **section)
 
 
@@ -30,7 +30,6 @@ def heads_of(state: TrainState) -> list[Head]:
         state.config,
         state.train_config,
         state.dataset,
-        state.detector.head,
         generation=1,
         num_folds=NUM_FOLDS,
         num_steps=state.train_config.steps,

@@ -36,6 +36,7 @@ def info(detector: DetectorModel) -> ModelInfo:
         embedding_dim=detector.encoder.embedding_dim,
         hidden_dim=8,
         dropout=0.1,
+        is_standardized=True,
         mode="head",
         positive_share=0.25,
         generation=1,
@@ -78,10 +79,10 @@ def test_weights_of_another_shape_are_refused(
 ) -> None:
     save_model(tmp_path, detector.state_dict(), info)
     write_model_info(tmp_path, info.model_copy(update={"hidden_dim": 9}))
-    with pytest.raises(InfinegError, match=r"tensors do not fit the model: head\.layers"):
+    with pytest.raises(InfinegError, match=r"tensors do not fit the model: head\.folds"):
         load_model(tmp_path)
     write_model_info(tmp_path, info.model_copy(update={"hidden_dim": 0}))
-    with pytest.raises(InfinegError, match=r"head\.layers\.4\.bias is \(2,\), wanted none"):
+    with pytest.raises(InfinegError, match=r"head\.folds\.0\.3\.bias is \(2,\), wanted none"):
         load_model(tmp_path)
 
 

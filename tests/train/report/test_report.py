@@ -40,7 +40,7 @@ def test_summary_states_counts_and_what_was_not_tested(run: Path) -> None:
     cat = json.loads((run / "metrics.json").read_text())["target"]["cat"]
     assert f"{in_hundred(cat['tpr']['value'])} pictures of a cat" in page
     assert f"about {one_in(cat['fpr']['all']['value'])} other pictures" in page
-    assert f"set on {cat['num_val_negatives']} val negatives" in page
+    assert f"set on {cat['num_held_out_negatives']} held-out negatives" in page
     assert "Tested on few: 50 look-alikes (near)" in page
     assert "Rates under 1 in 1,000: to claim one takes 2,995 negatives" in page
 
