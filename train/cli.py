@@ -150,12 +150,18 @@ def predict(
     run: RunDir,
     paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Images or folders.")],
     as_json: Annotated[bool, typer.Option("--json", help="JSON Lines.")] = False,
+    prior: Annotated[
+        float | None,
+        typer.Option(help="Share of pictures that show a target; default evaluate.deploy_prior."),
+    ] = None,
 ) -> None:
     """Print a line per image: path, label or nothing, probability, one in N."""
     from train.evaluate.predict import predict_paths
 
+    if prior is not None and not 0 < prior < 1:
+        raise ConfigError(f"--prior {prior:g}: a share between 0 and 1, both excluded")
     num_files = num_read = 0
-    for prediction in predict_paths(run, paths):
+    for prediction in predict_paths(run, paths, prior=prior):
         sys.stdout.write((prediction.as_json() if as_json else prediction.as_text()) + "\n")
         num_files += 1
         num_read += prediction.error is None

@@ -15,7 +15,12 @@ class EvaluateConfig(BaseModel, frozen=True, extra="forbid"):
         0.05, gt=0, lt=1, description="Probability that the threshold exceeds `alpha`."
     )
     deploy_prior: float = Field(
-        1e-3, gt=0, lt=1, description="Share of pictures in use that show the target."
+        0.5,
+        gt=0,
+        lt=1,
+        description="Share of pictures in use that show the target: probabilities are at this "
+        "share. At 0.5 the target gets a high one and all else a low one; a smaller share lowers "
+        "them all. Labels do not depend on it.",
     )
     calibration: Literal["platt", "temperature"] = Field(
         "platt",

@@ -6,6 +6,7 @@ Shapes: B batch, C H W image, K targets.
 import io
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,7 +27,7 @@ from pipeline import storage
 from pipeline.dataset.decoders import UnusableImage
 from pipeline.encoders.preprocessing import crop_any_image
 from pipeline.errors import ConfigError, InfinegError
-from train.metrics.calibration import calibrated_logits, conformal_p_value
+from train.metrics.calibration import at_prior, calibrated_logits, conformal_p_value
 from train.model.detector import DetectorModel, ModelInfo, load_model
 
 # A path, an encoded image, a PIL image, or an RGB or grey array of shape (H, W, 3) or (H, W).
@@ -44,15 +45,19 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 class Prediction:
     """The prediction for one image.
 
-    label: the most probable target above its threshold, "" if there is none. probabilities: by
-    target, at evaluate.deploy_prior. logits: by target, before calibration. one_in: of this many
-    negatives one reaches such a logit, for the label's target or (label "") the most probable one;
-    at most the number of negatives that the threshold was set on.
+    label: the most probable target that reaches its threshold, "" if there is none. probabilities
+    and thresholds: by target, both if the share `prior` of all pictures shows it. prior: that of
+    evaluate.deploy_prior unless another was given; None for a run of an older version. logits: by
+    target, before calibration. one_in: of this many negatives one reaches such a logit, for the
+    label's target or (label "") the most probable one; at most the number of negatives that the
+    threshold was set on.
     """
 
     label: str
     logits: dict[str, float]
     probabilities: dict[str, float]
+    thresholds: dict[str, float]
+    prior: float | None
     one_in: float
 
 
@@ -74,7 +79,12 @@ class FilePrediction:
         found, path = self.prediction, _one_line(self.path)
         if found is None:
             return f"{path}\terror: {self.error}"
-        shares = " ".join(f"{name} {share:.4f}" for name, share in found.probabilities.items())
+        shares = " ".join(
+            f"{name} {_share(share)} (threshold {_share(found.thresholds[name])})"
+            for name, share in found.probabilities.items()
+        )
+        if found.prior is not None:
+            shares += f" at prior {found.prior:g}"
         return f"{path}\t{found.label}\t{shares}\tone in {found.one_in:,.0f}"
 
 
@@ -83,7 +93,8 @@ class Detector:
 
     >>> detector = Detector.load("runs/cat")
     >>> detector("photos/tabby.jpg")
-    Prediction(label='cat', logits={'cat': 4.1}, probabilities={'cat': 0.97}, one_in=12000.0)
+    Prediction(label='cat', logits={'cat': 4.1}, probabilities={'cat': 0.97},
+        thresholds={'cat': 0.82}, prior=0.5, one_in=12000.0)
     >>> [prediction.label for prediction in detector(["photos/tabby.jpg", "photos/wolf.jpg"])]
     ['cat', '']
 
@@ -92,21 +103,28 @@ class Detector:
     Runs on the GPU if there is one.
     """
 
-    def __init__(self, model: DetectorModel, info: ModelInfo) -> None:
+    def __init__(
+        self, model: DetectorModel, info: ModelInfo, *, prior: float | None = None
+    ) -> None:
         assert info.calibration is not None
         self.targets = info.targets
         self._calibrations = [info.calibration[target] for target in info.targets]
+        if prior is not None:
+            self._calibrations = [at_prior(each, prior) for each in self._calibrations]
         self._preprocessing = info.preprocessing
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = model.to(self._device)
 
     @classmethod
-    def load(cls, run: str | os.PathLike[str]) -> "Detector":
-        """Loads the folder of a run. Raises ConfigError if it is not trained and evaluated."""
+    def load(cls, run: str | os.PathLike[str], *, prior: float | None = None) -> "Detector":
+        """Loads the folder of a run. Raises ConfigError if it is not trained and evaluated.
+
+        prior: share of pictures that show a target, default the run's evaluate.deploy_prior.
+        """
         model, info = load_model(run)
         if info.calibration is None:
             raise ConfigError(f"{run}: not calibrated yet; run `infineg evaluate {run}`")
-        return cls(model, info)
+        return cls(model, info, prior=prior)
 
     @overload
     def __call__(self, images: ImageInput) -> Prediction: ...
@@ -169,6 +187,11 @@ class Detector:
                 target: float(expit(log_odds))
                 for target, log_odds in zip(self.targets, calibrated, strict=True)
             },
+            thresholds={
+                target: float(expit(calibrated_logits(each, each.threshold)))
+                for target, each in zip(self.targets, self._calibrations, strict=True)
+            },
+            prior=self._calibrations[0].prior,
             one_in=1 / conformal_p_value(self._calibrations[best], logits_K[best]),
         )
 
@@ -216,6 +239,7 @@ def predict_paths(
     paths: Iterable[str | os.PathLike[str]],
     *,
     batch_size: int = _BATCH_SIZE,
+    prior: float | None = None,
 ) -> Iterator[FilePrediction]:
     """One prediction per file, in order; folders are walked in alphabetical order, each once.
 
@@ -226,7 +250,7 @@ def predict_paths(
     for path in given:
         if not path.exists():
             raise ConfigError(f"{path}: no such file or folder")
-    detector = Detector.load(run_dir)
+    detector = Detector.load(run_dir, prior=prior)
 
     def predictions() -> Iterator[FilePrediction]:
         unreadable: list[FilePrediction] = []
@@ -260,6 +284,12 @@ def _walk(
             yield from (path / name for name in sorted(names, key=lambda name: name.split("/")))
         else:
             yield path
+
+
+def _share(probability: float) -> str:
+    """Four digits, more near 0 and 1, so that what lies above a threshold also reads so."""
+    distance = max(min(probability, 1 - probability), 1e-12)
+    return f"{probability:.{max(4, 1 - math.floor(math.log10(distance)))}f}"
 
 
 def _one_line(path: str) -> str:

@@ -72,7 +72,12 @@ def evaluate_run(
         for target in info.targets
     ]
     generation = Dataset(dataset).read_generation(info.generation)
-    metrics = measure(tests, info, evaluate_config) | {
+    held_out = [
+        of_target(predictions, target, split="held_out", targets=info.targets)
+        for target in info.targets
+        if info.folds > 1
+    ]
+    metrics = measure(tests, info, evaluate_config, held_out=held_out) | {
         "dataset": describe_dataset(dataset, generation, config)
     }
     page = render_report(

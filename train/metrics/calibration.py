@@ -99,6 +99,7 @@ def calibrate_target(
         scale=scale,
         bias=bias,
         prior_shift=float(log_odds(deploy_prior) - log_odds(prior)),
+        prior=deploy_prior,
         threshold=threshold,
         alpha=reached,
         delta=delta,
@@ -221,6 +222,17 @@ def calibrated_logits(
     raw_N = np.asarray(logits_N, dtype=np.float64)
     shift = calibration.prior_shift if deployed else 0.0
     return calibration.scale * raw_N + calibration.bias + shift
+
+
+def at_prior(calibration: TargetCalibration, prior: float) -> TargetCalibration:
+    """The calibration if the target's share in use is `prior`: other probabilities, no other label.
+
+    Raises ConfigError for a calibration of a version that did not record its own prior.
+    """
+    if calibration.prior is None:
+        raise ConfigError("calibrated by a version that recorded no prior; evaluate the run again")
+    shift = calibration.prior_shift + float(log_odds(prior) - log_odds(calibration.prior))
+    return calibration.model_copy(update={"prior": prior, "prior_shift": shift})
 
 
 def conformal_p_value(calibration: TargetCalibration, logit: float) -> float:

@@ -28,17 +28,35 @@ _PARTIAL_MAX_FPR = 1e-3
 
 
 def measure(
-    tests: Sequence[TargetPredictions], info: ModelInfo, config: EvaluateConfig
+    tests: Sequence[TargetPredictions],
+    info: ModelInfo,
+    config: EvaluateConfig,
+    *,
+    held_out: Sequence[TargetPredictions] = (),
 ) -> dict[str, Any]:
-    """The content of metrics.json. `info` carries the calibration of each target."""
+    """The content of metrics.json. `info` carries the calibration of each target.
+
+    held_out: of each target, the rows of train and val that heads of other folds predict.
+    """
     assert info.calibration is not None
+    blocks = {
+        test.target: _measure_target(
+            test, info.calibration[test.target], config, info.positive_share
+        )
+        for test in tests
+    }
+    for test, others in zip(tests, held_out, strict=False):
+        # No choice depends on the positives of a fold but the scale of the probabilities.
+        is_detected = [
+            each.logits_N[each.is_positive_N] >= blocks[test.target]["threshold"]
+            for each in (test, others)
+        ]
+        events_N = np.concatenate(is_detected)
+        blocks[test.target]["tpr_cross_fitted"] = asdict(
+            rates.event_rate(events_N, np.ones(len(events_N)))
+        )
     return {
-        "target": {
-            test.target: _measure_target(
-                test, info.calibration[test.target], config, info.positive_share
-            )
-            for test in tests
-        },
+        "target": blocks,
         "strata": _measure_sources(tests, info.calibration),
         "generation": info.generation,
         "samples_seen": info.samples_seen,

@@ -122,6 +122,7 @@ class TargetCalibration(BaseModel, frozen=True, extra="forbid"):
     scale: float
     bias: float
     prior_shift: float  # logit(prior in use) - logit(prior of the calibration data)
+    prior: float | None = None  # in use, evaluate.deploy_prior; None in older versions
     threshold: float  # on the raw logit f
     alpha: float  # false-positive rate that the threshold stays under
     delta: float  # probability that it does not

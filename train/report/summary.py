@@ -39,10 +39,12 @@ def summarise(name: str, metrics: Mapping[str, Any], *, is_folder: bool = False)
 
 
 def _finds(name: str, metrics: Mapping[str, Any], is_folder: bool) -> Point | None:
-    tpr = metrics["tpr"]
+    tpr, unseen = metrics["tpr"], "" if is_folder else " not seen in training"
+    if tpr["n"] < _FEW and "tpr_cross_fitted" in metrics:
+        tpr = metrics["tpr_cross_fitted"]
+        unseen += f" ({metrics['tpr']['n']:,} of test, the others by heads of other folds)"
     if not tpr["n"]:
         return None
-    unseen = "" if is_folder else " not seen in training"
     return Point(
         "What it detects",
         f"{in_hundred(tpr['value'])} pictures of a {name}",
@@ -99,6 +101,11 @@ def _promise(metrics: Mapping[str, Any]) -> Point:
         detail += (
             f" On the test negatives, drawn the same way: {format_percent(drawn['value'])} "
             f"({format_interval(drawn)}), {kept} the guarantee."
+        )
+    if "tpr_cross_fitted" in metrics:
+        detail += (
+            " It is exact for a head by itself; the model is the mean of several, each judged on "
+            "negatives it has not seen, and in simulations kept it with room to spare."
         )
     return Point("What the threshold guarantees", answer, detail)
 

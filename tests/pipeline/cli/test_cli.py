@@ -180,7 +180,9 @@ def test_main_job_from_plan_to_prediction(
     text.write_text("no picture")
     lines = infineg("predict", run, cat, text, "--json").splitlines()
     of_cat, of_text = (json.loads(line) for line in lines if line.startswith("{"))
-    assert set(of_cat) == {"path", "label", "logits", "probabilities", "one_in"}
+    assert set(of_cat) == {
+        "path", "label", "logits", "probabilities", "thresholds", "prior", "one_in",
+    }  # fmt: skip
     assert of_text == {"path": str(text), "error": "no usable image: unreadable"}
     assert re.search(r"cat\.jpg\t(cat)?\tcat \d", infineg_here("predict", run, cat))
     code, output = call(capsys, "predict", str(run), str(text))

@@ -97,7 +97,7 @@ def test_probabilities_are_measured_in_three_mixes(run: Path) -> None:
     """The rarer the target, the less a constant error weighs; the same model, three priors."""
     cat = _metrics(run)["target"]["cat"]
     assert cat["train_mix"]["prior"] == 0.25
-    assert cat["brier"] < cat["test_mix"]["brier"] < cat["train_mix"]["brier"]
+    assert cat["test_mix"]["brier"] < cat["train_mix"]["brier"] < cat["brier"]
 
 
 def test_dataset_block_adds_up(run: Path) -> None:

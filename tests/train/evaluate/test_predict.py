@@ -12,7 +12,7 @@ from PIL.ExifTags import Base as ExifTag
 from pipeline.errors import ConfigError, InfinegError
 from support.corpus import png_header
 from train.evaluate.predict import Detector, FilePrediction, ImageInput, Prediction, predict_paths
-from train.model.detector import read_model_info
+from train.model.detector import read_model_info, write_model_info
 
 WARM, PINK, COLD = (230, 120, 40), (220, 60, 160), (30, 90, 200)
 
@@ -117,7 +117,9 @@ def test_json_lines_have_the_documented_fields(run: Path, tmp_path: Path) -> Non
     (tmp_path / "a.jpg").write_bytes(_encode(WARM))
     (tmp_path / "b.jpg").write_bytes(b"words")
     good, bad = (json.loads(each.as_json()) for each in predict_paths(run, [tmp_path]))
-    assert set(good) == {"path", "label", "logits", "probabilities", "one_in"}
+    assert set(good) == {
+        "path", "label", "logits", "probabilities", "thresholds", "prior", "one_in",
+    }  # fmt: skip
     assert set(good["logits"]) == set(good["probabilities"]) == {"cat", "dog"}
     assert set(bad) == {"path", "error"}
     assert bad["path"] == str(tmp_path / "b.jpg")
@@ -125,10 +127,15 @@ def test_json_lines_have_the_documented_fields(run: Path, tmp_path: Path) -> Non
 
 def test_text_line_has_path_label_probabilities_and_rarity() -> None:
     prediction = Prediction(
-        label="cat", logits={"cat": 4.0}, probabilities={"cat": 0.97}, one_in=12_000
+        label="cat",
+        logits={"cat": 4.0},
+        probabilities={"cat": 0.99995},
+        thresholds={"cat": 0.91},
+        prior=0.5,
+        one_in=12_000,
     )
     line = FilePrediction(path="a.jpg", prediction=prediction).as_text()
-    assert line == "a.jpg\tcat\tcat 0.9700\tone in 12,000"
+    assert line == "a.jpg\tcat\tcat 0.999950 (threshold 0.9100) at prior 0.5\tone in 12,000"
     assert FilePrediction(path="b.jpg", error="no image").as_text() == "b.jpg\terror: no image"
 
 
@@ -144,6 +151,36 @@ def test_label_is_the_most_probable_of_the_targets_that_pass(run: Path) -> None:
     assert detector.predict_logits([logit("cat", 50), logit("dog", 60)]).label == "dog"
     assert detector.predict_logits([-50.0, logit("dog", 50)]).label == "dog"
     assert detector.predict_logits([-50.0, -50.0]).label == ""
+
+
+def test_label_probability_and_threshold_agree_at_any_prior(run: Path) -> None:
+    logits = np.linspace(-12, 12, 200)
+    found = {
+        prior: [Detector.load(run, prior=prior).predict_logits([f, -f]) for f in logits]
+        for prior in (None, 0.5, 1e-3)
+    }
+    assert found[None] == found[0.5], "the default"
+    for predictions in found.values():
+        for each in predictions:
+            passing = [name for name, p in each.probabilities.items() if p >= each.thresholds[name]]
+            assert each.label == (max(passing, key=each.probabilities.__getitem__, default=""))
+    labels = {prior: [each.label for each in predictions] for prior, predictions in found.items()}
+    assert labels[0.5] == labels[1e-3]
+    assert {"cat", "dog"} <= set(labels[0.5])
+    for even, rare in zip(found[0.5], found[1e-3], strict=True):
+        for shares in (lambda x: x.probabilities["cat"], lambda x: x.thresholds["cat"]):
+            odds, rare_odds = (p / (1 - p) for p in (shares(even), shares(rare)))
+            assert rare_odds == pytest.approx(odds / 999, rel=1e-3)
+
+
+def test_a_run_of_an_older_version_has_no_prior_to_change(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    info = read_model_info(run)
+    old = {name: each.model_copy(update={"prior": None}) for name, each in info.calibration.items()}
+    write_model_info(tmp_path / "run", info.model_copy(update={"calibration": old}))
+    assert Detector.load(tmp_path / "run").predict_logits([1.0, 1.0]).prior is None
+    with pytest.raises(ConfigError, match="evaluate the run again"):
+        Detector.load(tmp_path / "run", prior=0.1)
 
 
 def test_one_in_is_bounded_by_the_negatives_held_out(run: Path) -> None:
