@@ -116,3 +116,26 @@ def test_model_json_of_another_version_is_refused(
     (tmp_path / "model.json").write_text(json.dumps(about | {"preprocessing": other}))
     with pytest.raises(InfinegError, match="install the versions that it was trained with"):
         load_model(tmp_path)
+
+
+def test_a_model_of_version_0_2_answers_as_it_did(
+    tmp_path: Path, detector: DetectorModel, info: ModelInfo
+) -> None:
+    """One list of layers, LayerNorm first, and no standardised features."""
+    layers = torch.nn.Sequential(
+        torch.nn.LayerNorm(info.embedding_dim), torch.nn.Linear(info.embedding_dim, 8),
+        torch.nn.GELU(), torch.nn.Dropout(0.1), torch.nn.Linear(8, 2),
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        layers[0].weight.uniform_(0.5, 2)
+    weights = {f"encoder.{k}": v for k, v in detector.encoder.state_dict().items()}
+    weights |= {f"head.layers.{k}": v for k, v in layers.state_dict().items()}
+    save_model(tmp_path, weights, info)
+    about = json.loads((tmp_path / "model.json").read_text())
+    for name in ("folds", "is_standardized", "checksum"):
+        del about[name]
+    (tmp_path / "model.json").write_text(json.dumps(about))
+    loaded, _ = load_model(tmp_path)
+    embedding_BD = torch.randn(3, info.embedding_dim)
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded.head_logits(embedding_BD), layers(embedding_BD))
