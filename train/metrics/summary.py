@@ -19,6 +19,7 @@ from pipeline import storage
 from train.config import EvaluateConfig
 from train.metrics import ranking, rates
 from train.metrics.calibration import calibrated_logits
+from train.metrics.intervals import event_rate
 from train.metrics.predictions import TargetPredictions
 from train.metrics.ranking import Floats
 from train.model.detector import ModelInfo, TargetCalibration
@@ -53,7 +54,7 @@ def measure(
         ]
         events_N = np.concatenate(is_detected)
         blocks[test.target]["tpr_cross_fitted"] = asdict(
-            rates.event_rate(events_N, np.ones(len(events_N)))
+            event_rate(events_N, np.ones(len(events_N)))
         )
     return {
         "target": blocks,

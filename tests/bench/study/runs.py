@@ -97,7 +97,7 @@ class Run:
         }
         if self.arm.mode == "head":
             return TrainConfig(
-                mode="head", steps=settings.steps, batch_size=settings.batch_size, **common
+                mode="head", folds=1, steps=settings.steps, batch_size=settings.batch_size, **common
             )
         return TrainConfig(
             mode="finetune",
