@@ -14,6 +14,11 @@ class EvaluateConfig(BaseModel, frozen=True, extra="forbid"):
     delta: float = Field(
         0.05, gt=0, lt=1, description="Probability that the threshold exceeds `alpha`."
     )
+    promise: Literal["mix", "worst"] = Field(
+        "mix",
+        description="What `alpha` is about. mix: all held-out negatives as they were drawn; worst: "
+        "photographs, look-alikes (stratum near) and generated pictures, each by itself.",
+    )
     deploy_prior: float = Field(
         0.5,
         gt=0,

@@ -145,6 +145,8 @@ def _calibrate(
         held_out.is_positive_N,
         held_out.weights_N,
         target=target,
+        stratum_N=held_out.stratum_N,
+        promise=config.promise,
         alpha=config.alpha,
         delta=config.delta,
         deploy_prior=config.deploy_prior,

@@ -27,17 +27,24 @@ import math
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq, minimize
 from scipy.special import expit
 from scipy.special import logit as log_odds
-from scipy.stats import binom
+from scipy.stats import beta, binom
 
 from pipeline.errors import ConfigError, InfinegError
 from train.metrics.ranking import Bools, Floats
-from train.model.detector import TargetCalibration
+from train.model.detector import Promise, TargetCalibration
 
 Method = Literal["platt", "temperature"]
+
+# Parts of the negatives for which a rate is promised, by strata. Photographs include look-alikes.
+PARTS = {
+    "photographs": ("near", "mid", "far", ""),
+    "look_alikes": ("near",),
+    "generated": ("generated",),
+}
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +65,8 @@ def calibrate_target(
     weights_N: Floats,
     *,
     target: str,
+    stratum_N: NDArray[np.str_] | None = None,
+    promise: Literal["mix", "worst"] = "mix",
     alpha: float,
     delta: float,
     deploy_prior: float,
@@ -68,7 +77,8 @@ def calibrate_target(
 
     Calibrated log-odds are scale * f + bias in the val mix, and the same + prior_shift if the
     target's share is `deploy_prior`. weights_N, 1 / inclusion_probability, are for the calibration;
-    the threshold and "one in N" are about negatives as drawn, each counted once. Raises
+    the threshold and "one in N" are about negatives as drawn, each counted once. promise: whether
+    alpha is the rate of all negatives, or of each part of them by itself (`PARTS`). Raises
     ConfigError for `temperature` without the `trained_prior`, at which logits_N are log-odds.
     """
     num_negatives = int((~is_positive_N).sum())
@@ -91,7 +101,10 @@ def calibrate_target(
         )
     prior = np.average(is_positive_N, weights=weights_N)
     negative_logits = np.sort(logits_N[~is_positive_N])[::-1]
-    threshold, reached = umbrella_threshold(negative_logits, alpha=alpha, delta=delta)
+    parts = {} if stratum_N is None else _parts(logits_N[~is_positive_N], stratum_N[~is_positive_N])
+    wanted_for = parts.values() if promise == "worst" and parts else [negative_logits]
+    bounds = [umbrella_threshold(each, alpha=alpha, delta=delta) for each in wanted_for]
+    threshold, reached = (max(values) for values in zip(*bounds, strict=True))
     if reached > alpha:
         wanted = negatives_needed(alpha, delta)
         _log.warning(_TOO_FEW, target, num_negatives, alpha, delta, wanted, reached)
@@ -104,6 +117,12 @@ def calibrate_target(
         alpha=reached,
         delta=delta,
         num_negatives=num_negatives,
+        promises={
+            name: Promise(
+                alpha=promised_rate(each, threshold, delta=delta), num_negatives=len(each)
+            )
+            for name, each in parts.items()
+        },
         negative_logits=tuple(map(float, negative_logits[:_MAX_NEGATIVE_LOGITS])),
     )
 
@@ -180,6 +199,24 @@ def _goals(is_positive_N: Bools, weights_N: Floats) -> tuple[Floats, Floats]:
         is_positive_N, (num_positives + 1) / (num_positives + 2), 1 / (num_negatives + 2)
     )
     return mass_N, goal_N
+
+
+def _parts(negative_logits_N: Floats, stratum_N: NDArray[np.str_]) -> dict[str, Floats]:
+    """The logits of each part that has any."""
+    found = {name: negative_logits_N[np.isin(stratum_N, strata)] for name, strata in PARTS.items()}
+    return {name: logits for name, logits in found.items() if len(logits)}
+
+
+def promised_rate(negative_logits_N: Floats, threshold: float, *, delta: float) -> float:
+    """The false-positive rate that the threshold stays under, with probability 1 - delta.
+
+    The upper bound of Clopper and Pearson for the negatives that reach it. For a threshold that was
+    set on the same negatives, as the k-th smallest of them, that is the alpha of
+    `umbrella_threshold`; for a part of them it is approximate.
+    """
+    num_reaching = int(np.sum(negative_logits_N >= threshold))
+    num_others = len(negative_logits_N) - num_reaching
+    return float(beta.ppf(1 - delta, num_reaching + 1, num_others)) if num_others else 1.0
 
 
 def negatives_needed(alpha: float, delta: float) -> int:

@@ -97,6 +97,8 @@ def _measure_target(
         "alpha_wanted": config.alpha,
         "delta": calibration.delta,
         "num_held_out_negatives": calibration.num_negatives,
+        "promise": config.promise,
+        "promises": {name: each.model_dump() for name, each in calibration.promises.items()},
         "deploy_prior": prior,
         "tpr": tpr,
         **by_level,

@@ -116,6 +116,13 @@ class DetectorModel(nn.Module):
                 module.eval()
 
 
+class Promise(BaseModel, frozen=True, extra="forbid"):
+    """A false-positive rate that the threshold stays under, with probability 1 - delta."""
+
+    alpha: float
+    num_negatives: int  # held-out negatives behind it
+
+
 class TargetCalibration(BaseModel, frozen=True, extra="forbid"):
     """From logit f to probability sigmoid(scale * f + bias + prior_shift), and the threshold."""
 
@@ -127,6 +134,8 @@ class TargetCalibration(BaseModel, frozen=True, extra="forbid"):
     alpha: float  # false-positive rate that the threshold stays under
     delta: float  # probability that it does not
     num_negatives: int  # held-out negatives behind the threshold
+    # By part of the negatives (`train.metrics.calibration.PARTS`), those that there are.
+    promises: dict[str, Promise] = {}
     negative_logits: tuple[float, ...]  # their raw logits, largest first, for "one in N"
 
 

@@ -18,6 +18,11 @@ _STRATA = {
     "far": "unlike things (far)",
     "generated": "pictures that no camera took (generated)",
 }
+_PARTS = {
+    "photographs": "photographs",
+    "look_alikes": "look-alikes among them",
+    "generated": "generated pictures",
+}
 _FEW = 100  # with fewer samples, a rate of a few percent is very uncertain
 
 
@@ -91,10 +96,20 @@ def _in_use(name: str, metrics: Mapping[str, Any]) -> Point | None:
 
 def _promise(metrics: Mapping[str, Any]) -> Point:
     drawn = metrics["fpr_as_drawn"]["all"]
-    answer = f"at most {format_percent(metrics['alpha'])} false positives"
+    rate = f"at most {format_percent(metrics['alpha'])} false positives"
+    answer, mix = f"{rate} in the mix of this data set", ""
+    if metrics["promise"] == "worst":
+        answer = f"{rate} in each part of the negatives"
+    parts = [
+        f"{_PARTS[name]} {format_percent(each['alpha'])} (n {each['num_negatives']:,})"
+        for name, each in metrics["promises"].items()
+    ]
+    if parts:
+        mix = f" By part, at most: {', '.join(parts)}."
     detail = (
         f"Logit {metrics['threshold']:.3f}, set on {metrics['num_held_out_negatives']:,} held-out "
         f"negatives so that this fails with probability {format_percent(metrics['delta'])} at most."
+        f"{mix}"
     )
     if drawn["n"]:
         kept = "consistent with" if drawn["low"] <= metrics["alpha"] else "violating"
