@@ -78,16 +78,17 @@ def load_encoder(config: EncoderConfig, *, pretrained: bool = True) -> Encoder:
 
 def _finish(backbone: Any, preprocessing: Preprocessing, config: EncoderConfig) -> Encoder:
     """The encoder at its size. Raises ConfigError if the network cannot take that."""
-    is_timm = hasattr(backbone, "pretrained_cfg")
-    if is_timm:
-        from pipeline.encoders import timm_models
-
-        timm_models.set_image_size(backbone, preprocessing.image_size)
-    if not is_timm or not timm_models.has_projection(backbone.pretrained_cfg):
-        _drop_classifier(backbone)
-    if config.layer == "penultimate":
-        backbone = _Penultimate(backbone, config.name)
+    is_projected = False
     try:
+        if hasattr(backbone, "pretrained_cfg"):
+            from pipeline.encoders import timm_models
+
+            timm_models.set_image_size(backbone, preprocessing.image_size)
+            is_projected = timm_models.has_projection(backbone.pretrained_cfg)
+        if not is_projected:
+            _drop_classifier(backbone)
+        if config.layer == "penultimate":
+            backbone = _Penultimate(backbone, config.name)
         return Encoder(backbone.requires_grad_(False), preprocessing).eval()
     except (AssertionError, RuntimeError, ValueError) as error:
         if config.image_size is None:
