@@ -34,7 +34,7 @@ from pipeline.dataset.embedding_cache import EmbeddingsInfo, require_info, write
 from pipeline.dataset.lease import Lease, hold_lease
 from pipeline.dataset.metadata import Generation, PartRecord, SourcePlan
 from pipeline.dataset.tables import read_seen_images
-from pipeline.encoders.runtimes import prepare_encoder
+from pipeline.encoders.runtimes import PreparedEncoder, prepare_encoder
 from pipeline.telemetry.metrics import BUILD_METRICS, serve_metrics
 from pipeline.telemetry.progress import Progress
 from pipeline.worker.span import ReadTask, SpanWorker
@@ -156,6 +156,7 @@ def _plan_on_cluster(
         preparing = pool.submit(prepare_encoder, config.encoder, gpus_per_worker=gpus)
         with open_cluster(config.build) as cluster:
             encoder = cluster.share(preparing.result())
+            _warn_of_small_images(config, encoder)
             begin_dataset(config, encoder=encoder.fingerprint, embedding_dim=encoder.embedding_dim)
             info = EmbeddingsInfo(encoder=encoder.fingerprint, images=config.output.image_settings)
             if config.build.embeddings_from is not None:
@@ -165,6 +166,16 @@ def _plan_on_cluster(
             fence = storage.fence_of(config.output.path)
             make_worker = functools.partial(SpanWorker, config, encoder, latest.taken_down, fence)
             yield cluster, make_worker, plan_sources(config, entries, latest, cluster, make_worker)
+
+
+def _warn_of_small_images(config: Config, encoder: PreparedEncoder) -> None:
+    kept, wanted = config.output.image_size, encoder.preprocessing.resize_size
+    if kept < wanted:
+        _log.warning(
+            "output.image_size: the data set keeps %d px of the shorter side, which are enlarged "
+            "to the %d px of %s. Set output.image_size to %d, or a smaller encoder.image_size",
+            kept, wanted, config.encoder.name, wanted,
+        )  # fmt: skip
 
 
 def _log_parts(tables: Iterator[pa.Table], progress: Progress, monitor: BuildMonitor) -> None:

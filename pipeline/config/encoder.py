@@ -4,6 +4,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
+# Of the packaged encoders, so that a config says it without timm.
+_PACKAGED_SIZES = {"efficientnet_lite0": 224, "efficientnet_lite1": 240, "efficientnet_lite2": 260}
+
 
 class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     """The frozen network whose embeddings decide what is similar."""
@@ -15,8 +18,10 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
         None,
         description='A local .safetensors or .pth file, or "random". Default: those of the model.',
     )
-    image_size: int = Field(
-        224, ge=32, description="Side in pixels of the square crop that the network sees."
+    image_size: int | None = Field(
+        None,
+        ge=32,
+        description="Side in pixels of the square that the network sees. Default: the model's own.",
     )
     batch_size: int = Field(
         64, ge=1, description="Images per forward pass. Embeddings depend on it in the last bits."
@@ -30,6 +35,14 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid"):
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="bf16 is for GPUs, only with PyTorch, and gives other embeddings."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_packaged_size(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict) or fields.get("image_size") is not None:
+            return fields
+        name = fields.get("name", cls.model_fields["name"].default)
+        return {**fields, "image_size": _PACKAGED_SIZES.get(name)}
 
     @model_validator(mode="after")
     def _runtime_has_precision(self) -> Self:

@@ -25,6 +25,7 @@ from pipeline.encoders.preprocessing import Preprocessing
 _log = logging.getLogger(__name__)
 
 _OPSET = 18
+_VERSION = 2  # of how a config becomes a network; 1 had no projections and no crop mode
 _PREPROCESSING = TypeAdapter(Preprocessing)
 _MAX_KEPT = 16  # exports of at most some hundred MB each
 
@@ -52,7 +53,7 @@ def export_encoder(config: EncoderConfig) -> ExportedEncoder:
         encoder = load_encoder(config)
         digest = encoder_identity(encoder, config)
     libraries = {name: version(name) for name in ("torch", "torchvision", "timm", "onnxscript")}
-    depends_on = [config.name, config.layer, config.image_size, digest, _OPSET, libraries]
+    depends_on = [config.name, config.layer, config.image_size, digest, _OPSET, _VERSION, libraries]
     key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:32]
     folder = storage.cache_folder() / "encoders" / key
     kept = _read(folder)

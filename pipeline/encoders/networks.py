@@ -73,10 +73,30 @@ def load_encoder(config: EncoderConfig, *, pretrained: bool = True) -> Encoder:
         backbone, preprocessing = loaders[family](model, config.image_size, from_hub)
     if pretrained and config.weights is not None and config.weights != "random":
         _load_weights_file(backbone, config.weights)
-    _drop_classifier(backbone)
-    if config.layer == "penultimate":
-        backbone = _Penultimate(backbone, config.name)
-    return Encoder(backbone.requires_grad_(False), preprocessing).eval()
+    return _finish(backbone, preprocessing, config)
+
+
+def _finish(backbone: Any, preprocessing: Preprocessing, config: EncoderConfig) -> Encoder:
+    """The encoder at its size. Raises ConfigError if the network cannot take that."""
+    is_projected = False
+    try:
+        if hasattr(backbone, "pretrained_cfg"):
+            from pipeline.encoders import timm_models
+
+            timm_models.set_image_size(backbone, preprocessing.image_size)
+            is_projected = timm_models.has_projection(backbone.pretrained_cfg)
+        if not is_projected:
+            _drop_classifier(backbone)
+        if config.layer == "penultimate":
+            backbone = _Penultimate(backbone, config.name)
+        return Encoder(backbone.requires_grad_(False), preprocessing).eval()
+    except (AssertionError, RuntimeError, ValueError) as error:
+        if config.image_size is None:
+            raise
+        raise ConfigError(
+            f"encoder.image_size: {config.name} cannot take {config.image_size} px "
+            f"({str(error).splitlines()[0]}). Without encoder.image_size it gets its own size"
+        ) from None
 
 
 def encoder_identity(encoder: Encoder, config: EncoderConfig) -> str:
@@ -85,7 +105,8 @@ def encoder_identity(encoder: Encoder, config: EncoderConfig) -> str:
     for name, tensor in sorted(encoder.backbone.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.contiguous().cpu().numpy().tobytes())
-    return f"{config.name}:{digest.hexdigest()[:12]}:{config.layer}:{config.image_size}px"
+    size = encoder.preprocessing.image_size
+    return f"{config.name}:{digest.hexdigest()[:12]}:{config.layer}:{size}px"
 
 
 def weights_digest(config: EncoderConfig) -> str | None:
@@ -110,7 +131,7 @@ _PACKAGED = {
 _Loaded = tuple[nn.Module, Preprocessing]
 
 
-def _load_packaged(model: str, image_size: int, from_hub: bool) -> _Loaded:
+def _load_packaged(model: str, image_size: int | None, from_hub: bool) -> _Loaded:
     backbone, preprocessing = _load_timm(f"tf_{model}", image_size, from_hub=False)
     if from_hub:
         backbone.load_state_dict(_packaged_weights(model, backbone))
@@ -140,25 +161,16 @@ def _packaged_weights(model: str, backbone: nn.Module) -> dict[str, Tensor]:
     return dict(zip(own, tensors.values(), strict=True))
 
 
-def _load_timm(model: str, image_size: int, from_hub: bool) -> _Loaded:
-    import timm
-    from timm.data import resolve_model_data_config
+def _load_timm(model: str, image_size: int | None, from_hub: bool) -> _Loaded:
+    from pipeline.encoders import timm_models
 
-    if not timm.is_model(model):
-        close = ", ".join(timm.list_models(f"*{model.split('.')[0]}*")[:5]) or "timm.list_models()"
-        raise ConfigError(f"encoder.name: timm has no model {model!r}; see {close}")
-    backbone = _download(lambda: timm.create_model(model, pretrained=from_hub), f"timm/{model}")
-    data = resolve_model_data_config(backbone)
-    return backbone, Preprocessing(
-        image_size=image_size,
-        resize_size=round(image_size / data["crop_pct"]),
-        interpolation="bilinear" if data["interpolation"] == "bilinear" else "bicubic",
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
+    backbone = _download(
+        lambda: timm_models.create_backbone(model, pretrained=from_hub), f"timm/{model}"
     )
+    return backbone, timm_models.preprocessing_of(backbone, image_size)
 
 
-def _load_torchvision(model: str, image_size: int, from_hub: bool) -> _Loaded:
+def _load_torchvision(model: str, image_size: int | None, from_hub: bool) -> _Loaded:
     import torchvision
 
     if model not in torchvision.models.list_models(module=torchvision.models):
@@ -169,9 +181,10 @@ def _load_torchvision(model: str, image_size: int, from_hub: bool) -> _Loaded:
         f"torchvision/{model}",
     )
     data = weights.transforms()
+    size = image_size or data.crop_size[0]
     return backbone, Preprocessing(
-        image_size=image_size,
-        resize_size=round(image_size * data.resize_size[0] / data.crop_size[0]),
+        image_size=size,
+        resize_size=round(size * data.resize_size[0] / data.crop_size[0]),
         interpolation=data.interpolation.value,
         mean=tuple(data.mean),
         std=tuple(data.std),
@@ -228,9 +241,10 @@ class _Penultimate(nn.Module):
             raise ConfigError(f"encoder.layer: penultimate needs a timm model, got {name}")
         self.backbone = backbone
         widths = [info["num_chs"] for info in backbone.feature_info]
-        self._index = max(
-            (i for i, width in enumerate(widths) if width != backbone.num_features), default=0
-        )
+        others = [i for i, width in enumerate(widths) if width != backbone.num_features]
+        if not others:
+            raise ConfigError(f"encoder.layer: all layers of {name} have one width; use last")
+        self._index = others[-1]
 
     def forward(self, scaled_BCHW: Tensor) -> Tensor:
         maps: list[Tensor] = self.backbone.forward_intermediates(

@@ -4,6 +4,7 @@ Shapes: C H W image.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import simplejpeg
@@ -19,13 +20,17 @@ from pipeline.dataset.schema import ImageSettings
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Shorter side to `resize_size`, central square of `image_size` (pixels), then mean and std."""
+    """Shorter side to `resize_size`, central square of `image_size` (pixels), then mean and std.
+
+    `squash` brings both sides to `resize_size`, whatever the aspect.
+    """
 
     image_size: int
     resize_size: int
     interpolation: str  # "bilinear" or "bicubic", antialiased
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    crop_mode: Literal["center", "squash"] = "center"
 
 
 def decode_rgb(image: bytes) -> NDArray[np.uint8]:
@@ -55,9 +60,12 @@ def crop_decoded(pixels_HWC: Tensor, preprocessing: Preprocessing) -> Tensor:
     """`crop_pixels` of decoded pixels."""
     pixels_CHW = pixels_HWC.permute(2, 0, 1)  # a view: the resampler is fastest channels last
     height, width = pixels_CHW.shape[1:]
-    scale = preprocessing.resize_size / min(height, width)
-    if scale != 1:
+    if preprocessing.crop_mode == "squash":
+        size = (preprocessing.resize_size, preprocessing.resize_size)
+    else:
+        scale = preprocessing.resize_size / min(height, width)
         size = (round(height * scale), round(width * scale))
+    if size != (height, width):
         pixels_CHW = interpolate(
             pixels_CHW[None], size=size, mode=preprocessing.interpolation, antialias=True
         )[0]

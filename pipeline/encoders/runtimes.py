@@ -4,6 +4,7 @@ Shapes: B batch, C H W image, D embedding.
 """
 
 import importlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,7 +16,10 @@ from numpy.typing import NDArray
 from pipeline.config.encoder import EncoderConfig
 from pipeline.encoders.export import ExportedEncoder, export_encoder
 from pipeline.encoders.networks import Encoder, encoder_identity, load_encoder
+from pipeline.encoders.origin import weights_origin
 from pipeline.encoders.preprocessing import Preprocessing
+
+_log = logging.getLogger(__name__)
 
 # Waits for the result and returns embedding_BD, L2-normalised.
 Pending = Callable[[], NDArray[np.float32]]
@@ -128,6 +132,11 @@ def prepare_encoder(config: EncoderConfig, *, gpus_per_worker: float) -> Prepare
     else:
         encoder = load_encoder(config)
         identity, model = encoder_identity(encoder, config), None
+    _log.info(
+        "encoder %s: %d values of %d px, weights from %s",
+        config.name, encoder.embedding_dim, encoder.preprocessing.image_size,
+        weights_origin(config),
+    )  # fmt: skip
     return PreparedEncoder(
         config=config,
         preprocessing=encoder.preprocessing,

@@ -15,6 +15,7 @@ from pipeline.config.loading import drop_removed
 from pipeline.config.schema import Config
 from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import DatasetInfo, Generation
+from pipeline.encoders.origin import weights_origin
 from pipeline.errors import ConfigError
 from train.config import Regularization, TrainConfig
 from train.data.order import extend_segments
@@ -201,6 +202,7 @@ def describe_model(
     return ModelInfo(
         targets=state.config.target_names,
         encoder=state.config.encoder,
+        encoder_weights=weights_origin(state.config.encoder),
         preprocessing=encoder.preprocessing,
         embedding_dim=encoder.embedding_dim,
         hidden_dim=train_config.hidden_dim,

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config.schema import Config
+from pipeline.encoders.origin import weights_origin
 from train.config import TrainConfig
 from train.data.device import on_device
 from train.distributed.fsdp import full_tensor
@@ -53,6 +54,9 @@ def train(
             config, train_config, run.dataset, run.generation, world,
             segments=run.segments, first_step=run.first_step,
         )  # fmt: skip
+        _log.info(
+            "encoder %s, weights from %s", config.encoder.name, weights_origin(config.encoder)
+        )
         validation = _restore(state, run)
         with open_session(state, run, validation) as session:
             for phase in phases_from(run.first_step, state.detector, train_config):

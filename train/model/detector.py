@@ -19,6 +19,7 @@ from pipeline import storage
 from pipeline.config.encoder import EncoderConfig
 from pipeline.dataset.records import decode_record, encode_record
 from pipeline.encoders.networks import Encoder, load_encoder
+from pipeline.encoders.origin import WeightsOrigin
 from pipeline.encoders.preprocessing import Preprocessing
 from pipeline.errors import ConfigError, InfinegError
 from train.model.groups import open_last_groups
@@ -152,6 +153,7 @@ class ModelInfo(BaseModel, frozen=True, extra="forbid"):
 
     targets: tuple[str, ...]
     encoder: EncoderConfig
+    encoder_weights: WeightsOrigin | None = None  # None in older versions
     preprocessing: Preprocessing
     embedding_dim: int
     hidden_dim: int

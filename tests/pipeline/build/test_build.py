@@ -17,8 +17,10 @@ from support.builds import (
     CATS,
     NUM_STRAY_CATS,
     Built,
+    built_inline,
     first_samples,
     sidecar_rows,
+    squares,
 )
 from support.corpus import odd_but_usable, unusable
 
@@ -34,6 +36,18 @@ def test_built_dataset_is_verified(built: Built) -> None:
     result = verify_dataset(str(built.root))
     assert result.problems == []
     assert result.num_rows == built.generation.counts.read
+
+
+def test_images_kept_smaller_than_the_encoder_wants_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    built_inline(tmp_path / "data", [squares(num_pictures=40)])
+    assert "keeps 64 px of the shorter side, which are enlarged to the 67 px" in caplog.text
+    assert "Set output.image_size to 67" in caplog.text
+    caplog.clear()
+    output = {"image_size": 67}
+    built_inline(tmp_path / "larger", [squares(num_pictures=40)], output=output)
+    assert "output.image_size" not in caplog.text
 
 
 def test_counts_add_up_in_ledgers_sources_shards_and_generation(built: Built) -> None:

@@ -91,10 +91,11 @@ def test_identity_tells_weights_layer_and_size_apart() -> None:
     changed = load_encoder(SMALL)
     with torch.no_grad():
         next(changed.backbone.parameters()).view(-1)[0] += 1e-3
+    larger = SMALL.model_copy(update={"image_size": 96})
     identities = {
         encoder_identity(encoder, SMALL),
         encoder_identity(changed, SMALL),
-        encoder_identity(encoder, SMALL.model_copy(update={"image_size": 96})),
+        encoder_identity(load_encoder(larger), larger),
         encoder_identity(encoder, SMALL.model_copy(update={"layer": "penultimate"})),
     }
     assert len(identities) == 4

@@ -39,6 +39,9 @@ def test_network_is_neither_made_nor_exported_again(
     assert export_encoder(SMALL) == exported
     with pytest.raises(NameError):  # of another size it would be another network
         export_encoder(SMALL.model_copy(update={"image_size": 96}))
+    monkeypatch.setattr(export, "_VERSION", export._VERSION + 1)
+    with pytest.raises(NameError):  # of a later version it may be another, too
+        export_encoder(SMALL)
 
 
 @pytest.mark.usefixtures("exported")

@@ -1,6 +1,7 @@
 """Whole runs: what they learn, leave behind, and refuse."""
 
 import json
+import logging
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 import yaml
 
 from pipeline.dataset import Dataset
+from pipeline.encoders.origin import WeightsOrigin
 from pipeline.errors import ConfigError
 from support.train_runs import (
     FINETUNE,
@@ -178,6 +180,16 @@ def test_every_loss_and_correction_learns_two_targets(
     section = SHORT | LOSSES[name] | {"steps": 150, "batch_size": 64, "dropout": 0.0}
     losses = read_losses(run_training(hard_dataset, tmp_path / "run", **section))
     assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
+
+
+def test_origin_of_the_encoder_is_logged_and_recorded(
+    dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    info = read_model_info(run_training(dataset, tmp_path / "run", **SHORT))
+    assert info is not None
+    assert info.encoder_weights == WeightsOrigin("random", None)
+    assert "weights from random (licence: not stated)" in caplog.text
 
 
 def test_prior_trained_on_is_recorded_if_there_is_one(hard_dataset: Path, tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ def test_groups_of_timm_are_stem_and_stages() -> None:
     assert penultimate[1] == {"backbone.blocks.0"}
     blocks = prefixes("timm/test_vit", image_size=160)
     assert blocks[1:3] == [{"blocks.0"}, {"blocks.1"}]
+    projected = prefixes("timm/vit_pe_core_tiny_patch16_384.fb", image_size=64)
+    assert {"head.weight"} <= projected[-1], "the projection is nearest to our head"
 
 
 @pytest.mark.parametrize(
