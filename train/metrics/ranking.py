@@ -17,6 +17,7 @@ Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
 
 NUM_BINS = 15  # of the reliability diagram and of ECE
+_NUM_SIMULATED = 100  # draws of labels: the floor of the ECE to two digits
 
 
 def threshold_at_tpr(positive_logits_N: Floats, *, tpr: float) -> float:
@@ -73,6 +74,26 @@ def reliability(is_positive_N: Bools, probabilities_N: Floats, weights_N: Floats
         predicted = np.bincount(bin_N, weights_N * probabilities_N, NUM_BINS) / mass
         observed = np.bincount(bin_N, weights_N * is_positive_N, NUM_BINS) / mass
     return Reliability(mass_M=mass / mass.sum(), predicted_M=predicted, observed_M=observed)
+
+
+def ece_floor(is_positive_N: Bools, probabilities_N: Floats, weights_N: Floats) -> float:
+    """The ECE to expect of a model whose probabilities are true, from so many samples.
+
+    Binned errors are absolute, so that chance adds up (Roelofs et al. 2022, arXiv:2012.08668). The
+    mean over labels drawn from the probabilities, each moved to the odds at which the samples were
+    drawn: by the weight of a negative there over that of a positive.
+    """
+    negative_weight = weights_N[~is_positive_N].mean()
+    positive_weight = weights_N[is_positive_N].mean()
+    if_negative_N = np.where(is_positive_N, negative_weight, weights_N)
+    clipped_N = np.clip(probabilities_N, 1e-12, 1 - 1e-12)
+    odds_N = clipped_N / (1 - clipped_N) * if_negative_N / positive_weight
+    rng, floors = np.random.default_rng(0), []
+    for _ in range(_NUM_SIMULATED):
+        is_drawn_N = rng.random(len(odds_N)) < odds_N / (1 + odds_N)
+        drawn_weights_N = np.where(is_drawn_N, positive_weight, if_negative_N)
+        floors.append(reliability(is_drawn_N, probabilities_N, drawn_weights_N).ece)
+    return float(np.mean(floors))
 
 
 def bins_of(probabilities_N: Floats) -> NDArray[np.intp]:

@@ -149,15 +149,19 @@ def _calibration(
 ) -> dict[str, float | None]:
     """Calibration measures if the target has the share `prior`, by default that of the weights."""
     if not test.has_both:
-        return {"ece": None, "brier": None, "log_loss": None}
+        return dict.fromkeys(("ece", "ece_floor", "ece_above_floor", "brier", "log_loss"))
     weights_N: Floats = test.weights_N
     logits_N = calibrated_logits(calibration, test.logits_N, deployed=prior is not None)
     if prior is not None:
         logits_N = logits_N + log_odds(prior) - log_odds(config.deploy_prior)
         weights_N = ranking.weights_at_prior(test.is_positive_N, weights_N, prior=prior)
     probabilities_N = expit(logits_N)
+    ece = ranking.reliability(test.is_positive_N, probabilities_N, weights_N).ece
+    floor = ranking.ece_floor(test.is_positive_N, probabilities_N, weights_N)
     return {
-        "ece": ranking.reliability(test.is_positive_N, probabilities_N, weights_N).ece,
+        "ece": ece,
+        "ece_floor": floor,  # of true probabilities, at this number of samples
+        "ece_above_floor": max(0.0, ece - floor),
         "brier": float(
             brier_score_loss(test.is_positive_N, probabilities_N, sample_weight=weights_N)
         ),

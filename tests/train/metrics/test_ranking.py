@@ -4,6 +4,7 @@ import pytest
 from train.metrics.ranking import (
     area_under_roc,
     average_precision,
+    ece_floor,
     log_loss,
     reliability,
     threshold_at_tpr,
@@ -58,3 +59,21 @@ def test_weights_at_prior_give_positives_that_share() -> None:
     is_positive = np.array([True, False, False])
     weights = weights_at_prior(is_positive, np.array([1.0, 1.0, 3.0]), prior=0.01)
     assert weights == pytest.approx([0.01, 0.99 / 4, 0.99 * 3 / 4])
+
+
+@pytest.mark.parametrize("number", [200, 2000])
+def test_ece_of_true_probabilities_is_its_floor_and_of_others_is_above(number: int) -> None:
+    """Of negatives of which a fifth is drawn and weighs five times, too."""
+    rng, found, wrong, floors = np.random.default_rng(0), [], [], []
+    for _ in range(40):
+        probabilities = rng.beta(0.3, 0.7, 3 * number)
+        is_positive = rng.random(3 * number) < probabilities
+        kept = is_positive | (rng.random(3 * number) < 0.2)
+        weights = np.where(is_positive, 1.0, 5.0)[kept]
+        samples = is_positive[kept], probabilities[kept], weights
+        found.append(reliability(*samples).ece)
+        floors.append(ece_floor(*samples))
+        wrong.append(reliability(samples[0], probabilities[kept] ** 2, weights).ece)
+    assert np.mean(found) == pytest.approx(np.mean(floors), rel=0.15)
+    assert np.mean(floors) > 0.01
+    assert np.mean(wrong) > 1.5 * np.mean(floors)
