@@ -119,8 +119,8 @@ def _promise(metrics: Mapping[str, Any]) -> Point:
         )
     if "tpr_cross_fitted" in metrics:
         detail += (
-            " It is exact for a head by itself; the model is the mean of several, each judged on "
-            "negatives it has not seen, and in simulations kept it with room to spare."
+            " The guarantee is exact for one head; the model is the mean of several, each judged "
+            "on negatives that it has not seen, and in simulations kept it with room to spare."
         )
     return Point("What the threshold guarantees", answer, detail)
 
