@@ -139,7 +139,9 @@ def _untested(metrics: Mapping[str, Any]) -> list[str]:
             f"Tested on few: {join_words(few)}. Even if none of n is mistaken, a rate of 3 / n "
             "remains possible."
         )
-    if 0 < metrics["tpr"]["n"] < _FEW:
+    if not metrics["tpr"]["n"]:
+        limits.append("Tested on no picture of the target.")
+    elif metrics["tpr"]["n"] < _FEW:
         limits.append(f"Tested on only {count(metrics['tpr']['n'], 'picture')} of the target.")
     return limits
 
@@ -174,7 +176,7 @@ def _unclaimed(metrics: Mapping[str, Any]) -> list[str]:
 
 def _mix(metrics: Mapping[str, Any]) -> list[str]:
     basis = metrics["evidence"]["all"]
-    if basis["n_effective"] > 0.999 * basis["n"]:
+    if basis["n_effective"] >= 0.999 * basis["n"]:  # also without any
         return []
     drawn, stream = metrics["fpr_as_drawn"]["all"], metrics["fpr"]["all"]
     return [
