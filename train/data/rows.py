@@ -161,10 +161,12 @@ def join_rows(
             )
     table = pa.concat_tables([rows for _, rows in of_shards])
     fold_N = folds_of(table["group"], num_folds)
-    is_positive_N = np.repeat(
-        [bool(shard.label) for shard, _ in of_shards], [rows.num_rows for _, rows in of_shards]
+    label_N = np.repeat(
+        [shard.label for shard, _ in of_shards], [rows.num_rows for _, rows in of_shards]
     )
-    for name, members in (("positives", is_positive_N), ("negatives", ~is_positive_N)):
+    for label in sorted(set(label_N.tolist())):
+        members = label_N == label
+        name = f"positives of {label}" if label else "negatives"
         if num_folds > 1 and len(set(fold_N[members].tolist())) == 1:
             raise InfinegError(
                 f"{root}: all {members.sum():,} {name} of generation {generation} are in one of "

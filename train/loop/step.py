@@ -146,13 +146,23 @@ def _accumulate_gradients(
 
 
 def _clip_gradients(state: TrainState) -> Tensor | None:
-    """Scales gradients down to `max_grad_norm`; returns their norm before that."""
+    """Scales gradients down to `max_grad_norm`; returns their norm before that.
+
+    With several heads that is the mean of what each would have by itself.
+    """
     limit = state.train_config.max_grad_norm
     if limit is None:
         return None
     state.scaler.unscale_(state.optimizer)
-    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-    return full_tensor(nn.utils.clip_grad_norm_(parameters, limit))
+    num_folds = state.train_config.folds
+    if num_folds > 1:
+        # Each head by itself: a common norm would carry what one head learns to the others.
+        of_heads = [list(head.parameters()) for head in state.detector.head.folds]
+    else:
+        of_heads = [[p for group in state.optimizer.param_groups for p in group["params"]]]
+    # The loss is the mean over the heads, so that a head's gradient is F times that of its share.
+    norms = [nn.utils.clip_grad_norm_(each, limit / num_folds) for each in of_heads]
+    return torch.stack([full_tensor(norm) for norm in norms]).sum()
 
 
 def _take(batch: Batch, rows: slice | Tensor) -> Batch:

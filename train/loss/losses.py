@@ -106,6 +106,7 @@ def hardest_negatives(
     limit_K = descending_GK.gather(0, position_K[None])[0]
     above_K = (weight_GK * (ranked_GK > limit_K)).sum(0)
     at_limit_K = (weight_GK * (ranked_GK == limit_K)).sum(0)
-    part_K = ((wanted_K - above_K) / at_limit_K).clamp(0, 1)
+    # A column may have no negative in this batch: 0 / 0 would be nan for all of its samples.
+    part_K = ((wanted_K - above_K) / (at_limit_K + (at_limit_K == 0))).clamp(0, 1)
     kept_BK = (ranked_BK > limit_K) + part_K * (ranked_BK == limit_K)
     return torch.where(targets_BK == 1, 1.0, kept_BK)

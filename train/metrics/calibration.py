@@ -54,7 +54,7 @@ _MAX_NEGATIVE_LOGITS = 4096
 _MIN_SCALE, _MAX_SCALE = 1e-3, 1e3
 _NOTHING_LEARNED = "held-out positives have no higher logits than negatives: nothing was learned"
 _TOO_FEW = (
-    "%s: %d held-out negatives are too few for alpha %g at delta %g (it takes %d); "
+    "%s: %d held-out negatives%s are too few for alpha %g at delta %g (it takes %d); "
     "the threshold holds for alpha %.3g"
 )
 
@@ -84,8 +84,8 @@ def calibrate_target(
     num_negatives = int((~is_positive_N).sum())
     if num_negatives in (0, len(is_positive_N)):
         raise InfinegError(
-            f"target {target}: {num_negatives} of {len(is_positive_N)} val samples are negatives; "
-            "calibration needs both classes. Raise `split.val` or add samples."
+            f"target {target}: {num_negatives} of {len(is_positive_N)} held-out samples are "
+            "negatives; calibration needs both classes. Raise `split.val` or add samples."
         )
     if method == "platt":
         scale, bias = fit_platt(logits_N, is_positive_N, weights_N)
@@ -102,12 +102,13 @@ def calibrate_target(
     prior = np.average(is_positive_N, weights=weights_N)
     negative_logits = np.sort(logits_N[~is_positive_N])[::-1]
     parts = {} if stratum_N is None else _parts(logits_N[~is_positive_N], stratum_N[~is_positive_N])
-    wanted_for = parts.values() if promise == "worst" and parts else [negative_logits]
+    wanted_for = list(parts.values()) if promise == "worst" and parts else [negative_logits]
     bounds = [umbrella_threshold(each, alpha=alpha, delta=delta) for each in wanted_for]
     threshold, reached = (max(values) for values in zip(*bounds, strict=True))
     if reached > alpha:
-        wanted = negatives_needed(alpha, delta)
-        _log.warning(_TOO_FEW, target, num_negatives, alpha, delta, wanted, reached)
+        wanted, fewest = negatives_needed(alpha, delta), min(map(len, wanted_for))
+        where = " of the smallest part (promise: worst)" if promise == "worst" and parts else ""
+        _log.warning(_TOO_FEW, target, fewest, where, alpha, delta, wanted, reached)
     return TargetCalibration(
         scale=scale,
         bias=bias,

@@ -23,6 +23,7 @@ _PARTS = {
     "look_alikes": "look-alikes among them",
     "generated": "generated pictures",
 }
+_PARTS_ALONE = {**_PARTS, "look_alikes": "look-alikes"}
 _FEW = 100  # with fewer samples, a rate of a few percent is very uncertain
 
 
@@ -138,7 +139,9 @@ def _untested(metrics: Mapping[str, Any]) -> list[str]:
             f"Tested on few: {join_words(few)}. Even if none of n is mistaken, a rate of 3 / n "
             "remains possible."
         )
-    if 0 < metrics["tpr"]["n"] < _FEW:
+    if not metrics["tpr"]["n"]:
+        limits.append("Tested on no picture of the target.")
+    elif metrics["tpr"]["n"] < _FEW:
         limits.append(f"Tested on only {count(metrics['tpr']['n'], 'picture')} of the target.")
     return limits
 
@@ -146,9 +149,14 @@ def _untested(metrics: Mapping[str, Any]) -> list[str]:
 def _unclaimed(metrics: Mapping[str, Any]) -> list[str]:
     limits, wanted = [], metrics["alpha_wanted"]
     if metrics["alpha"] > wanted:
+        few, number = "negatives", metrics["num_held_out_negatives"]
+        if metrics["promise"] == "worst" and metrics["promises"]:  # the smallest part is the limit
+            sizes = {name: each["num_negatives"] for name, each in metrics["promises"].items()}
+            smallest = min(sizes, key=sizes.__getitem__)
+            few, number = f"negatives ({_PARTS_ALONE[smallest]})", sizes[smallest]
         limits.append(
             f"A false positive rate of {format_percent(wanted)} was wanted, but "
-            f"{metrics['num_held_out_negatives']:,} held-out negatives are too few to guarantee "
+            f"{number:,} held-out {few} are too few to guarantee "
             f"it: the threshold is above the largest of them, which guarantees "
             f"{format_percent(metrics['alpha'])}. "
             f"It takes {metrics['negatives_needed'][f'{wanted:g}']:,}."
@@ -168,7 +176,7 @@ def _unclaimed(metrics: Mapping[str, Any]) -> list[str]:
 
 def _mix(metrics: Mapping[str, Any]) -> list[str]:
     basis = metrics["evidence"]["all"]
-    if basis["n_effective"] > 0.999 * basis["n"]:
+    if basis["n_effective"] >= 0.999 * basis["n"]:  # also without any
         return []
     drawn, stream = metrics["fpr_as_drawn"]["all"], metrics["fpr"]["all"]
     return [

@@ -169,7 +169,13 @@ def test_overrides_reach_the_operating_point(run: Path, tmp_path: Path) -> None:
     cat = evaluate_run(copy, overrides=["evaluate.alpha=0.001"])["target"]["cat"]
     assert cat["alpha_wanted"] == 0.001
     assert cat["alpha"] == pytest.approx(1 - 0.05 ** (1 / 450))
-    assert "too few to guarantee" in (copy / "report.html").read_text()
+    assert "450 held-out negatives are too few to guarantee" in (copy / "report.html").read_text()
+    worst = ["evaluate.alpha=0.001", "evaluate.promise=worst"]
+    cat = evaluate_run(copy, overrides=worst)["target"]["cat"]
+    fewest = min(each["num_negatives"] for each in cat["promises"].values())
+    assert fewest < 450
+    assert cat["alpha"] == pytest.approx(1 - 0.05 ** (1 / fewest))
+    assert f"{fewest:,} held-out negatives (" in (copy / "report.html").read_text()
 
 
 def test_other_targets_are_negatives_of_a_target(two_targets: Path) -> None:

@@ -14,7 +14,7 @@ from pipeline.dataset import Dataset
 from pipeline.errors import InfinegError
 from support.train_runs import SHORT, run_training, state_of, write_dataset
 from train.data.batches import Batch
-from train.data.rows import folds_of, read_embeddings
+from train.data.rows import folds_of, join_rows, read_embeddings
 from train.evaluate.run import evaluate_run
 from train.loop.state import TrainState
 from train.loop.step import train_step
@@ -35,7 +35,9 @@ def heads_after(state: TrainState, change: Callable[[Batch], Batch]) -> list[tor
     return [fold[0].weight.detach().clone() for fold in head.folds]
 
 
-@pytest.mark.parametrize("section", [{}, {"loss": "focal"}, {"loss": "ohem"}, MIXED])
+@pytest.mark.parametrize(
+    "section", [{}, {"loss": "focal"}, {"loss": "ohem"}, {"max_grad_norm": 1e-3}, MIXED]
+)
 def test_no_head_depends_on_the_rows_of_its_fold(
     dataset: Path, tmp_path: Path, section: dict[str, Any]
 ) -> None:
@@ -149,3 +151,20 @@ def test_a_run_of_one_fold_is_calibrated_on_val(dataset: Path, tmp_path: Path) -
     assert "tpr_cross_fitted" not in metrics
     splits = pq.read_table(run / "predictions.parquet")["split"].to_pylist()
     assert set(splits) == {"val", "test"}
+
+
+def test_positives_of_one_target_in_one_fold_are_refused_whatever_others_there_are(
+    tmp_path: Path,
+) -> None:
+    """One head would learn that nothing is a dog."""
+    write_dataset(tmp_path / "data", targets=("cat", "dog"), num_positives=40)
+    dataset = Dataset(str(tmp_path / "data"))
+    of_shards = [(shard, dataset.read_sidecar(shard)) for shard in dataset.read_generation().shards]
+    few = [
+        (shard.model_copy(update={"num_samples": 1}), rows.slice(0, 1))
+        for shard, rows in of_shards
+        if shard.label == "dog"
+    ][:1]
+    others = [(shard, rows) for shard, rows in of_shards if shard.label != "dog"]
+    with pytest.raises(InfinegError, match=r"all 1 positives of dog .* one of 5 folds"):
+        join_rows(dataset.root, 1, ("cat", "dog"), [*few, *others], num_folds=5)

@@ -116,3 +116,9 @@ def test_hardest_negatives_are_chosen_target_by_target() -> None:
         loss_BK, targets_BK, torch.ones(3, 2), share=0.5, gather=lambda x: x
     )
     torch.testing.assert_close(kept_BK, torch.tensor([[1, 0], [0, 1], [0.5, 1]]))
+
+
+def test_a_column_without_negatives_keeps_its_positives_and_is_no_nan() -> None:
+    """As of a head whose fold has all negatives of a batch."""
+    targets, weight = column(1, 0, 0), column(1, 0, 0)
+    assert keep(column(1, 2, 3), targets, weight, 0.3) == [1, 0, 0]

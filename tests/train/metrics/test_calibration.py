@@ -249,5 +249,5 @@ def test_calibrated_probabilities_keep_the_order_of_logits() -> None:
 
 
 def test_val_without_positives_is_refused() -> None:
-    with pytest.raises(InfinegError, match=r"target cat: 10 of 10 val samples are negatives"):
+    with pytest.raises(InfinegError, match=r"target cat: 10 of 10 held-out samples are negatives"):
         _calibrate(np.zeros(0), np.arange(10.0))

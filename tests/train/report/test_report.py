@@ -14,6 +14,7 @@ from support.damage import replace_sidecar
 from train.evaluate import run as evaluate
 from train.evaluate.run import evaluate_run
 from train.model.detector import load_model
+from train.report import summary
 from train.report.wording import format_percent, in_hundred, one_in
 
 
@@ -127,3 +128,15 @@ def test_one_in_keeps_two_digits(share: float, text: str) -> None:
 )  # fmt: skip
 def test_hundreds_are_not_rounded_to_all_or_none(share: float, text: str) -> None:
     assert in_hundred(share) == text
+
+
+def test_a_test_split_without_pictures_says_so_and_gives_no_rates_of_them() -> None:
+    nothing = {"n": 0, "value": None, "n_effective": 0.0}
+    metrics = {
+        "tpr": nothing,
+        "fpr": {"all": nothing},
+        "fpr_as_drawn": {"all": nothing},
+        "evidence": {"all": nothing},
+    }
+    assert "Tested on no picture of the target." in summary._untested(metrics)
+    assert summary._mix(metrics) == []
