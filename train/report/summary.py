@@ -112,13 +112,17 @@ def _promise(metrics: Mapping[str, Any]) -> Point:
         f"negatives so that this fails with probability {format_percent(metrics['delta'])} at most."
         f"{mix}"
     )
+    is_cross_fitted = "tpr_cross_fitted" in metrics
     if drawn["n"]:
         kept = "consistent with" if drawn["low"] <= metrics["alpha"] else "violating"
+        # Of several folds, negatives of train are among those it was set on, at other rates.
+        how = ", in a somewhat other mix" if is_cross_fitted else ", drawn the same way"
+        verdict = "" if is_cross_fitted else f", {kept} the guarantee"
         detail += (
-            f" On the test negatives, drawn the same way: {format_percent(drawn['value'])} "
-            f"({format_interval(drawn)}), {kept} the guarantee."
+            f" On the test negatives{how}: {format_percent(drawn['value'])} "
+            f"({format_interval(drawn)}){verdict}."
         )
-    if "tpr_cross_fitted" in metrics:
+    if is_cross_fitted:
         detail += (
             " The guarantee is exact for one head; the model is the mean of several, each judged "
             "on negatives that it has not seen, and in simulations kept it with room to spare."
