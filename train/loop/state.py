@@ -95,6 +95,8 @@ def prepare_state(
     check_repetition(train_config, mixture)
     detector = _make_detector(config, train_config, dataset, world)
     _standardize(detector, config, train_config, dataset, rows)
+    if train_config.parallel == "fsdp" and world.size > 1:  # then no process has all weights
+        shard(detector.encoder.backbone, detector.head, world)
     return TrainState(
         config=config,
         train_config=train_config,
@@ -147,8 +149,6 @@ def _make_detector(
     )
     detector.to(world.device).to(memory_format=torch.channels_last)
     check_image_sizes(detector, train_config)
-    if train_config.parallel == "fsdp" and world.size > 1:
-        shard(detector.encoder.backbone, detector.head, world)
     return detector
 
 
