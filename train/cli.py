@@ -158,8 +158,6 @@ def predict(
     """Print a line per image: path, label or nothing, probability, one in N."""
     from train.evaluate.predict import predict_paths
 
-    if prior is not None and not 0 < prior < 1:
-        raise ConfigError(f"--prior {prior:g}: a share between 0 and 1, both excluded")
     num_files = num_read = 0
     for prediction in predict_paths(run, paths, prior=prior):
         sys.stdout.write((prediction.as_json() if as_json else prediction.as_text()) + "\n")

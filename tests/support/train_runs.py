@@ -212,9 +212,7 @@ def add_generation(root: Path, source: str = "news") -> Generation:
     return generation
 
 
-def read_train_rows(
-    root: str, generation: Generation, targets: Sequence[str], *, num_folds: int = 1
-) -> TrainRows:
+def read_train_rows(root: str, generation: Generation, targets: Sequence[str]) -> TrainRows:
     """The rows as a head that nothing has happened to trains on them, in one process."""
     return read_usable_rows(
         root,
@@ -225,7 +223,6 @@ def read_train_rows(
         policy="stop",
         needs_images=False,
         embedding_dim=None,
-        num_folds=num_folds,
         world=World.alone(),
     )[0]
 

@@ -36,6 +36,7 @@ class Batch(NamedTuple):
     targets_BK: Tensor  # float32, 1 where the sample shows the target
     importance_B: Tensor  # see LossTerms
     offset_B: Tensor  # see LossTerms
+    fold_B: Tensor  # see TrainRows
     rows_B: Tensor
 
 
@@ -159,6 +160,7 @@ class Batches:
             targets_BK=self._rows.targets_of(rows_B),
             importance_B=torch.from_numpy(self._terms.importance_N[rows_B]),
             offset_B=torch.from_numpy(self._terms.offset_N[rows_B]),
+            fold_B=torch.from_numpy(self._rows.fold_N[rows_B]),
             rows_B=torch.from_numpy(rows_B),
         )
 

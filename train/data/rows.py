@@ -160,20 +160,7 @@ def join_rows(
                 "add a source and run `infineg build`"
             )
     table = pa.concat_tables([rows for _, rows in of_shards])
-    fold_N = folds_of(table["group"], num_folds)
-    label_N = np.repeat(
-        [shard.label for shard, _ in of_shards], [rows.num_rows for _, rows in of_shards]
-    )
-    for label in sorted(set(label_N.tolist())):
-        members = label_N == label
-        name = f"positives of {label}" if label else "negatives"
-        if num_folds > 1 and len(set(fold_N[members].tolist())) == 1:
-            raise InfinegError(
-                f"{root}: all {members.sum():,} {name} of generation {generation} are in one of "
-                f"{num_folds} folds, without which one head would be trained; add some, or use "
-                "train.folds: 1"
-            )
-    return TrainRows(
+    joined = TrainRows(
         generation=generation,
         targets=tuple(targets),
         shards=tuple(shard for shard, _ in of_shards),
@@ -184,8 +171,25 @@ def join_rows(
         inverse_probability_N=(1 / table["inclusion_probability"].to_numpy()).astype(np.float32),
         similarity_N=table["similarity"].to_numpy().astype(np.float32),
         is_photo_N=pc.fill_null(pc.not_equal(table["stratum"], "generated"), True).to_numpy(),
-        fold_N=fold_N,
+        fold_N=folds_of(table["group"], num_folds),
     )
+    if num_folds > 1:
+        _check_folds(root, joined, num_folds)
+    return joined
+
+
+def _check_folds(root: str, rows: TrainRows, num_folds: int) -> None:
+    """Raises InfinegError where all rows of one label are in one fold."""
+    label_N = rows.label_N
+    for label in sorted(set(label_N.tolist())):
+        members = label_N == label
+        name = f"positives of {label}" if label else "negatives"
+        if len(set(rows.fold_N[members].tolist())) == 1:
+            raise InfinegError(
+                f"{root}: all {members.sum():,} {name} of generation {rows.generation} are in one "
+                f"of {num_folds} folds, without which one head would be trained; add some, or use "
+                "train.folds: 1"
+            )
 
 
 def folds_of(groups: pa.ChunkedArray, num_folds: int) -> NDArray[np.int8]:

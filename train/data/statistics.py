@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.encoders.networks import Encoder
-from pipeline.encoders.preprocessing import crop_pixels
+from pipeline.encoders.preprocessing import crop_decoded
+from train.data.bad_shards import RowImages
 from train.data.embeddings import MappedEmbeddings
-from train.data.images import ShardImages
 from train.data.rows import TrainRows
 
 _MOST_ROWS, _MOST_IMAGES = 50_000, 512  # enough for two digits of each number
@@ -30,22 +30,19 @@ def photograph_statistics(
 
 
 def embed_photographs(
-    rows: TrainRows, images: ShardImages, encoder: Encoder
+    rows: TrainRows, images: RowImages, encoder: Encoder
 ) -> tuple[Tensor, Tensor]:
-    """The same for an encoder that the data set has no embeddings of."""
-    device = encoder.mean.device
+    """The same for a run that uses no embeddings of the data set, which may have none that fit."""
     rows_S = _sample(rows, _MOST_IMAGES)
     embeddings = []
     for rows_B in np.array_split(rows_S, -(-len(rows_S) // _IMAGES_AT_ONCE)):
         pixels = [
-            crop_pixels(
-                images.read(shard, rows.tar_offset_N[row], rows.tar_size_N[row]),
-                encoder.preprocessing,
-            )
-            for row, shard in zip(rows_B, rows.shard_of(rows_B).tolist(), strict=True)
+            crop_decoded(torch.from_numpy(images.decode(row)), encoder.preprocessing)
+            for row in rows_B.tolist()
         ]
         with torch.inference_mode():
-            embeddings.append(encoder(torch.stack(pixels).to(device)).cpu().double().numpy())
+            embedding_BD = encoder(torch.stack(pixels).to(encoder.mean.device))
+        embeddings.append(embedding_BD.cpu().double().numpy())
     return _statistics(embeddings)
 
 

@@ -23,6 +23,7 @@ from train.data.batches import read_eval_batches
 from train.data.rows import folds_of
 from train.metrics.calibration import calibrate_target
 from train.metrics.predictions import (
+    TargetPredictions,
     of_target,
     prediction_rows,
     thin_to_uniform,
@@ -62,9 +63,11 @@ def evaluate_run(
         cache_dir=train_config.cache_dir,
         cache_gb=train_config.cache_gb,
     )
-    calibration = {
-        target: _calibrate(predictions, target, info, evaluate_config) for target in info.targets
-    }
+    held_out = [
+        of_target(predictions, target, split="held_out", targets=info.targets)
+        for target in info.targets
+    ]
+    calibration = {each.target: _calibrate(each, info, evaluate_config) for each in held_out}
     thresholds = {target: each.threshold for target, each in calibration.items()}
     info = info.model_copy(update={"calibration": calibration, "thresholds": thresholds})
     tests = [
@@ -72,12 +75,8 @@ def evaluate_run(
         for target in info.targets
     ]
     generation = Dataset(dataset).read_generation(info.generation)
-    held_out = [
-        of_target(predictions, target, split="held_out", targets=info.targets)
-        for target in info.targets
-        if info.folds > 1
-    ]
-    metrics = measure(tests, info, evaluate_config, held_out=held_out) | {
+    cross_fitted = held_out if info.folds > 1 else None
+    metrics = measure(tests, info, evaluate_config, cross_fitted=cross_fitted) | {
         "dataset": describe_dataset(dataset, generation, config)
     }
     page = render_report(
@@ -137,21 +136,20 @@ def predict_splits(
 
 
 def _calibrate(
-    predictions: pa.Table, target: str, info: ModelInfo, config: EvaluateConfig
+    held_out: TargetPredictions, info: ModelInfo, config: EvaluateConfig
 ) -> TargetCalibration:
-    held_out = of_target(predictions, target, split="held_out", targets=info.targets)
     return calibrate_target(
         held_out.logits_N,
         held_out.is_positive_N,
         held_out.weights_N,
-        target=target,
+        target=held_out.target,
         stratum_N=held_out.stratum_N,
         promise=config.promise,
         alpha=config.alpha,
         delta=config.delta,
         deploy_prior=config.deploy_prior,
         method=config.calibration,
-        trained_prior=(info.trained_priors or {}).get(target),
+        trained_prior=(info.trained_priors or {}).get(held_out.target),
     )
 
 

@@ -15,9 +15,9 @@ from pipeline.dataset.metadata import DatasetInfo, Generation
 from pipeline.encoders.networks import Encoder, encoder_identity, load_encoder
 from pipeline.errors import ConfigError
 from train.config import TrainConfig
-from train.data.bad_shards import read_usable_rows
+from train.data.bad_shards import RowImages, read_usable_rows
 from train.data.corrections import LossTerms, loss_terms
-from train.data.embeddings import open_embeddings
+from train.data.embeddings import MappedEmbeddings, open_embeddings
 from train.data.images import ShardImages, open_cache
 from train.data.mixture import Mixture, check_repetition, mix
 from train.data.rows import TrainRows
@@ -46,6 +46,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler  # of the loss, with fp16; else it does nothing
     average: AveragedModel | None  # of `trained`
+    embedding_ND: NDArray[np.float16] | MappedEmbeddings | None  # if the head is trained on them
     view_VPD: NDArray[np.float16] | None  # of positives, besides the data set's (train.views)
 
     @property
@@ -94,7 +95,11 @@ def prepare_state(
     mixture = mix(rows, train_config.mixture)
     check_repetition(train_config, mixture)
     detector = _make_detector(config, train_config, dataset, world)
-    _standardize(detector, config, train_config, dataset, rows)
+    embedding_ND = None
+    if train_config.uses_embeddings:
+        cache = open_cache(train_config.cache_dir, train_config.cache_gb)
+        embedding_ND = open_embeddings(config.output.path, rows, dataset.embedding_dim, cache)
+    _standardize(detector, config, train_config, rows, embedding_ND)
     if train_config.parallel == "fsdp" and world.size > 1:  # then no process has all weights
         shard(detector.encoder.backbone, detector.head, world)
     return TrainState(
@@ -111,6 +116,7 @@ def prepare_state(
         optimizer=make_optimizer(detector, train_config),
         scaler=torch.amp.GradScaler(world.device.type, enabled=train_config.amp == "fp16"),
         average=average_weights(detector, train_config),
+        embedding_ND=embedding_ND,
         view_VPD=_read_views(config, train_config, rows, detector.encoder, world),
     )
 
@@ -123,6 +129,7 @@ def with_rows(state: TrainState, rows: TrainRows) -> TrainState:
         rows=rows,
         mixture=mixture,
         terms=_terms_of(rows, mixture, state.train_config),
+        embedding_ND=None,
         optimizer=make_optimizer(state.detector, state.train_config),
         average=average_weights(state.detector, state.train_config),
     )
@@ -156,21 +163,22 @@ def _standardize(
     detector: DetectorModel,
     config: Config,
     train_config: TrainConfig,
-    dataset: DatasetInfo,
     rows: TrainRows,
+    embedding_ND: NDArray[np.float16] | MappedEmbeddings | None,
 ) -> None:
-    """Sets the statistics of the head's features: of the data set's embeddings where they fit."""
-    root, cache_dir, cache_gb = config.output.path, train_config.cache_dir, train_config.cache_gb
-    encoder = detector.encoder
-    if dataset.encoder.startswith(f"{encoder_identity(encoder, config.encoder)}:"):
-        cache = open_cache(cache_dir, cache_gb)
-        embedding_ND = open_embeddings(root, rows, dataset.embedding_dim, cache)
+    """Sets the statistics of the head's features; a run without embeddings makes some."""
+    if embedding_ND is not None:
         statistics = photograph_statistics(rows, embedding_ND)
     else:
         images = ShardImages(
-            root, rows.shards, cache_dir, cache_gb=cache_gb, generation=rows.generation
+            config.output.path,
+            rows.shards,
+            train_config.cache_dir,
+            cache_gb=train_config.cache_gb,
+            generation=rows.generation,
         )
-        statistics = embed_photographs(rows, images, encoder.eval())
+        usable = RowImages(rows, images, train_config.on_bad_shard)
+        statistics = embed_photographs(rows, usable, detector.encoder.eval())
     assert isinstance(detector.head.standardize, Standardize)
     detector.head.standardize.set(*statistics)
 

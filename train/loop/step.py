@@ -81,9 +81,8 @@ def _by_fold(state: TrainState, batch: Batch) -> tuple[Batch, Tensor]:
     num_folds, targets_BK = state.train_config.folds, batch.targets_BK
     if num_folds == 1:
         return batch, torch.ones_like(targets_BK)
-    fold_B = torch.from_numpy(state.rows.fold_N[batch.rows_B.cpu().numpy()])
-    is_held_out_BF = fold_B[:, None] == torch.arange(num_folds)
-    trained_BF = (~is_held_out_BF).to(targets_BK.device, targets_BK.dtype)
+    folds_F = torch.arange(num_folds, device=targets_BK.device)
+    trained_BF = (batch.fold_B[:, None] != folds_F).to(targets_BK.dtype)
     trained_BK = trained_BF.repeat_interleave(targets_BK.shape[1], dim=1)
     return batch._replace(targets_BK=targets_BK.repeat(1, num_folds)), trained_BK
 

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from train.config import Mode
 from train.data.batches import AugmentedImages, Batch, Batches, CachedEmbeddings, Inputs
 from train.data.device import DecodedOnDevice
-from train.data.embeddings import MappedEmbeddings, open_embeddings
-from train.data.images import open_cache
+from train.data.embeddings import MappedEmbeddings
 from train.data.order import BatchOrder
 from train.data.views import ViewedEmbeddings
 from train.loop.state import TrainState
@@ -24,12 +23,8 @@ def open_stream(state: TrainState, mode: Mode, steps: range, *, image_size: int)
     """The batches of `steps`, in order."""
     if mode == "finetune":
         return _stream_images(state, steps, image_size)
-    train_config = state.train_config
-    cache = open_cache(train_config.cache_dir, train_config.cache_gb)
-    embedding_ND = open_embeddings(
-        state.config.output.path, state.rows, state.dataset.embedding_dim, cache
-    )
-    return embedding_batches(state, embedding_ND).stream(steps, workers=0)
+    assert state.embedding_ND is not None
+    return embedding_batches(state, state.embedding_ND).stream(steps, workers=0)
 
 
 def embedding_batches(

@@ -75,11 +75,12 @@ def calibrate_target(
 ) -> TargetCalibration:
     """Fits a target's calibration and threshold.
 
-    Calibrated log-odds are scale * f + bias in the val mix, and the same + prior_shift if the
-    target's share is `deploy_prior`. weights_N, 1 / inclusion_probability, are for the calibration;
-    the threshold and "one in N" are about negatives as drawn, each counted once. promise: whether
-    alpha is the rate of all negatives, or of each part of them by itself (`PARTS`). Raises
-    ConfigError for `temperature` without the `trained_prior`, at which logits_N are log-odds.
+    Calibrated log-odds are scale * f + bias in the mix of these rows, and the same + prior_shift
+    if the target's share is `deploy_prior`. weights_N, 1 / inclusion_probability, are for the
+    calibration; the threshold and "one in N" are about negatives as drawn, each counted once.
+    promise: whether alpha is the rate of all negatives, or of each part of them by itself
+    (`PARTS`). Raises ConfigError for `temperature` without the `trained_prior`, at which logits_N
+    are log-odds.
     """
     num_negatives = int((~is_positive_N).sum())
     if num_negatives in (0, len(is_positive_N)):
@@ -256,7 +257,7 @@ def umbrella_threshold(
 def calibrated_logits(
     calibration: TargetCalibration, logits_N: ArrayLike, *, deployed: bool = True
 ) -> Floats:
-    """Log-odds of the target at the deployment prior, or (not deployed) in the val mix."""
+    """Log-odds of the target at the deployment prior, or (not deployed) in the mix fitted on."""
     raw_N = np.asarray(logits_N, dtype=np.float64)
     shift = calibration.prior_shift if deployed else 0.0
     return calibration.scale * raw_N + calibration.bias + shift
@@ -265,8 +266,10 @@ def calibrated_logits(
 def at_prior(calibration: TargetCalibration, prior: float) -> TargetCalibration:
     """The calibration if the target's share in use is `prior`: other probabilities, no other label.
 
-    Raises ConfigError for a calibration of a version that did not record its own prior.
+    Raises ConfigError for no share, and for a calibration of a version that recorded no prior.
     """
+    if not 0 < prior < 1:
+        raise ConfigError(f"prior {prior:g}: a share between 0 and 1, both excluded")
     if calibration.prior is None:
         raise ConfigError("calibrated by a version that recorded no prior; evaluate the run again")
     shift = calibration.prior_shift + float(log_odds(prior) - log_odds(calibration.prior))

@@ -33,11 +33,11 @@ def measure(
     info: ModelInfo,
     config: EvaluateConfig,
     *,
-    held_out: Sequence[TargetPredictions] = (),
+    cross_fitted: Sequence[TargetPredictions] | None = None,
 ) -> dict[str, Any]:
     """The content of metrics.json. `info` carries the calibration of each target.
 
-    held_out: of each target, the rows of train and val that heads of other folds predict.
+    cross_fitted: of each target, the rows of train and val that heads of other folds predict.
     """
     assert info.calibration is not None
     blocks = {
@@ -46,7 +46,7 @@ def measure(
         )
         for test in tests
     }
-    for test, others in zip(tests, held_out, strict=False):
+    for test, others in zip(tests, cross_fitted, strict=True) if cross_fitted else ():
         # No choice depends on the positives of a fold but the scale of the probabilities.
         is_detected = [
             each.logits_N[each.is_positive_N] >= blocks[test.target]["threshold"]

@@ -169,9 +169,9 @@ def _own_constants(run: Path, info: ModelInfo) -> NDArray[np.float64]:
         predictions = pq.read_table(io.BytesIO(storage.read_bytes(path)))
     constants = []
     for target in info.targets:
-        val = of_target(predictions, target, split="held_out", targets=info.targets)
+        held_out = of_target(predictions, target, split="held_out", targets=info.targets)
         own = info.calibration[target]
-        guard = threshold_at_tpr(val.logits_N[val.is_positive_N], tpr=GUARD_TPR)
+        guard = threshold_at_tpr(held_out.logits_N[held_out.is_positive_N], tpr=GUARD_TPR)
         constants.append((own.scale, own.bias, guard))
     return np.array(constants).T[:, None, :]
 

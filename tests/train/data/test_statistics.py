@@ -10,6 +10,7 @@ import torch
 from pipeline.dataset import Dataset
 from pipeline.encoders.networks import load_encoder
 from support.train_runs import ENCODER, read_train_rows
+from train.data.bad_shards import RowImages
 from train.data.images import ShardImages
 from train.data.rows import TrainRows, read_embeddings
 from train.data.statistics import embed_photographs, photograph_statistics
@@ -42,7 +43,7 @@ def test_a_feature_that_does_not_vary_stays_finite(rows: TrainRows) -> None:
 
 
 def test_embeddings_that_the_data_set_lacks_are_made(dataset: Path, rows: TrainRows) -> None:
-    images = ShardImages(str(dataset), rows.shards, generation=1)
+    images = RowImages(rows, ShardImages(str(dataset), rows.shards, generation=1), "stop")
     encoder = load_encoder(ENCODER).eval()
     mean_D, sd_D = embed_photographs(rows, images, encoder)
     assert mean_D.shape == sd_D.shape == (encoder.embedding_dim,)

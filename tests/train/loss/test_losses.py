@@ -21,7 +21,7 @@ def column(*values: float) -> Tensor:
 def batch_of(targets_BK: Tensor, importance_B: Tensor, offset_B: Tensor | None = None) -> Batch:
     zeros_B = torch.zeros(len(targets_BK))
     offset_B = zeros_B if offset_B is None else offset_B
-    return Batch(zeros_B, targets_BK, importance_B, offset_B, zeros_B)
+    return Batch(zeros_B, targets_BK, importance_B, offset_B, zeros_B, zeros_B)
 
 
 def test_weights_are_self_normalised_and_clipped() -> None:

@@ -3,13 +3,24 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 
 from pipeline.config.encoder import EncoderConfig
+from pipeline.dataset import Dataset
+from pipeline.dataset.schema import with_columns
 from pipeline.encoders.networks import load_encoder
 from pipeline.errors import ConfigError
-from support.train_runs import FINETUNE, SHORT, run_training, watch_steps, write_run_config
+from support.damage import replace_sidecar
+from support.train_runs import (
+    FINETUNE,
+    SHORT,
+    run_training,
+    watch_steps,
+    write_dataset,
+    write_run_config,
+)
 from train.config import TrainConfig, load_train_config
 from train.loop import trainer
 from train.loop.phases import Phase, finetune_phases, opening_steps
@@ -208,3 +219,15 @@ def test_a_size_that_the_backbone_cannot_take_is_refused(dataset: Path, tmp_path
     config, train_config, _ = load_train_config(path, settings)
     with pytest.raises(ConfigError, match=r"image_sizes: 96 px does not fit the backbone: .*96"):
         train(config, train_config)
+
+
+def test_finetuning_from_step_0_needs_no_embeddings(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    write_dataset(root, image_size=40)
+    dataset = Dataset(str(root))
+    for shard in dataset.read_generation().shards:
+        rows = dataset.read_sidecar(shard)
+        none = pa.nulls(rows.num_rows, rows.schema.field("embedding").type)
+        replace_sidecar(root, shard, with_columns(rows, embedding=none))
+    section = FINETUNE | {"head_steps": 0, "steps": 2}
+    assert load_model(run_training(root, tmp_path / "run", **section))[1].mode == "finetune"
