@@ -105,7 +105,7 @@ def test_gpus_are_refused_or_waited_for_as_the_cluster_can_grow_or_not(
             assert command.wait(timeout=60) == 2
     assert "needs 1 actors of 1 GPUs and 1 CPUs" in log.read_text()
     assert "Ray reports 0 GPUs and 1 CPUs" in log.read_text()
-    assert (tmp_path / "data/generations").exists() == has_autoscaler
+    assert any((tmp_path / "data").rglob("*.json")) == has_autoscaler, "before any work"
 
 
 @pytest.mark.usefixtures("s3_root")
