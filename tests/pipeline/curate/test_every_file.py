@@ -16,6 +16,7 @@ from pipeline.dataset.records import encode_record
 from pipeline.errors import InfinegError
 from support.builds import Built, build_inline, config_of, copy_dataset, file_hashes, squares
 from support.crashes import crash_build
+from support.damage import flip
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +35,6 @@ def finished(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def root(finished: Path, tmp_path: Path) -> Path:
     """A copy to damage."""
     return copy_dataset(finished, tmp_path / "data")
-
-
-def flip(path: Path, position: float) -> None:
-    content = bytearray(path.read_bytes())
-    content[int(position * (len(content) - 1))] ^= 0x01
-    path.write_bytes(content)
 
 
 def findings(root: Path) -> str:
