@@ -129,7 +129,8 @@ def write_inputs(folder: Path) -> list[dict[str, Any]]:
 
 
 def first_samples(entry: Mapping[str, Any], number: int) -> list[RawSample]:
-    return first_pictures(open_source(entry["kind"], entry["params"]), number)
+    with drawing_once():
+        return first_pictures(open_source(entry["kind"], entry["params"]), number)
 
 
 class InlineCluster:
@@ -165,10 +166,16 @@ def _drawn(params: shapes.Params, index: int) -> RawSample:
 
 
 @contextlib.contextmanager
-def open_inline(config: BuildConfig) -> Iterator[InlineCluster]:  # noqa: ARG001
+def drawing_once() -> Iterator[None]:
     """Each cat is drawn once a process: to draw it again is half the work of a small build."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shapes.Source, "sample", lambda self, index: _drawn(self._params, index))
+        yield
+
+
+@contextlib.contextmanager
+def open_inline(config: BuildConfig) -> Iterator[InlineCluster]:  # noqa: ARG001
+    with drawing_once():
         yield InlineCluster()
 
 
