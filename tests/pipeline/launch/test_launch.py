@@ -399,6 +399,7 @@ def test_job_submitted_to_a_running_ray_builds(tmp_path: Path) -> None:
     port = free_port()
     address = f"http://{host.address}:{port}"
     with ray_nodes([host], num_started=0) as cluster:
+        cluster.env["PATH"] = environment["PATH"]  # of the machine that the job runs on
         cluster.start(num_cpus=2, dashboard_port=port)
         environment |= cluster.env
         for attempt in range(20):
