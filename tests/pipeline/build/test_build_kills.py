@@ -129,6 +129,7 @@ def test_build_that_dies_at_every_kind_of_write_resumes_to_the_same_bytes(
     assert_as_undisturbed(events.root, short)
 
 
+@pytest.mark.cluster
 @pytest.mark.timeout(240)
 def test_build_with_killed_processes_of_ray_resumes_to_the_same_bytes(
     short: Built, tmp_path: Path
