@@ -27,12 +27,12 @@ STREAM = squares(num_pictures=1500, per_partition=50)
 ENDLESS = {"name": "endless", "kind": "squares", "params": {"image_size": 32}}
 
 
-def rounds_config(out: Path, *sources: dict[str, Any], per_round: int = 500) -> Config:
+def rounds_config(out: Path, *sources: dict[str, Any]) -> Config:
     return config_of(
         out,
         sources or [STREAM],
         selection={"budget": 300},
-        output={"candidates_per_round": per_round},
+        output={"candidates_per_round": 500},
     )
 
 

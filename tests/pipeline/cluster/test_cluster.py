@@ -51,6 +51,7 @@ def cluster() -> Iterator[RayCluster]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", "127.0.0.1:9")
         with open_ray(BuildConfig(workers=1)) as cluster:
+            assert cluster.num_workers == 1
             yield cluster
 
 

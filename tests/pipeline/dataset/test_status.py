@@ -1,6 +1,7 @@
 """`infineg status` tells how far a build has come, from what lies in the data set alone."""
 
 import contextlib
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -57,19 +58,14 @@ def test_running_build_shows_its_progress_rate_and_holder(
 ) -> None:
     root = str(tmp_path / "data") if place == "disk" else request.getfixturevalue("s3_root")
     seen: list[Running] = []
-    line = ""
-
-    num_tables = 0
+    lines: list[str] = []
+    tables = itertools.count(1)
 
     def look() -> None:
-        nonlocal line, num_tables
-        num_tables += 1
-        if num_tables % 3:  # on S3 a look takes half a second
-            return
-        running = read_running(root)
-        seen.append(running)
-        if running.seconds_left == 0:
-            line = told(root)
+        if next(tables) % 3 == 0:  # on S3 a look takes half a second
+            seen.append(read_running(root))
+            if seen[-1].seconds_left == 0:
+                lines.append(told(root))
 
     build_watched(config_of(root, SOURCES), look)
     assert all(running.is_alive for running in seen)
@@ -84,8 +80,8 @@ def test_running_build_shows_its_progress_rate_and_holder(
     assert working, "a rate, once something is committed"
     assert all(running.seconds_left is not None for running in working)
     assert seen[-1].seconds_left == 0
-    assert re.search(r"built by \S+, process \d+", line)
-    assert re.search(r"last heartbeat \d+ s ago; [\d,.]+ candidates/s .* 0 s left", line)
+    assert re.search(r"built by \S+, process \d+", lines[-1])
+    assert re.search(r"last heartbeat \d+ s ago; [\d,.]+ candidates/s .* 0 s left", lines[-1])
     assert read_running(root) is None
     assert "built by" not in told(root)
 
