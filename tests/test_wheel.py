@@ -15,6 +15,7 @@ SMALL = [
     "selection={budget: 40, eval_budget: 30, candidates_per_selected: 2, pilot: 32}",
     "positives.drawn_cats.params.num_pictures=120",
     "output.image_size=64",
+    "build.workers=1",
     "train.steps=30",
     "evaluate.alpha=0.2",
 ]

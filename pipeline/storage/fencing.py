@@ -13,7 +13,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from pipeline.storage.locations import resolve
+from pipeline.storage.locations import is_protocol, resolve
 
 
 class Fence(Protocol):
@@ -74,9 +74,15 @@ def ask_fence(fs: Any, path: str) -> None:
 def read_if_there(fs: Any, path: str) -> bytes | None:
     """Content of a file; None if missing."""
     try:
-        return bytes(fs.cat_file(path))
+        return cat_file(fs, path)
     except FileNotFoundError:
         return None
+
+
+def cat_file(fs: Any, path: str) -> bytes:
+    """Content of a file, in one request: by default s3fs first asks for the size."""
+    options = {"max_concurrency": 1} if is_protocol(fs, "s3") else {}
+    return bytes(fs.cat_file(path, **options))
 
 
 def _find(fs: Any, path: str) -> Fence | None:

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from pipeline.errors import InfinegError
 from pipeline.storage.fenced_files import remove_fenced
-from pipeline.storage.fencing import ask_fence, is_fenced
+from pipeline.storage.fencing import ask_fence, cat_file, is_fenced
 from pipeline.storage.listings import find_files, forget_listings, resolve_listable
 from pipeline.storage.locations import is_http, is_local, is_protocol, redact, resolve
 from pipeline.storage.public import public_only
@@ -49,9 +49,7 @@ def read_bytes(uri: str) -> bytes:
             return stream.read()
     if is_local(fs):
         return retry(lambda: read_local(path, 0, -1), f"read {redact(uri)}")
-    # Otherwise s3fs asks for the size first.
-    options = {"max_concurrency": 1} if is_protocol(fs, "s3") else {}
-    return bytes(retry(lambda: fs.cat_file(path, **options), f"read {redact(uri)}"))
+    return retry(lambda: cat_file(fs, path), f"read {redact(uri)}")
 
 
 def read_many(uris: Sequence[str]) -> list[bytes]:

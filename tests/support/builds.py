@@ -5,6 +5,7 @@ what it writes must not depend on the order; the tests of Ray compare with it by
 """
 
 import contextlib
+import functools
 import pickle
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import RawSample
 from pipeline.encoders.runtimes import PreparedEncoder
 from pipeline.sources import open_source
+from pipeline.sources.generated import shapes
 from support.corpus import odd_but_usable, unusable
 from support.pictures import first_pictures
 
@@ -119,7 +121,7 @@ def write_inputs(folder: Path) -> list[dict[str, Any]]:
         "pictures_per_partition": 40,
     }
     return [
-        squares(num_pictures=2400, per_partition=600),
+        squares(num_pictures=1200, per_partition=600),
         {"name": "drawn", "kind": "shapes", "params": drawn},
         folder_entry("odd", odd, label_state="verified_absent"),
         folder_entry("strays", strays),
@@ -127,7 +129,8 @@ def write_inputs(folder: Path) -> list[dict[str, Any]]:
 
 
 def first_samples(entry: Mapping[str, Any], number: int) -> list[RawSample]:
-    return first_pictures(open_source(entry["kind"], entry["params"]), number)
+    with drawing_once():
+        return first_pictures(open_source(entry["kind"], entry["params"]), number)
 
 
 class InlineCluster:
@@ -154,9 +157,26 @@ class InlineCluster:
             yield from method(worker, pickle.loads(pickle.dumps(task)))
 
 
+_sample = shapes.Source.sample
+
+
+@functools.cache
+def _drawn(params: shapes.Params, index: int) -> RawSample:
+    return _sample(shapes.Source(params), index)
+
+
+@contextlib.contextmanager
+def drawing_once() -> Iterator[None]:
+    """Each cat is drawn once a process: to draw it again is half the work of a small build."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes.Source, "sample", lambda self, index: _drawn(self._params, index))
+        yield
+
+
 @contextlib.contextmanager
 def open_inline(config: BuildConfig) -> Iterator[InlineCluster]:  # noqa: ARG001
-    yield InlineCluster()
+    with drawing_once():
+        yield InlineCluster()
 
 
 def build_inline(

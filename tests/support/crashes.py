@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,16 @@ def crash_build(config: Config, moment: str, *, before: bool, accept_changes: bo
 
     moment: one of `kills.MOMENTS`.
     """
-    process = fork(_build, config.model_dump_json(), moment, before, accept_changes)
-    process.join(100)
-    process.kill()
-    assert process.exitcode in (0, -signal.SIGKILL), process.exitcode
-    return process.exitcode != 0
+    return _dies(_build, config.model_dump_json(), moment, before, accept_changes)
 
 
 def crash_purge(root: Path, wanted: TakenDown, *, runs: Sequence[str], number: int) -> bool:
     """Purges until just before its `number`-th change of a file; False if there are fewer."""
-    process = fork(_purge, str(root), wanted.model_dump_json(), list(runs), number)
+    return _dies(_purge, str(root), wanted.model_dump_json(), list(runs), number)
+
+
+def _dies(function: Callable[..., None], *arguments: object) -> bool:
+    process = fork(function, *arguments)
     process.join(100)
     process.kill()
     assert process.exitcode in (0, -signal.SIGKILL), process.exitcode

@@ -1,4 +1,4 @@
-"""Damages a data set as no build does, with checksums that fit."""
+"""Damages files: a flipped bit, or a data set as no build leaves it, with checksums that fit."""
 
 from pathlib import Path
 
@@ -11,6 +11,13 @@ from pipeline.dataset.dataset import generation_path
 from pipeline.dataset.metadata import Generation, ShardRecord
 from pipeline.dataset.records import encode_record
 from pipeline.dataset.schema import with_columns
+
+
+def flip(path: Path, position: float = 0.5) -> None:
+    """A bit of a file, at a fraction of its length."""
+    content = bytearray(path.read_bytes())
+    content[int(position * (len(content) - 1))] ^= 0x01
+    path.write_bytes(content)
 
 
 def rewrite_generation(root: Path, generation: Generation) -> None:

@@ -68,7 +68,7 @@ def test_counts_add_up_in_ledgers_sources_shards_and_generation(built: Built) ->
     reads = {s.name: s.counts.read for s in generation.sources}
     num_odd = len(odd_but_usable()) + len(unusable()) + 1
     assert reads == {
-        "cats": 48, "squares": 2400, "drawn": 160, "odd": num_odd, "strays": 2 * NUM_STRAY_CATS,
+        "cats": 48, "squares": 1200, "drawn": 160, "odd": num_odd, "strays": 2 * NUM_STRAY_CATS,
     }  # fmt: skip
 
 

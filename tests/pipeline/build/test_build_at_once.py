@@ -10,7 +10,15 @@ from pipeline import storage
 from pipeline.config.schema import Config
 from pipeline.dataset import Dataset
 from pipeline.dataset.lease import lease_uri
-from support.builds import Built, build_inline, config_of, file_hashes, write_config
+from support.builds import (
+    Built,
+    build_inline,
+    built_inline,
+    config_of,
+    file_hashes,
+    squares,
+    write_config,
+)
 from support.processes import call_infineg, run_infineg, running_infineg, wait_until
 from support.train_runs import read_losses
 from train.config import load_train_config
@@ -40,22 +48,24 @@ def test_of_two_builds_at_once_the_second_is_refused_and_the_first_goes_on(
 def test_data_set_on_s3_grows_is_verified_and_trained_on(
     s3_root: str, built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = build_inline(config_of(s3_root, built.entries[:2]))
+    entries = [squares(num_pictures=200), *built.entries[2:]]
+    local = built_inline(tmp_path / "data", entries)
+    first = build_inline(config_of(s3_root, entries[:2]))
     files = ("shards/", "quarantine/", "ledger/", "hashes/")
     before = file_hashes(s3_root, files)
-    config = config_of(s3_root, built.entries)
+    config = config_of(s3_root, entries)
     second = build_inline(config)
     after = file_hashes(s3_root, files)
-    assert after == file_hashes(built.root, files)
+    assert after == file_hashes(local.root, files)
     assert before.items() < after.items()
     assert second.shards[: len(first.shards)] == first.shards
 
     code, output, _ = call_infineg(capsys, "verify", s3_root)
     assert (code, "good." in output) == (0, True)
     status = json.loads(call_infineg(capsys, "status", s3_root, "--json")[1])
-    assert status["counts"]["selected"] == built.generation.counts.selected
+    assert status["counts"]["selected"] == local.generation.counts.selected
     assert Dataset(s3_root).read_info().latest_generation == 2
-    assert losses(config, tmp_path / "s3") == losses(built.config, tmp_path / "local")
+    assert losses(config, tmp_path / "s3") == losses(local.config, tmp_path / "local")
 
 
 def losses(config: Config, run: Path) -> list[float]:

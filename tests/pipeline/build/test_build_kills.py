@@ -43,7 +43,7 @@ from support.kills import (
 from support.servers import S3Server
 
 SECTIONS = {"output": {"candidates_per_round": 600}}
-SHORT = 600  # squares: with all else 4 generations
+SHORT = 600  # squares: with all else 2 generations
 RAY = {"address": "local"}
 LONG = 6000  # 13
 
@@ -53,7 +53,7 @@ def undisturbed(folder: Path, num_squares: int) -> Built:
     _, *others = write_inputs(folder / "inputs")
     entries = [
         squares(num_pictures=num_squares, per_partition=600),
-        squares("again", num_pictures=600, per_partition=300),
+        squares("again", num_pictures=120, per_partition=60),
         *others,
     ]
     built = built_inline(folder / "data", entries, **SECTIONS)
@@ -129,6 +129,7 @@ def test_build_that_dies_at_every_kind_of_write_resumes_to_the_same_bytes(
     assert_as_undisturbed(events.root, short)
 
 
+@pytest.mark.cluster
 @pytest.mark.timeout(240)
 def test_build_with_killed_processes_of_ray_resumes_to_the_same_bytes(
     short: Built, tmp_path: Path

@@ -283,7 +283,9 @@ def test_tar_replaced_between_a_kill_and_a_resume_is_refused(tmp_path: Path, mom
     images = pictures(700)
     tar = tmp_path / "a.tar"
     write_pictures(tar, images)
-    sections = {"selection": {"budget": 10**6, "pilot": 50}}
+    sections = {
+        "selection": {"budget": 10**6, "pilot": 50}, "output": {"samples_per_shard": 1000}
+    }  # fmt: skip
     config = config_of(tmp_path / "data", [tar_entry(tar)], **sections)
     assert crash_build(config, moment, before=False)
     write_pictures(tar, images[::-1])

@@ -23,16 +23,16 @@ from support.processes import running_infineg, wait_until
 from support.servers import S3Server
 
 FILES = ("shards/", "ledger/", "hashes/")
-STREAM = squares(num_pictures=3000, per_partition=50)
+STREAM = squares(num_pictures=1500, per_partition=50)
 ENDLESS = {"name": "endless", "kind": "squares", "params": {"image_size": 32}}
 
 
-def rounds_config(out: Path, *sources: dict[str, Any], per_round: int = 1000) -> Config:
+def rounds_config(out: Path, *sources: dict[str, Any]) -> Config:
     return config_of(
         out,
         sources or [STREAM],
         selection={"budget": 300},
-        output={"candidates_per_round": per_round},
+        output={"candidates_per_round": 500},
     )
 
 
@@ -55,16 +55,16 @@ def test_long_source_ends_a_generation_every_so_many_candidates(whole: Path) -> 
         record_of(Dataset(root).read_generation(n), "squares").counts.read
         for n in range(1, generation.number + 1)
     ]
-    assert reads[0] == 1000
-    assert all(0 < later - earlier <= 1000 for earlier, later in itertools.pairwise(reads))
-    assert reads[-1] == 3000
+    assert reads[0] == 500
+    assert all(0 < later - earlier <= 500 for earlier, later in itertools.pairwise(reads))
+    assert reads[-1] == 1500
     assert verify_dataset(root).problems == []
     assert not any("/parts/" in name for name in file_hashes(root, ("parts/",)))
 
 
 def test_shards_of_a_source_do_not_depend_on_what_is_built_beside_it(tmp_path: Path) -> None:
-    other = squares("other", num_pictures=700, per_partition=100, seed=1)
-    long = squares(num_pictures=1500, per_partition=50)
+    other = squares("other", num_pictures=200, per_partition=100, seed=1)
+    long = squares(num_pictures=1000, per_partition=50)
     together = rounds_config(tmp_path / "together", other, long)
     assert build_inline(together).number > 1, "it has rounds"
     apart = [rounds_config(tmp_path / "apart", *sources) for sources in ([other], [other, long])]
@@ -98,7 +98,7 @@ def test_interrupted_rounds_go_on_with_the_next_one(whole: Path, tmp_path: Path)
     [
         (ENDLESS, {"selected": 100}, 1024),
         (ENDLESS, {"candidates": 2000}, 2048),
-        (STREAM, {"candidates": 500}, 500),  # which ends by itself, after 3,000
+        (STREAM, {"candidates": 500}, 500),  # which ends by itself, after 1,500
     ],
     ids=["selected", "candidates", "finite"],
 )
@@ -147,7 +147,7 @@ def test_followed_source_makes_generations_until_it_is_interrupted(tmp_path: Pat
         assert process.wait(timeout=30) == 130, log.read_text()
     generation = Dataset(str(root)).read_generation()
     assert record_of(generation, "endless").counts.read > 3 * 600
-    assert record_of(generation, "squares").counts.read == 3000, "what ends is read once"
+    assert record_of(generation, "squares").counts.read == 1500, "what ends is read once"
     assert verify_dataset(str(root)).problems == []
     # A plain build finishes what was begun, and comes to what one budget more would have given.
     finished = build_inline(config)
@@ -163,10 +163,10 @@ def test_nothing_to_follow_is_a_mistake(tmp_path: Path) -> None:
 
 def test_hashes_of_earlier_rounds_are_not_read_again(s3_root: str, s3_server: S3Server) -> None:
     """Else a build of n rounds would read n (n - 1) / 2 tables."""
-    entries = [squares(num_pictures=3000, per_partition=600)]
+    entries = [squares(num_pictures=1800, per_partition=600)]
     config = config_of(s3_root, entries, output={"candidates_per_round": 600})
     generation = build_inline(config)
-    assert generation.number >= 5
+    assert generation.number >= 3
     folder = "/" + s3_root.removeprefix("s3://") + "/hashes/"
     assert not [request for request in s3_server.reads if request.startswith(f"GET {folder}")]
-    assert sum(request.startswith(f"PUT {folder}") for request in s3_server.writes) >= 5
+    assert sum(request.startswith(f"PUT {folder}") for request in s3_server.writes) >= 3

@@ -100,17 +100,6 @@ def actor_of(session: int) -> int:
 
 
 @pytest.mark.timeout(90)
-def test_gpus_that_ray_does_not_have_are_refused_before_work(tmp_path: Path) -> None:
-    settings = {"embed_on": "actors", "actors": 2}
-    config = config_of(tmp_path / "data", entries(), build=settings)
-    with pytest.raises(
-        ConfigError, match=r"2 actors of 1 GPUs.* Ray reports 0 GPUs and \d+ CPUs\."
-    ):
-        build(config)
-    assert list((tmp_path / "data").rglob("*.json")) == []
-
-
-@pytest.mark.timeout(90)
 def test_worker_waits_rather_than_fill_the_object_store() -> None:
     class SlowActor:  # in here, and Ray sends its code along
         """Takes its time, and says which batch it was."""

@@ -13,10 +13,8 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from pipeline.cluster.processes import Processes
-from pipeline.dataset.lease import Held
-from pipeline.errors import InfinegError, TooManyRejects
-from pipeline.worker.span import ReadTask
+from pipeline.cluster.processes import Processes, Task
+from pipeline.errors import ConfigError, InfinegError, TooManyRejects
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,9 +27,14 @@ def importable() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def processes() -> Iterator[Processes]:
-    """For all tests, since to begin one takes three seconds; those that die are replaced."""
+    """For all tests; those that die are replaced."""
     with closing(Processes(2, threads=1)) as processes:
         yield processes
+
+
+class NamedTask(Task, frozen=True):
+    name: str
+    num_deaths: int = 0  # of processes that it is to end
 
 
 def make() -> str:
@@ -39,24 +42,24 @@ def make() -> str:
 
 
 def fail_to_make() -> str:
-    raise Held("no worker")
+    raise ConfigError("no worker")
 
 
-def run(worker: str, task: ReadTask) -> Iterator[pa.Table]:
+def run(worker: str, task: NamedTask) -> Iterator[pa.Table]:
     """Does what the name of the task says."""
     for number in range(3):
-        yield pa.table({"task": [task.source], "number": [number], "by": [worker]})
-        if task.source == "bad":
+        yield pa.table({"task": [task.name], "number": [number], "by": [worker]})
+        if task.name == "bad":
             raise TooManyRejects("all of it")
-        if task.source == "bug" and number == 1:
+        if task.name == "bug" and number == 1:
             raise ZeroDivisionError("a bug")
-        if task.source == "unpicklable":
+        if task.name == "unpicklable":
             raise Unpicklable(needed="a word")
-        flag = Path(task.source)
+        flag = Path(task.name)
         if (
-            task.source.startswith("/")
+            task.name.startswith("/")
             and number == 1
-            and flag.stat().st_size < (3 if task.careful else task.span)
+            and flag.stat().st_size < (3 if task.careful else task.num_deaths)
         ):
             with flag.open("ab") as file:
                 file.write(b"x")
@@ -68,11 +71,11 @@ class Unpicklable(Exception):
         super().__init__(needed)
 
 
-def task(name: str, *, num_deaths: int = 0) -> ReadTask:
-    return ReadTask(source=name, partitions=(), span=num_deaths)
+def task(name: str, *, num_deaths: int = 0) -> NamedTask:
+    return NamedTask(name=name, num_deaths=num_deaths)
 
 
-def ran(processes: Processes, *tasks: ReadTask) -> list[tuple[str, int]]:
+def ran(processes: Processes, *tasks: NamedTask) -> list[tuple[str, int]]:
     tables = processes.map(run, tasks, make_worker=make)
     return sorted((t["task"][0].as_py(), t["number"][0].as_py()) for t in tables)
 
@@ -104,7 +107,7 @@ def test_error_is_raised_as_it_was_there_and_ends_the_others(
 
 
 def test_worker_that_cannot_be_made_is_an_error(processes: Processes) -> None:
-    with pytest.raises(Held, match=r"^no worker$"):
+    with pytest.raises(ConfigError, match=r"^no worker$"):
         list(processes.map(run, [task("good")], make_worker=fail_to_make))
 
 

@@ -50,7 +50,7 @@ def load_small(name: str, *overrides: str, **variables: object) -> Config:
         for source in load_config(path, named).sources
         if "path" not in source.params and "urls" not in source.params
     ]
-    sizes = ["selection.pilot=20", "output.image_size=64", "output.samples_per_shard=50"]
+    sizes = ["selection.pilot=20", "output.image_size=64", "output.samples_per_shard=500"]
     return load_config(path, [*named, *encoder, *of_generators, *sizes, *overrides])
 
 
@@ -136,7 +136,7 @@ def test_object_storage(buckets: str, s3_server: S3Server, monkeypatch: pytest.M
     ]
     config = load_small(
         "object_storage",
-        *("selection.budget=200", "selection.candidates_per_selected=4"),
+        *("selection.budget=100", "selection.candidates_per_selected=2"),
         *endpoints,
         IMAGENET=buckets,
         LABELS=f"{buckets}/labels",

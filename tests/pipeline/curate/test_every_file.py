@@ -16,6 +16,7 @@ from pipeline.dataset.records import encode_record
 from pipeline.errors import InfinegError
 from support.builds import Built, build_inline, config_of, copy_dataset, file_hashes, squares
 from support.crashes import crash_build
+from support.damage import flip
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +37,6 @@ def root(finished: Path, tmp_path: Path) -> Path:
     return copy_dataset(finished, tmp_path / "data")
 
 
-def flip(path: Path, position: float) -> None:
-    content = bytearray(path.read_bytes())
-    content[int(position * (len(content) - 1))] ^= 0x01
-    path.write_bytes(content)
-
-
 def findings(root: Path) -> str:
     """What `infineg verify` prints, besides that all is good."""
     try:
@@ -51,16 +46,15 @@ def findings(root: Path) -> str:
 
 
 def one_of_each_kind(root: Path) -> Iterator[str]:
-    """Paths of files of a data set: of those in shards and embeddings the first and the last."""
-    kinds: dict[tuple[str, str], list[str]] = {}
+    """Paths of files of a data set: of those in a folder of shards or embeddings the last."""
+    kinds: dict[tuple[str, str], str] = {}
     for path in sorted(root.rglob("*")):
         if path.is_file():
             name = path.relative_to(root)
             is_one_of_many = name.parts[0] in ("shards", "embeddings")
             kind = str(name.parent) if is_one_of_many else str(name)
-            kinds.setdefault((kind, name.suffix), []).append(str(name))
-    for names in kinds.values():
-        yield from dict.fromkeys((names[0], names[-1]))
+            kinds[kind, name.suffix] = str(name)
+    yield from kinds.values()
 
 
 @pytest.mark.timeout(240)

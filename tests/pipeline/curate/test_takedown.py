@@ -73,7 +73,7 @@ def test_what_is_taken_down_is_gone_in_this_order(
     assert life.refused, "nothing was taken down"
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_what_is_taken_down_is_gone_in_any_order(inputs: Inputs, tmp_path: Path, seed: int) -> None:
     live_through_anything(Life(tmp_path / "data", inputs), seed)
 
@@ -135,8 +135,8 @@ def test_a_purge_that_dies_at_any_change_is_finished_by_the_next(
             shutil.copytree(source, folder)
         died = crash_purge(root, wanted, runs=[str(run)], number=number)
         take_down(str(root), wanted, purge=True, runs=[str(run)])
+        assert traces_of(root, *victims) == traces_of(run, *victims) == [], number
         for picture in victims:
-            assert traces_of(root, picture) == traces_of(run, picture) == [], number
             assert f'alt="{picture.key}"' not in (run / "report.html").read_text()
             assert picture.key not in pq.read_table(run / "predictions.parquet")["key"].to_pylist()
         assert verify_dataset(str(root)).problems == []
@@ -144,8 +144,7 @@ def test_a_purge_that_dies_at_any_change_is_finished_by_the_next(
             break
     assert number > 20
     build_inline(inputs.config(root, life.sources))
-    for picture in victims:
-        assert traces_of(root, picture) == []
+    assert traces_of(root, *victims) == []
     assert verify_dataset(str(root)).problems == []
 
 
@@ -261,8 +260,7 @@ def test_purge_without_names_purges_all_that_was_ever_taken_down(
     assert "removed from embeddings/first/000001/" in output
     assert "removed ledger/first-000001.parquet" in output
     assert "not reached: the sources" in output
-    for victim in victims:
-        assert traces_of(built.root, victim) == []
+    assert traces_of(built.root, *victims) == []
     assert call_infineg(capsys, "takedown", built.root, "--run", "x", "--key", "y")[0] == 2
 
 

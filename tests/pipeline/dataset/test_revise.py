@@ -89,16 +89,6 @@ def test_what_is_taken_down_is_refused_in_every_later_source(
     assert generation.taken_down.uris == {row["uri"]}, "it is remembered"
 
 
-def test_purge_deletes_the_files_that_held_it(built: Built, root: Path) -> None:
-    suspect = suspects_of(root, built.generation)[0]
-    generation, _ = take_down(str(root), TakenDown(keys=frozenset([suspect])), purge=True)
-    listed = {f.path for f in (*generation.shards, *generation.quarantine)}
-    found = {n for n in file_hashes(root, ("shards/", "quarantine/")) if n.endswith(".tar")}
-    assert found == listed
-    assert suspect not in suspects_of(root, generation)
-    assert verify_dataset(str(root)).problems == []
-
-
 def test_nothing_found_is_a_mistake_and_changes_nothing(root: Path) -> None:
     with pytest.raises(ConfigError, match="generation 1 has no such sample"):
         take_down(str(root), TakenDown(authors=frozenset(["nobody"])))

@@ -9,7 +9,7 @@ from pipeline.dataset import Dataset
 from support.builds import build_inline, config_of, squares
 
 SOURCES = {
-    "finite": squares(num_pictures=1500, per_partition=50),
+    "finite": squares(num_pictures=700, per_partition=50),
     "endless": {
         "name": "squares",
         "kind": "squares",

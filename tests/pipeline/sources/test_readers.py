@@ -1,4 +1,4 @@
-"""Four readers that know nothing of this project open the shards as they are."""
+"""Readers that know nothing of this project open the shards. Ray Data: cluster/test_cluster.py."""
 
 import gc
 import re
@@ -9,17 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pytest
-import ray
-import ray.data
 import timm.data
 import webdataset
 
 from pipeline.dataset import Dataset
 from support.builds import Built, sidecar_rows
 
-# webdataset leaves its files to the garbage collector, and timm and Ray their readers to it.
+# webdataset leaves its files to the garbage collector, and timm its readers.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 # The regular expression by which WebDataset readers split a member's name into key and field.
 WEBDATASET_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
@@ -87,22 +84,6 @@ def test_json_member_says_what_the_sidecar_says(built: Built) -> None:
     assert {"key", "uri", "label_state", "inclusion_probability", "license"} <= set(fields)
     for row in rows.select(fields).to_pylist():
         assert about[row["key"]] == row
-
-
-@pytest.mark.timeout(120)
-def test_ray_reads_the_shards(built: Built, expected: dict[str, int]) -> None:
-    ray.init(
-        "local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
-    )
-    try:
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        rows = ray.data.read_webdataset(
-            paths(built), file_extensions=["tar"], override_num_blocks=2
-        ).take_all()
-    finally:
-        ray.shutdown()
-    check(((row["__key__"], row["cls"]) for row in rows), expected)
-    assert all(row["jpg"].ndim == 3 and row["jpg"].dtype == np.uint8 for row in rows)
 
 
 def test_hugging_face_datasets_streams_the_shards(

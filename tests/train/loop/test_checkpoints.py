@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import InfinegError
+from support.damage import flip
 from support.train_runs import SHORT, interrupt_training, read_losses, run_training, write_dataset
 from train.loop.checkpoint import find_checkpoint
 from train.model.detector import load_model, read_model_info
@@ -18,12 +19,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data") / "data"
     write_dataset(root, image_size=40)
     return root
-
-
-def flip(path: Path, position: float = 0.5) -> None:
-    content = bytearray(path.read_bytes())
-    content[int(position * (len(content) - 1))] ^= 0x01
-    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("damaged", ["step-000000008.safetensors", "step-000000008.json"])

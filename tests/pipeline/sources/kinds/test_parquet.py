@@ -431,7 +431,7 @@ def test_column_that_unpacks_to_gigabytes_is_refused_and_other_groups_are_read(
     schema = pa.schema([("image", pa.binary())])
     with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False) as writer:
         writer.write_table(pa.table({"image": [JPEG]}, schema))
-        writer.write_table(pa.table({"image": [bytes(200 << 20)] * 3}, schema))
+        writer.write_table(pa.table({"image": [bytes(100 << 20)] * 3}, schema))
         writer.write_table(pa.table({"image": [JPEG]}, schema))
     source = Source(Params(urls=(str(path),)))
     read = []
