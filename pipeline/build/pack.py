@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from pipeline import storage
 from pipeline.build.reading import Round
-from pipeline.cluster.processes import Task
+from pipeline.cluster.process import Task
 from pipeline.cluster.workers import Cluster
 from pipeline.config.schema import Config
 from pipeline.dataset import Dataset

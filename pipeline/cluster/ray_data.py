@@ -30,7 +30,8 @@ from ray.util.annotations import RayDeprecationWarning
 
 from pipeline import storage
 from pipeline.cluster.deaths import DIED, ending_with_children, named_deaths, watching_head
-from pipeline.cluster.processes import MOST_DEATHS, Attempt, Method, Task, own_folders
+from pipeline.cluster.process import Method, Task, own_folders
+from pipeline.cluster.processes import MOST_DEATHS, Attempt
 from pipeline.config.build import BuildConfig
 from pipeline.errors import InfinegError
 

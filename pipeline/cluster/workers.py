@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import pyarrow as pa
 import torch
 
-from pipeline.cluster.processes import Method, Processes, Task
+from pipeline.cluster.process import Method, Task
+from pipeline.cluster.processes import Processes
 from pipeline.config.build import BuildConfig
 from pipeline.encoders.runtimes import PreparedEncoder
 

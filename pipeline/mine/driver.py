@@ -18,7 +18,7 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.build.changes import find_changes
 from pipeline.build.files import settle_files
-from pipeline.cluster.processes import Task
+from pipeline.cluster.process import Task
 from pipeline.cluster.workers import Cluster, open_cluster
 from pipeline.config.schema import Config, fingerprint
 from pipeline.dataset import Dataset

@@ -16,7 +16,7 @@ from more_itertools import chunked
 from numpy.typing import NDArray
 
 from pipeline import storage
-from pipeline.cluster.processes import Task
+from pipeline.cluster.process import Task
 from pipeline.config.schema import Config
 from pipeline.dataset import Dataset
 from pipeline.dataset.embedding_cache import KeptEmbeddings

@@ -4,6 +4,7 @@ A damaged file can end a process by a fault in a library, or by taking all memor
 does it is rejected as `crashed`, and another process reads on after it.
 """
 
+import contextlib
 import functools
 import pickle
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline import storage
-from pipeline.cluster.processes import Died, Process, Task
+from pipeline.cluster.process import Died, Process, Task, Template
 from pipeline.config.schema import Config, SourceEntry
 from pipeline.dataset.images import decode_image
 from pipeline.dataset.schema import Partition, RawSample, RejectReason
@@ -55,10 +56,16 @@ class CarefulSource:
         Where one process after the other ends before it has a sample, the rest of the partition is
         out of reach, and counts as crashed.
         """
+        with contextlib.closing(Template(threads=1)) as template:
+            yield from self._read_in_forks(template, partition, start)
+
+    def _read_in_forks(
+        self, template: Template, partition: Partition, start: int
+    ) -> Iterator[RawSample]:
         number, has_failed = start, False
         while True:
             sample: RawSample | None = None  # read, not decoded yet
-            process = Process(threads=1)
+            process = Process(template)
             try:
                 process.begin(self._job, _Read(partition=partition, start=number))
                 while (result := process.receive()) is not None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from more_itertools import chunked, ilen, peekable, side_effect
 
 from pipeline import storage
-from pipeline.cluster.processes import Task
+from pipeline.cluster.process import Task
 from pipeline.config.schema import Config, SourceEntry
 from pipeline.dataset.dataset import Dataset, part_stem
 from pipeline.dataset.embedding_cache import (

@@ -19,7 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.cluster.processes import Died, Process, Task
+from pipeline.cluster.process import Died, Process, Task, Template
 from pipeline.config.loading import load_config
 from pipeline.dataset.images import decode_image
 from pipeline.dataset.schema import ImageSettings
@@ -232,19 +232,20 @@ def outcomes(subject: str, first: int, number: int) -> Iterator[tuple[int, str]]
     """Each seed with its outcome, among them "crashed: ..." and "hangs"."""
     job = pickle.dumps((Reader, Reader.read))
     end = first + number
-    while first < end:
-        process = Process(threads=1)
-        process.begin(job, FuzzTask(subject=subject, first=first, number=end - first))
-        try:
-            while process.connection.poll(3 * SECONDS):
-                result = process.receive()
-                if result is None:
-                    return
-                yield result
-                first = result[0] + 1
-            yield first, "hangs"
-        except Died as died:
-            yield first, f"crashed: {died}"
-        finally:
-            process.kill()
-        first += 1
+    with contextlib.closing(Template(threads=1)) as template:
+        while first < end:
+            process = Process(template)
+            process.begin(job, FuzzTask(subject=subject, first=first, number=end - first))
+            try:
+                while process.connection.poll(3 * SECONDS):
+                    result = process.receive()
+                    if result is None:
+                        return
+                    yield result
+                    first = result[0] + 1
+                yield first, "hangs"
+            except Died as died:
+                yield first, f"crashed: {died}"
+            finally:
+                process.kill()
+            first += 1

@@ -20,7 +20,7 @@ from typing import Protocol
 from pipeline import storage
 from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import NO_GENERATION, Generation
-from support.processes import Command, kill_session, session_processes, start_infineg
+from support.processes import Command, kill_session, parent_of, session_processes, start_infineg
 from support.servers import S3Server
 
 # Ray reports the death of a node to its driver immediately; it gives up on its head after 60 s.
@@ -258,9 +258,10 @@ class KilledBuild:
 
 
 def worker_processes(leader: int) -> set[int]:
-    """Of a build without Ray."""
+    """Of a build without Ray; not the one that they are forked from."""
     processes = session_processes(leader).items()
-    return {pid for pid, command in processes if "pipeline.cluster.processes" in command}
+    found = {pid for pid, command in processes if "pipeline.cluster.process " in command}
+    return {pid for pid in found if parent_of(pid) in found}
 
 
 def _find_victims(leader: int, target: Target) -> list[tuple[int, str]]:

@@ -88,12 +88,23 @@ def session_processes(leader: int) -> dict[int, str]:
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
             with contextlib.suppress(OSError):  # ended meanwhile
-                # After the name, which may hold spaces: state, parent, group, session.
-                session = (folder / "stat").read_text().rpartition(")")[2].split()[3]
-                if int(session) == leader:
+                if _stat(int(folder.name))[3] == str(leader):
                     command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
                     found[int(folder.name)] = command.decode(errors="replace")
     return found
+
+
+def parent_of(pid: int) -> int | None:
+    """None if the process has ended."""
+    try:
+        return int(_stat(pid)[1])
+    except OSError:
+        return None
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent, group, session and more, which follow the name, which may hold spaces."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def write_impostors(folder: Path) -> None:

@@ -13,7 +13,8 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from pipeline.cluster.processes import Processes, Task
+from pipeline.cluster.process import Task
+from pipeline.cluster.processes import Processes
 from pipeline.errors import ConfigError, InfinegError, TooManyRejects
 
 
@@ -139,6 +140,25 @@ def test_after_three_deaths_a_task_is_done_with_care(
     assert "processes died of one task, the last by signal SIGSEGV (Fatal" in caplog.text
 
 
+def test_template_can_be_forked_and_another_takes_its_place_when_it_dies(
+    processes: Processes, tmp_path: Path
+) -> None:
+    flag = tmp_path / "deaths"
+    flag.touch()
+    assert len(ran(processes, task("good"))) == 3
+    (template,) = (
+        child
+        for child in psutil.Process().children()
+        if "pipeline.cluster.process " in " ".join(child.cmdline())
+    )
+    threads = {path.read_text() for path in Path(f"/proc/{template.pid}/task").glob("*/comm")}
+    # A fork has no threads, and what they have locked stays so; jemalloc takes care of its own.
+    assert threads <= {"python\n", "jemalloc_bg_thd\n"}
+    template.kill()
+    template.wait(5)
+    assert len(ran(processes, task(str(flag), num_deaths=1), task("good"))) == 6
+
+
 PROGRAM = """
 import os, sys
 from test_processes import Processes, run, make, task
@@ -155,8 +175,8 @@ def test_workers_end_with_the_process_that_began_them_however_it_ends() -> None:
         [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as parent:
         assert parent.stdout.readline() == "ready\n"
-        children = psutil.Process(parent.pid).children()
-        assert len(children) == 2
+        children = psutil.Process(parent.pid).children(recursive=True)
+        assert len(children) == 2, "a template and a fork of it"
         parent.kill()
         deadline = time.monotonic() + 10
         while any(child.is_running() for child in children):
