@@ -135,7 +135,7 @@ def plan(config: Config, *, only: Sequence[str] = ()) -> tuple[list[SourcePlan],
 
 
 def _commit(dataset: Dataset, generation: Generation, lease: Lease) -> Generation:
-    generation = commit(dataset, generation, lease)
+    generation = commit(dataset, generation, lease, by="build")
     counts = generation.counts
     _log.info(
         "committed generation %d: %s sources, %s selected of %s, %s shards",

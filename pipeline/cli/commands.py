@@ -37,6 +37,8 @@ app = typer.Typer(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=
 # Names of files and classes may have brackets and colons, which are no markup here.
 console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False)
 
+_MOST_GENERATIONS = 10  # that `status` shows
+
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, see configs/.")]
 Overrides = Annotated[
     list[str] | None,
@@ -85,7 +87,7 @@ def build(
 ) -> None:
     """Stream sources into shards. Resumes, and builds only what is new or changed."""
     from pipeline.build.changes import finished_generation
-    from pipeline.cli.tables import counts_table
+    from pipeline.cli.tables import counts_table, next_step
 
     loaded = load(config, overrides, address)
     generation = None if follow else finished_generation(loaded, source or ())
@@ -98,7 +100,8 @@ def build(
         )
         state = "committed" if is_new else state
     console.print(counts_table(generation))
-    console.print(f"{state} generation {generation.number} of {loaded.output.path}")
+    console.print(f"{state} generation {generation.number} of {loaded.output.path}", soft_wrap=True)
+    console.print(next_step(loaded.output.path, generation, str(config)), soft_wrap=True)
 
 
 @app.command()
@@ -107,7 +110,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Machine readable.")] = False,
 ) -> None:
     """Show what a data set holds per source, and the progress of a build on any machine."""
-    from pipeline.cli.tables import counts_table, running_line, running_table, status_json
+    from pipeline.cli import tables
     from pipeline.dataset import Dataset
     from pipeline.dataset.status import read_running
 
@@ -115,16 +118,19 @@ def status(
     # A build that has just begun has written nothing else yet.
     opened = Dataset(dataset)
     info = None if running and not opened.exists() else opened.read_info()
-    number = opened.latest_number()
-    generation = opened.read_generation(number) if number else None
+    numbers = opened.generation_numbers()[-_MOST_GENERATIONS:]
+    generations = [opened.read_generation(number) for number in numbers]
     if as_json:
-        status = status_json(dataset, generation, running)
+        status = tables.status_json(dataset, generations, running)
         sys.stdout.write(json.dumps(status, indent=1) + "\n")
         return
-    if generation is None or info is None:
+    if not generations or info is None:
         console.print(f"{dataset}: started, no generation is committed yet")
     else:
-        console.print(counts_table(generation))
+        generation = generations[-1]
+        if len(generations) > 1:
+            console.print(tables.history_table(generations))
+        console.print(tables.counts_table(generation))
         num_bytes = sum(shard.size_bytes for shard in generation.shards)
         console.print(
             f"generation {generation.number}, targets {', '.join(info.targets)}, "
@@ -132,8 +138,10 @@ def status(
         )
     if running is not None:
         if running.sources:
-            console.print(running_table(running))
-        console.print(running_line(running), soft_wrap=True)
+            console.print(tables.running_table(running))
+        console.print(tables.running_line(running), soft_wrap=True)
+    elif generations:
+        console.print(tables.next_step(dataset, generations[-1]), soft_wrap=True)
 
 
 @app.command()

@@ -1,5 +1,7 @@
 """Plans, generations and progress as tables for a terminal and as JSON."""
 
+from collections.abc import Sequence
+
 from rich.table import Table
 
 from pipeline.dataset.metadata import Counts, Generation, SourcePlan
@@ -56,6 +58,39 @@ def counts_table(generation: Generation) -> Table:
     table.add_section()
     add("all", "", generation.counts)
     return table
+
+
+def history_table(generations: Sequence[Generation]) -> Table:
+    """One row per generation: what made it, and what it holds."""
+    table = Table(title="latest generations")
+    for column in ("generation", "made by", *SPLITS, "in quarantine"):
+        table.add_column(column, justify="left" if column == "made by" else "right")
+    for generation in generations:
+        samples = [f"{number:,}" for number in samples_by_split(generation).values()]
+        held = f"{num_quarantined(generation):,}"
+        table.add_row(str(generation.number), generation.made_by, *samples, held)
+    return table
+
+
+def samples_by_split(generation: Generation) -> dict[str, int]:
+    return {
+        split: sum(shard.num_samples for shard in generation.shards if shard.split == split)
+        for split in SPLITS
+    }
+
+
+def num_quarantined(generation: Generation) -> int:
+    """Suspected positives that nobody has judged."""
+    return sum(file.num_samples for file in generation.quarantine)
+
+
+def next_step(dataset: str, generation: Generation, config: str = "CONFIG") -> str:
+    """What a person can do with a data set that is built."""
+    train = f"infineg train {config}"
+    if num := num_quarantined(generation):
+        are = f"{num:,} suspected positives are" if num > 1 else "1 suspected positive is"
+        return f"{are} in quarantine. Next: infineg review {dataset}, or {train}"
+    return f"Next: {train}"
 
 
 def running_table(running: Running) -> Table:
@@ -121,12 +156,13 @@ def running_json(running: Running) -> dict[str, object]:
 
 
 def status_json(
-    dataset: str, generation: Generation | None, running: Running | None
+    dataset: str, generations: Sequence[Generation], running: Running | None
 ) -> dict[str, object]:
-    """`generation` is None before the first commit, `running` when nothing is unfinished."""
+    """`generations`: the latest, none before the first commit; `running`: None if none is."""
     building = {"building": running and running_json(running)}
-    if generation is None:
+    if not generations:
         return {"dataset": dataset, "generation": None, **building}
+    generation = generations[-1]
     return {
         "dataset": dataset,
         "generation": generation.number,
@@ -141,9 +177,11 @@ def status_json(
             for source in generation.sources
         },
         "shards": len(generation.shards),
-        "samples": {
-            split: sum(s.num_samples for s in generation.shards if s.split == split)
-            for split in SPLITS
-        },
+        "samples": samples_by_split(generation),
+        "in_quarantine": num_quarantined(generation),
+        "generations": [
+            {"number": each.number, "made_by": each.made_by, "samples": samples_by_split(each)}
+            for each in generations
+        ],
         "size_bytes": sum(shard.size_bytes for shard in generation.shards),
     }

@@ -53,7 +53,7 @@ def take_down(
             raise ConfigError(f"{root}: nothing is named, and nothing was taken down before")
         generation = revise(dataset, parent, (), lambda rows: rows, refused=wanted | refused)
         is_same = _is_same(generation, parent)  # an earlier run has committed it
-        generation = parent if is_same else commit(dataset, generation, lease)
+        generation = parent if is_same else commit(dataset, generation, lease, by="takedown")
         if purge:
             lease.check()
             hashes = refused.content_hashes if wanted else generation.taken_down.content_hashes

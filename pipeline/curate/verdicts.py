@@ -80,7 +80,7 @@ def apply_verdicts(root: str, verdicts: Mapping[str, Verdict], *, target: str) -
             lambda rows: _decide(rows, dataset, info, verdicts, target),
             refused=TakenDown(content_hashes=dropped),
         )
-        generation = commit(dataset, generation, lease)
+        generation = commit(dataset, generation, lease, by="review")
     return generation
 
 

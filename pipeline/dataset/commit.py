@@ -7,13 +7,13 @@ from pipeline import storage
 from pipeline.dataset import embedding_cache
 from pipeline.dataset.dataset import Dataset, generation_path, round_folder
 from pipeline.dataset.lease import Lease
-from pipeline.dataset.metadata import NO_GENERATION, Generation
+from pipeline.dataset.metadata import NO_GENERATION, Command, Generation
 
 # The sidecar of a mined generation ends in that generation's number (`pipeline.mine.shards`).
 _NUMBERED = re.compile(r"(.+)-(\d{6})(?:\.g(\d{6}))?\.(?:tar|parquet)")
 
 
-def commit(dataset: Dataset, generation: Generation, lease: Lease) -> Generation:
+def commit(dataset: Dataset, generation: Generation, lease: Lease, *, by: Command) -> Generation:
     """Commits a generation and finishes the commit; returns it with the sha256 of what it follows.
 
     An interrupted commit is finished by `complete`, before anything of the next one is written.
@@ -21,7 +21,7 @@ def commit(dataset: Dataset, generation: Generation, lease: Lease) -> Generation
     before = dataset.read_latest()
     parent = generation_path(generation.parent) if generation.parent else None
     parent_sha256 = _sha256_of(dataset, parent) if parent else ""
-    generation = generation.model_copy(update={"parent_sha256": parent_sha256})
+    generation = generation.model_copy(update={"parent_sha256": parent_sha256, "made_by": by})
     lease.check()
     dataset.commit_generation(generation)
     _finish(dataset, before, generation)

@@ -86,14 +86,19 @@ class Dataset:
         storage.write_atomic(self.uri("dataset.json"), encode_record(info), replaces=True)
 
     def latest_number(self) -> int:
-        """Number of the latest generation, 0 before the first one.
+        """Number of the latest generation, 0 before the first one. See `generation_numbers`."""
+        return max(self.generation_numbers(), default=0)
+
+    def generation_numbers(self) -> list[int]:
+        """Of the generations that are there, in order.
 
         The files decide: the number in dataset.json may lag behind after a crash. Raises
         InfinegError if it is ahead, because then a generation was lost.
         """
         info = self.read_record("dataset.json", DatasetInfo)  # first: one may be committed now
         names = storage.list_files(self.uri("generations"), (".json",))
-        number = max((int(name.removesuffix(".json")) for name in names), default=0)
+        numbers = sorted(int(name.removesuffix(".json")) for name in names)
+        number = max(numbers, default=0)
         if info is not None and info.latest_generation > number:
             raise InfinegError(
                 f"{self.uri(generation_path(info.latest_generation))} is missing: dataset.json "
@@ -101,7 +106,7 @@ class Dataset:
                 f"is {number or 'none'}. Restore it from a copy. Nothing was changed: a build "
                 "would take the files that it lists for garbage"
             )
-        return number
+        return numbers
 
     def read_latest(self) -> Generation:
         """The latest generation; before the first one, the empty generation 0."""

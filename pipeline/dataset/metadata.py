@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,6 +18,8 @@ from pipeline.dataset.schema import Role, Split
 from pipeline.dataset.seen_labels import SeenLabels
 
 FORMAT_VERSION = 2
+
+Command = Literal["build", "mine", "review", "takedown"]  # that commits a generation
 
 
 class _Record(BaseModel, frozen=True, extra="forbid"):
@@ -184,6 +186,7 @@ class Generation(_Record):
     takedowns: tuple[TakenDown, ...] = ()
     mined: tuple[MinedRecord, ...] = ()
     parent_sha256: str = ""  # of the parent's record; "" in older versions
+    made_by: Command | None = None  # None in older versions
 
     @property
     def counts(self) -> Counts:

@@ -84,7 +84,7 @@ def mine(
             return Mined(parent, {}, is_new=False)
         with open_cluster(config.build) as cluster:
             generation, tallies = _mine_sources(config, scorer, parent, request, cluster)
-        generation = commit(dataset, generation, lease)
+        generation = commit(dataset, generation, lease, by="mine")
         storage.remove_tree(dataset.uri("mining"))
     counts = generation.counts
     _log.info(
