@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
-import torch
 from PIL import Image
 
 from pipeline.dataset.decoders import (
@@ -19,6 +18,7 @@ from pipeline.dataset.decoders import (
     read_pixels,
     without_text,
 )
+from pipeline.dataset.resampling import resize_pixels
 from pipeline.dataset.schema import ImageSettings, RejectReason
 
 _MAX_JPEG_SIDE = 65_500  # of libjpeg
@@ -95,7 +95,7 @@ def perceptual_hash(pixels: Pixels) -> int:
     Krawetz, "Kind of Like That" (2013). Similar images differ in few bits.
     """
     # Luma in thousandths (ITU-R BT.601), in integers so that it is the same on every machine.
-    grey = _resize(pixels, 8, 9).astype(np.int32) @ np.array([299, 587, 114])
+    grey = resize_pixels(pixels, 8, 9).astype(np.int32) @ np.array([299, 587, 114])
     return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
 
 
@@ -120,16 +120,4 @@ def _shrink(pixels: Pixels, target: int) -> Pixels:
     shorter = min(height, width)
     if shorter <= target:
         return pixels
-    return _resize(pixels, round(height * target / shorter), round(width * target / shorter))
-
-
-def _resize(pixels: Pixels, height: int, width: int) -> Pixels:
-    """Antialiased bilinear."""
-    # HWC memory viewed as NCHW is channels_last, for which torch has a fast uint8 kernel.
-    resized = torch.nn.functional.interpolate(
-        torch.from_numpy(pixels).permute(2, 0, 1)[None],
-        size=(height, width),
-        mode="bilinear",
-        antialias=True,
-    )
-    return resized[0].permute(1, 2, 0).contiguous().numpy()
+    return resize_pixels(pixels, round(height * target / shorter), round(width * target / shorter))

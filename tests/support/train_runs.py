@@ -42,7 +42,7 @@ from train.distributed.world import World, join_world
 from train.loop import trainer
 from train.loop.state import TrainState, prepare_state
 from train.loop.trainer import train
-from train.model.detector import Segment
+from train.model.info import Segment
 
 # Source, stratum, inclusion probability in train, cosine of its direction to the positives'.
 NEGATIVES: tuple[tuple[str, Stratum, float, float], ...] = (

@@ -16,7 +16,7 @@ from train.config import load_train_config
 from train.evaluate.predict import predict_paths
 from train.metrics.predictions import of_target, prediction_rows, write_predictions
 from train.metrics.summary import measure, write_metrics
-from train.model.detector import read_model_info
+from train.model.info import read_model_info
 from train.report.page import render_report
 from train.report.wording import count
 

@@ -27,8 +27,9 @@ from pipeline import storage
 from pipeline.dataset.decoders import UnusableImage
 from pipeline.encoders.preprocessing import crop_any_image
 from pipeline.errors import ConfigError, InfinegError
-from train.metrics.calibration import at_prior, calibrated_logits, conformal_p_value
-from train.model.detector import DetectorModel, ModelInfo, load_model
+from train.metrics.probability import at_prior, calibrated_logits, conformal_p_value
+from train.model.detector import DetectorModel, load_model
+from train.model.info import ModelInfo
 
 # A path, an encoded image, a PIL image, or an RGB or grey array of shape (H, W, 3) or (H, W).
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]

@@ -30,13 +30,8 @@ from train.metrics.predictions import (
     write_predictions,
 )
 from train.metrics.summary import measure, write_metrics
-from train.model.detector import (
-    DetectorModel,
-    ModelInfo,
-    TargetCalibration,
-    load_model,
-    write_model_info,
-)
+from train.model.detector import DetectorModel, load_model
+from train.model.info import ModelInfo, TargetCalibration, write_model_info
 from train.report.composition import describe_dataset
 from train.report.page import render_report
 from train.report.wording import format_percent

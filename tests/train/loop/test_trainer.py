@@ -30,7 +30,8 @@ from train.evaluate.predict import Detector
 from train.evaluate.run import evaluate_run
 from train.loop.state import prepare_state
 from train.loop.trainer import train
-from train.model.detector import load_model, read_model_info
+from train.model.detector import load_model
+from train.model.info import read_model_info
 
 # Every loss and correction, each once.
 LOSSES: dict[str, dict[str, Any]] = {
