@@ -9,7 +9,7 @@ Shapes: H W image, B outputs of a block, T inputs that they are made of.
 
 import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ class _Block(NamedTuple):
     first: int
     start: int
     stop: int
-    weights_BT: NDArray[np.floating]
+    weights_BT: NDArray[Any]
 
 
 class _Pass(NamedTuple):
@@ -76,7 +76,7 @@ def _resize_columns(
     return _rounded(resized).reshape(height, width, channels)
 
 
-def _rounded(sums: NDArray[np.floating]) -> NDArray[np.uint8]:
+def _rounded(sums: NDArray[Any]) -> NDArray[np.uint8]:
     sums += 0.5  # and cut off, which is down, since nothing is below 0 then
     np.clip(sums, 0, 255, out=sums)
     return sums.astype(np.uint8)
@@ -86,7 +86,7 @@ def _rounded(sums: NDArray[np.floating]) -> NDArray[np.uint8]:
 def _interleaved(before: int, after: int, interpolation: Interpolation, channels: int) -> _Pass:
     """The pass for rows of pixels whose channels lie side by side; weights are TB here."""
     kind, blocks = _pass(before, after, interpolation)
-    identity = np.eye(channels, dtype=kind)
+    identity: NDArray[Any] = np.eye(channels, dtype=kind)
     return _Pass(
         kind,
         tuple(

@@ -56,7 +56,7 @@ def crop_any_image(image: bytes, preprocessing: Preprocessing) -> NDArray[np.uin
 
 def crop_decoded(pixels_HWC: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """`crop_pixels` of decoded pixels."""
-    height, width = size_before_crop(*pixels_HWC.shape[:2], preprocessing)
+    height, width = size_before_crop(pixels_HWC.shape[0], pixels_HWC.shape[1], preprocessing)
     pixels_HWC = resize_pixels(pixels_HWC, height, width, preprocessing.interpolation)
     side = preprocessing.image_size
     top, left = (height - side) // 2, (width - side) // 2

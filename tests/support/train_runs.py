@@ -262,15 +262,15 @@ def start_job(
     limits: str = "",
     **env: str,
 ) -> Command:
-    """`launcher` infineg train CONFIG ..., in a session of its own.
+    """`launcher` infineg train CONFIG --no-evaluate ..., in a session of its own.
 
     limits: a command of the shell before, such as `ulimit -f 100`.
     """
     env = {"OMP_NUM_THREADS": "1", **env}
     if not launcher and not limits:
-        return start_infineg("train", config, *arguments, log=log, **env)
+        return start_infineg("train", config, "--no-evaluate", *arguments, log=log, **env)
     by = [*launcher, "--no-python"] if launcher else []
-    command = [*by, INFINEG, "train", str(config), *arguments]
+    command = [*by, INFINEG, "train", str(config), "--no-evaluate", *arguments]
     if limits:
         command = ["bash", "-c", f'{limits}; exec "$@"', "bash", *command]
     with log.open("ab") as file:

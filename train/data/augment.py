@@ -62,7 +62,7 @@ def augment(
 
 def crop_square(pixels_CHW: Tensor, preprocessing: Preprocessing) -> Tensor:
     """As `pipeline.encoders.preprocessing.crop_decoded`, on the pixels' device, of floats too."""
-    size = size_before_crop(*pixels_CHW.shape[1:], preprocessing)
+    size = size_before_crop(pixels_CHW.shape[1], pixels_CHW.shape[2], preprocessing)
     if size != tuple(pixels_CHW.shape[1:]):
         resized = interpolate(
             pixels_CHW[None], size=size, mode=preprocessing.interpolation, antialias=True

@@ -45,6 +45,17 @@ def at_prior(calibration: TargetCalibration, prior: float) -> TargetCalibration:
     return calibration.model_copy(update={"prior": prior, "prior_shift": shift})
 
 
+def at_threshold(calibration: TargetCalibration, share: float) -> TargetCalibration:
+    """The calibration with the probability `share`, at its prior, as the threshold.
+
+    Raises ConfigError for no share.
+    """
+    if not 0 < share < 1:
+        raise ConfigError(f"threshold {share:g}: a probability between 0 and 1, both excluded")
+    calibrated = log_odds(share) - calibration.prior_shift - calibration.bias
+    return calibration.model_copy(update={"threshold": calibrated / calibration.scale})
+
+
 def conformal_p_value(calibration: TargetCalibration, logit: float) -> float:
     """A conservative estimate of the share of negatives with such a logit or a higher one.
 
