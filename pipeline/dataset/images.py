@@ -45,18 +45,24 @@ def decode_image(image: bytes, *, rotation: int, settings: ImageSettings) -> Dec
     An upright RGB JPEG that is small enough keeps its bytes: encoding again would cost quality.
     """
     try:
-        pixels, is_unchanged = _read_any_upright(image, rotation, settings)
-        height, width = pixels.shape[:2]
-        if not is_unchanged:
-            _check_fits_jpeg(width, height)
+        jpeg, pixels = upright_jpeg(image, rotation=rotation, settings=settings)
     except UnusableImage as rejected:
         return rejected.reason
-    if not is_unchanged:
-        # Named, because simplejpeg's default is 4:4:4: larger and slower, hardly better.
-        image = simplejpeg.encode_jpeg(
-            pixels, quality=settings.jpeg_quality, colorspace="RGB", colorsubsampling="420"
-        )
-    return Decoded(image, width, height, perceptual_hash(pixels))
+    height, width = pixels.shape[:2]
+    return Decoded(jpeg, width, height, perceptual_hash(pixels))
+
+
+def upright_jpeg(image: bytes, *, rotation: int, settings: ImageSettings) -> tuple[bytes, Pixels]:
+    """An image as it goes into a shard, and the pixels it was made of. Raises UnusableImage."""
+    pixels, is_unchanged = _read_any_upright(image, rotation, settings)
+    if is_unchanged:
+        return image, pixels
+    _check_fits_jpeg(pixels.shape[1], pixels.shape[0])
+    # Named, because simplejpeg's default is 4:4:4: larger and slower, hardly better.
+    jpeg = simplejpeg.encode_jpeg(
+        pixels, quality=settings.jpeg_quality, colorspace="RGB", colorsubsampling="420"
+    )
+    return jpeg, pixels
 
 
 def _read_any_upright(image: bytes, rotation: int, settings: ImageSettings) -> tuple[Pixels, bool]:

@@ -19,6 +19,7 @@ Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
 _BLOCK = 8  # outputs a matrix product; more of them would multiply more zeros
 _MAX_EXACT = {np.float32: 2**24, np.float64: 2**53}  # integers up to these are exact
 _MAX_WEIGHT_BITS = 15
+_MAX_KEPT = 64  # sizes whose weights are kept, some 100 kB each
 _MAX_PRECISION = 22
 
 
@@ -82,40 +83,37 @@ def _rounded(sums: NDArray[Any]) -> NDArray[np.uint8]:
     return sums.astype(np.uint8)
 
 
-@functools.lru_cache(256)
+@functools.lru_cache(_MAX_KEPT)
 def _interleaved(before: int, after: int, interpolation: Interpolation, channels: int) -> _Pass:
     """The pass for rows of pixels whose channels lie side by side; weights are TB here."""
     kind, blocks = _pass(before, after, interpolation)
-    identity: NDArray[Any] = np.eye(channels, dtype=kind)
-    return _Pass(
-        kind,
-        tuple(
-            _Block(
-                first * channels,
-                start * channels,
-                stop * channels,
-                np.ascontiguousarray(np.kron(weights_BT, identity).T),
-            )
-            for first, start, stop, weights_BT in blocks
-        ),
-    )
+    interleaved = []
+    for first, start, stop, weights_BT in blocks:
+        num_outputs, num_inputs = weights_BT.shape
+        weights_TCBC = np.zeros((num_inputs, channels, num_outputs, channels), kind)
+        for channel in range(channels):
+            weights_TCBC[:, channel, :, channel] = weights_BT.T
+        weights_TB = weights_TCBC.reshape(num_inputs * channels, num_outputs * channels)
+        interleaved.append(_Block(first * channels, start * channels, stop * channels, weights_TB))
+    return _Pass(kind, tuple(interleaved))
 
 
-@functools.lru_cache(256)
+@functools.lru_cache(_MAX_KEPT)
 def _pass(before: int, after: int, interpolation: Interpolation) -> _Pass:
-    windows = [_window(output, before, after, interpolation) for output in range(after)]
-    precision = _precision(max(max(weights) for _, weights in windows))
+    starts_B, weights_BT = _windows(before, after, interpolation)
+    precision = _precision(float(weights_BT.max()))
     kind = np.float32 if 256 << precision <= _MAX_EXACT[np.float32] else np.float64
+    whole_BT = np.trunc(weights_BT * 2.0**precision + np.copysign(0.5, weights_BT))
+    whole_BT = (whole_BT * 2.0**-precision).astype(kind)
+    inputs_BT = starts_B[:, None] + np.arange(weights_BT.shape[1])
     blocks = []
     for first in range(0, after, _BLOCK):
-        part = windows[first : first + _BLOCK]
-        start = min(start for start, _ in part)
-        stop = max(start + len(weights) for start, weights in part)
-        weights_BT = np.zeros((len(part), stop - start), kind)
-        for row, (begin, weights) in zip(weights_BT, part, strict=True):
-            whole = [int(w * 2**precision + (0.5 if w >= 0 else -0.5)) for w in weights]
-            row[begin - start :][: len(whole)] = whole
-        blocks.append(_Block(first, start, stop, weights_BT * kind(2.0**-precision)))
+        rows = slice(first, first + _BLOCK)
+        start, stop = int(inputs_BT[first, 0]), int(inputs_BT[rows][-1, -1]) + 1
+        block_BT = np.zeros((len(inputs_BT[rows]), stop - start), kind)
+        np.put_along_axis(block_BT, inputs_BT[rows] - start, whole_BT[rows], axis=1)
+        # Windows at the end are shorter; what is behind the last input has no weight.
+        blocks.append(_Block(first, start, min(stop, before), block_BT[:, : before - start].copy()))
     return _Pass(kind, tuple(blocks))
 
 
@@ -130,35 +128,35 @@ def _precision(largest: float) -> int:
     return precision
 
 
-def _window(
-    output: int, before: int, after: int, interpolation: Interpolation
-) -> tuple[int, list[float]]:
-    """The first input that an output is made of, and the weight of each from there on."""
+def _windows(
+    before: int, after: int, interpolation: Interpolation
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The first input that each output is made of, and the weights of those from there on."""
     kernel, width = _KERNELS[interpolation]
     scale = before / after
     stretch = max(scale, 1.0)  # antialiasing: the kernel covers what becomes one pixel
-    center, support = scale * (output + 0.5), width / 2 * stretch
-    start = max(int(center - support + 0.5), 0)
-    stop = min(int(center + support + 0.5), before)
-    weights = [kernel(abs((index - center + 0.5) * (1 / stretch))) for index in range(start, stop)]
-    total = sum(weights)
-    return start, [weight / total for weight in weights]
+    center_B, support = scale * (np.arange(after) + 0.5), width / 2 * stretch
+    starts_B = np.maximum((center_B - support + 0.5).astype(np.int64), 0)
+    stops_B = np.minimum((center_B + support + 0.5).astype(np.int64), before)
+    inputs_BT = starts_B[:, None] + np.arange((stops_B - starts_B).max())
+    distance_BT = np.abs((inputs_BT - center_B[:, None] + 0.5) * (1 / stretch))
+    weights_BT = np.where(inputs_BT < stops_B[:, None], kernel(distance_BT), 0.0)
+    # Added one by one, since the last bit of a sum depends on the order.
+    return starts_B, weights_BT / weights_BT.cumsum(axis=1)[:, -1:]
 
 
-def _triangle(distance: float) -> float:
-    return max(1.0 - distance, 0.0)
+def _triangle(distance: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.maximum(1.0 - distance, 0.0)
 
 
-def _cubic(distance: float) -> float:
+def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
     """Keys 1981 with a = -0.5, as in Pillow."""
-    if distance < 1:
-        return (1.5 * distance - 2.5) * distance * distance + 1
-    if distance < 2:
-        return (((distance - 5) * distance + 8) * distance - 4) * -0.5
-    return 0.0
+    near = (1.5 * distance - 2.5) * distance * distance + 1
+    far = (((distance - 5) * distance + 8) * distance - 4) * -0.5
+    return np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
 
 
-_KERNELS: dict[Interpolation, tuple[Callable[[float], float], int]] = {
+_KERNELS: dict[Interpolation, tuple[Callable[[NDArray[np.float64]], NDArray[np.float64]], int]] = {
     "bilinear": (_triangle, 2),
     "bicubic": (_cubic, 4),
 }

@@ -10,8 +10,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from pipeline.dataset.decoders import UnusableImage
-from pipeline.dataset.images import Decoded, decode_image
+from pipeline.dataset.images import upright_jpeg
 from pipeline.dataset.resampling import Interpolation, resize_pixels
 from pipeline.dataset.schema import ImageSettings
 
@@ -48,10 +47,8 @@ def crop_any_image(image: bytes, preprocessing: Preprocessing) -> NDArray[np.uin
     Raises UnusableImage.
     """
     settings = ImageSettings(image_size=preprocessing.resize_size)
-    decoded = decode_image(image, rotation=0, settings=settings)
-    if not isinstance(decoded, Decoded):
-        raise UnusableImage(decoded)
-    return crop_pixels(decoded.image, preprocessing)
+    jpeg, _ = upright_jpeg(image, rotation=0, settings=settings)
+    return crop_pixels(jpeg, preprocessing)
 
 
 def crop_decoded(pixels_HWC: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
