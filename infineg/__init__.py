@@ -4,8 +4,7 @@
 
     config = load_config("configs/photos.yaml", ["variables.PHOTOS=/data/photos"])
     build(config)                   # sources -> shards
-    run = train(config)             # shards -> weights
-    metrics = evaluate(run)         # calibration, threshold, report
+    run = train(config)             # shards -> weights, calibration, threshold, report
     Detector.load(run)("cat.jpg")   # label and probabilities of an image
 
 Each function does what the command of the same name does, with the same messages: an expected
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.config.schema import Config
     from pipeline.dataset.metadata import Generation
     from pipeline.errors import ConfigError, InfinegError
-    from train.evaluate.predict import Detector as Detector
+    from train.predict.detector import Detector as Detector
 
     __version__: str
 
@@ -76,22 +75,32 @@ def build(
 
 
 def train(
-    config: "Config", *, resume: bool = False, generation: int | Literal["latest"] | None = None
+    config: "Config",
+    *,
+    resume: bool = False,
+    generation: int | Literal["latest"] | None = None,
+    evaluate: bool = True,
 ) -> Path:
-    """Trains on the built data set and returns the folder of the run, `train.run`.
+    """Trains on the built data set, evaluates, and returns the folder of the run, `train.run`.
 
         run = train(config)
+        Detector.load(run)("cat.jpg")
 
     A finished run is returned as it is. `resume` continues an interrupted one from its last
     checkpoint; with a newer `generation` it continues on that one's rows. Under torchrun, each
-    process calls this function.
+    process calls this function, and the first of them evaluates. Without `evaluate`, the function
+    of that name does so later.
     """
     from pipeline.config.loading import validate
     from train.config import TrainConfig
+    from train.evaluate.run import evaluate_if_new
     from train.loop.trainer import train
 
     train_config = validate(TrainConfig, _checked(config).train, section="train")
-    return train(config, train_config, resume=resume, generation=generation)
+    run = train(config, train_config, resume=resume, generation=generation)
+    if evaluate and os.environ.get("RANK", "0") == "0":
+        evaluate_if_new(run)
+    return run
 
 
 def evaluate(run: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -132,7 +141,7 @@ def __getattr__(name: str) -> Any:
 
         return version("infineg")
     if name == "Detector":
-        from train.evaluate.predict import Detector
+        from train.predict.detector import Detector
 
         return Detector
     if name in ("ConfigError", "InfinegError"):

@@ -6,6 +6,7 @@ itself: `infineg --help` must not wait for torch and Ray.
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Annotated, Literal
@@ -22,6 +23,9 @@ _INTERRUPTED = 130
 
 
 RunDir = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run (train.run).")]
+RunOrModel = Annotated[
+    str, typer.Argument(metavar="RUN", help="Folder of a run, or a model.onnx; or its URL.")
+]
 
 
 def _print_version(is_wanted: bool) -> None:
@@ -64,6 +68,9 @@ def demo(
 def train(
     config: ConfigPath,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    no_evaluate: Annotated[
+        bool, typer.Option("--no-evaluate", help="Leave calibration and metrics for later.")
+    ] = False,
     generation: Annotated[
         str | None,
         typer.Option(metavar="N", help="Number or latest; a resumed run switches to it."),
@@ -81,7 +88,7 @@ def train(
     overrides: Overrides = None,
     address: Address = None,
 ) -> None:
-    """Train on a built data set, in one process or in many under torchrun or Ray Train."""
+    """Train on a built data set, in one process or in many, then calibrate and measure."""
     from train.config import load_train_config
     from train.loop.run_dir import parse_generation
 
@@ -107,8 +114,21 @@ def train(
         from train.loop.trainer import train as run_training
 
         run_dir = run_training(loaded, train_config, resume=resume, generation=wanted)
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if no_evaluate:
         console.print(f"trained: {run_dir}. Next: infineg evaluate {run_dir}", soft_wrap=True)
+        return
+    from train.evaluate.run import evaluate_if_new
+    from train.evaluate.tables import metrics_table
+
+    metrics = evaluate_if_new(run_dir)
+    if metrics is not None:
+        console.print(metrics_table(metrics))
+    console.print(
+        f"trained and evaluated: {run_dir}/report.html. Next: infineg predict {run_dir} PATH...",
+        soft_wrap=True,
+    )
 
 
 @app.command()
@@ -147,26 +167,53 @@ def evaluate(
 
 @app.command()
 def predict(
-    run: RunDir,
-    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Images or folders.")],
+    run: RunOrModel,
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH...",
+            help="Images, folders, globs, URLs, tars or parquet tables; - for a list on stdin.",
+        ),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="JSON Lines.")] = False,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write a parquet table, here or on s3://, not lines."),
+    ] = None,
+    copy_to: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Copy images that show a target into DIR/<target>."),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Probability from which on; default what evaluate.alpha allows."),
+    ] = None,
     prior: Annotated[
         float | None,
         typer.Option(help="Share of pictures that show a target; default evaluate.deploy_prior."),
     ] = None,
 ) -> None:
     """Print a line per image: path, label or nothing, probability, one in N."""
-    from train.evaluate.predict import predict_paths
+    from train.predict.detector import Detector
+    from train.predict.files import find_pictures
+    from train.predict.output import Tally, predict_pictures, write_table
 
-    num_files = num_read = 0
-    for prediction in predict_paths(run, paths, prior=prior):
-        sys.stdout.write((prediction.as_json() if as_json else prediction.as_text()) + "\n")
-        num_files += 1
-        num_read += prediction.error is None
-    if not num_read:
-        raise InfinegError(
-            f"none of {num_files:,} files is an image that can be read; check the paths"
-        )
+    if out is not None and as_json:
+        raise ConfigError("--out and --json: a table is written, or lines; leave out one of them")
+    began, tally = time.monotonic(), Tally()
+    pictures = find_pictures(paths)
+    detector = Detector.load(run, prior=prior, threshold=threshold)
+    predictions = predict_pictures(detector, pictures, copy_to=copy_to)
+    if out is not None:
+        predictions = write_table(out, predictions, detector.targets)
+    for prediction in predictions:
+        tally.add(prediction)
+        if out is None:
+            sys.stdout.write((prediction.as_json() if as_json else prediction.as_text()) + "\n")
+    if not tally.num_read:
+        raise InfinegError(tally.as_failure())
+    _flush_output()
+    sys.stderr.write(tally.as_text(time.monotonic() - began) + "\n")
 
 
 @app.command()

@@ -12,10 +12,10 @@ from pipeline.cli.tables import counts_table, plan_table
 from pipeline.sources import open_source
 from pipeline.telemetry.progress import format_duration
 from train.config import load_train_config
-from train.evaluate.predict import predict_paths
 from train.evaluate.run import evaluate_run
 from train.evaluate.tables import metrics_table
 from train.loop.trainer import train
+from train.predict.output import predict_paths
 
 _log = logging.getLogger(__name__)
 _ROOT = Path(__file__).parents[1]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
-import torch
 from PIL import Image
 
 from pipeline.dataset.decoders import (
@@ -19,6 +18,7 @@ from pipeline.dataset.decoders import (
     read_pixels,
     without_text,
 )
+from pipeline.dataset.resampling import resize_pixels
 from pipeline.dataset.schema import ImageSettings, RejectReason
 
 _MAX_JPEG_SIDE = 65_500  # of libjpeg
@@ -45,18 +45,24 @@ def decode_image(image: bytes, *, rotation: int, settings: ImageSettings) -> Dec
     An upright RGB JPEG that is small enough keeps its bytes: encoding again would cost quality.
     """
     try:
-        pixels, is_unchanged = _read_any_upright(image, rotation, settings)
-        height, width = pixels.shape[:2]
-        if not is_unchanged:
-            _check_fits_jpeg(width, height)
+        jpeg, pixels = upright_jpeg(image, rotation=rotation, settings=settings)
     except UnusableImage as rejected:
         return rejected.reason
-    if not is_unchanged:
-        # Named, because simplejpeg's default is 4:4:4: larger and slower, hardly better.
-        image = simplejpeg.encode_jpeg(
-            pixels, quality=settings.jpeg_quality, colorspace="RGB", colorsubsampling="420"
-        )
-    return Decoded(image, width, height, perceptual_hash(pixels))
+    height, width = pixels.shape[:2]
+    return Decoded(jpeg, width, height, perceptual_hash(pixels))
+
+
+def upright_jpeg(image: bytes, *, rotation: int, settings: ImageSettings) -> tuple[bytes, Pixels]:
+    """An image as it goes into a shard, and the pixels it was made of. Raises UnusableImage."""
+    pixels, is_unchanged = _read_any_upright(image, rotation, settings)
+    if is_unchanged:
+        return image, pixels
+    _check_fits_jpeg(pixels.shape[1], pixels.shape[0])
+    # Named, because simplejpeg's default is 4:4:4: larger and slower, hardly better.
+    jpeg = simplejpeg.encode_jpeg(
+        pixels, quality=settings.jpeg_quality, colorspace="RGB", colorsubsampling="420"
+    )
+    return jpeg, pixels
 
 
 def _read_any_upright(image: bytes, rotation: int, settings: ImageSettings) -> tuple[Pixels, bool]:
@@ -95,7 +101,7 @@ def perceptual_hash(pixels: Pixels) -> int:
     Krawetz, "Kind of Like That" (2013). Similar images differ in few bits.
     """
     # Luma in thousandths (ITU-R BT.601), in integers so that it is the same on every machine.
-    grey = _resize(pixels, 8, 9).astype(np.int32) @ np.array([299, 587, 114])
+    grey = resize_pixels(pixels, 8, 9).astype(np.int32) @ np.array([299, 587, 114])
     return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
 
 
@@ -120,16 +126,4 @@ def _shrink(pixels: Pixels, target: int) -> Pixels:
     shorter = min(height, width)
     if shorter <= target:
         return pixels
-    return _resize(pixels, round(height * target / shorter), round(width * target / shorter))
-
-
-def _resize(pixels: Pixels, height: int, width: int) -> Pixels:
-    """Antialiased bilinear."""
-    # HWC memory viewed as NCHW is channels_last, for which torch has a fast uint8 kernel.
-    resized = torch.nn.functional.interpolate(
-        torch.from_numpy(pixels).permute(2, 0, 1)[None],
-        size=(height, width),
-        mode="bilinear",
-        antialias=True,
-    )
-    return resized[0].permute(1, 2, 0).contiguous().numpy()
+    return resize_pixels(pixels, round(height * target / shorter), round(width * target / shorter))

@@ -52,15 +52,32 @@ def export_encoder(config: EncoderConfig) -> ExportedEncoder:
     if digest is None:  # only the network tells, whose weights came from a hub
         encoder = load_encoder(config)
         digest = encoder_identity(encoder, config)
-    libraries = {name: version(name) for name in ("torch", "torchvision", "timm", "onnxscript")}
-    depends_on = [config.name, config.layer, config.image_size, digest, _OPSET, _VERSION, libraries]
-    key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:32]
-    folder = storage.cache_folder() / "encoders" / key
+    folder = _folder(config, digest)
     kept = _read(folder)
     if kept is None:
         kept = _export(encoder or load_encoder(config), config)
         _keep(kept, folder)
     return kept
+
+
+def export_frozen(encoder: Encoder, config: EncoderConfig) -> ExportedEncoder:
+    """The same for the encoder of a trained model, whose weights are those of the config."""
+    identity = encoder_identity(encoder, config)
+    for digest in (weights_digest(config), identity):
+        kept = None if digest is None else _read(_folder(config, digest))
+        if kept is not None and kept.identity == identity:
+            return kept
+    exported = _export(encoder, config)
+    _keep(exported, _folder(config, identity))
+    return exported
+
+
+def _folder(config: EncoderConfig, digest: str) -> Path:
+    """Where the export of these weights is kept."""
+    libraries = {name: version(name) for name in ("torch", "torchvision", "timm", "onnxscript")}
+    depends_on = [config.name, config.layer, config.image_size, digest, _OPSET, _VERSION, libraries]
+    key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:32]
+    return storage.cache_folder() / "encoders" / key
 
 
 def _export(encoder: Encoder, config: EncoderConfig) -> ExportedEncoder:

@@ -8,13 +8,10 @@ from typing import Literal
 
 import numpy as np
 import simplejpeg
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn.functional import interpolate
 
-from pipeline.dataset.decoders import UnusableImage
-from pipeline.dataset.images import Decoded, decode_image
+from pipeline.dataset.images import upright_jpeg
+from pipeline.dataset.resampling import Interpolation, resize_pixels
 from pipeline.dataset.schema import ImageSettings
 
 
@@ -27,7 +24,7 @@ class Preprocessing:
 
     image_size: int
     resize_size: int
-    interpolation: str  # "bilinear" or "bicubic", antialiased
+    interpolation: Interpolation  # antialiased
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     crop_mode: Literal["center", "squash"] = "center"
@@ -39,36 +36,34 @@ def decode_rgb(image: bytes) -> NDArray[np.uint8]:
     return pixels
 
 
-def crop_pixels(image: bytes, preprocessing: Preprocessing) -> Tensor:
+def crop_pixels(image: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """The uint8 CHW square of an image of a data set that an encoder sees; deterministic."""
-    return crop_decoded(torch.from_numpy(decode_rgb(image)), preprocessing)
+    return crop_decoded(decode_rgb(image), preprocessing)
 
 
-def crop_any_image(image: bytes, preprocessing: Preprocessing) -> Tensor:
+def crop_any_image(image: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """`crop_pixels` for an image of any format, after the decoding and resizing of a build.
 
     Raises UnusableImage.
     """
     settings = ImageSettings(image_size=preprocessing.resize_size)
-    decoded = decode_image(image, rotation=0, settings=settings)
-    if not isinstance(decoded, Decoded):
-        raise UnusableImage(decoded)
-    return crop_pixels(decoded.image, preprocessing)
+    jpeg, _ = upright_jpeg(image, rotation=0, settings=settings)
+    return crop_pixels(jpeg, preprocessing)
 
 
-def crop_decoded(pixels_HWC: Tensor, preprocessing: Preprocessing) -> Tensor:
+def crop_decoded(pixels_HWC: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """`crop_pixels` of decoded pixels."""
-    pixels_CHW = pixels_HWC.permute(2, 0, 1)  # a view: the resampler is fastest channels last
-    height, width = pixels_CHW.shape[1:]
-    if preprocessing.crop_mode == "squash":
-        size = (preprocessing.resize_size, preprocessing.resize_size)
-    else:
-        scale = preprocessing.resize_size / min(height, width)
-        size = (round(height * scale), round(width * scale))
-    if size != (height, width):
-        pixels_CHW = interpolate(
-            pixels_CHW[None], size=size, mode=preprocessing.interpolation, antialias=True
-        )[0]
-    top, left = ((side - preprocessing.image_size) // 2 for side in pixels_CHW.shape[1:])
+    height, width = size_before_crop(pixels_HWC.shape[0], pixels_HWC.shape[1], preprocessing)
+    pixels_HWC = resize_pixels(pixels_HWC, height, width, preprocessing.interpolation)
     side = preprocessing.image_size
-    return pixels_CHW[:, top : top + side, left : left + side].contiguous()
+    top, left = (height - side) // 2, (width - side) // 2
+    square_HWC = pixels_HWC[top : top + side, left : left + side]
+    return np.ascontiguousarray(square_HWC.transpose(2, 0, 1))
+
+
+def size_before_crop(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
+    """Height and width of an image that the square is cut out of."""
+    if preprocessing.crop_mode == "squash":
+        return preprocessing.resize_size, preprocessing.resize_size
+    scale = preprocessing.resize_size / min(height, width)
+    return round(height * scale), round(width * scale)

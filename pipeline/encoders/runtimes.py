@@ -3,11 +3,10 @@
 Shapes: B batch, C H W image, D embedding.
 """
 
-import importlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from pipeline.encoders.export import ExportedEncoder, export_encoder
 from pipeline.encoders.networks import Encoder, encoder_identity, load_encoder
 from pipeline.encoders.origin import weights_origin
 from pipeline.encoders.preprocessing import Preprocessing
+from pipeline.encoders.sessions import open_session
 
 _log = logging.getLogger(__name__)
 
@@ -74,17 +74,6 @@ class OnnxRuntime:
     def submit(self, pixels_BCHW: NDArray[np.uint8]) -> Pending:
         embedding_BD = self.embed(pixels_BCHW)
         return lambda: embedding_BD
-
-
-def open_session(model: bytes) -> Any:
-    """An `onnxruntime.InferenceSession` on one CPU thread."""
-    # Not at the top: a training process on a GPU does not need it.
-    ort = importlib.import_module("onnxruntime")
-    options = ort.SessionOptions()
-    # One thread per worker: the workers fill the machine, and sums keep their order.
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 @dataclass(frozen=True)

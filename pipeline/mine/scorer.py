@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.encoders.preprocessing import Preprocessing
-from pipeline.encoders.runtimes import open_session
+from pipeline.encoders.sessions import open_session
 from pipeline.selection.mining import fold_of
 
 Reads = Literal["embedding", "pixels"]

@@ -151,7 +151,7 @@ class MineWorker:
             rows = decode_batch(read, self._config.output.image_settings)
             usable = rows["reject_reason"].is_null()
             pixels = [
-                crop_pixels(image.as_py(), self._scorer.preprocessing).numpy()
+                crop_pixels(image.as_py(), self._scorer.preprocessing)
                 for image in rows.filter(usable)["image"]
             ]
             size = self._scorer.preprocessing.image_size

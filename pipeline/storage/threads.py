@@ -22,13 +22,20 @@ def map_many(action: Callable[[A], T], arguments: Sequence[A], *, fs: Any) -> li
 
 
 def map_ahead(
-    function: Callable[[A], T], arguments: Iterable[A], *, num_ahead: int = 16
+    function: Callable[[A], T],
+    arguments: Iterable[A],
+    *,
+    num_threads: int = 16,
+    num_ahead: int | None = None,
 ) -> Iterator[T]:
     """`function` of each, in order, in threads; memory holds at most `num_ahead` results.
 
+    num_ahead: default `num_threads`, which suits calls that take equally long.
+
     An error is raised in place of its result, and no further call is started.
     """
-    with ThreadPoolExecutor(num_ahead) as pool:
+    num_ahead = num_ahead or num_threads
+    with ThreadPoolExecutor(num_threads) as pool:
         waiting: deque[Future[T]] = deque()
         try:
             for argument in arguments:

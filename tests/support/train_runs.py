@@ -42,7 +42,7 @@ from train.distributed.world import World, join_world
 from train.loop import trainer
 from train.loop.state import TrainState, prepare_state
 from train.loop.trainer import train
-from train.model.detector import Segment
+from train.model.info import Segment
 
 # Source, stratum, inclusion probability in train, cosine of its direction to the positives'.
 NEGATIVES: tuple[tuple[str, Stratum, float, float], ...] = (
@@ -262,15 +262,15 @@ def start_job(
     limits: str = "",
     **env: str,
 ) -> Command:
-    """`launcher` infineg train CONFIG ..., in a session of its own.
+    """`launcher` infineg train CONFIG --no-evaluate ..., in a session of its own.
 
     limits: a command of the shell before, such as `ulimit -f 100`.
     """
     env = {"OMP_NUM_THREADS": "1", **env}
     if not launcher and not limits:
-        return start_infineg("train", config, *arguments, log=log, **env)
+        return start_infineg("train", config, "--no-evaluate", *arguments, log=log, **env)
     by = [*launcher, "--no-python"] if launcher else []
-    command = [*by, INFINEG, "train", str(config), *arguments]
+    command = [*by, INFINEG, "train", str(config), "--no-evaluate", *arguments]
     if limits:
         command = ["bash", "-c", f'{limits}; exec "$@"', "bash", *command]
     with log.open("ab") as file:

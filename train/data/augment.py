@@ -13,6 +13,7 @@ from torch.nn.functional import conv2d, interpolate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from pipeline.encoders.preprocessing import Preprocessing, size_before_crop
 from train.config import Strength
 
 _Operation = Callable[[Tensor, float], Tensor]
@@ -57,6 +58,19 @@ def augment(
         for index in rng.choice(len(_DISTORTIONS), size=2, replace=False):
             view_CHW = _DISTORTIONS[index](view_CHW, rng.random())
     return _erase(view_CHW, rng) if rng.random() < _ERASE_CHANCE else view_CHW
+
+
+def crop_square(pixels_CHW: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """As `pipeline.encoders.preprocessing.crop_decoded`, on the pixels' device, of floats too."""
+    size = size_before_crop(pixels_CHW.shape[1], pixels_CHW.shape[2], preprocessing)
+    if size != tuple(pixels_CHW.shape[1:]):
+        resized = interpolate(
+            pixels_CHW[None], size=size, mode=preprocessing.interpolation, antialias=True
+        )
+        pixels_CHW = resized[0]
+    side = preprocessing.image_size
+    top, left = (size[0] - side) // 2, (size[1] - side) // 2
+    return as_uint8(pixels_CHW[:, top : top + side, left : left + side].contiguous())
 
 
 def as_uint8(pixels: Tensor) -> Tensor:

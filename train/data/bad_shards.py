@@ -17,7 +17,7 @@ from train.data.images import ShardImages
 from train.data.order import extend_segments
 from train.data.rows import TrainRows, join_rows, read_rows_of_shards
 from train.distributed.world import World
-from train.model.detector import Segment
+from train.model.info import Segment
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")

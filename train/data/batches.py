@@ -17,9 +17,9 @@ from torch import Tensor
 from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import Split
-from pipeline.encoders.preprocessing import Preprocessing, crop_decoded
+from pipeline.encoders.preprocessing import Preprocessing
 from train.config import BadShardPolicy, LoaderKind, Strength
-from train.data.augment import as_uint8, augment
+from train.data.augment import augment, crop_square
 from train.data.bad_shards import RowImages
 from train.data.corrections import LossTerms
 from train.data.embeddings import MappedEmbeddings
@@ -102,7 +102,7 @@ class AugmentedImages:
     def view(self, pixels_CHW: Tensor, position: int) -> Tensor:
         """view_CHW uint8 of a decoded image at a position in the run, on the image's device."""
         if self._strength == "off":
-            return as_uint8(crop_decoded(pixels_CHW.permute(1, 2, 0), self._preprocessing))
+            return crop_square(pixels_CHW, self._preprocessing)
         rng = np.random.default_rng((self._seed, position))
         return augment(pixels_CHW, size=self.image_size, strength=self._strength, rng=rng)
 

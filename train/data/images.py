@@ -130,7 +130,7 @@ def crop_images(
         key, offset, size = row
         image = images.read(shard, offset, size)
         pixels_HWC = images.decode(shard, image, offset=offset, key=lambda: key)
-        return crop_decoded(torch.from_numpy(pixels_HWC), preprocessing)
+        return torch.from_numpy(crop_decoded(pixels_HWC, preprocessing))
 
     # Threads suffice: decoder and resampler release the GIL.
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.config import WINDOW
-from train.model.detector import Segment
+from train.model.info import Segment
 
 Rows = NDArray[np.int64]
 _POSITIVE, _NEGATIVE = 0, 1

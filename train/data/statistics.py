@@ -36,12 +36,11 @@ def embed_photographs(
     rows_S = _sample(rows, _MOST_IMAGES)
     embeddings = []
     for rows_B in np.array_split(rows_S, -(-len(rows_S) // _IMAGES_AT_ONCE)):
-        pixels = [
-            crop_decoded(torch.from_numpy(images.decode(row)), encoder.preprocessing)
-            for row in rows_B.tolist()
-        ]
+        pixels_BCHW = np.stack(
+            [crop_decoded(images.decode(row), encoder.preprocessing) for row in rows_B.tolist()]
+        )
         with torch.inference_mode():
-            embedding_BD = encoder(torch.stack(pixels).to(encoder.mean.device))
+            embedding_BD = encoder(torch.from_numpy(pixels_BCHW).to(encoder.mean.device))
         embeddings.append(embedding_BD.cpu().double().numpy())
     return _statistics(embeddings)
 

@@ -1,1 +1,1 @@
-"""Calibrate, measure and predict with a finished run."""
+"""Calibrate and measure a finished run."""

@@ -13,10 +13,10 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.errors import ConfigError, InfinegError
 from train.config import load_train_config
-from train.evaluate.predict import predict_paths
 from train.metrics.predictions import of_target, prediction_rows, write_predictions
 from train.metrics.summary import measure, write_metrics
-from train.model.detector import read_model_info
+from train.model.info import read_model_info
+from train.predict.output import predict_paths
 from train.report.page import render_report
 from train.report.wording import count
 

@@ -1,7 +1,7 @@
 """Evaluates a run: predicts rows that it has not seen, calibrates on all but test, reports on test.
 
-Writes `model.json` (with its calibration), `predictions.parquet`, `metrics.json` and `report.html`
-to the run. Shapes: B batch, K targets.
+Writes `model.onnx` and `model.json` (both with its calibration), `predictions.parquet`,
+`metrics.json` and `report.html` to the run. Shapes: B batch, K targets.
 """
 
 import logging
@@ -30,13 +30,9 @@ from train.metrics.predictions import (
     write_predictions,
 )
 from train.metrics.summary import measure, write_metrics
-from train.model.detector import (
-    DetectorModel,
-    ModelInfo,
-    TargetCalibration,
-    load_model,
-    write_model_info,
-)
+from train.model.detector import DetectorModel, load_model
+from train.model.info import ModelInfo, TargetCalibration, read_model_info, write_model_info
+from train.model.onnx_graph import write_onnx
 from train.report.composition import describe_dataset
 from train.report.page import render_report
 from train.report.wording import format_percent
@@ -89,11 +85,19 @@ def evaluate_run(
         generation=generation,
     )
     write_predictions(run, predictions)
+    write_onnx(run, detector, info)
     storage.write_atomic(str(run / "report.html"), page.encode())
     write_model_info(run, info)
     write_metrics(run, metrics)
     _log_metrics(run, metrics)
     return metrics
+
+
+def evaluate_if_new(run_dir: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """`evaluate_run` of a run that was not evaluated yet; None if it was."""
+    info = read_model_info(run_dir)
+    is_done = info is not None and info.calibration is not None
+    return None if is_done else evaluate_run(run_dir)
 
 
 def predict_splits(

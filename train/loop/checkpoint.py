@@ -20,7 +20,7 @@ from pipeline import storage
 from pipeline.dataset.records import decode_record, encode_record
 from pipeline.errors import InfinegError, TransientStorageError
 from train.distributed.fsdp import full_tensor, shard_like
-from train.model.detector import Segment
+from train.model.info import Segment
 from train.model.tensors import load_into, read_tensors, write_tensors
 
 _log = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from train.data.order import extend_segments
 from train.distributed.world import World
 from train.loop.checkpoint import Checkpoint, find_checkpoint
 from train.loop.state import TrainState
-from train.model.detector import ModelInfo, Segment, read_model_info
+from train.model.info import ModelInfo, Segment, read_model_info
 
 _log = logging.getLogger(__name__)
 

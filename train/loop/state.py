@@ -26,7 +26,8 @@ from train.data.views import ViewMaker
 from train.distributed.fsdp import shard
 from train.distributed.world import World
 from train.loop.optim import average_weights, make_optimizer, trained_part
-from train.model.detector import DetectorModel, Segment, Standardize, build_detector
+from train.model.detector import DetectorModel, Standardize, build_detector
+from train.model.info import Segment
 
 
 @dataclass(frozen=True)

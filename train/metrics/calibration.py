@@ -27,7 +27,7 @@ import math
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.optimize import brentq, minimize
 from scipy.special import expit
 from scipy.special import logit as log_odds
@@ -35,7 +35,7 @@ from scipy.stats import beta, binom
 
 from pipeline.errors import ConfigError, InfinegError
 from train.metrics.ranking import Bools, Floats
-from train.model.detector import Promise, TargetCalibration
+from train.model.info import Promise, TargetCalibration
 
 Method = Literal["platt", "temperature"]
 
@@ -252,38 +252,3 @@ def umbrella_threshold(
     # "Above the k-th" as "at least the next float32", the type of logits.
     above = np.nextafter(np.float32(ascending_N[rank - 1]), np.float32(np.inf))
     return float(above), reached
-
-
-def calibrated_logits(
-    calibration: TargetCalibration, logits_N: ArrayLike, *, deployed: bool = True
-) -> Floats:
-    """Log-odds of the target at the deployment prior, or (not deployed) in the mix fitted on."""
-    raw_N = np.asarray(logits_N, dtype=np.float64)
-    shift = calibration.prior_shift if deployed else 0.0
-    return calibration.scale * raw_N + calibration.bias + shift
-
-
-def at_prior(calibration: TargetCalibration, prior: float) -> TargetCalibration:
-    """The calibration if the target's share in use is `prior`: other probabilities, no other label.
-
-    Raises ConfigError for no share, and for a calibration of a version that recorded no prior.
-    """
-    if not 0 < prior < 1:
-        raise ConfigError(f"prior {prior:g}: a share between 0 and 1, both excluded")
-    if calibration.prior is None:
-        raise ConfigError("calibrated by a version that recorded no prior; evaluate the run again")
-    shift = calibration.prior_shift + float(log_odds(prior) - log_odds(calibration.prior))
-    return calibration.model_copy(update={"prior": prior, "prior_shift": shift})
-
-
-def conformal_p_value(calibration: TargetCalibration, logit: float) -> float:
-    """A conservative estimate of the share of negatives with such a logit or a higher one.
-
-    Split-conformal: (1 + #{held-out negatives >= f}) / (n + 1), so that P(p <= u) <= u for a
-    negative of their mix (Vovk, Gammerman and Shafer 2005). 1 below all negatives that were kept.
-    """
-    kept = np.asarray(calibration.negative_logits)
-    num_reaching = int(np.sum(kept >= logit))
-    if num_reaching == len(kept):
-        num_reaching = calibration.num_negatives
-    return (1 + num_reaching) / (calibration.num_negatives + 1)

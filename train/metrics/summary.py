@@ -18,11 +18,11 @@ from sklearn.metrics import brier_score_loss
 from pipeline import storage
 from train.config import EvaluateConfig
 from train.metrics import ranking, rates
-from train.metrics.calibration import calibrated_logits
 from train.metrics.intervals import event_rate
 from train.metrics.predictions import TargetPredictions
+from train.metrics.probability import calibrated_logits
 from train.metrics.ranking import Floats
-from train.model.detector import ModelInfo, TargetCalibration
+from train.model.info import ModelInfo, TargetCalibration
 
 _TPR_LEVELS = (0.95, 0.99)  # at which the false-positive rate is reported
 _PARTIAL_MAX_FPR = 1e-3

@@ -35,7 +35,8 @@ from train.metrics.calibration import fit_platt
 from train.metrics.predictions import of_target
 from train.metrics.ranking import threshold_at_tpr
 from train.mining.cross_fit import fold_heads
-from train.model.detector import Head, ModelInfo, load_model
+from train.model.detector import Head, load_model
+from train.model.info import ModelInfo
 
 GUARD_TPR = 0.95
 NUM_FOLDS = 3  # each head is trained on two thirds of the negatives

@@ -7,11 +7,11 @@ import numpy as np
 from markupsafe import Markup
 from scipy.special import expit
 
-from train.metrics.calibration import calibrated_logits
 from train.metrics.intervals import weighted_interval
 from train.metrics.predictions import TargetPredictions
+from train.metrics.probability import calibrated_logits
 from train.metrics.ranking import NUM_BINS, bins_of, reliability
-from train.model.detector import TargetCalibration
+from train.model.info import TargetCalibration
 from train.report import figures
 
 

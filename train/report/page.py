@@ -13,7 +13,7 @@ from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import ImageSettings
 from pipeline.errors import BadShard, InfinegError
 from train.metrics.predictions import TargetPredictions
-from train.model.detector import TargetCalibration
+from train.model.info import TargetCalibration
 from train.report.curves import draw_curves, draw_strata
 from train.report.neighbours import Neighbour, find_neighbours
 from train.report.pictures import PICTURE_SIDE, ReadImage, places_of, show_pictures, worst_rows

@@ -10,9 +10,9 @@ import pyarrow as pa
 from PIL import Image
 from scipy.special import expit
 
-from train.metrics.calibration import calibrated_logits
 from train.metrics.predictions import TargetPredictions
-from train.model.detector import TargetCalibration
+from train.metrics.probability import calibrated_logits
+from train.model.info import TargetCalibration
 from train.report.neighbours import Neighbour
 from train.report.wording import format_percent
 

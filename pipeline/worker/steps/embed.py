@@ -44,7 +44,7 @@ class BatchEmbedder:
         images = rows["image"]
         for i in np.flatnonzero(rows["reject_reason"].is_null().to_numpy()):
             self._places.append(self._num_rows + int(i))
-            self._pixels.append(crop_pixels(images[int(i)].as_py(), self._preprocessing).numpy())
+            self._pixels.append(crop_pixels(images[int(i)].as_py(), self._preprocessing))
             if len(self._places) == self._batch_size:
                 self._submit()
         self._tables.append(rows)

@@ -17,10 +17,11 @@ from pipeline.dataset import Dataset
 from study.datasets import HELD_OUT, TARGET, Built
 from study.photos import STRATA, strata_of
 from train.data.batches import read_eval_batches
-from train.metrics.calibration import calibrate_target, calibrated_logits
+from train.metrics.calibration import calibrate_target
 from train.metrics.intervals import Rate, event_rate
+from train.metrics.probability import calibrated_logits
 from train.metrics.ranking import Bools, Floats, area_under_roc, reliability, threshold_at_tpr
-from train.model.detector import TargetCalibration
+from train.model.info import TargetCalibration
 
 _DELTA = 0.05
 

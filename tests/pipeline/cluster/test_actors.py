@@ -209,7 +209,7 @@ def test_bf16_is_another_fingerprint_and_nearly_the_same_embedding(
     assert prepared.fingerprint.replace("bf16", "fp32") == torch_encoder.fingerprint
     pixels = np.stack(
         [
-            crop_pixels(sample.image, prepared.preprocessing).numpy()
+            crop_pixels(sample.image, prepared.preprocessing)
             for sample in first_samples(entries()[0], 32)
         ]
     )

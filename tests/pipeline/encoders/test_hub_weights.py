@@ -51,7 +51,8 @@ def test_real_weights_embed_as_timm_and_tell_cats_from_squares(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     config = EncoderConfig(name=f"timm/{name}", image_size=size)
     encoder = load_encoder(config)
-    pixels = torch.stack([crop_any_image(image, encoder.preprocessing) for image in images])
+    crops = [crop_any_image(image, encoder.preprocessing) for image in images]
+    pixels = torch.from_numpy(np.stack(crops))
     is_transformer = hasattr(encoder.backbone, "set_input_size")
     sized = {"img_size": size} if size is not None and is_transformer else {}
     expected = timm.create_model(name, pretrained=True, **sized).eval()

@@ -78,7 +78,7 @@ def test_exported_transformer_of_another_size_embeds_a_picture_as_torch_does() -
         for runtime in ("torch", "onnxruntime")
     ]
     image = encode(quadrants())
-    pixels_BCHW = crop_any_image(image, both[0].preprocessing)[None].numpy()
+    pixels_BCHW = crop_any_image(image, both[0].preprocessing)[None]
     by_torch, by_onnx = (prepared.open().embed(pixels_BCHW) for prepared in both)
     assert by_torch.shape == (1, 64)
     np.testing.assert_allclose(by_onnx, by_torch, atol=1e-4)
@@ -123,9 +123,8 @@ def test_crop_is_timm_s(crop_mode: str, size: tuple[int, int]) -> None:
     expected_CHW = create_transform(**data, is_training=False)(picture)
     preprocessing = preprocessing_of(model, None)
     scale = [torch.tensor(getattr(preprocessing, name)).view(3, 1, 1) for name in ("mean", "std")]
-    found_CHW = (crop_any_image(buffer.getvalue(), preprocessing).float() / 255 - scale[0]) / scale[
-        1
-    ]
+    pixels_CHW = torch.from_numpy(crop_any_image(buffer.getvalue(), preprocessing))
+    found_CHW = (pixels_CHW.float() / 255 - scale[0]) / scale[1]
     assert found_CHW.shape == expected_CHW.shape
     # JPEG and one more resize lie between; a centre crop of a squashed picture is 0.3 off.
     assert (found_CHW - expected_CHW).abs().mean() < 0.03

@@ -32,7 +32,8 @@ from support.mined_world import (
     world_config,
 )
 from train.mining.scorer import prepare_scorer
-from train.model.detector import load_model, read_model_info, write_model_info
+from train.model.detector import load_model
+from train.model.info import read_model_info, write_model_info
 
 
 def test_every_row_has_the_larger_of_both_probabilities_and_is_drawn_by_it(

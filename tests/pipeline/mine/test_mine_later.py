@@ -33,7 +33,7 @@ from support.mined_world import (
 )
 from support.processes import run_infineg
 from train.mining.scorer import prepare_scorer
-from train.model.detector import read_model_info, write_model_info
+from train.model.info import read_model_info, write_model_info
 
 
 def test_mining_again_does_nothing_and_another_budget_makes_a_generation(

@@ -29,7 +29,7 @@ from support.train_runs import (
 from train.data.batches import AugmentedImages, read_eval_batches
 from train.data.images import ShardImages
 from train.data.rows import TrainRows
-from train.model.detector import read_model_info
+from train.model.info import read_model_info
 
 FINETUNE: dict[str, Any] = SHORT | {"mode": "finetune", "head_steps": 0, "steps": 6}
 SKIP = {"on_bad_shard": "skip"}

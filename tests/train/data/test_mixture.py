@@ -24,7 +24,7 @@ from train.data.order import BatchOrder
 from train.data.rows import TrainRows
 from train.loop.state import TrainState
 from train.loss.losses import importance_weights
-from train.model.detector import read_model_info
+from train.model.info import read_model_info
 
 # 60 negatives each of near_animals (pi 0.8), scenes (0.1) and noise (0.2); 40 cats, 40 dogs.
 ENTRIES = [

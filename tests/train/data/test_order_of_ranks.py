@@ -19,7 +19,7 @@ from support.train_runs import (
 )
 from train.config import load_train_config
 from train.loop.trainer import train
-from train.model.detector import read_model_info
+from train.model.info import read_model_info
 
 SECTION: dict[str, Any] = SHORT | {
     "mode": "finetune", "head_steps": 0, "steps": 4, "dropout": 0.0, "on_bad_shard": "skip",

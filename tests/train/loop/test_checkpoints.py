@@ -9,7 +9,8 @@ from pipeline.errors import InfinegError
 from support.damage import flip
 from support.train_runs import SHORT, interrupt_training, read_losses, run_training, write_dataset
 from train.loop.checkpoint import find_checkpoint
-from train.model.detector import load_model, read_model_info
+from train.model.detector import load_model
+from train.model.info import read_model_info
 
 SECTION = SHORT | {"steps": 16, "checkpoint_every": 4}
 

@@ -24,7 +24,8 @@ from train.data.batches import read_eval_batches
 from train.data.rows import folds_of
 from train.evaluate.run import evaluate_run
 from train.loop.validation import BestSoFar, measure_target, tpr_at_fpr
-from train.model.detector import load_model, read_model_info
+from train.model.detector import load_model
+from train.model.info import read_model_info
 from train.model.tensors import read_tensors
 
 # A rate at which a head that has learned is thrown off again.

@@ -26,11 +26,12 @@ from support.train_runs import (
 from train.config import load_train_config
 from train.data.batches import read_eval_batches
 from train.distributed.world import World
-from train.evaluate.predict import Detector
 from train.evaluate.run import evaluate_run
 from train.loop.state import prepare_state
 from train.loop.trainer import train
-from train.model.detector import load_model, read_model_info
+from train.model.detector import load_model
+from train.model.info import read_model_info
+from train.predict.detector import Detector
 
 # Every loss and correction, each once.
 LOSSES: dict[str, dict[str, Any]] = {

@@ -19,7 +19,7 @@ from support.train_runs import (
     write_dataset,
     write_run_config,
 )
-from train.model.detector import read_model_info
+from train.model.info import read_model_info
 
 COMMON: dict[str, Any] = {
     "views": 3, "augment": "trivialaugment", "max_grad_norm": 0.5, "ema_decay": 0.9,

@@ -10,15 +10,14 @@ from scipy.special import logit as log_odds
 from pipeline.errors import ConfigError, InfinegError
 from train.metrics.calibration import (
     calibrate_target,
-    calibrated_logits,
-    conformal_p_value,
     fit_platt,
     fit_temperature,
     negatives_needed,
     umbrella_threshold,
 )
+from train.metrics.probability import calibrated_logits, conformal_p_value
 from train.metrics.ranking import reliability
-from train.model.detector import TargetCalibration
+from train.model.info import TargetCalibration
 
 
 def _calibrate(

@@ -24,7 +24,8 @@ from pipeline.dataset.metadata import ShardRecord
 from pipeline.encoders.networks import encoder_identity, load_encoder
 from support.tables import selected_rows
 from support.train_runs import ENCODER, commit_dataset, run_training, write_shards
-from train.metrics.calibration import calibrate_target, calibrated_logits
+from train.metrics.calibration import calibrate_target
+from train.metrics.probability import calibrated_logits
 from train.metrics.ranking import reliability
 from train.model.detector import load_model
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binomtest, norm
 
 from train.metrics.calibration import calibrate_target, promised_rate, umbrella_threshold
-from train.model.detector import TargetCalibration
+from train.model.info import TargetCalibration
 
 NUM_DRAWS = 1000
 # Logits of source h are uniform over [0, tops[h]]: its true rate above t is 1 - t / tops[h].

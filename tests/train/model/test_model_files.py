@@ -10,15 +10,8 @@ import torch
 from pipeline.encoders.networks import load_encoder
 from pipeline.errors import ConfigError, InfinegError
 from support.train_runs import ENCODER
-from train.model.detector import (
-    DetectorModel,
-    ModelInfo,
-    TargetCalibration,
-    build_detector,
-    load_model,
-    save_model,
-    write_model_info,
-)
+from train.model.detector import DetectorModel, build_detector, load_model, save_model
+from train.model.info import ModelInfo, TargetCalibration, write_model_info
 
 
 @pytest.fixture

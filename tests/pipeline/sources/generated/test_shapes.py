@@ -106,7 +106,7 @@ def test_a_frozen_encoder_tells_cats() -> None:
 
     def embed(content: list[str]) -> NDArray[np.floating]:
         samples = first_pictures(open_source("shapes", {"content": content}), 300)
-        crops = [crop_pixels(s.image, prepared.preprocessing).numpy() for s in samples]
+        crops = [crop_pixels(s.image, prepared.preprocessing) for s in samples]
         return np.concatenate(
             [runtime.embed(np.stack(crops[i : i + 50])) for i in range(0, 300, 50)]
         )

@@ -11,8 +11,9 @@ from PIL.ExifTags import Base as ExifTag
 
 from pipeline.errors import ConfigError, InfinegError
 from support.corpus import png_header
-from train.evaluate.predict import Detector, FilePrediction, ImageInput, Prediction, predict_paths
-from train.model.detector import read_model_info, write_model_info
+from train.model.info import read_model_info, write_model_info
+from train.predict.detector import Detector, ImageInput, Prediction
+from train.predict.output import FilePrediction, predict_paths
 
 WARM, PINK, COLD = (230, 120, 40), (220, 60, 160), (30, 90, 200)
 

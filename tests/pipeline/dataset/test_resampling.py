@@ -1,0 +1,42 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import interpolate
+
+from pipeline.dataset.resampling import Interpolation, resize_pixels
+
+
+def _by_torch(pixels: np.ndarray, height: int, width: int, mode: str) -> np.ndarray:
+    pixels_BCHW = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    resized = interpolate(pixels_BCHW, size=(height, width), mode=mode, antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("kind", ["noise", "extremes"])
+def test_the_bits_are_those_of_torch_at_any_size(interpolation: Interpolation, kind: str) -> None:
+    """Of all bits, extremes show what overshoots and what is cut off."""
+    rng = np.random.default_rng(0)
+    sizes = [*rng.integers(1, 400, (60, 4)).tolist(), (375, 500, 256, 341), (256, 341, 8, 9)]
+    for height, width, new_height, new_width in sizes:
+        pixels = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
+        if kind == "extremes":
+            pixels = (pixels > 127).astype(np.uint8) * 255
+        found = resize_pixels(pixels, new_height, new_width, interpolation)
+        wanted = _by_torch(pixels, new_height, new_width, interpolation)
+        assert np.array_equal(found, wanted), (height, width, new_height, new_width)
+
+
+def test_views_that_are_not_contiguous_are_resized_as_their_copies() -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (60, 90, 3)).astype(np.uint8)
+    turned = np.rot90(pixels[:, ::-1])
+    assert np.array_equal(resize_pixels(turned, 31, 17), resize_pixels(turned.copy(), 31, 17))
+
+
+def test_pixels_of_an_image_are_read_without_torch() -> None:
+    program = "import pipeline.encoders.preprocessing, sys; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr

@@ -1,0 +1,260 @@
+"""Label, probabilities, and how rare they are, for any images.
+
+Shapes: B batch, C H W image, K targets.
+"""
+
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias, TypeVar, overload
+
+import numpy as np
+from more_itertools import chunked
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline import storage
+from pipeline.dataset.decoders import UnusableImage
+from pipeline.encoders.preprocessing import Preprocessing, crop_any_image
+from pipeline.errors import ConfigError, InfinegError
+from train.metrics.probability import (
+    at_prior,
+    at_threshold,
+    calibrated_logits,
+    conformal_p_value,
+    probability,
+)
+from train.model.info import TargetCalibration, read_model_info
+from train.predict.files import read_file
+from train.predict.network import Network, open_file, open_run
+
+# A path, an encoded image, a PIL image, or an RGB or grey array of shape (H, W, 3) or (H, W).
+ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
+ImageT = TypeVar("ImageT", bound=ImageInput)
+AnyT = TypeVar("AnyT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The prediction for one image.
+
+    label: the most probable target that reaches its threshold, "" if there is none. probabilities
+    and thresholds: by target, both if the share `prior` of all pictures shows it. prior: that of
+    evaluate.deploy_prior unless another was given; None for a run of an older version. logits: by
+    target, before calibration. one_in: of this many negatives one reaches such a logit, for the
+    label's target or (label "") the most probable one; at most the number of negatives that the
+    threshold was set on.
+    """
+
+    label: str
+    logits: dict[str, float]
+    probabilities: dict[str, float]
+    thresholds: dict[str, float]
+    prior: float | None
+    one_in: float
+
+
+class Detector:
+    """A trained and calibrated model that predicts for images.
+
+    >>> from infineg import Detector
+    >>> detector = Detector.load("run")
+    >>> detector("cat.jpg")  # doctest: +ELLIPSIS
+    Prediction(label='cat', logits={'cat': ...}, probabilities={...}, thresholds={...}, ...)
+    >>> [prediction.label for prediction in detector(["cat.jpg", "fox.jpg"])]
+    ['cat', '']
+
+    Images are paths, encoded bytes, PIL images, or uint8 arrays of shape (H, W, 3), RGB, or (H, W).
+    They are prepared like the images of a data set: upright, transparency on white, as JPEG.
+    Threads may share a detector.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        *,
+        preprocessing: Preprocessing,
+        calibration: dict[str, TargetCalibration],
+    ) -> None:
+        """calibration: by target, in the order of the logits."""
+        self.targets = tuple(calibration)
+        self._calibrations = [*calibration.values()]
+        self._preprocessing = preprocessing
+        self._network = network
+        self._num_threads = os.cpu_count() or 1
+
+    @classmethod
+    def load(
+        cls,
+        run: str | os.PathLike[str],
+        *,
+        prior: float | None = None,
+        threshold: float | None = None,
+    ) -> "Detector":
+        """Loads the folder of a run, or a model.onnx; each may be a URL such as s3://.
+
+        A run here is computed by PyTorch where there is a GPU. All else is by ONNX Runtime, on all
+        cores. Raises ConfigError for what is no run, or not evaluated yet.
+
+        prior: share of pictures that show a target, default the run's evaluate.deploy_prior.
+        threshold: probability (at this prior) from which on a target counts as found, default the
+        one that evaluate.alpha promises.
+        """
+        network, preprocessing, calibration = _open(os.fspath(run))
+        if prior is not None:
+            calibration = {name: at_prior(each, prior) for name, each in calibration.items()}
+        if threshold is not None:
+            calibration = {
+                name: at_threshold(each, threshold) for name, each in calibration.items()
+            }
+        return cls(network, preprocessing=preprocessing, calibration=calibration)
+
+    @overload
+    def __call__(self, images: ImageInput) -> Prediction: ...
+
+    @overload
+    def __call__(self, images: list[ImageT] | tuple[ImageT, ...]) -> list[Prediction]: ...
+
+    def __call__(
+        self, images: ImageInput | list[ImageT] | tuple[ImageT, ...]
+    ) -> Prediction | list[Prediction]:
+        """One prediction for one image, a list for a list.
+
+        Raises InfinegError for the first image that cannot be used; `predict_paths` goes on.
+        """
+        if not isinstance(images, list | tuple):
+            return self([images])[0]
+        predictions = []
+        for number, (image, found) in enumerate(self.predict_each(images)):
+            if isinstance(found, str):
+                name = image if isinstance(image, str | os.PathLike) else f"image {number}"
+                raise InfinegError(f"{name}: {found}")
+            predictions.append(found)
+        return predictions
+
+    def predict_each(
+        self,
+        images: Iterable[AnyT],
+        *,
+        batch_size: int | None = None,
+        read: Callable[[AnyT], bytes] | None = None,
+    ) -> Iterator[tuple[AnyT, Prediction | str]]:
+        """Each image with its prediction, or with the reason why it cannot be used.
+
+        Reads a few batches ahead, so that memory is bounded for any number of images. A thread per
+        core decodes a batch and runs the network on it, so that neither waits for the other.
+        batch_size: default what suits the network, or less for a few images. read: gives the
+        encoded bytes of things that are no image themselves; raises OSError or InfinegError.
+        """
+        predict = partial(self._predict_batch, read=read or encode_image)
+        batch_size = batch_size or self._network.batch_size
+        if isinstance(images, Sequence):
+            batch_size = max(1, min(batch_size, -(-len(images) // self._num_threads)))
+        batches = chunked(images, batch_size)
+        found = (
+            map(predict, batches)
+            if isinstance(images, Sequence) and len(images) <= batch_size
+            else storage.map_ahead(
+                predict, batches, num_threads=self._num_threads, num_ahead=2 * self._num_threads
+            )
+        )
+        for batch in found:
+            yield from batch
+
+    def _predict_batch(
+        self, images: Sequence[AnyT], *, read: Callable[[AnyT], bytes]
+    ) -> list[tuple[AnyT, Prediction | str]]:
+        cropped = [self._crop(image, read) for image in images]
+        pixels = [each for each in cropped if not isinstance(each, str)]
+        predictions = iter(self.predict_pixels(np.stack(pixels)) if pixels else [])
+        return [
+            (image, each if isinstance(each, str) else next(predictions))
+            for image, each in zip(images, cropped, strict=True)
+        ]
+
+    def predict_pixels(self, pixels_BCHW: NDArray[np.uint8]) -> list[Prediction]:
+        """Predictions for uint8 pixels that are cropped to the model's size already."""
+        logits_BK = self._network.logits(pixels_BCHW)
+        return [self.predict_logits(logits_K) for logits_K in logits_BK.tolist()]
+
+    def predict_logits(self, logits_K: Sequence[float]) -> Prediction:
+        """The prediction from raw logits, in the order of `targets`."""
+        calibrated = [
+            float(calibrated_logits(calibration, logit))
+            for calibration, logit in zip(self._calibrations, logits_K, strict=True)
+        ]
+        indices = range(len(self.targets))
+        passing = [i for i in indices if logits_K[i] >= self._calibrations[i].threshold]
+        best = max(passing or indices, key=calibrated.__getitem__)
+        return Prediction(
+            label=self.targets[best] if passing else "",
+            logits=dict(zip(self.targets, logits_K, strict=True)),
+            probabilities={
+                target: probability(log_odds)
+                for target, log_odds in zip(self.targets, calibrated, strict=True)
+            },
+            thresholds={
+                target: probability(float(calibrated_logits(each, each.threshold)))
+                for target, each in zip(self.targets, self._calibrations, strict=True)
+            },
+            prior=self._calibrations[0].prior,
+            one_in=1 / conformal_p_value(self._calibrations[best], logits_K[best]),
+        )
+
+    def _crop(self, image: AnyT, read: Callable[[AnyT], bytes]) -> NDArray[np.uint8] | str:
+        """pixels_CHW uint8, or the reason why the image cannot be used."""
+        try:
+            return crop_any_image(read(image), self._preprocessing)
+        except UnusableImage as error:
+            return f"no usable image: {error}"
+        except OSError as error:
+            return f"cannot be read: {error.strerror or error}"
+        except ConfigError:
+            raise
+        except InfinegError as error:
+            return f"cannot be read: {error}"
+
+
+def _open(
+    run: str,
+) -> tuple[Network, Preprocessing, dict[str, TargetCalibration]]:
+    path = storage.local_path(run)
+    if path is not None and (path / "model.json").exists():
+        info = read_model_info(path)
+        assert info is not None
+        if info.calibration is None:
+            raise ConfigError(f"{path}: not calibrated yet; run `infineg evaluate {path}`")
+        calibration = {target: info.calibration[target] for target in info.targets}
+        return open_run(path, info), info.preprocessing, calibration
+    is_file = run.endswith(".onnx")
+    if path is not None and not is_file and not (path / "model.onnx").exists():
+        raise ConfigError(
+            f"{path}: no finished run there (no model.json); `infineg train` makes one"
+        )
+    network, written = open_file(run if is_file else storage.join(run, "model.onnx"))
+    calibration = {target: written.calibration[target] for target in written.targets}
+    return network, written.preprocessing, calibration
+
+
+def encode_image(image: ImageInput) -> bytes:
+    """The bytes of an image file. Raises OSError, and InfinegError for what is no image file."""
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, str | os.PathLike):
+        return read_file(image)
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or not (image.ndim == 2 or image.shape[2:] == (3,)):
+            raise ConfigError(
+                f"array of {image.dtype} and shape {image.shape}: an image is uint8 of shape "
+                "(H, W, 3), RGB, or (H, W)"
+            )
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"{type(image).__name__}: not a path, bytes, PIL image or uint8 array")
+    if image.mode in ("CMYK", "YCbCr", "RGBX"):  # PNG has all other modes that are accepted
+        image = image.convert("RGB")
+    file = io.BytesIO()
+    image.save(file, "PNG", exif=image.getexif(), compress_level=1)
+    return file.getvalue()

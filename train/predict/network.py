@@ -1,0 +1,72 @@
+"""The network of a detector: by ONNX Runtime on CPUs, by PyTorch on GPUs.
+
+Shapes: B batch, C H W image, K targets.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import storage
+from pipeline.errors import ConfigError, InfinegError
+from train.model.info import ModelInfo
+from train.model.onnx_file import MAX_BYTES, OnnxInfo, open_onnx
+
+
+class Network(Protocol):
+    """Something that several threads may call at once."""
+
+    batch_size: int  # images that it takes at once
+
+    def logits(self, pixels_BCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """logits_BK, before calibration."""
+
+
+class OnnxNetwork:
+    """ONNX Runtime, on the thread that calls."""
+
+    batch_size = 8  # more at once are no faster on one core
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def logits(self, pixels_BCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
+        logits_BK: NDArray[np.float32] = self._session.run(["logits"], {"pixels": pixels_BCHW})[0]
+        return logits_BK
+
+
+def open_file(uri: str) -> tuple[Network, OnnxInfo]:
+    """A model.onnx, from anywhere. Raises ConfigError if there is none, InfinegError if broken."""
+    try:
+        content = storage.read_range(uri, 0, MAX_BYTES + 1)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise ConfigError(
+            f"{storage.redact(uri)}: no such file; a run is its folder, a model.onnx or their URL"
+        ) from None
+    session, info = open_onnx(content, storage.redact(uri))
+    return OnnxNetwork(session), info
+
+
+def open_run(run: Path, info: ModelInfo) -> Network:
+    """Of a finished run here: PyTorch if there is a GPU, or if it has no model.onnx."""
+    path = run / "model.onnx"
+    if not path.exists() or has_gpu():
+        from train.predict.torch_network import TorchNetwork  # seconds
+
+        return TorchNetwork(run)
+    network, written = open_file(str(path))
+    if written.weights_sha256 != info.weights_sha256 or written.precision != "fp32":
+        raise InfinegError(
+            f"{path}: of other weights than model.safetensors; `infineg evaluate {run}` writes it"
+        )
+    return network
+
+
+def has_gpu() -> bool:
+    """Whether a GPU of NVIDIA is there, without torch, which takes seconds to say so."""
+    devices = ("/dev/nvidiactl", "/dev/dxg")  # Linux, WSL
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return not is_hidden and any(map(os.path.exists, devices))
