@@ -42,6 +42,7 @@ class TargetPredictions:
 
     weights_N is 1 / inclusion_probability. stratum_N is what the source states, else by similarity;
     similarity_stratum_N is always by similarity. Both are "" and similarity_N is nan if unknown.
+    is_known_source_N: whether there are negatives of its source among the rows not of test.
     """
 
     target: str
@@ -52,6 +53,7 @@ class TargetPredictions:
     stratum_N: NDArray[np.str_]
     similarity_stratum_N: NDArray[np.str_]
     source_N: NDArray[np.str_]
+    is_known_source_N: Bools
     similarity_N: Floats
 
     @property
@@ -135,6 +137,7 @@ def of_target(
     """The predictions of test, or of all other rows, for one target."""
     is_test = pc.equal(predictions["split"], "test")
     rows = predictions.filter(is_test if split == "test" else pc.invert(is_test)).combine_chunks()
+    known = predictions.filter(pc.and_(pc.invert(is_test), pc.equal(predictions["label"], "")))
 
     def texts(column: str) -> NDArray[np.str_]:
         return np.array(rows[column].fill_null("").to_pylist(), dtype=np.str_)
@@ -149,6 +152,7 @@ def of_target(
         stratum_N=texts("stratum"),
         similarity_stratum_N=texts("stratum_by_similarity"),
         source_N=texts("source"),
+        is_known_source_N=pc.is_in(rows["source"], pc.unique(known["source"])).to_numpy(),
         similarity_N=rows["similarity"].to_numpy(zero_copy_only=False).astype(np.float64),
     )
 

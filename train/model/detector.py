@@ -87,7 +87,7 @@ class Head(nn.Module):
     def held_out_logits(self, embedding_BD: Tensor, fold_B: NDArray[np.int8]) -> Tensor:
         """logits_BK of rows of the data set, each by the head that is not trained on its fold."""
         features_BD = self.norm(self.standardize(embedding_BD))
-        logits_BK = features_BD.new_empty(len(fold_B), self.num_targets)
+        logits_BK: Tensor = features_BD.new_empty(len(fold_B), self.num_targets)
         for number in np.unique(fold_B).tolist():
             is_of_fold_B = torch.from_numpy(fold_B == number).to(features_BD.device)
             logits_BK[is_of_fold_B] = self.folds[number](features_BD[is_of_fold_B])
