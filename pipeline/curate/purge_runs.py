@@ -30,7 +30,7 @@ def require_runs(runs: Iterable[str]) -> None:
 
 
 def purge_run(run: str, keys: Collection[str], tell: Callable[[str], None]) -> None:
-    """Removes pictures from reports, and rows from predictions, by key."""
+    """Removes pictures from reports, and rows from predictions and neighbours, by key."""
     for name in storage.list_files(run, (".html", ".parquet")):
         uri = storage.join(run, name)
         change = _without_images if name.endswith(".html") else _without_rows
@@ -70,5 +70,6 @@ def _without_rows(content: bytes, keys: Collection[str]) -> bytes:
     if not pc.any(gone).as_py():
         return content
     buffer = io.BytesIO()
-    pq.write_table(rows.filter(pc.invert(gone)), buffer, compression="zstd")
+    kept = rows.filter(pc.invert(gone))
+    pq.write_table(kept, buffer, compression="zstd", write_page_checksum=True)
     return buffer.getvalue()

@@ -1,12 +1,13 @@
 """Evaluates a run: predicts rows that it has not seen, calibrates on all but test, reports on test.
 
-Writes `model.json` (with its calibration), `predictions.parquet`, `metrics.json` and `report.html`
-to the run. Shapes: B batch, K targets.
+Writes `model.json` (with its calibration), `predictions.parquet`, `neighbours.parquet`,
+`metrics.json` and `report.html` to the run. Shapes: B batch, K targets.
 """
 
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from pipeline.errors import InfinegError
 from train.config import EvaluateConfig, load_train_config
 from train.data.batches import read_eval_batches
 from train.data.rows import folds_of
+from train.evaluate.neighbours import RunEmbedder, choose_neighbours
 from train.metrics.calibration import calibrate_target
 from train.metrics.predictions import (
+    Place,
     TargetPredictions,
     of_target,
     prediction_rows,
@@ -37,6 +40,7 @@ from train.model.detector import (
     load_model,
     write_model_info,
 )
+from train.model.neighbours import Nearest, Neighbours, write_neighbours
 from train.report.composition import describe_dataset
 from train.report.page import render_report
 from train.report.wording import format_percent
@@ -63,6 +67,9 @@ def evaluate_run(
         cache_dir=train_config.cache_dir,
         cache_gb=train_config.cache_gb,
     )
+    generation = Dataset(dataset).read_generation(info.generation)
+    embedder = RunEmbedder.of(detector, info, train_config, dataset, generation)
+    rows_of_training = choose_neighbours(embedder)
     held_out = [
         of_target(predictions, target, split="held_out", targets=info.targets)
         for target in info.targets
@@ -74,7 +81,6 @@ def evaluate_run(
         of_target(predictions, target, split="test", targets=info.targets)
         for target in info.targets
     ]
-    generation = Dataset(dataset).read_generation(info.generation)
     cross_fitted = held_out if info.folds > 1 else None
     metrics = measure(tests, info, evaluate_config, cross_fitted=cross_fitted) | {
         "dataset": describe_dataset(dataset, generation, config)
@@ -86,9 +92,10 @@ def evaluate_run(
         title=f"{', '.join(info.targets)}: evaluation of {run.name}",
         subtitle=_subtitle(info, predictions),
         dataset=dataset,
-        generation=generation,
+        explain=partial(_explain, embedder, rows_of_training),
     )
     write_predictions(run, predictions)
+    write_neighbours(run, rows_of_training)
     storage.write_atomic(str(run / "report.html"), page.encode())
     write_model_info(run, info)
     write_metrics(run, metrics)
@@ -151,6 +158,16 @@ def _calibrate(
         method=config.calibration,
         trained_prior=(info.trained_priors or {}).get(held_out.target),
     )
+
+
+def _explain(
+    embedder: RunEmbedder, rows_of_training: pa.Table | None, places: Sequence[Place], target: str
+) -> list[Nearest] | None:
+    """The training pictures most like each of some others, two of each kind."""
+    embedding_ND = None if rows_of_training is None else embedder.embed_places(places)
+    if embedding_ND is None:
+        return None
+    return Neighbours(rows_of_training).nearest(embedding_ND, target=target, k=2)
 
 
 def _subtitle(info: ModelInfo, predictions: pa.Table) -> str:

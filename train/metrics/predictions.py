@@ -15,7 +15,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,8 @@ from pipeline.dataset.keys import unit_hash
 from pipeline.dataset.metadata import ReferenceInfo, strata_by_similarity
 from pipeline.dataset.schema import Stratum, with_columns
 from train.metrics.ranking import Bools, Floats, has_both
+
+Place: TypeAlias = tuple[str, str]  # of a picture in a data set: its key, and its shard's path
 
 _STRATA: tuple[Stratum, ...] = ("near", "mid", "far", "generated")
 _COPIED = (
