@@ -18,8 +18,8 @@ from pipeline.dataset.metadata import ShardFile
 from pipeline.errors import ConfigError
 
 _CONFIG = "config.yaml"
-# A picture of a report: its bytes are in the address, its key is the text in its place.
-_IMAGE = re.compile(rb'<img src="data:[^"]*" alt="([^"]*)"[^>]*>')
+# A picture of a report, its bytes in the address and its key as the text in its place; or a key.
+_IMAGE = re.compile(rb'<img src="data:[^"]*" alt="([^"]*)"[^>]*>|<code>([^<]*)</code>\n')
 
 
 def require_runs(runs: Iterable[str]) -> None:
@@ -59,7 +59,10 @@ def _cache_folders(runs: Sequence[str]) -> Iterator[str]:
 
 
 def _without_images(page: bytes, keys: Collection[str]) -> bytes:
-    return _IMAGE.sub(lambda image: b"" if image[1].decode() in keys else image[0], page)
+    def keep(found: re.Match[bytes]) -> bytes:
+        return b"" if (found[1] or found[2]).decode() in keys else found[0]
+
+    return _IMAGE.sub(keep, page)
 
 
 def _without_rows(content: bytes, keys: Collection[str]) -> bytes:

@@ -22,11 +22,13 @@ from pipeline.errors import InfinegError
 from train.config import EvaluateConfig, load_train_config
 from train.data.batches import read_eval_batches
 from train.data.rows import folds_of
+from train.evaluate.missing_kinds import find_missing_kinds
 from train.evaluate.neighbours import RunEmbedder, choose_neighbours
 from train.metrics.calibration import calibrate_target
 from train.metrics.predictions import (
     Place,
     TargetPredictions,
+    logit_column,
     of_target,
     prediction_rows,
     thin_to_uniform,
@@ -60,13 +62,14 @@ def evaluate_run(
     detector, info = load_model(run)
     config, train_config, evaluate_config = load_train_config(run / "config.yaml", overrides)
     dataset = config.output.path
-    predictions = predict_splits(
+    unthinned = predict_splits(
         detector,
         info,
         dataset=dataset,
         cache_dir=train_config.cache_dir,
         cache_gb=train_config.cache_gb,
     )
+    predictions = thin_to_uniform(unthinned)
     generation = Dataset(dataset).read_generation(info.generation)
     embedder = RunEmbedder.of(detector, info, train_config, dataset, generation)
     rows_of_training = choose_neighbours(embedder)
@@ -93,6 +96,17 @@ def evaluate_run(
         subtitle=_subtitle(info, predictions),
         dataset=dataset,
         explain=partial(_explain, embedder, rows_of_training),
+        missing_kinds={
+            target: find_missing_kinds(
+                embedder,
+                unthinned,
+                calibration[target],
+                target=target,
+                logit_column=logit_column(target, info.targets),
+                rows_of_training=rows_of_training,
+            )
+            for target in info.targets
+        },
     )
     write_predictions(run, predictions)
     write_neighbours(run, rows_of_training)
@@ -111,7 +125,10 @@ def predict_splits(
     cache_dir: str | None = None,
     cache_gb: float | None = None,
 ) -> pa.Table:
-    """Rows of `predictions.parquet`, in the order of the shards."""
+    """All rows that the model, or the head of their fold, has not seen, in the order of the shards.
+
+    `thin_to_uniform` makes those of `predictions.parquet` of them.
+    """
     splits: tuple[Split, ...] = ("val", "test") if info.folds == 1 else ("train", "val", "test")
     generation = Dataset(dataset).read_generation(info.generation)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -139,7 +156,7 @@ def predict_splits(
             tables.append(prediction_rows(rows, logits, targets=info.targets, reference=reference))
     if not tables:
         raise InfinegError(f"{dataset}: generation {generation.number} has no val or test samples")
-    return thin_to_uniform(pa.concat_tables(tables).combine_chunks())
+    return pa.concat_tables(tables).combine_chunks()
 
 
 def _calibrate(

@@ -144,12 +144,11 @@ def of_target(
     def texts(column: str) -> NDArray[np.str_]:
         return np.array(rows[column].fill_null("").to_pylist(), dtype=np.str_)
 
-    logit_column = f"logit_{target}" if len(targets) > 1 else "logit"
     return TargetPredictions(
         target=target,
         rows=rows,
         is_positive_N=np.array(rows["label"].to_pylist(), dtype=object) == target,
-        logits_N=rows[logit_column].to_numpy(),
+        logits_N=rows[logit_column(target, targets)].to_numpy(),
         weights_N=1 / rows["inclusion_probability"].to_numpy().astype(np.float64),
         stratum_N=texts("stratum"),
         similarity_stratum_N=texts("stratum_by_similarity"),
@@ -157,6 +156,11 @@ def of_target(
         is_known_source_N=pc.is_in(rows["source"], pc.unique(known["source"])).to_numpy(),
         similarity_N=rows["similarity"].to_numpy(zero_copy_only=False).astype(np.float64),
     )
+
+
+def logit_column(target: str, targets: Sequence[str]) -> str:
+    """The column of a target's logits."""
+    return f"logit_{target}" if len(targets) > 1 else "logit"
 
 
 def write_predictions(run_dir: str | os.PathLike[str], predictions: pa.Table) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -15,6 +16,7 @@ from train.metrics.predictions import Place, TargetPredictions
 from train.model.detector import TargetCalibration
 from train.model.neighbours import Nearest
 from train.report.curves import draw_curves, draw_strata
+from train.report.kinds import MissingKinds, show_kinds
 from train.report.pictures import (
     PICTURE_SIDE,
     ReadImage,
@@ -39,11 +41,13 @@ def render_report(
     subtitle: str,
     dataset: str | None = None,
     explain: Explain = lambda _places, _target: None,
+    missing_kinds: Mapping[str, MissingKinds] = MappingProxyType({}),
     paths: Mapping[str, str] | None = None,
 ) -> str:
     """HTML for the test split of a data set, or for folders of images.
 
-    metrics: all of metrics.json; calibration: by target; paths: the files of the keys of folders.
+    metrics: all of metrics.json; calibration and missing_kinds: by target; paths: the files of the
+    keys of folders.
     """
     is_folder = dataset is None
     read_image: ReadImage = partial(_read_file, paths or {})
@@ -61,7 +65,10 @@ def render_report(
         title=title,
         subtitle=subtitle,
         targets=[
-            _show(test, metrics, calibration, explain, read_image, is_folder=is_folder)
+            {
+                **_show(test, metrics, calibration, explain, read_image, is_folder=is_folder),
+                **_show_kinds(missing_kinds.get(test.target, MissingKinds()), read_image),
+            }
             for test in tests
         ],
         sources=metrics["strata"],
@@ -107,4 +114,11 @@ def _show(
         "figures": draw_curves(test, metrics, calibration),
         "false_positives": worst(of_positives=False),
         "misses": worst(of_positives=True),
+    }
+
+
+def _show_kinds(kinds: MissingKinds, read_image: ReadImage) -> dict[str, Any]:
+    return {
+        "missed_kinds": show_kinds(kinds.missed, read_image),
+        "called_kinds": show_kinds(kinds.called, read_image),
     }
