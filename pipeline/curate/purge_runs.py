@@ -18,8 +18,8 @@ from pipeline.dataset.metadata import ShardFile
 from pipeline.errors import ConfigError
 
 _CONFIG = "config.yaml"
-# A picture of a report: its bytes are in the address, its key is the text in its place.
-_IMAGE = re.compile(rb'<img src="data:[^"]*" alt="([^"]*)"[^>]*>')
+# A picture of a report, its bytes in the address and its key as the text in its place; or a key.
+_IMAGE = re.compile(rb'<img src="data:[^"]*" alt="([^"]*)"[^>]*>|<code>([^<]*)</code>\n')
 
 
 def require_runs(runs: Iterable[str]) -> None:
@@ -30,7 +30,7 @@ def require_runs(runs: Iterable[str]) -> None:
 
 
 def purge_run(run: str, keys: Collection[str], tell: Callable[[str], None]) -> None:
-    """Removes pictures from reports, and rows from predictions, by key."""
+    """Removes pictures from reports, and rows from predictions and neighbours, by key."""
     for name in storage.list_files(run, (".html", ".parquet")):
         uri = storage.join(run, name)
         change = _without_images if name.endswith(".html") else _without_rows
@@ -59,7 +59,10 @@ def _cache_folders(runs: Sequence[str]) -> Iterator[str]:
 
 
 def _without_images(page: bytes, keys: Collection[str]) -> bytes:
-    return _IMAGE.sub(lambda image: b"" if image[1].decode() in keys else image[0], page)
+    def keep(found: re.Match[bytes]) -> bytes:
+        return b"" if (found[1] or found[2]).decode() in keys else found[0]
+
+    return _IMAGE.sub(keep, page)
 
 
 def _without_rows(content: bytes, keys: Collection[str]) -> bytes:
@@ -70,5 +73,6 @@ def _without_rows(content: bytes, keys: Collection[str]) -> bytes:
     if not pc.any(gone).as_py():
         return content
     buffer = io.BytesIO()
-    pq.write_table(rows.filter(pc.invert(gone)), buffer, compression="zstd")
+    kept = rows.filter(pc.invert(gone))
+    pq.write_table(kept, buffer, compression="zstd", write_page_checksum=True)
     return buffer.getvalue()

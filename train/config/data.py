@@ -51,7 +51,10 @@ class DataSettings(BaseModel, frozen=True, extra="forbid"):
         None, ge=1, description="Generation of the data set; default the latest."
     )
     batch_size: int = Field(
-        256, ge=2, description="Samples per step, over all processes; default in finetune 64."
+        256,
+        ge=2,
+        description="Samples per step, over all processes; default in finetune 64. For a head it "
+        "is halved for as long as half of it still holds all rows.",
     )
     positive_share: float = Field(
         0.25, gt=0, lt=1, description="Share of positives in each batch: the prior trained on."

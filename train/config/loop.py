@@ -82,6 +82,14 @@ class LoopSettings(BaseModel, frozen=True, extra="forbid"):
         0, ge=0, description="Of order, augmentation, dropout and the head's first weights."
     )
     steps: int = Field(400, ge=1, description="Optimizer steps in all; default in finetune 2000.")
+    tolerance: float = Field(
+        0.01,
+        ge=0,
+        lt=1,
+        description="With several folds: training ends before `steps` where the loss of held-out "
+        "rows changes by less than this share in 50 steps (of 0.1 nats if it is lower). 0 never "
+        "ends it; early_stopping takes its place.",
+    )
     head_steps: int = Field(
         300,
         ge=0,

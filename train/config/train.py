@@ -20,6 +20,9 @@ from train.config.run import RunSettings
 _FINETUNE_DEFAULTS = {"steps": 2000, "batch_size": 64, "learning_rate": 3e-4, "folds": 1}
 
 
+_LEAST_BATCH = 32
+
+
 # pydantic lists the fields of the last base first.
 class TrainConfig(
     RunSettings,
@@ -70,6 +73,18 @@ class TrainConfig(
     def num_samples(self) -> int:
         """Samples of the whole run; repeated ones count as often as they are drawn."""
         return self.steps * self.batch_size
+
+    def for_rows(self, num_rows: int) -> Self:
+        """batch_size halved for as long as half of it still holds that many rows.
+
+        Not less than `_LEAST_BATCH`, and not one without positives or without negatives.
+        """
+        size = self.batch_size
+        while size % 2 == 0 and size // 2 >= max(num_rows, _LEAST_BATCH):
+            if not 0 < round(self.positive_share * (size // 2)) < size // 2:
+                break
+            size //= 2
+        return self.model_copy(update={"batch_size": size})
 
     def result_inputs(self) -> dict[str, Any]:
         """The settings that the trained weights depend on: all but `RunSettings`."""

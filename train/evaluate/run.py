@@ -1,12 +1,14 @@
 """Evaluates a run: predicts rows that it has not seen, calibrates on all but test, reports on test.
 
 Writes `model.onnx` and `model.json` (both with its calibration), `predictions.parquet`,
-`metrics.json` and `report.html` to the run. Shapes: B batch, K targets.
+`neighbours.parquet`, `metrics.json` and `report.html` to the run.
+Shapes: B batch, K targets.
 """
 
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,13 @@ from pipeline.errors import InfinegError
 from train.config import EvaluateConfig, load_train_config
 from train.data.batches import read_eval_batches
 from train.data.rows import folds_of
+from train.evaluate.missing_kinds import find_missing_kinds
+from train.evaluate.neighbours import RunEmbedder, choose_neighbours
 from train.metrics.calibration import calibrate_target
 from train.metrics.predictions import (
+    Place,
     TargetPredictions,
+    logit_column,
     of_target,
     prediction_rows,
     thin_to_uniform,
@@ -32,6 +38,7 @@ from train.metrics.predictions import (
 from train.metrics.summary import measure, write_metrics
 from train.model.detector import DetectorModel, load_model
 from train.model.info import ModelInfo, TargetCalibration, read_model_info, write_model_info
+from train.model.neighbours import Nearest, Neighbours, write_neighbours
 from train.model.onnx_graph import write_onnx
 from train.report.composition import describe_dataset
 from train.report.page import render_report
@@ -52,13 +59,17 @@ def evaluate_run(
     detector, info = load_model(run)
     config, train_config, evaluate_config = load_train_config(run / "config.yaml", overrides)
     dataset = config.output.path
-    predictions = predict_splits(
+    unthinned = predict_splits(
         detector,
         info,
         dataset=dataset,
         cache_dir=train_config.cache_dir,
         cache_gb=train_config.cache_gb,
     )
+    predictions = thin_to_uniform(unthinned)
+    generation = Dataset(dataset).read_generation(info.generation)
+    embedder = RunEmbedder.of(detector, info, train_config, dataset, generation)
+    rows_of_training = choose_neighbours(embedder)
     held_out = [
         of_target(predictions, target, split="held_out", targets=info.targets)
         for target in info.targets
@@ -70,7 +81,6 @@ def evaluate_run(
         of_target(predictions, target, split="test", targets=info.targets)
         for target in info.targets
     ]
-    generation = Dataset(dataset).read_generation(info.generation)
     cross_fitted = held_out if info.folds > 1 else None
     metrics = measure(tests, info, evaluate_config, cross_fitted=cross_fitted) | {
         "dataset": describe_dataset(dataset, generation, config)
@@ -82,10 +92,22 @@ def evaluate_run(
         title=f"{', '.join(info.targets)}: evaluation of {run.name}",
         subtitle=_subtitle(info, predictions),
         dataset=dataset,
-        generation=generation,
+        explain=partial(_explain, embedder, rows_of_training),
+        missing_kinds={
+            target: find_missing_kinds(
+                embedder,
+                unthinned,
+                calibration[target],
+                target=target,
+                logit_column=logit_column(target, info.targets),
+                rows_of_training=rows_of_training,
+            )
+            for target in info.targets
+        },
     )
     write_predictions(run, predictions)
     write_onnx(run, detector, info)
+    write_neighbours(run, rows_of_training)
     storage.write_atomic(str(run / "report.html"), page.encode())
     write_model_info(run, info)
     write_metrics(run, metrics)
@@ -108,7 +130,10 @@ def predict_splits(
     cache_dir: str | None = None,
     cache_gb: float | None = None,
 ) -> pa.Table:
-    """Rows of `predictions.parquet`, in the order of the shards."""
+    """All rows that the model, or the head of their fold, has not seen, in the order of the shards.
+
+    `thin_to_uniform` makes those of `predictions.parquet` of them.
+    """
     splits: tuple[Split, ...] = ("val", "test") if info.folds == 1 else ("train", "val", "test")
     generation = Dataset(dataset).read_generation(info.generation)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -136,7 +161,7 @@ def predict_splits(
             tables.append(prediction_rows(rows, logits, targets=info.targets, reference=reference))
     if not tables:
         raise InfinegError(f"{dataset}: generation {generation.number} has no val or test samples")
-    return thin_to_uniform(pa.concat_tables(tables).combine_chunks())
+    return pa.concat_tables(tables).combine_chunks()
 
 
 def _calibrate(
@@ -155,6 +180,16 @@ def _calibrate(
         method=config.calibration,
         trained_prior=(info.trained_priors or {}).get(held_out.target),
     )
+
+
+def _explain(
+    embedder: RunEmbedder, rows_of_training: pa.Table | None, places: Sequence[Place], target: str
+) -> list[Nearest] | None:
+    """The training pictures most like each of some others, two of each kind."""
+    embedding_ND = None if rows_of_training is None else embedder.embed_places(places)
+    if embedding_ND is None:
+        return None
+    return Neighbours(rows_of_training).nearest(embedding_ND, target=target, k=2)
 
 
 def _subtitle(info: ModelInfo, predictions: pa.Table) -> str:

@@ -37,6 +37,7 @@ class Run:
     path: Path
     dataset: DatasetInfo
     generation: Generation
+    train_config: TrainConfig  # with the batch_size that fits the rows it began with
     segments: tuple[Segment, ...]  # on which rows it was and is trained; the last continues
     settings: dict[str, Any]  # all that the trained weights depend on
     checkpoint: Checkpoint | None
@@ -78,6 +79,8 @@ def open_run(
     # That of the main process: one more may be committed while the processes start.
     mine = torch.tensor(number if world.is_main else 0, device=world.device)
     generation = Dataset(root).read_generation(int(world.all_reduce_sum(mine).item()))
+    first = _segments_of(before)[0].generation if before is not None else generation.number
+    train_config = fit_batch(train_config, root, first)
     settings = _settings_of(config, train_config, dataset, generation)
     if before is not None:
         _check_settings(path, before, settings, switches=resume and wanted is not None)
@@ -91,7 +94,16 @@ def open_run(
     if not segments or segments[-1].generation != generation.number:
         segments = extend_segments(segments, generation.number, step)
     is_finished = model_info is not None
-    return Run(path, dataset, generation, segments, settings, checkpoint, is_finished)
+    return Run(path, dataset, generation, train_config, segments, settings, checkpoint, is_finished)
+
+
+def fit_batch(train_config: TrainConfig, root: str, generation: int) -> TrainConfig:
+    """A head's settings, with the batch that is enough for the rows of a generation."""
+    if train_config.mode != "head":
+        return train_config
+    splits = ("train",) if train_config.folds == 1 else ("train", "val")
+    shards = Dataset(root).read_generation(generation).shards
+    return train_config.for_rows(sum(each.num_samples for each in shards if each.split in splits))
 
 
 def parse_generation(text: str) -> GenerationSwitch:

@@ -10,6 +10,7 @@ from pipeline.telemetry.metrics import TRAIN_METRICS, serve_metrics
 from train.distributed.signals import RunStopped, stop_on_signals
 from train.distributed.sync import StepSync, SyncResult
 from train.loop.checkpoint import Checkpoint, Saver, find_checkpoint, snapshot
+from train.loop.convergence import Convergence
 from train.loop.nonfinite import has_nonfinite_weights, nonfinite_loss_error
 from train.loop.optim import update_state
 from train.loop.phases import Phase
@@ -35,7 +36,7 @@ class Session:
 
     state: TrainState
     run: Run
-    validation: Validation | None
+    validation: Validation | Convergence | None
     step_sync: StepSync
     run_log: RunLog | None
     saver: Saver | None
@@ -67,7 +68,7 @@ class Session:
         return synced
 
     def validate(self, done: int, phase: Phase) -> dict[str, float]:
-        """The metric of early stopping, by its name."""
+        """What decides whether the run ends early, by its name."""
         assert self.validation is not None
         return self.validation.validate(done, phase.mode)
 
@@ -105,7 +106,7 @@ class Session:
         )
         extra = update_state(state.scaler, state.average)
         if self.validation is not None:
-            extra |= self.validation.best.state()
+            extra |= self.validation.state()
         tensors = snapshot(state.trained, state.optimizer, extra)
         if self.saver is not None:
             self.saver.save(checkpoint, tensors)
@@ -125,7 +126,9 @@ class Session:
 
 
 @contextmanager
-def open_session(state: TrainState, run: Run, validation: Validation | None) -> Iterator[Session]:
+def open_session(
+    state: TrainState, run: Run, validation: Validation | Convergence | None
+) -> Iterator[Session]:
     """Files, servers and threads are closed at the end; until then signals are noted."""
     train_config, log, saver = state.train_config, None, None
     with ExitStack() as stack:

@@ -13,6 +13,7 @@ from train.data.device import on_device
 from train.distributed.fsdp import full_tensor
 from train.distributed.world import compute_deterministically, is_restart, join_world
 from train.loop.checkpoint import load_checkpoint
+from train.loop.convergence import Convergence
 from train.loop.optim import restore_update_state
 from train.loop.phases import Phase, phases_from
 from train.loop.run_dir import GenerationSwitch, Run, describe_model, open_run
@@ -50,6 +51,7 @@ def train(
         if run.is_finished:
             _log.info("%s is finished, nothing to do", run.path)
             return run.path
+        train_config = run.train_config
         state = prepare_state(
             config, train_config, run.dataset, run.generation, world,
             segments=run.segments, first_step=run.first_step,
@@ -116,8 +118,8 @@ def _begin_phase(state: TrainState, phase: Phase) -> nn.Module:
     )
 
 
-def _restore(state: TrainState, run: Run) -> Validation | None:
-    """Loads the last checkpoint, if any; returns the validation with the best it has seen."""
+def _restore(state: TrainState, run: Run) -> Validation | Convergence | None:
+    """Loads the last checkpoint, if any; returns what ends the run early, if anything does."""
     extra = {}
     if run.checkpoint is not None:
         extra = load_checkpoint(
@@ -126,19 +128,18 @@ def _restore(state: TrainState, run: Run) -> Validation | None:
         restore_update_state(state.scaler, state.average, extra)
         _log.info("%s continues at step %s", run.path, f"{run.first_step:,}")
     settings = state.train_config.early_stopping
-    if settings is None:
-        return None
-    return Validation(state, settings, run.path, BestSoFar.from_state(extra))
+    if settings is not None:
+        return Validation(state, settings, run.path, BestSoFar.from_state(extra))
+    return Convergence(state, extra) if state.train_config.folds > 1 else None
 
 
-def _export(state: TrainState, run: Run, validation: Validation | None) -> None:
+def _export(state: TrainState, run: Run, validation: Validation | Convergence | None) -> None:
     """Writes the best weights, or the last ones; their moving average if there is one."""
-    steps = state.train_config.steps
     if validation is None:
         state.trained.load_state_dict(state.evaluated.state_dict())
+        steps = state.train_config.steps
     else:
-        validation.load_best()
-        steps = validation.best.step
+        steps = validation.finish()
     weights = {k: full_tensor(tensor) for k, tensor in state.detector.state_dict().items()}
     if not state.world.is_main:
         return

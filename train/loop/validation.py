@@ -122,11 +122,16 @@ class Validation:
             )  # fmt: skip
         return {metric: value}
 
-    def load_best(self) -> None:
-        """Loads the best weights into the trained module."""
+    def state(self) -> dict[str, Tensor]:
+        """For a checkpoint."""
+        return self.best.state()
+
+    def finish(self) -> int:
+        """Loads the best weights into the trained module; returns after how many steps they are."""
         about = json.loads(self._best_path.with_suffix(".json").read_bytes())
         tensors = read_tensors(self._best_path, sha256=about.get("sha256", ""))
         load_into(self._state.trained, tensors, self._best_path)
+        return self.best.step
 
     def _logits(self, mode: Mode) -> NDArray[np.float32]:
         """logits_NK, on all processes."""

@@ -15,7 +15,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,8 @@ from pipeline.dataset.keys import unit_hash
 from pipeline.dataset.metadata import ReferenceInfo, strata_by_similarity
 from pipeline.dataset.schema import Stratum, with_columns
 from train.metrics.ranking import Bools, Floats, has_both
+
+Place: TypeAlias = tuple[str, str]  # of a picture in a data set: its key, and its shard's path
 
 _STRATA: tuple[Stratum, ...] = ("near", "mid", "far", "generated")
 _COPIED = (
@@ -42,6 +44,7 @@ class TargetPredictions:
 
     weights_N is 1 / inclusion_probability. stratum_N is what the source states, else by similarity;
     similarity_stratum_N is always by similarity. Both are "" and similarity_N is nan if unknown.
+    is_known_source_N: whether there are negatives of its source among the rows not of test.
     """
 
     target: str
@@ -52,6 +55,7 @@ class TargetPredictions:
     stratum_N: NDArray[np.str_]
     similarity_stratum_N: NDArray[np.str_]
     source_N: NDArray[np.str_]
+    is_known_source_N: Bools
     similarity_N: Floats
 
     @property
@@ -135,22 +139,28 @@ def of_target(
     """The predictions of test, or of all other rows, for one target."""
     is_test = pc.equal(predictions["split"], "test")
     rows = predictions.filter(is_test if split == "test" else pc.invert(is_test)).combine_chunks()
+    known = predictions.filter(pc.and_(pc.invert(is_test), pc.equal(predictions["label"], "")))
 
     def texts(column: str) -> NDArray[np.str_]:
         return np.array(rows[column].fill_null("").to_pylist(), dtype=np.str_)
 
-    logit_column = f"logit_{target}" if len(targets) > 1 else "logit"
     return TargetPredictions(
         target=target,
         rows=rows,
         is_positive_N=np.array(rows["label"].to_pylist(), dtype=object) == target,
-        logits_N=rows[logit_column].to_numpy(),
+        logits_N=rows[logit_column(target, targets)].to_numpy(),
         weights_N=1 / rows["inclusion_probability"].to_numpy().astype(np.float64),
         stratum_N=texts("stratum"),
         similarity_stratum_N=texts("stratum_by_similarity"),
         source_N=texts("source"),
+        is_known_source_N=pc.is_in(rows["source"], pc.unique(known["source"])).to_numpy(),
         similarity_N=rows["similarity"].to_numpy(zero_copy_only=False).astype(np.float64),
     )
+
+
+def logit_column(target: str, targets: Sequence[str]) -> str:
+    """The column of a target's logits."""
+    return f"logit_{target}" if len(targets) > 1 else "logit"
 
 
 def write_predictions(run_dir: str | os.PathLike[str], predictions: pa.Table) -> None:

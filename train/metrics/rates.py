@@ -29,12 +29,22 @@ _CLAIMS = (1e-3, 1e-4, 1e-5, 1e-6)
 
 
 def members_by_stratum(test: TargetPredictions) -> dict[str, Bools]:
-    """Strata as stated by the source, else by similarity; and "all"."""
+    """Strata as stated by the source, else by similarity; and "all".
+
+    "near" also by origin where test has look-alikes of sources without negatives in training: those
+    of the others share cameras, places and styles with what was trained on, and are easier.
+    """
     members = {
         stratum: ~test.is_positive_N & (test.stratum_N == stratum)
         for stratum in _STRATA
         if stratum in {*_ALWAYS, *test.strata}
     }
+    by_origin = {
+        "near, sources in training": members["near"] & test.is_known_source_N,
+        "near, other sources": members["near"] & ~test.is_known_source_N,
+    }
+    if all(chosen.any() for chosen in by_origin.values()):
+        members |= by_origin
     return members | {"all": ~test.is_positive_N}
 
 

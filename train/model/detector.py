@@ -59,6 +59,7 @@ class Head(nn.Module):
         is_standardized: bool = True,
     ) -> None:
         super().__init__()
+        self.num_targets = num_targets
         self.standardize = Standardize(embedding_dim) if is_standardized else nn.Identity()
         # Without weights, which would carry what one head learns to the others.
         self.norm = nn.LayerNorm(embedding_dim, elementwise_affine=not is_standardized)
@@ -79,8 +80,12 @@ class Head(nn.Module):
 
     def held_out_logits(self, embedding_BD: Tensor, fold_B: NDArray[np.int8]) -> Tensor:
         """logits_BK of rows of the data set, each by the head that is not trained on its fold."""
-        logits_BFK: Tensor = self(embedding_BD, by_fold=True)
-        return logits_BFK[torch.arange(len(fold_B)), torch.from_numpy(fold_B).long()]
+        features_BD = self.norm(self.standardize(embedding_BD))
+        logits_BK: Tensor = features_BD.new_empty(len(fold_B), self.num_targets)
+        for number in np.unique(fold_B).tolist():
+            is_of_fold_B = torch.from_numpy(fold_B == number).to(features_BD.device)
+            logits_BK[is_of_fold_B] = self.folds[number](features_BD[is_of_fold_B])
+        return logits_BK
 
 
 class DetectorModel(nn.Module):

@@ -1,26 +1,35 @@
 """Renders the report from metrics, predictions and figures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline import storage
 from pipeline.dataset.images import Decoded, decode_image
-from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import ImageSettings
-from pipeline.errors import BadShard, InfinegError
-from train.metrics.predictions import TargetPredictions
+from pipeline.errors import InfinegError
+from train.metrics.predictions import Place, TargetPredictions
 from train.model.info import TargetCalibration
+from train.model.neighbours import Nearest
 from train.report.curves import draw_curves, draw_strata
-from train.report.neighbours import Neighbour, find_neighbours
-from train.report.pictures import PICTURE_SIDE, ReadImage, places_of, show_pictures, worst_rows
+from train.report.kinds import MissingKinds, show_kinds
+from train.report.pictures import (
+    PICTURE_SIDE,
+    ReadImage,
+    places_of,
+    read_from_tar,
+    show_pictures,
+    worst_rows,
+)
 from train.report.summary import summarise
 from train.report.wording import format_figure, format_percent, one_in
 
-_JPEG = b"\xff\xd8"  # how all images of a data set begin
+# The training pictures most like each of some pictures, for a target; None if not known.
+Explain = Callable[[Sequence[Place], str], list[Nearest] | None]
 
 
 def render_report(
@@ -31,27 +40,19 @@ def render_report(
     title: str,
     subtitle: str,
     dataset: str | None = None,
-    generation: Generation | None = None,
+    explain: Explain = lambda _places, _target: None,
+    missing_kinds: Mapping[str, MissingKinds] = MappingProxyType({}),
     paths: Mapping[str, str] | None = None,
 ) -> str:
     """HTML for the test split of a data set, or for folders of images.
 
-    metrics: all of metrics.json; calibration: by target; paths: the files of the keys of folders.
+    metrics: all of metrics.json; calibration and missing_kinds: by target; paths: the files of the
+    keys of folders.
     """
-    read_image: ReadImage = partial(_read_file, paths or {})
-    neighbours: dict[str, list[Neighbour]] = {}
-    if dataset is not None and generation is not None:
-        read_image = partial(_read_from_tar, dataset)
-        places = [
-            place
-            for test in tests
-            for of_positives in (False, True)
-            for place in places_of(test, worst_rows(test, of_positives=of_positives))
-        ]
-        places = list(dict.fromkeys(places))
-        found = find_neighbours(dataset, generation, places)
-        neighbours = {key: near for (key, _), near in zip(places, found, strict=True)}
     is_folder = dataset is None
+    read_image: ReadImage = partial(_read_file, paths or {})
+    if dataset is not None:
+        read_image = partial(read_from_tar, dataset)
     environment = Environment(
         loader=PackageLoader("train.report", ""),
         autoescape=True,
@@ -64,7 +65,10 @@ def render_report(
         title=title,
         subtitle=subtitle,
         targets=[
-            _show(test, metrics, calibration, neighbours, read_image, is_folder=is_folder)
+            {
+                **_show(test, metrics, calibration, explain, read_image, is_folder=is_folder),
+                **_show_kinds(missing_kinds.get(test.target, MissingKinds()), read_image),
+            }
             for test in tests
         ],
         sources=metrics["strata"],
@@ -73,15 +77,6 @@ def render_report(
     )
     # No line break between a number and its sign.
     return page.replace(" %", "&nbsp;%")
-
-
-def _read_from_tar(dataset: str, row: Mapping[str, Any]) -> bytes:
-    # Reads only the image's range of the tar.
-    tar = storage.join(dataset, row["shard"])
-    image = storage.read_range(tar, row["tar_offset"], row["tar_size"])
-    if not image.startswith(_JPEG):
-        raise BadShard(f"{tar}: no image where {row['key']} should be; run `infineg verify`")
-    return image
 
 
 def _read_file(paths: Mapping[str, str], row: Mapping[str, Any]) -> bytes:
@@ -97,22 +92,18 @@ def _show(
     test: TargetPredictions,
     all_metrics: Mapping[str, Any],
     calibrations: Mapping[str, TargetCalibration],
-    neighbours: Mapping[str, Sequence[Neighbour]],
+    explain: Explain,
     read_image: ReadImage,
     *,
     is_folder: bool,
 ) -> dict[str, Any]:
     metrics, calibration = all_metrics["target"][test.target], calibrations[test.target]
-    mistakes, misses = (
-        show_pictures(
-            test,
-            calibration,
-            worst_rows(test, of_positives=of_positives),
-            neighbours=neighbours,
-            read_image=read_image,
-        )
-        for of_positives in (False, True)
-    )
+
+    def worst(of_positives: bool) -> list[dict[str, Any]]:
+        rows = worst_rows(test, of_positives=of_positives)
+        nearest = explain(places_of(test, rows), test.target)
+        return show_pictures(test, calibration, rows, nearest=nearest, read_image=read_image)
+
     prefix = "fpr_at_tpr"
     return {
         "name": test.target,
@@ -121,6 +112,13 @@ def _show(
         "summary": summarise(test.target, metrics, is_folder=is_folder),
         "strata_figures": draw_strata(test, metrics),
         "figures": draw_curves(test, metrics, calibration),
-        "false_positives": mistakes,
-        "misses": misses,
+        "false_positives": worst(of_positives=False),
+        "misses": worst(of_positives=True),
+    }
+
+
+def _show_kinds(kinds: MissingKinds, read_image: ReadImage) -> dict[str, Any]:
+    return {
+        "missed_kinds": show_kinds(kinds.missed, read_image),
+        "called_kinds": show_kinds(kinds.called, read_image),
     }

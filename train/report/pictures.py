@@ -10,15 +10,17 @@ import pyarrow as pa
 from PIL import Image
 from scipy.special import expit
 
-from train.metrics.predictions import TargetPredictions
+from pipeline import storage
+from pipeline.errors import BadShard
+from train.metrics.predictions import Place, TargetPredictions
 from train.metrics.probability import calibrated_logits
 from train.model.info import TargetCalibration
-from train.report.neighbours import Neighbour
+from train.model.neighbours import Nearest, Neighbour
 from train.report.wording import format_percent
 
 _NUM_PICTURES = 24  # of each kind: two screens, about 150 kB, and as much again of neighbours
 PICTURE_SIDE = 200  # pixels, longer side
-_NEIGHBOUR_SIDE = 112
+_JPEG = b"\xff\xd8"  # how all images of a data set begin
 
 # The location of a row's image -> an upright RGB JPEG.
 ReadImage = Callable[[Mapping[str, Any]], bytes]
@@ -32,8 +34,7 @@ def worst_rows(test: TargetPredictions, *, of_positives: bool) -> list[int]:
     return worst[:_NUM_PICTURES]
 
 
-def places_of(test: TargetPredictions, rows: Sequence[int]) -> list[tuple[str, str]]:
-    """(key, path of the shard) of each."""
+def places_of(test: TargetPredictions, rows: Sequence[int]) -> list[Place]:
     chosen = _take(test, rows)
     return list(zip(chosen["key"].to_pylist(), chosen["shard"].to_pylist(), strict=True))
 
@@ -43,38 +44,59 @@ def show_pictures(
     calibration: TargetCalibration,
     rows: Sequence[int],
     *,
-    neighbours: Mapping[str, Sequence[Neighbour]],
+    nearest: Sequence[Nearest] | None,
     read_image: ReadImage,
 ) -> list[dict[str, Any]]:
-    """The template's variables for each row; `neighbours` by key."""
+    """The template's variables for each row; `nearest` of each, if known."""
     probabilities_N = expit(calibrated_logits(calibration, test.logits_N))
     return [
         {
             **about,
-            "uri": _thumbnail(read_image(about), PICTURE_SIDE),
+            "uri": as_uri(thumbnail(read_image(about), PICTURE_SIDE)),
             "logit": float(test.logits_N[row]),
             "probability": format_percent(float(probabilities_N[row])),
             "is_error": bool(
                 (test.logits_N[row] >= calibration.threshold) != test.is_positive_N[row]
             ),
-            "neighbours": [
-                {**vars(near), "uri": _thumbnail(read_image(vars(near)), _NEIGHBOUR_SIDE)}
-                for near in neighbours.get(about["key"], ())
-            ],
+            "neighbours": [_show(near) for near in _both(nearest[place])] if nearest else [],
         }
-        for row, about in zip(rows, _take(test, rows).to_pylist(), strict=True)
+        for place, (row, about) in enumerate(zip(rows, _take(test, rows).to_pylist(), strict=True))
     ]
+
+
+def _both(nearest: Nearest) -> list[Neighbour]:
+    return [*nearest.positives, *nearest.negatives]
+
+
+def _show(near: Neighbour) -> dict[str, Any]:
+    return {**vars(near), "uri": as_uri(near.preview)}
+
+
+def read_from_tar(dataset: str, row: Mapping[str, Any]) -> bytes:
+    """The JPEG at a row's `shard`, `tar_offset` and `tar_size`; reads no more than that range.
+
+    Raises BadShard where there is none.
+    """
+    tar = storage.join(dataset, row["shard"])
+    image = storage.read_range(tar, row["tar_offset"], row["tar_size"])
+    if not image.startswith(_JPEG):
+        raise BadShard(f"{tar}: no image where {row['key']} should be; run `infineg verify`")
+    return image
 
 
 def _take(test: TargetPredictions, rows: Sequence[int]) -> pa.Table:
     return test.rows.take(pa.array(rows, pa.int64()))
 
 
-def _thumbnail(image: bytes, side: int) -> str:
-    """A data: URI of an image of at most `side` by `side` pixels."""
+def thumbnail(image: bytes, side: int) -> bytes:
+    """A JPEG of at most `side` by `side` pixels."""
     small = io.BytesIO()
     with Image.open(io.BytesIO(image)) as picture:
         picture.draft("RGB", (side, side))
         picture.thumbnail((side, side))
         picture.convert("RGB").save(small, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(small.getvalue()).decode()
+    return small.getvalue()
+
+
+def as_uri(jpeg: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()

@@ -24,6 +24,7 @@ from study.settings import Settings
 from train.data.batches import read_eval_batches
 from train.evaluate.run import predict_splits
 from train.loop.trainer import train
+from train.metrics.predictions import thin_to_uniform
 from train.metrics.ranking import Floats
 from train.model.detector import load_model
 
@@ -118,7 +119,7 @@ def _train_and_predict(study: Study, run: Run, built: Built, name: str) -> Float
     train_config = train_config.model_copy(update={"generation": built.generation})
     train(built.config, train_config, resume=(path / "checkpoints").exists())
     detector, info = load_model(path)
-    predictions = predict_splits(detector, info, dataset=built.root)
+    predictions = thin_to_uniform(predict_splits(detector, info, dataset=built.root))
     shutil.rmtree(path)
     logits_N: Floats = predictions["logit"].to_numpy()
     return logits_N

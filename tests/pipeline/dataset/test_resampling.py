@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from pipeline.dataset.resampling import Interpolation, resize_pixels
+from pipeline.dataset.resampling import Interpolation, resize_in_numpy, resize_pixels
 
 
 def _by_torch(pixels: np.ndarray, height: int, width: int, mode: str) -> np.ndarray:
@@ -25,15 +25,18 @@ def test_the_bits_are_those_of_torch_at_any_size(interpolation: Interpolation, k
         pixels = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
         if kind == "extremes":
             pixels = (pixels > 127).astype(np.uint8) * 255
-        found = resize_pixels(pixels, new_height, new_width, interpolation)
         wanted = _by_torch(pixels, new_height, new_width, interpolation)
-        assert np.array_equal(found, wanted), (height, width, new_height, new_width)
+        for resize in (resize_in_numpy, resize_pixels):
+            found = resize(pixels, new_height, new_width, interpolation)
+            assert np.array_equal(found, wanted), (height, width, new_height, new_width)
 
 
 def test_views_that_are_not_contiguous_are_resized_as_their_copies() -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (60, 90, 3)).astype(np.uint8)
     turned = np.rot90(pixels[:, ::-1])
-    assert np.array_equal(resize_pixels(turned, 31, 17), resize_pixels(turned.copy(), 31, 17))
+    for resize in (resize_in_numpy, resize_pixels):
+        found = resize(turned, 31, 17, "bilinear")
+        assert np.array_equal(found, resize(turned.copy(), 31, 17, "bilinear"))
 
 
 def test_pixels_of_an_image_are_read_without_torch() -> None:

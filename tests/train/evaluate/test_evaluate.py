@@ -226,3 +226,31 @@ def test_mid_stratum_is_reported_where_present(run: Path, tmp_path: Path) -> Non
 def test_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no finished run there"):
         evaluate_run(tmp_path)
+
+
+def test_look_alikes_of_other_sources_than_those_of_training_are_reported_apart(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not any("sources" in name for name in _metrics(run)["target"]["cat"]["fpr"])
+    copy = shutil.copytree(run, tmp_path / "run")
+    predict_splits = evaluate.predict_splits
+
+    def rename(*args: Any, **kwargs: Any) -> pa.Table:
+        """A third of the look-alikes of test are of a source of their own."""
+        table = predict_splits(*args, **kwargs)
+        is_moved = [
+            row["split"] == "test" and row["source"] == "near_animals" and number % 3 == 0
+            for number, row in enumerate(table.to_pylist())
+        ]
+        sources = pc.if_else(pa.array(is_moved), "zoo", table["source"].combine_chunks())
+        return with_columns(table, source=sources)
+
+    monkeypatch.setattr(evaluate, "predict_splits", rename)
+    fpr = evaluate_run(copy)["target"]["cat"]["fpr"]
+    known, other = fpr["near, sources in training"], fpr["near, other sources"]
+    assert 0 < other["n"] < known["n"] < fpr["near"]["n"] == 50
+    rows = pq.read_table(copy / "predictions.parquet")
+    zoo = rows.filter(pc.equal(rows["source"], "zoo"))["logit"].to_numpy()
+    threshold = _metrics(copy)["target"]["cat"]["threshold"]
+    assert other["value"] == pytest.approx(np.mean(zoo >= threshold))
+    assert "near, other sources" in (copy / "report.html").read_text()
