@@ -1,7 +1,7 @@
 """Who may use the server.
 
 Without a token it is for the programs and browsers of this machine: it listens on loopback, and
-refuses requests under a foreign host name (DNS rebinding) and those that a page of another site
+refuses requests under a foreign host name (DNS rebinding) and pictures that a page of another site
 makes a browser send. Such a page could not read the answer, but it could keep the machine busy.
 
 With a token, each request shows it: in an Authorization header, or as the first part of the path,
@@ -38,8 +38,7 @@ class Access:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            headers = Headers(scope=scope)
-            refused = _refusal(headers) if self._token is None else self._without_token(scope)
+            refused = _refusal(scope) if self._token is None else self._without_token(scope)
             if refused:
                 await refused(scope, receive, send)
                 return
@@ -67,11 +66,14 @@ class Access:
         return hmac.compare_digest(given.encode(), self._token.encode())
 
 
-def _refusal(headers: Headers) -> JSONResponse | None:
+def _refusal(scope: Scope) -> JSONResponse | None:
+    headers = Headers(scope=scope)
     host = headers.get("host", "")
     if not is_loopback(_name_of(host)):
         detail = "this server answers on this machine alone: open it as 127.0.0.1 or localhost"
         return JSONResponse({"detail": detail}, 400)
+    if scope["method"] in ("GET", "HEAD"):  # such as a link to the page; changes and costs nothing
+        return None
     origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
     if site not in ("same-origin", "none") or (origin is not None and origin != f"http://{host}"):
         return JSONResponse({"detail": "requests of other sites are refused"}, 403)

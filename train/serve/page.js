@@ -87,7 +87,7 @@ function showPicture(name, preview) {
   const [image, caption] = $("picture").children;
   if (preview) image.src = preview;
   else image.removeAttribute("src");
-  caption.textContent = preview ? name : `${name} (this browser cannot show its format)`;
+  caption.textContent = preview ? name : `${name} (no preview)`;
 }
 
 // The target that the answer is about: the label, or the most probable one.

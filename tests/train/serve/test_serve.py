@@ -293,6 +293,8 @@ def test_requests_of_other_sites_are_refused(served: Serving) -> None:
         assert answer.status == 403, headers
         assert "access-control-allow-origin" not in answer.headers
     assert served.ask(encode(WARM), Origin=own, Sec_Fetch_Site="same-origin").status == 200
+    link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    assert served.request("/", headers=link).status == 200, "a link may lead to the page"
     preflight = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
     assert served.request("/predict", method="OPTIONS", headers=preflight).status == 403
 

@@ -191,7 +191,7 @@ def test_what_is_no_picture_is_named_with_the_reason_and_the_next_is_answered(
 def test_a_format_that_browsers_do_not_show_is_answered_all_the_same(page: Page) -> None:
     page.give(picture(WARM, "TIFF"), "scan.tif", "drop")
     page.wait_for(lambda: page.text("answer").startswith("cat"))
-    assert page.text("picture") == "scan.tif (this browser cannot show its format)"
+    assert page.text("picture") == "scan.tif (no preview)"
 
 
 def test_hostile_names_are_shown_as_text_and_nothing_foreign_is_requested(
