@@ -5,13 +5,16 @@
 Prints a table in Markdown: requests per second, and the median and 99th percentile of the time to
 an answer, for 1, 8 and 64 clients, each of which asks again as soon as it has an answer; and the
 pictures per second of `Detector.predict_each` in batches of as many. The clients run on the same
-machine and take their share of its cores. Without --pictures: 32 drawn ones of 1024 x 768 pixels.
+machine and take their share of its cores, so that the CPU time of each picture, in the server and
+in the detector alone, is the fairer comparison, above all where others use the machine, too.
+Without --pictures: 32 drawn ones of 1024 x 768 pixels.
 """
 
 import argparse
 import itertools
 import multiprocessing
 import os
+import re
 import tempfile
 import threading
 import time
@@ -20,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import psutil
 from PIL import Image
 
 from support.corpus import encode
@@ -87,28 +91,46 @@ def load(
 
 
 def measure_server(serving: Serving, pictures: list[bytes], clients: int, seconds: float) -> str:
-    """Cells of the table: requests/s, p50, p99 in ms."""
+    """Cells of the table: requests/s, p50 and p99 in ms, CPU ms."""
     context = multiprocessing.get_context("spawn")
     result = context.Queue()
     bodies = [form_of(picture) for picture in pictures]
-    process = context.Process(target=load, args=(serving.url, bodies, clients, seconds, result))
+    arguments = (serving.url, bodies, clients, seconds, result)
+    process = context.Process(target=load, args=arguments)
+    before, num_before = cpu_seconds(serving.process.pid), num_batched(serving)
     process.start()
     times = np.array(result.get())
     process.join()
+    used, num = cpu_seconds(serving.process.pid) - before, num_batched(serving) - num_before
     answered = times[~np.isnan(times)]
     p50, p99 = 1000 * np.quantile(answered, [0.5, 0.99])
     refused = f" ({len(times) - len(answered)} refused)" if len(times) > len(answered) else ""
-    return f"{len(answered) / seconds:.1f}{refused} | {p50:.0f} | {p99:.0f}"
+    rate = len(answered) / seconds
+    return f"{rate:.1f}{refused} | {p50:.0f} | {p99:.0f} | {1000 * used / num:.0f}"
 
 
 def measure_detector(
     model: "ServedModel", pictures: list[bytes], batch: int, seconds: float
-) -> float:
-    """Pictures per second without a server."""
-    source, num, begun = itertools.cycle(pictures), 0, time.perf_counter()
+) -> str:
+    """Cells of the table: pictures/s, CPU ms, without a server."""
+    source, num = itertools.cycle(pictures), 0
+    model.predict(pictures[:batch])
+    begun, before = time.perf_counter(), cpu_seconds(os.getpid())
     while time.perf_counter() - begun < seconds:
         num += len(model.predict(list(itertools.islice(source, batch))))
-    return num / (time.perf_counter() - begun)
+    rate = num / (time.perf_counter() - begun)
+    return f"{rate:.1f} | {1000 * (cpu_seconds(os.getpid()) - before) / num:.0f}"
+
+
+def cpu_seconds(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
+
+
+def num_batched(serving: Serving) -> float:
+    """Pictures that the server has looked at."""
+    text = serving.request(f"{serving.base}metrics").content.decode()
+    return float(re.findall(r"^infineg_serve_batch_size_sum (\S+)$", text, re.MULTILINE)[0])
 
 
 def main() -> None:
@@ -120,8 +142,8 @@ def main() -> None:
     pictures = read_pictures(chosen.pictures) if chosen.pictures else draw_pictures()
     mean_kb = sum(map(len, pictures)) / len(pictures) / 1000
     print(f"{len(pictures)} pictures of {mean_kb:.0f} kB, {os.cpu_count()} cores\n")
-    print("| clients | requests/s | p50, ms | p99, ms | detector alone, pictures/s |")
-    print("|---|---|---|---|---|")
+    print("| clients | requests/s | p50, ms | p99, ms | CPU, ms | detector alone | CPU, ms |")
+    print("|---|---|---|---|---|---|---|")
     from train.serve.batching import MAX_BATCH
     from train.serve.model import load_model
 
@@ -135,7 +157,7 @@ def main() -> None:
         with serve(Path(chosen.run).resolve(), log, **env) as serving:
             for clients in CLIENTS:
                 cells = measure_server(serving, pictures, clients, chosen.seconds)
-                print(f"| {clients} | {cells} | {alone[clients]:.1f} |", flush=True)
+                print(f"| {clients} | {cells} | {alone[clients]} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The API of `infineg serve`: a real process, real HTTP."""
 
+import contextlib
 import io
 import os
 import re
@@ -257,10 +258,17 @@ def test_pictures_beyond_the_bound_get_503_and_the_server_lives(
 def test_sigterm_ends_it_at_once_whatever_clients_do(two_targets: Path, tmp_path: Path) -> None:
     with serve(two_targets, tmp_path / "log") as serving:
         idle, half = (socket.create_connection(("127.0.0.1", serving.port)) for _ in range(2))
-        with idle, half:
+        with idle, half, contextlib.ExitStack() as clients:
             idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
             assert idle.recv(100).startswith(b"HTTP/1.1 200")
             half.sendall(b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\n")
+            large = form_of(encode_picture(Image.new("L", (7_000, 7_000), 128), "PNG"))
+            busy = [serving.connect() for _ in range(8)]  # seconds of work
+            for each in busy:
+                clients.enter_context(contextlib.closing(each))
+                each.request("POST", "/predict", large, FORM)
+            while _metrics(serving)["infineg_serve_pictures_held"] < 8:
+                time.sleep(0.01)
             begun = time.monotonic()
             os.kill(serving.process.pid, signal.SIGTERM)
             code = serving.process.wait(timeout=10)
