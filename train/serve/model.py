@@ -14,6 +14,8 @@ from PIL import Image
 from pipeline import storage
 from train.evaluate.predict import Detector, Prediction
 
+_KINDS = ("json", "onnx")  # of model.*, either of which changes with weights and calibration
+
 __all__ = ["Prediction", "ServedModel", "load_model"]
 
 
@@ -51,16 +53,18 @@ def load_model(run: str, *, prior: float | None = None) -> ServedModel:
 
 
 def _name(run: str) -> str:
-    digest = hashlib.sha256(storage.read_bytes(storage.join(run, "model.json"))).hexdigest()
+    files = [run] if run.endswith(".onnx") else [storage.join(run, f"model.{e}") for e in _KINDS]
+    digest = hashlib.sha256(storage.read_bytes(next(filter(storage.exists, files)))).hexdigest()
     local = storage.local_path(run)
-    return f"{local.resolve().name if local else storage.redact(run)}@{digest[:12]}"
+    name = local.resolve().name if local else storage.redact(run).rstrip("/").rpartition("/")[2]
+    return f"{name}@{digest[:12]}"
 
 
 def _read_val_logits(
     run: str, targets: Sequence[str]
 ) -> dict[tuple[str, bool], NDArray[np.float64]]:
     path = storage.join(run, "predictions.parquet")
-    if not storage.exists(path):
+    if run.endswith(".onnx") or not storage.exists(path):
         return {}
     rows = pq.read_table(io.BytesIO(storage.read_bytes(path)))
     rows = rows.filter(pc.equal(rows["split"], "val"))
