@@ -217,6 +217,53 @@ def predict(
 
 
 @app.command()
+def serve(
+    run: RunDir,
+    host: Annotated[
+        str, typer.Option(help="Address to serve on; one that others reach needs a token.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(help="Port to serve on; 0: any free one.", min=0, max=65535)
+    ] = 8000,
+    token_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Demand the token in this file; default INFINEG_SERVE_TOKEN, else a new one, or "
+            "none on loopback.",
+        ),
+    ] = None,
+    max_pictures: Annotated[
+        int, typer.Option(min=1, help="Pictures held at once; beyond it, requests get 503.")
+    ] = 128,
+    prior: Annotated[
+        float | None,
+        typer.Option(help="Share of pictures that show a target; default evaluate.deploy_prior."),
+    ] = None,
+) -> None:
+    """Serve a page and an HTTP API that say what a picture shows."""
+    from train.serve.server import serve_run
+
+    def announce(url: str) -> None:
+        console.print(f"serving {run} at {url}", soft_wrap=True, highlight=False)
+        console.print(
+            "POST predict, openapi.json, healthz and metrics are below that address. Ctrl-C ends "
+            "the server.",
+            soft_wrap=True,
+        )
+
+    serve_run(
+        run,
+        host=host,
+        port=port,
+        prior=prior,
+        token_file=token_file,
+        max_pictures=max_pictures,
+        announce=announce,
+    )
+
+
+@app.command()
 def mine(
     config: ConfigPath,
     run: Annotated[str, typer.Option(metavar="RUN", help="Run of the model that scores them.")],

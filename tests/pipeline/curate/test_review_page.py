@@ -1,29 +1,22 @@
 """The review page in a real browser, only by keyboard."""
 
-import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from selenium.webdriver import Chrome, ChromeOptions
-from selenium.webdriver.chrome.service import Service
+from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
 from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import Dataset
+from support.browser import complaints, needs_chromium, requested, run_chromium
 from support.builds import copy_dataset
 from support.review import HOSTILE_CLASS, HOSTILE_NAME, NUM_SUSPECTS, Served, serve_review
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None,
-    reason="no chromium and chromedriver (Debian: apt-get install chromium chromium-driver)",
-)
+pytestmark = needs_chromium
 
 
 @pytest.fixture
@@ -33,27 +26,8 @@ def root(suspects: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    os.environ["SE_AVOID_STATS"] = "true"  # Selenium must not call home
-    options = ChromeOptions()
-    assert CHROMIUM
-    assert DRIVER
-    options.binary_location = CHROMIUM
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",  # the sandbox needs rights that containers rarely have
-        "--disable-dev-shm-usage",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--no-first-run",
-        "--window-size=1280,900",
-        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-        f"--user-data-dir={tmp_path_factory.mktemp('profile')}",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = Chrome(options=options, service=Service(DRIVER))
-    yield driver
-    driver.quit()
+    with run_chromium(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
 
 
 class Page:
@@ -61,8 +35,7 @@ class Page:
 
     def __init__(self, driver: Chrome, served: Served) -> None:
         self.driver = driver
-        for log in ("performance", "browser"):
-            driver.get_log(log)  # discards those of an earlier page
+        complaints(driver), requested(driver)  # discards those of an earlier page
         driver.get(served.url)
         self.wait_for(lambda: self.cards and self.text("total") != "0")
 
@@ -99,21 +72,6 @@ class Page:
         script = """return [...document.querySelectorAll('#nearest img')].filter(
             (picture) => picture.naturalWidth > 0).length"""
         return int(self.driver.execute_script(script))
-
-    @property
-    def requested(self) -> list[str]:
-        """URLs of all requests since the last call."""
-        messages = [json.loads(e["message"])["message"] for e in self.driver.get_log("performance")]
-        return [
-            message["params"]["request"]["url"]
-            for message in messages
-            if message["method"] == "Network.requestWillBeSent"
-        ]
-
-    @property
-    def complaints(self) -> list[str]:
-        """Errors on the console, including violations of the content security policy."""
-        return [entry["message"] for entry in self.driver.get_log("browser")]
 
 
 def test_a_review_by_keyboard_becomes_a_generation(
@@ -177,10 +135,10 @@ def test_hostile_names_are_shown_as_text_and_nothing_foreign_is_requested(
         assert HOSTILE_CLASS in facts
         page.wait_for(lambda: page.num_nearest == 3)
         assert driver.title == "Review: cat"
-        assert page.complaints == []
-        requested = page.requested
-        assert len(requested) > NUM_SUSPECTS
-        assert [url for url in requested if not url.startswith(served.url)] == []
+        assert complaints(driver) == []
+        found = requested(driver)
+        assert len(found) > NUM_SUSPECTS
+        assert [url for url in found if not url.startswith(served.url)] == []
         added = "document.body.append(Object.assign(new Image(), {src: 'https://example.org/'}))"
         driver.execute_script(added)
-        page.wait_for(lambda: any("Content Security Policy" in line for line in page.complaints))
+        page.wait_for(lambda: any("Content Security Policy" in line for line in complaints(driver)))
