@@ -182,7 +182,8 @@ def serve(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Demand the token in this file; default INFINEG_SERVE_TOKEN, else a new one.",
+            help="Demand the token in this file; default INFINEG_SERVE_TOKEN, else a new one, or "
+            "none on loopback.",
         ),
     ] = None,
     max_pictures: Annotated[

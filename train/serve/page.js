@@ -197,7 +197,9 @@ async function ask(file) {
 function askAll(files) {
   if (files.length === 0) return;
   complain("");
-  for (const file of files) asking = asking.then(() => ask(file));
+  for (const file of files) {
+    asking = asking.then(() => ask(file)).catch((error) => complain(error.message));
+  }
 }
 
 // On a phone its own camera app; elsewhere a window with the picture of the webcam.
