@@ -17,6 +17,7 @@ from support.serving import FORM, Serving, form_of
 from train.serve import uploads
 from train.serve.app import make_app
 from train.serve.model import ServedModel
+from train.serve.server import _listen
 
 PNG = encode(quadrants(), "PNG")
 
@@ -100,6 +101,15 @@ def test_a_client_that_asks_before_it_sends_is_not_told_to_send_in_vain() -> Non
         with socket.create_connection(("127.0.0.1", serving.port), timeout=10) as client:
             client.sendall(head.encode())
             assert client.recv(100).startswith(b"HTTP/1.1 413 ")
+
+
+def test_the_body_of_an_answer_does_not_wait_for_the_receipt_of_its_headers() -> None:
+    with (
+        _listen("127.0.0.1", 0) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def _metrics(serving: Serving) -> str:
