@@ -43,7 +43,7 @@ NAMES: dict[Format, str] = {
 }  # fmt: skip
 # The share of pictures of test that may get another label, unless another is given.
 MAX_CHANGED: dict[Format, float] = {"onnx": 0.0, "onnx-int8": 0.02, "torch": 0.0, "hub": 0.0}
-_NUM_COMPARED = 500
+_NUM_COMPARED = 300
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ _NUM_TIMED = 64
 
 
 class Parity(BaseModel, frozen=True):
-    """The report beside an exported model. Sizes in bytes, times in ms of one CPU thread."""
+    """The report beside an exported model. Sizes in bytes, times in ms of CPU."""
 
     format: str
     num_pictures: int
@@ -114,7 +114,7 @@ def as_markdown(parity: Parity) -> str:
     ]
     if parity.ms_a_picture is not None:
         lines.append(
-            f"| network, one CPU thread | {parity.ms_a_picture:.1f} ms a picture, "
+            f"| CPU time of the network | {parity.ms_a_picture:.1f} ms a picture, "
             f"of the run {parity.ms_a_picture_of_run:.1f} ms |"
         )
     lines += ["", "| at the threshold | exported | run | n |", "|---|---|---|---|"]

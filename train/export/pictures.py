@@ -24,7 +24,7 @@ def of_test(root: str, info: ModelInfo, *, at_most: int) -> NDArray[np.uint8]:
     """pixels_NCHW of evenly spread pictures of test."""
     shards = [each for each in _shards(root, info) if each.split == "test"]
     step = -(-sum(each.num_samples for each in shards) // at_most)
-    return _read(root, info, shards, lambda rows: rows.take(range(0, len(rows), step)))
+    return _read(root, info, shards, lambda rows: _every(rows, step))
 
 
 def of_both_kinds(root: str, info: ModelInfo) -> NDArray[np.uint8]:
@@ -43,10 +43,14 @@ def of_both_kinds(root: str, info: ModelInfo) -> NDArray[np.uint8]:
     cut = float(np.sort(np.nan_to_num(similarity_N, nan=-1.0))[::-1][:_NUM_OF_EACH][-1])
     return np.concatenate(
         [
-            _read(root, info, positives, lambda rows: rows.take(range(0, len(rows), step))),
+            _read(root, info, positives, lambda rows: _every(rows, step)),
             _read(root, info, negatives, lambda rows: _at_least(rows, cut))[:_NUM_OF_EACH],
         ]
     )
+
+
+def _every(rows: pa.Table, step: int) -> pa.Table:
+    return rows.take(np.arange(0, len(rows), step))
 
 
 def _at_least(rows: pa.Table, cut: float) -> pa.Table:
