@@ -27,7 +27,7 @@ from train.export import hub, pictures
 from train.export.parity import Parity, compare_logits, milliseconds, rates_of, write_report
 from train.export.program import export_program
 from train.export.quantization import QuantizedEmbedder, quantize
-from train.metrics.predictions import of_target
+from train.metrics.predictions import of_target, thin_to_uniform
 from train.metrics.summary import measure
 from train.model.detector import DetectorModel, load_model
 from train.model.info import ModelInfo
@@ -178,8 +178,9 @@ def _quantized(run: _Run) -> _Exported:
     """Compared on all of test, by the logits that the run was evaluated with."""
     graph = detector_graph(run.model, run.info)
     quantized = quantize(graph, pictures.of_both_kinds(run.dataset, run.info))
-    predictions = predict_splits(
-        run.model, run.info, dataset=run.dataset, embed=QuantizedEmbedder(quantized)
+    embed = QuantizedEmbedder(quantized)
+    predictions = thin_to_uniform(
+        predict_splits(run.model, run.info, dataset=run.dataset, embed=embed)
     )
     config = _evaluate_config(run)
     held_out, tests = (
