@@ -65,6 +65,7 @@ def evaluate_run(
         for target in info.targets
     ]
     info = with_calibration(info, held_out, evaluate_config)
+    calibration = info.calibration or {}
     tests = [
         of_target(predictions, target, split="test", targets=info.targets)
         for target in info.targets
@@ -77,7 +78,7 @@ def evaluate_run(
     page = render_report(
         tests,
         metrics,
-        info.calibration or {},
+        calibration,
         title=f"{', '.join(info.targets)}: evaluation of {run.name}",
         subtitle=_subtitle(info, predictions),
         dataset=dataset,
