@@ -22,7 +22,6 @@ photos: $(READY) ## the whole job on your photographs: make photos PHOTOS=/path
 	@test -n "$(PHOTOS)" || { echo 'make photos PHOTOS=/path (with cats/, near/ and random/)'; exit 2; }
 	PHOTOS="$(PHOTOS)" $(BIN)/infineg build configs/photos.yaml
 	PHOTOS="$(PHOTOS)" $(BIN)/infineg train configs/photos.yaml --resume
-	$(BIN)/infineg evaluate runs/photos
 
 study: $(READY) ## which negatives are worth it, measured, into study/: make study PHOTOS=/path
 	@test -n "$(PHOTOS)" || { echo 'make study PHOTOS=/path (with cats/, near/KIND/, random/KIND/, imagenet_sample/WNID/)'; exit 2; }

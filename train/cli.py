@@ -264,6 +264,41 @@ def serve(
 
 
 @app.command()
+def export(
+    run: RunDir,
+    kind: Annotated[
+        Literal["onnx", "onnx-int8", "torch", "hub"],
+        typer.Option(
+            "--format",
+            help="One file for ONNX Runtime, in float or in 8-bit integers; a program of "
+            "torch.export; a folder with a model card.",
+        ),
+    ],
+    out: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Default RUN/exports/<name>.")
+    ] = None,
+    max_changed: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of test pictures that may get another label; default 0, in int8 0.02.",
+        ),
+    ] = None,
+    contact: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Who to ask, for the card of hub.")
+    ] = None,
+) -> None:
+    """Write a run in a form for others, with a parity report; refused if it decides otherwise."""
+    from train.export.driver import export_run
+    from train.export.parity import as_markdown
+
+    path, parity = export_run(run, kind, out=out, max_changed=max_changed, contact=contact)
+    console.print(as_markdown(parity))
+    console.print(f"exported: {path}", soft_wrap=True)
+
+
+@app.command()
 def mine(
     config: ConfigPath,
     run: Annotated[str, typer.Option(metavar="RUN", help="Run of the model that scores them.")],

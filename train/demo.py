@@ -50,7 +50,7 @@ def run_demo(out: str, console: Console, overrides: Sequence[str] = ()) -> None:
     console.print(
         f"\nin {format_duration(time.monotonic() - began)}\n"
         f"shards   {config.output.path}/shards\n"
-        f"model    {run}/model.safetensors\n"
+        f"model    {run}/model.onnx, {run}/model.safetensors\n"
         f"metrics  {run}/metrics.json\n"
         f"report   {run}/report.html\n\n"
         "The same job on your own photographs (PHOTOS/cats, PHOTOS/near, PHOTOS/random):\n"

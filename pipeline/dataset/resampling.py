@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
 
-_BLOCK = 8  # outputs a matrix product; more of them would multiply more zeros
+_BLOCK = 12  # inputs that the outputs of a matrix product step over; more are more zeros
+_ROWS_AT_ONCE = 128
 _MAX_EXACT = {np.float32: 2**24, np.float64: 2**53}  # integers up to these are exact
 _MAX_WEIGHT_BITS = 15
 _MAX_KEPT = 64  # sizes whose weights are kept, some 100 kB each
@@ -78,11 +79,17 @@ def _resize_rows(
 ) -> NDArray[np.uint8]:
     height, before, channels = pixels_HWC.shape
     kind, blocks = _interleaved(before, width, interpolation, channels)
-    rows = pixels_HWC.reshape(height, -1).astype(kind)
-    resized = np.empty((height, width * channels), kind)
-    for first, start, stop, weights_TB in blocks:
-        np.matmul(rows[:, start:stop], weights_TB, out=resized[:, first:][:, : weights_TB.shape[1]])
-    return _rounded(resized).reshape(height, width, channels)
+    resized = np.empty((height, width, channels), np.uint8)
+    # A few rows at a time: as floats, a large picture takes eight times its size.
+    for top in range(0, height, _ROWS_AT_ONCE):
+        part = pixels_HWC[top : top + _ROWS_AT_ONCE]
+        rows = part.reshape(len(part), -1).astype(kind)
+        sums = np.empty((len(part), width * channels), kind)
+        for first, start, stop, weights_TB in blocks:
+            out = sums[:, first : first + weights_TB.shape[1]]
+            np.matmul(rows[:, start:stop], weights_TB, out=out)
+        resized[top : top + _ROWS_AT_ONCE] = _rounded(sums).reshape(len(part), width, channels)
+    return resized
 
 
 def _resize_columns(
@@ -126,9 +133,9 @@ def _pass(before: int, after: int, interpolation: Interpolation) -> _Pass:
     whole_BT = np.trunc(weights_BT * 2.0**precision + np.copysign(0.5, weights_BT))
     whole_BT = (whole_BT * 2.0**-precision).astype(kind)
     inputs_BT = starts_B[:, None] + np.arange(weights_BT.shape[1])
-    blocks = []
-    for first in range(0, after, _BLOCK):
-        rows = slice(first, first + _BLOCK)
+    blocks, size = [], max(1, round(_BLOCK / max(before / after, 1.0)))
+    for first in range(0, after, size):
+        rows = slice(first, first + size)
         start, stop = int(inputs_BT[first, 0]), int(inputs_BT[rows][-1, -1]) + 1
         block_BT = np.zeros((len(inputs_BT[rows]), stop - start), kind)
         np.put_along_axis(block_BT, inputs_BT[rows] - start, whole_BT[rows], axis=1)

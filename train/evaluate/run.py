@@ -7,7 +7,7 @@ Shapes: B batch, K targets.
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from torch import Tensor
 
 from pipeline import storage
 from pipeline.dataset import Dataset
@@ -74,9 +75,8 @@ def evaluate_run(
         of_target(predictions, target, split="held_out", targets=info.targets)
         for target in info.targets
     ]
-    calibration = {each.target: _calibrate(each, info, evaluate_config) for each in held_out}
-    thresholds = {target: each.threshold for target, each in calibration.items()}
-    info = info.model_copy(update={"calibration": calibration, "thresholds": thresholds})
+    info = with_calibration(info, held_out, evaluate_config)
+    calibration = info.calibration or {}
     tests = [
         of_target(predictions, target, split="test", targets=info.targets)
         for target in info.targets
@@ -129,21 +129,24 @@ def predict_splits(
     dataset: str,
     cache_dir: str | None = None,
     cache_gb: float | None = None,
+    embed: Callable[[Tensor], Tensor] | None = None,
 ) -> pa.Table:
     """All rows that the model, or the head of their fold, has not seen, in the order of the shards.
 
     `thin_to_uniform` makes those of `predictions.parquet` of them.
+    embed: pixels_BCHW -> embedding_BD, in place of the embeddings of the data set or the encoder.
     """
     splits: tuple[Split, ...] = ("val", "test") if info.folds == 1 else ("train", "val", "test")
     generation = Dataset(dataset).read_generation(info.generation)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     detector = detector.to(device)
-    to_logits = detector.head_logits if info.mode == "head" else detector
+    from_embeddings = info.mode == "head" or embed is not None
+    to_logits = detector.head_logits if from_embeddings else detector
     batches = read_eval_batches(
         dataset,
         generation,
         splits=splits,
-        mode=info.mode,
+        mode="finetune" if embed else info.mode,
         preprocessing=info.preprocessing,
         cache_dir=cache_dir,
         cache_gb=cache_gb,
@@ -151,7 +154,8 @@ def predict_splits(
     reference = Dataset(dataset).read_reference()
     tables = []
     with torch.inference_mode():
-        for rows, inputs in batches:
+        for rows, inputs_B in batches:
+            inputs = inputs_B if embed is None else embed(inputs_B)
             if info.folds > 1 and rows["split"][0].as_py() != "test":  # a shard has one split
                 fold_B = folds_of(rows["group"], info.folds)
                 logits_BK = detector.head.held_out_logits(inputs.to(device), fold_B)
@@ -162,6 +166,15 @@ def predict_splits(
     if not tables:
         raise InfinegError(f"{dataset}: generation {generation.number} has no val or test samples")
     return pa.concat_tables(tables).combine_chunks()
+
+
+def with_calibration(
+    info: ModelInfo, held_out: Sequence[TargetPredictions], config: EvaluateConfig
+) -> ModelInfo:
+    """`info` with the calibration and threshold of each target, fitted on these rows."""
+    calibration = {each.target: _calibrate(each, info, config) for each in held_out}
+    thresholds = {target: each.threshold for target, each in calibration.items()}
+    return info.model_copy(update={"calibration": calibration, "thresholds": thresholds})
 
 
 def _calibrate(

@@ -1,9 +1,10 @@
 """From a raw logit to a probability and "one in N", by a calibration; without torch and scipy.
 
-Shapes: N samples.
+Shapes: N samples, K targets.
 """
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -67,3 +68,23 @@ def conformal_p_value(calibration: TargetCalibration, logit: float) -> float:
     if num_reaching == len(kept):
         num_reaching = calibration.num_negatives
     return (1 + num_reaching) / (calibration.num_negatives + 1)
+
+
+def decide(
+    logits_NK: NDArray[np.floating], calibration: Mapping[str, TargetCalibration]
+) -> list[str]:
+    """The label of each row: the most probable target that reaches its threshold, "" without one.
+
+    calibration: by target, in the order of the logits.
+    """
+    each_K = [*calibration.values()]
+    log_odds_NK = np.stack(
+        [calibrated_logits(each, logits_NK[:, k]) for k, each in enumerate(each_K)], axis=1
+    )
+    passes_NK = np.asarray(logits_NK, np.float64) >= [each.threshold for each in each_K]
+    best_N = np.where(passes_NK, log_odds_NK, -np.inf).argmax(axis=1)
+    targets = [*calibration]
+    return [
+        targets[best] if passes_K.any() else ""
+        for best, passes_K in zip(best_N, passes_NK, strict=True)
+    ]

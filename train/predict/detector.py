@@ -24,6 +24,7 @@ from train.metrics.probability import (
     at_threshold,
     calibrated_logits,
     conformal_p_value,
+    decide,
     probability,
 )
 from train.model.info import TargetCalibration, read_model_info
@@ -80,7 +81,7 @@ class Detector:
     ) -> None:
         """calibration: by target, in the order of the logits."""
         self.targets = tuple(calibration)
-        self._calibrations = [*calibration.values()]
+        self._calibration = calibration
         self._preprocessing = preprocessing
         self._network = network
         self._num_threads = os.cpu_count() or 1
@@ -181,26 +182,23 @@ class Detector:
 
     def predict_logits(self, logits_K: Sequence[float]) -> Prediction:
         """The prediction from raw logits, in the order of `targets`."""
-        calibrated = [
-            float(calibrated_logits(calibration, logit))
-            for calibration, logit in zip(self._calibrations, logits_K, strict=True)
-        ]
-        indices = range(len(self.targets))
-        passing = [i for i in indices if logits_K[i] >= self._calibrations[i].threshold]
-        best = max(passing or indices, key=calibrated.__getitem__)
+        values = dict(zip(self.targets, logits_K, strict=True))
+        calibrated = {
+            target: float(calibrated_logits(each, values[target]))
+            for target, each in self._calibration.items()
+        }
+        (label,) = decide(np.array([logits_K]), self._calibration)
+        best = label or max(calibrated, key=calibrated.__getitem__)
         return Prediction(
-            label=self.targets[best] if passing else "",
-            logits=dict(zip(self.targets, logits_K, strict=True)),
-            probabilities={
-                target: probability(log_odds)
-                for target, log_odds in zip(self.targets, calibrated, strict=True)
-            },
+            label=label,
+            logits=values,
+            probabilities={target: probability(found) for target, found in calibrated.items()},
             thresholds={
                 target: probability(float(calibrated_logits(each, each.threshold)))
-                for target, each in zip(self.targets, self._calibrations, strict=True)
+                for target, each in self._calibration.items()
             },
-            prior=self._calibrations[0].prior,
-            one_in=1 / conformal_p_value(self._calibrations[best], logits_K[best]),
+            prior=self._calibration[best].prior,
+            one_in=1 / conformal_p_value(self._calibration[best], values[best]),
         )
 
     def _crop(self, image: AnyT, read: Callable[[AnyT], bytes]) -> NDArray[np.uint8] | str:
