@@ -100,7 +100,7 @@ def test_a_finetuned_run_compares_by_its_own_backbone(two_targets: Path) -> None
     image = Path(dataset.uri(shard.path)).read_bytes()[start : start + size]
     pixels_CHW = crop_any_image(image, info.preprocessing)
     with torch.inference_mode():
-        own_D = detector.encoder(pixels_CHW[None])[0].numpy()
+        own_D = detector.encoder(torch.from_numpy(pixels_CHW[None]))[0].numpy()
     stored_D = embedding_matrix(kept)[0]
     assert stored_D @ own_D > 0.99
     assert np.abs(stored_D - np.array(train[key]["embedding"], np.float32)).max() > 0.01

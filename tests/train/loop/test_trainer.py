@@ -219,7 +219,7 @@ def test_two_targets_from_training_to_label_or_nothing(tmp_path: Path) -> None:
             preprocessing=preprocessing,
         )
         for prediction, label in zip(
-            detector.predict_pixels(pixels_BCHW), table["label"].to_pylist(), strict=True
+            detector.predict_pixels(pixels_BCHW.numpy()), table["label"].to_pylist(), strict=True
         )
     ]  # fmt: skip
     assert {label for _, label in pairs} == {"cat", "dog", ""}
