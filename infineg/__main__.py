@@ -7,6 +7,9 @@ from pathlib import Path
 
 def main() -> None:
     _open_closed_streams()
+    # Threads of torch that wait for work sleep. By default (libgomp's) they spin, and on cores that
+    # other processes use too, a step of a small head then takes ten times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from train.cli import main
 
     main()

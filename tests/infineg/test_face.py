@@ -123,3 +123,18 @@ def test_command_runs_without_the_streams_that_its_caller_has_closed(
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+def test_a_small_head_does_not_wait_for_cores_that_others_use() -> None:
+    """Spinning threads of OpenMP do; the policy is read when torch is loaded."""
+    program = (
+        "import os, sys; sys.argv = ['infineg', '--help']\n"
+        "from infineg.__main__ import main\n"
+        "try: main()\nexcept SystemExit: print(os.environ['OMP_WAIT_POLICY'], file=sys.stderr)"
+    )
+    without = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    for given, wanted in ({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active"):
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, env=without | given
+        )
+        assert done.stderr.strip() == wanted

@@ -137,3 +137,31 @@ def test_a_grown_data_set_keeps_the_batch_that_a_run_began_with(tmp_path: Path) 
     assert (info.generation, info.samples_seen) == (2, 12 * 128)
     fresh = run_training(root, tmp_path / "fresh", **section)
     assert read_model_info(fresh).samples_seen == 12 * 256
+
+
+def test_a_small_head_is_no_worse_for_the_steps_it_is_spared(tmp_path: Path) -> None:
+    """18 positives and 40 negatives: it ranks as 400 steps of twice the batch do, which 5 steps
+    do not."""
+    write_dataset(
+        tmp_path / "data", image_size=40, noise=1.5, num_positives=12, num_negatives=27,
+    )  # fmt: skip
+    detectors = []
+    for section in ({}, {"tolerance": 0, "batch_size": 125}, {"steps": 5}):
+        run = run_training(tmp_path / "data", tmp_path / f"run{len(detectors)}", **section)
+        detectors.append(load_model(run))
+    assert detectors[0][1].samples_seen < 0.5 * detectors[1][1].samples_seen
+    generation = Dataset(str(tmp_path / "data")).read_generation()
+    ranks = []
+    for detector, _ in detectors:
+        with torch.inference_mode():
+            batches = read_eval_batches(
+                str(tmp_path / "data"),
+                generation,
+                splits=("test",),
+                mode="head",
+                preprocessing=None,
+            )
+            logits = torch.cat([detector.head_logits(inputs)[:, 0] for _, inputs in batches])
+        ranks.append(logits.argsort().argsort().float())
+    quick, _, hardly_begun = torch.corrcoef(torch.stack(ranks))[1]
+    assert hardly_begun < 0.95 < 0.98 < quick
