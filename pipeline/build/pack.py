@@ -1,7 +1,7 @@
 """Committed parts become the shards of a new generation."""
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import groupby
 from operator import itemgetter
@@ -35,13 +35,19 @@ from pipeline.worker.rejects import refuse_unusable
 
 
 def pack_generation(
-    config: Config, parent: Generation, rounds: Sequence[Round], cluster: Cluster, seen: SeenImages
+    config: Config,
+    parent: Generation,
+    rounds: Sequence[Round],
+    cluster: Cluster,
+    seen: SeenImages,
+    added: Mapping[str, str],
 ) -> Generation:
     """Writes the shards and tables of some rounds; returns the generation to commit.
 
     parent: the generation to extend. seen: the images of its shards, to which those of the rounds
-    are added, so that the next rounds need not read them. Nothing of this counts until the
-    generation is committed: after an interruption here the same files are written again.
+    are added, so that the next rounds need not read them. added: parts with more selected rows, by
+    the paths of those that they replace. Nothing of this counts until the generation is committed:
+    after an interruption here the same files are written again.
     """
     dataset = Dataset(config.output.path)
     sources = {source.name: source for source in parent.sources}
@@ -53,7 +59,7 @@ def pack_generation(
         write_checksums(dataset, round_.source, round_.number, sums.embeddings)
         tables = write_tables(
             dataset,
-            list(sums.parts),
+            [added.get(path, path) for path in sums.parts],
             seen,
             ledger_path=ledger_path,
             hashes_path=hashes_path,
@@ -63,7 +69,7 @@ def pack_generation(
         _refuse_unusable(dataset, record)
         sources[round_.source] = record
         tasks += cut_shards(
-            [replace(part, sha256=sums.parts[part.path]) for part in tables.parts],
+            [replace(part, sha256=sums.parts.get(part.path)) for part in tables.parts],
             source=round_.source,
             samples_per_shard=config.output.samples_per_shard,
             round_number=round_.number,
