@@ -2,16 +2,15 @@
 
     parts -> first head -> hardest -> their images, read again -> parts to pack instead
 
-What was chosen is kept in `parts/<source>/<round>/hardest.parquet` before an image is read, and a
-part with more selected rows is another file beside it: an interrupted build continues where it
-stopped and commits the same bytes. Shapes: N candidates, D embedding, F folds.
+What was chosen is kept in `parts/<source>/<round>/` before an image is read, and a part with more
+selected rows is another file beside it: an interrupted build continues where it stopped and
+commits the same bytes. Shapes: N candidates, D embedding.
 """
 
 import functools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,23 +25,19 @@ from pipeline.config.schema import Config
 from pipeline.dataset import Dataset
 from pipeline.dataset.dataset import part_stem, round_folder
 from pipeline.dataset.embedding_cache import KeptEmbeddings, embeddings_of
-from pipeline.dataset.keys import short_hash, unit_hash
-from pipeline.dataset.metadata import PartRecord, TakenDown
+from pipeline.dataset.keys import short_hash
+from pipeline.dataset.metadata import PartRecord, TableRecord, TakenDown
 from pipeline.dataset.schema import embedding_matrix
 from pipeline.dataset.tables import write_table
 from pipeline.dataset.taken_down import refuse_taken_down
 from pipeline.errors import InfinegError
-from pipeline.selection.first_head import FirstHead, fit_first_heads
-from pipeline.selection.hardest import deep_candidates, take_spread
+from pipeline.selection.hardest import NUM_FOLDS, Candidates, Positives, choose_hardest
 from pipeline.selection.mining import fold_of
 from pipeline.selection.reference import read_bank
 from pipeline.telemetry.progress import Progress
 from pipeline.worker.adding import AddingWorker, AddTask
 
 _log = logging.getLogger(__name__)
-_NUM_FOLDS = 3
-# More negatives hardly change a head, but take minutes and gigabytes to fit.
-_MAX_FITTED = 4096
 _COLUMNS = (
     "key", "partition", "uri", "author", "content_hash", "split", "label", "label_state",
     "similarity", "inclusion_probability", "selected", "reject_reason",
@@ -71,22 +66,6 @@ def add_hardest(
         for table in cluster.map(AddingWorker.add, tasks, make_worker=make_worker):
             progress.advance(table["num_rows"][0].as_py())
     return {task.part_path: task.path for task in tasks}
-
-
-class _Candidates(NamedTuple):
-    """Usable training negatives of some parts, in order."""
-
-    part_N: NDArray[np.int64]  # number of the part
-    row_N: NDArray[np.int64]  # position in it
-    hash_N: NDArray[np.bytes_]  # content hash
-    fold_N: NDArray[np.int64]
-    similarity_N: NDArray[np.float32]
-    probability_N: NDArray[np.float64]  # of being drawn
-    is_drawn_N: NDArray[np.bool_]
-    is_unknown_N: NDArray[np.bool_]  # nobody has verified that it shows no target
-
-    def hashes(self, chosen: NDArray[np.int64]) -> list[str]:
-        return [each.decode() for each in self.hash_N[chosen].tolist()]
 
 
 @dataclass(frozen=True)
@@ -121,7 +100,9 @@ class _Pool:
     def _read_or_choose(self) -> list[str]:
         """Content hashes of the hardest; chosen once."""
         first = self.rounds[0]
-        path = f"{round_folder(first.source, first.number)}/hardest.parquet"
+        pool = [f"{each.planned.plan.fingerprint} {each.number}" for each in self.rounds]
+        name = f"hardest-{short_hash(' '.join(pool))}.parquet"
+        path = f"{round_folder(first.source, first.number)}/{name}"
         if not storage.exists(self._dataset.uri(path)):
             # On one thread: else the last bits of sums would depend on the machine.
             with threadpool_limits(1):
@@ -135,104 +116,47 @@ class _Pool:
         return list(self._dataset.read_table(path)["content_hash"].to_pylist())
 
     def _choose(self) -> set[str]:
-        """As many as are drawn, in expectation, and what was certain with a smaller budget."""
         found = self._candidates()
-        if not len(found.part_N) or found.probability_N.min() == 1:
-            return set()  # all of them are drawn
-        is_kept_N = np.isin(found.hash_N, self._certain_before())
-        logit_N = self._judge(found)
-        logit_N[is_kept_N] = -np.inf  # they are taken anyway
-        taken = set(found.hashes(np.flatnonzero(is_kept_N)))
-        for fold in range(_NUM_FOLDS):
-            own = np.flatnonzero(found.fold_N == fold)
-            probability_N = found.probability_N[own]
-            wanted = float(probability_N.sum() - (1 - probability_N[is_kept_N[own]]).sum())
-            deep = own[deep_candidates(logit_N[own], probability_N, wanted)]
-            if len(deep):
-                taken |= take_spread(
-                    found.hashes(deep),
-                    self._embeddings_at(found, deep),
-                    probability_K=found.probability_N[deep],
-                    wanted=wanted,
-                )
-        return taken
-
-    def _judge(self, found: _Candidates) -> NDArray[np.float64]:
-        """logit_N by the head that has not seen their fold; -inf of what may show a target.
-
-        Where there is too little to fit a head, similarity takes its place.
-        """
-        heads = self._fit(found)
-        guards_F = np.array([np.inf if head is None else head.guard for head in heads])
-        logit_N = found.similarity_N.astype(np.float64)
-        for number in range(len(self._parts)):
-            own = np.flatnonzero(found.part_N == number)
-            if not len(own):
-                continue
-            embedding_ND, fold_N = self._embeddings_at(found, own), found.fold_N[own]
-            for fold, head in enumerate(heads):
-                if head is not None:
-                    here_N = fold_N == fold
-                    logit_N[own[here_N]] = head.logits(embedding_ND[here_N])
-        if self.config.selection.quarantine == "auto":
-            logit_N[found.is_unknown_N & (logit_N >= guards_F[found.fold_N])] = -np.inf
-        return logit_N
-
-    def _fit(self, found: _Candidates) -> list[FirstHead | None]:
-        drawn = np.flatnonzero(found.is_drawn_N)
-        chance = np.array([unit_hash("fitted", each) for each in found.hashes(drawn)])
-        drawn = np.sort(drawn[np.argsort(chance, kind="stable")[:_MAX_FITTED]])
+        smaller = (table for each in self.rounds for table in each.planned.plan.smaller)
         bank = read_bank(self._dataset, num_neighbors=self.config.selection.num_neighbors)
-        return fit_first_heads(
-            bank.embedding_KD,
-            self._embeddings_at(found, drawn),
-            found.probability_N[drawn],
-            positive_fold_P=fold_of(bank.content_hashes, _NUM_FOLDS),
-            negative_fold_N=found.fold_N[drawn],
-            num_folds=_NUM_FOLDS,
+        return choose_hardest(
+            found,
+            functools.partial(self._embeddings_at, found),
+            Positives(bank.embedding_KD, bank.content_hashes),
+            kept=_certain_in(self._dataset, tuple(dict.fromkeys(smaller))),
+            is_guarded=self.config.selection.quarantine == "auto",
         )
 
-    def _candidates(self) -> _Candidates:
+    def _candidates(self) -> Candidates:
         of_parts = []
         for number, rows in enumerate(self._rows()):
             is_candidate = _is_candidate(rows)
             own = rows.filter(is_candidate)
             hashes = own["content_hash"].to_pylist()
             of_parts.append(
-                _Candidates(
-                    part_N=np.full(own.num_rows, number),
+                Candidates(
+                    file_N=np.full(own.num_rows, number),
                     row_N=np.flatnonzero(is_candidate.to_numpy()),
                     hash_N=np.array(hashes, "S64"),
-                    fold_N=fold_of(hashes, _NUM_FOLDS),
+                    fold_N=fold_of(hashes, NUM_FOLDS),
                     similarity_N=own["similarity"].to_numpy(),
                     probability_N=own["inclusion_probability"].to_numpy().astype(np.float64),
                     is_drawn_N=own["selected"].to_numpy(),
                     is_unknown_N=pc.equal(own["label_state"], "unknown").to_numpy(),
                 )
             )
-        return _Candidates(*map(np.concatenate, zip(*of_parts, strict=True)))
+        return Candidates(*map(np.concatenate, zip(*of_parts, strict=True)))
 
-    def _certain_before(self) -> NDArray[np.bytes_]:
-        """Content hashes of what a smaller budget selected for certain."""
-        found: list[str] = []
-        for table in (table for each in self.rounds for table in each.planned.plan.smaller):
-            if storage.exists(self._dataset.uri(table.path)):  # else it was purged
-                rows = self._dataset.read_table(table.path, _COLUMNS)
-                rows = rows.filter(pc.and_(_is_candidate(rows), rows["selected"]))
-                is_certain = pc.equal(rows["inclusion_probability"], 1)
-                found += rows.filter(is_certain)["content_hash"].to_pylist()
-        return np.array(found, "S64")
-
-    def _embeddings_at(self, found: _Candidates, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _embeddings_at(self, found: Candidates, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
         """embedding_ND of the candidates at these positions, in their order."""
-        part_N = found.part_N[chosen]
-        numbers = np.unique(part_N)
+        file_N = found.file_N[chosen]
+        numbers = np.unique(file_N)
         embedding_ND = np.empty((0, 0), np.float32)
         read = storage.map_ahead(
             lambda number: self._read_embeddings(self._parts[number][1]), numbers
         )
         for number, table in zip(numbers, read, strict=True):
-            here = np.flatnonzero(part_N == number)
+            here = np.flatnonzero(file_N == number)
             values_MD = embedding_matrix(table.take(pa.array(found.row_N[chosen[here]])))
             if not embedding_ND.size:
                 embedding_ND = np.empty((len(chosen), values_MD.shape[1]), np.float32)
@@ -275,3 +199,16 @@ def _is_candidate(rows: pa.Table) -> pa.ChunkedArray:
     """Whether each row is a usable training negative."""
     is_negative = pc.and_(pc.equal(rows["split"], "train"), pc.equal(rows["label"], ""))
     return pc.and_(is_negative, rows["reject_reason"].is_null())
+
+
+@functools.lru_cache(1)  # the rounds of a source ask one after the other
+def _certain_in(dataset: Dataset, ledgers: tuple[TableRecord, ...]) -> NDArray[np.bytes_]:
+    """Content hashes of the training negatives that are selected there with probability 1."""
+    found: list[str] = []
+    for ledger in ledgers:
+        if storage.exists(dataset.uri(ledger.path)):  # else it was purged
+            rows = dataset.read_table(ledger.path, _COLUMNS)
+            is_certain = pc.and_(rows["selected"], pc.equal(rows["inclusion_probability"], 1))
+            rows = rows.filter(pc.and_(_is_candidate(rows), is_certain))
+            found += rows["content_hash"].to_pylist()
+    return np.array(found, "S64")
