@@ -131,7 +131,14 @@ def fit_probabilities(
     if selection.eval_budget is not None:
         wanted_eval = units * selection.eval_budget
     eval_probability = min(1.0, wanted_eval / num_eval) if num_eval else 1.0
+    if len(pilots) > 1:
+        scale = round_scale(scale)
     return [Fitted(wanted, scale * w, min_probability, eval_probability) for w in weights]
+
+
+def round_scale(scale: float) -> float:
+    """To 12 digits, so that it can be told exactly from the plan of a source that shares it."""
+    return float(f"{scale:.12g}")
 
 
 def _num_negatives(pilot: Pilot, num_candidates: float) -> float:

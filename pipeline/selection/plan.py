@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline.config.schema import Config, SourceEntry, fingerprint
 from pipeline.dataset.metadata import ReferenceInfo, SourcePlan, strata_by_similarity
-from pipeline.selection.fit import Fitted, drawn_probability, fit_probabilities
+from pipeline.selection.fit import Fitted, drawn_probability, fit_probabilities, round_scale
 from pipeline.selection.pilot import Pilot
 from pipeline.selection.rule import floor_of
 
@@ -46,7 +46,7 @@ def fit_pool(
     for entry, plan in planned:
         if plan.num_wanted:
             floor = floor_of(plan, config.selection)
-            scale = plan.scale / entry.weight
+            scale = round_scale(plan.scale / entry.weight)
             return [
                 Fitted(plan.num_wanted, scale * pilot.entry.weight, floor, plan.eval_probability)
                 for pilot in pilots
