@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from pipeline import storage
+from pipeline.build.pack import AddedPart
 from pipeline.build.reading import Round, Spans
 from pipeline.cluster.workers import Cluster
 from pipeline.config.schema import Config
@@ -50,7 +51,7 @@ def add_hardest(
     spans: Spans,
     cluster: Cluster,
     taken_down: TakenDown,
-) -> dict[str, str]:
+) -> dict[str, AddedPart]:
     """Chooses, and reads what was chosen; returns the parts to pack, by the paths of those before.
 
     The rounds share their budget if `selection.pool` says so.
@@ -60,12 +61,16 @@ def add_hardest(
     tasks = [
         task for pool in pools if pool for task in _Pool(config, pool, taken_down).tasks(spans)
     ]
-    total = sum(len(task.rows) for task in tasks)
+    if not tasks:
+        return {}
     make_worker = functools.partial(AddingWorker, config, storage.fence_of(config.output.path))
-    with Progress("add the hardest", total=total, unit="images") as progress:
+    added = {}
+    with Progress("add the hardest", total=len(tasks), unit="parts") as progress:
         for table in cluster.map(AddingWorker.add, tasks, make_worker=make_worker):
-            progress.advance(table["num_rows"][0].as_py())
-    return {task.part_path: task.path for task in tasks}
+            (row,) = table.to_pylist()
+            added[row["part_path"]] = AddedPart(row["path"], row["sha256"])
+            progress.advance()
+    return added
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ class _Pool:
                 sha256=part.sha256,
                 embeddings_path=embeddings_of(part),
                 rows=tuple(np.flatnonzero(is_added.to_numpy()).tolist()),
-                path=f"{part_stem(part, part.part)}.{name}.parquet",
+                prefix=f"{part_stem(part, part.part)}.{name}",
             )
 
     def _read_or_choose(self) -> list[str]:

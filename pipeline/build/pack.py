@@ -34,13 +34,20 @@ from pipeline.telemetry.progress import Progress
 from pipeline.worker.rejects import refuse_unusable
 
 
+class AddedPart(NamedTuple):
+    """A part with more selected rows than the one that it replaces."""
+
+    path: str
+    sha256: str
+
+
 def pack_generation(
     config: Config,
     parent: Generation,
     rounds: Sequence[Round],
     cluster: Cluster,
     seen: SeenImages,
-    added: Mapping[str, str],
+    added: Mapping[str, AddedPart],
 ) -> Generation:
     """Writes the shards and tables of some rounds; returns the generation to commit.
 
@@ -57,9 +64,10 @@ def pack_generation(
         ledger_path, hashes_path = take_table_paths(numbers, round_.source)
         sums = _checksums_of_parts(dataset, round_)
         write_checksums(dataset, round_.source, round_.number, sums.embeddings)
+        sha256 = dict(added.get(path, (path, own)) for path, own in sums.parts.items())
         tables = write_tables(
             dataset,
-            [added.get(path, path) for path in sums.parts],
+            list(sha256),
             seen,
             ledger_path=ledger_path,
             hashes_path=hashes_path,
@@ -69,7 +77,7 @@ def pack_generation(
         _refuse_unusable(dataset, record)
         sources[round_.source] = record
         tasks += cut_shards(
-            [replace(part, sha256=sums.parts.get(part.path)) for part in tables.parts],
+            [replace(part, sha256=sha256[part.path]) for part in tables.parts],
             source=round_.source,
             samples_per_shard=config.output.samples_per_shard,
             round_number=round_.number,

@@ -14,13 +14,13 @@ from pipeline.config.schema import Config
 from pipeline.dataset import Dataset
 from pipeline.dataset.embedding_cache import KeptEmbeddings
 from pipeline.dataset.schema import Partition, with_columns
-from pipeline.dataset.tables import write_table
+from pipeline.dataset.shards import find_named_by_content, write_named_by_content
 from pipeline.worker.careful import open_source_of
 from pipeline.worker.reread import read_images
 
 
 class AddTask(Task, frozen=True):
-    """A part, the rows of it to select with probability 1, and where to write it with them."""
+    """A part, the rows of it to select with probability 1, and how to name it with them."""
 
     source: str
     partitions: tuple[Partition, ...]  # of its span
@@ -28,11 +28,11 @@ class AddTask(Task, frozen=True):
     sha256: str  # of the part
     embeddings_path: str  # of all its rows
     rows: tuple[int, ...]
-    path: str
+    prefix: str  # of the path to write
 
 
 class AddingWorker:
-    """Writes parts with more of their rows selected; a file that is there is not made again."""
+    """Writes parts with more of their rows selected; what is there is not made again."""
 
     def __init__(self, config: Config, fence: storage.Fence | None = None) -> None:
         storage.configure(config.storage)
@@ -42,10 +42,14 @@ class AddingWorker:
         self._entries = {entry.name: entry for entry in config.entries}
 
     def add(self, task: AddTask) -> Iterator[pa.Table]:
-        if not storage.exists(self._dataset.uri(task.path)):
+        """Yields part_path, path and sha256, of the part and of what is to be packed instead."""
+        found = find_named_by_content(self._dataset, task.prefix)
+        if found is None:
             rows = self._dataset.read_table(task.part_path, sha256=task.sha256)
-            write_table(self._dataset, task.path, self._with_added(rows, task))
-        yield pa.table({"num_rows": [len(task.rows)]})
+            rows = self._with_added(rows, task)
+            found = write_named_by_content(self._dataset, task.prefix, rows)
+        path, sha256 = found
+        yield pa.table({"part_path": [task.part_path], "path": [path], "sha256": [sha256]})
 
     def _with_added(self, rows: pa.Table, task: AddTask) -> pa.Table:
         is_added_N = np.zeros(rows.num_rows, bool)
