@@ -105,8 +105,10 @@ class _Pool:
     def _read_or_choose(self) -> list[str]:
         """Content hashes of the hardest; chosen once."""
         first = self.rounds[0]
-        pool = [f"{each.planned.plan.fingerprint} {each.number}" for each in self.rounds]
-        name = f"hardest-{short_hash(' '.join(pool))}.parquet"
+        # A choice that was made before a takedown is not the one that is made after it.
+        made_of = [f"{each.planned.plan.fingerprint} {each.number}" for each in self.rounds]
+        made_of.append(self.taken_down.model_dump_json())
+        name = f"hardest-{short_hash(' '.join(made_of))}.parquet"
         path = f"{round_folder(first.source, first.number)}/{name}"
         if not storage.exists(self._dataset.uri(path)):
             # On one thread: else the last bits of sums would depend on the machine.
