@@ -112,7 +112,7 @@ def _build_rounds(
             )
             _log_parts(tables, progress, monitor)
             check_rounds(dataset, rounds)
-            added = add_hardest(config, rounds, spans, cluster, parent.taken_down)
+            added = add_hardest(config, rounds, spans, cluster, monitor, parent.taken_down)
             if seen is None:
                 seen = read_seen_images(dataset, parent)
             generation = pack_generation(config, parent, rounds, cluster, seen, added)

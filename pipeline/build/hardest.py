@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from pipeline import storage
+from pipeline.build.monitor import BuildMonitor
 from pipeline.build.pack import AddedPart
 from pipeline.build.reading import Round, Spans
 from pipeline.cluster.workers import Cluster
@@ -50,6 +51,7 @@ def add_hardest(
     rounds: Sequence[Round],
     spans: Spans,
     cluster: Cluster,
+    monitor: BuildMonitor,
     taken_down: TakenDown,
 ) -> dict[str, AddedPart]:
     """Chooses, and reads what was chosen; returns the parts to pack, by the paths of those before.
@@ -69,6 +71,7 @@ def add_hardest(
         for table in cluster.map(AddingWorker.add, tasks, make_worker=make_worker):
             (row,) = table.to_pylist()
             added[row["part_path"]] = AddedPart(row["path"], row["sha256"])
+            monitor.added(row["source"], row["num_new"])
             progress.advance()
     return added
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.cluster.processes import Task
@@ -42,14 +43,18 @@ class AddingWorker:
         self._entries = {entry.name: entry for entry in config.entries}
 
     def add(self, task: AddTask) -> Iterator[pa.Table]:
-        """Yields part_path, path and sha256, of the part and of what is to be packed instead."""
-        found = find_named_by_content(self._dataset, task.prefix)
+        """One row: part_path, path and sha256 of what is to be packed instead, num_new.
+
+        num_new: samples that are selected by it, unless an earlier run has written it.
+        """
+        found, num_new = find_named_by_content(self._dataset, task.prefix), 0
         if found is None:
             rows = self._dataset.read_table(task.part_path, sha256=task.sha256)
-            rows = self._with_added(rows, task)
-            found = write_named_by_content(self._dataset, task.prefix, rows)
-        path, sha256 = found
-        yield pa.table({"part_path": [task.part_path], "path": [path], "sha256": [sha256]})
+            added = self._with_added(rows, task)
+            found = write_named_by_content(self._dataset, task.prefix, added)
+            num_new = pc.sum(added["selected"]).as_py() - (pc.sum(rows["selected"]).as_py() or 0)
+        row = {"source": task.source, "part_path": task.part_path, "num_new": num_new}
+        yield pa.Table.from_pylist([{**row, "path": found[0], "sha256": found[1]}])
 
     def _with_added(self, rows: pa.Table, task: AddTask) -> pa.Table:
         is_added_N = np.zeros(rows.num_rows, bool)
