@@ -65,6 +65,10 @@ def find_changes(
             or (follow and config.role_of(entry) == "negative")
         )
     ]
+    if only and build and config.selection.pool == "all":
+        raise ConfigError(
+            "--source: with selection.pool=all the sources share a budget; leave it out"
+        )
     chosen = {entry.name for entry in build}
     return Changes(tuple(build), frozenset((changed & chosen) | gone))
 

@@ -1,6 +1,7 @@
 """From config to generation.
 
-    reference bank -> pilot and plan -> parts -> shards, ledger and hashes -> generation
+    reference bank -> pilot and plan -> parts -> the hardest added -> shards, ledger and hashes
+        -> generation
 
 Each step is committed before the next one begins and skipped if it is already done, so that a
 second run does what the first one left. A long source is read in rounds, each of which ends in a
@@ -21,10 +22,11 @@ from pipeline import storage
 from pipeline.build.changes import begin_dataset, find_changes, finished_generation
 from pipeline.build.declared import check_rounds
 from pipeline.build.files import settle_files
+from pipeline.build.hardest import add_hardest
 from pipeline.build.monitor import BuildMonitor, monitor_build
 from pipeline.build.pack import pack_generation, without_sources
 from pipeline.build.pilot import MakeWorker, plan_sources
-from pipeline.build.reading import PlannedSource, Reading, extend_plans
+from pipeline.build.reading import PlannedSource, Reading, Spans, extend_plans
 from pipeline.cluster.workers import Cluster, open_cluster
 from pipeline.config.schema import Config, SourceEntry
 from pipeline.dataset import Dataset
@@ -103,16 +105,17 @@ def _build_rounds(
     cluster.expect(total)
     seen: SeenImages | None = None  # read once, however many rounds there are
     with Progress("build", total=total, unit="candidates") as progress:
-        reading = Reading(config, planned, progress)
+        reading, spans = Reading(config, planned, progress), Spans(planned)
         for rounds in reading.batches():
             tables = cluster.map(
                 _build_span, monitor.dispatched(reading.tasks(rounds)), make_worker=make_worker
             )
             _log_parts(tables, progress, monitor)
             check_rounds(dataset, rounds)
+            added = add_hardest(config, rounds, spans, cluster, monitor, parent.taken_down)
             if seen is None:
                 seen = read_seen_images(dataset, parent)
-            generation = pack_generation(config, parent, rounds, cluster, seen)
+            generation = pack_generation(config, parent, rounds, cluster, seen, added)
             parent = _commit(dataset, generation, lease)
     assert parent.number, "nothing was planned"
     return parent

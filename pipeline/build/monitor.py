@@ -65,6 +65,10 @@ class BuildMonitor:
         if is_new:
             self._count(part, stage_seconds)
 
+    def added(self, source: str, number: int) -> None:
+        """Records candidates that were selected after their part had been committed."""
+        self._metrics.add("infineg_selected_total", number, source)
+
     def _count(self, part: PartRecord, stage_seconds: Mapping[str, float]) -> None:
         metrics, source = self._metrics, part.source
         metrics.add("infineg_candidates_total", part.counts.read, source)

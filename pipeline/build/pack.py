@@ -1,7 +1,7 @@
 """Committed parts become the shards of a new generation."""
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import groupby
 from operator import itemgetter
@@ -34,14 +34,27 @@ from pipeline.telemetry.progress import Progress
 from pipeline.worker.rejects import refuse_unusable
 
 
+class AddedPart(NamedTuple):
+    """A part with more selected rows than the one that it replaces."""
+
+    path: str
+    sha256: str
+
+
 def pack_generation(
-    config: Config, parent: Generation, rounds: Sequence[Round], cluster: Cluster, seen: SeenImages
+    config: Config,
+    parent: Generation,
+    rounds: Sequence[Round],
+    cluster: Cluster,
+    seen: SeenImages,
+    added: Mapping[str, AddedPart],
 ) -> Generation:
     """Writes the shards and tables of some rounds; returns the generation to commit.
 
     parent: the generation to extend. seen: the images of its shards, to which those of the rounds
-    are added, so that the next rounds need not read them. Nothing of this counts until the
-    generation is committed: after an interruption here the same files are written again.
+    are added, so that the next rounds need not read them. added: parts with more selected rows, by
+    the paths of those that they replace. Nothing of this counts until the generation is committed:
+    after an interruption here the same files are written again.
     """
     dataset = Dataset(config.output.path)
     sources = {source.name: source for source in parent.sources}
@@ -51,9 +64,10 @@ def pack_generation(
         ledger_path, hashes_path = take_table_paths(numbers, round_.source)
         sums = _checksums_of_parts(dataset, round_)
         write_checksums(dataset, round_.source, round_.number, sums.embeddings)
+        sha256 = dict(added.get(path, (path, own)) for path, own in sums.parts.items())
         tables = write_tables(
             dataset,
-            list(sums.parts),
+            list(sha256),
             seen,
             ledger_path=ledger_path,
             hashes_path=hashes_path,
@@ -63,7 +77,7 @@ def pack_generation(
         _refuse_unusable(dataset, record)
         sources[round_.source] = record
         tasks += cut_shards(
-            [replace(part, sha256=sums.parts[part.path]) for part in tables.parts],
+            [replace(part, sha256=sha256[part.path]) for part in tables.parts],
             source=round_.source,
             samples_per_shard=config.output.samples_per_shard,
             round_number=round_.number,

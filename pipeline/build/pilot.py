@@ -17,12 +17,12 @@ from pipeline.build.reading import PlannedSource
 from pipeline.cluster.workers import Cluster
 from pipeline.config.schema import Config, SourceEntry
 from pipeline.dataset import Dataset
-from pipeline.dataset.metadata import Generation, ReferenceInfo, SourcePlan
+from pipeline.dataset.metadata import Generation, ReferenceInfo, SourcePlan, TableRecord
 from pipeline.dataset.seen_labels import LabelCounter
 from pipeline.errors import InfinegError
-from pipeline.selection.fit import pilot_needed
+from pipeline.selection.fit import Fitted, pilot_needed
 from pipeline.selection.pilot import Pilot, make_pilot, pilot_sample
-from pipeline.selection.plan import draw_of, make_plan, plan_fingerprint
+from pipeline.selection.plan import draw_of, fit_pool, is_raised, make_plan, plan_fingerprint
 from pipeline.selection.reference import write_reference
 from pipeline.sources import Source, StoredSource, open_entry
 from pipeline.sources.survey import (
@@ -92,12 +92,14 @@ def plan_sources(
     run = functools.partial(_run_pilots, config, reference, cluster, make_worker)
     pilots = run(surveyed)
     larger = {pilot.entry.name: pilot for pilot in run(_too_small(pilots, config, reference))}
+    pilots = [_with_sizes(larger.get(pilot.entry.name, pilot)) for pilot in pilots]
+    fits = _fit_pool(dataset, pilots, config, reference)
     for pilot in pilots:
-        pilot = larger.get(pilot.entry.name, pilot)
+        name = pilot.entry.name
         plan = _commit_plan(
-            dataset, pilot, config, reference, files=files.get(pilot.entry.name, "")
+            dataset, pilot, config, reference, files=files.get(name, ""), fit=fits.get(name)
         )
-        planned[pilot.entry.name] = PlannedSource(pilot.entry, pilot.source, plan)
+        planned[name] = PlannedSource(pilot.entry, pilot.source, plan)
     committed = {record.name: record for record in latest.sources}
     return [planned[entry.name].resumed(committed.get(entry.name)) for entry in entries]
 
@@ -127,19 +129,63 @@ def _record_files(dataset: Dataset, entry: SourceEntry, source: Source) -> dict[
     return {} if files is None else {entry.name: write_files(dataset, entry.name, files)}
 
 
+def _with_sizes(pilot: Pilot) -> Pilot:
+    return replace(pilot, listing=estimate_sizes(pilot.listing, pilot.source, pilot.rows))
+
+
+def _fit_pool(
+    dataset: Dataset, pilots: Sequence[Pilot], config: Config, reference: ReferenceInfo
+) -> dict[str, Fitted]:
+    """The probabilities of sources that share one budget, by name; {} if each has its own."""
+    if config.selection.pool == "source":
+        return {}
+    own = [pilot for pilot in pilots if config.role_of(pilot.entry) == "negative"]
+    planned = []
+    for entry in config.sources:
+        plan = dataset.read_plan(entry.name)
+        wanted = plan_fingerprint(config, entry, draw_of(plan, reference))
+        if plan is not None and plan.fingerprint == wanted:
+            planned.append((entry, plan))
+    fits = fit_pool(own, planned, config=config, reference=reference)
+    return {pilot.entry.name: fit for pilot, fit in zip(own, fits, strict=True)}
+
+
 def _commit_plan(
-    dataset: Dataset, pilot: Pilot, config: Config, reference: ReferenceInfo, *, files: str
+    dataset: Dataset,
+    pilot: Pilot,
+    config: Config,
+    reference: ReferenceInfo,
+    *,
+    files: str,
+    fit: Fitted | None,
 ) -> SourcePlan:
-    """Plans a source and removes parts that were read by an earlier plan."""
-    pilot = replace(pilot, listing=estimate_sizes(pilot.listing, pilot.source, pilot.rows))
+    """Plans a source and removes parts that were read by an earlier plan.
+
+    fit: its probabilities, if it shares its budget with others.
+    """
     previous = dataset.read_plan(pilot.entry.name)
-    plan = make_plan(pilot, config=config, reference=reference, previous=previous)
-    plan = plan.model_copy(update={"files": files})
+    plan = make_plan(pilot, config=config, reference=reference, previous=previous, fit=fit)
+    smaller = _ledgers_before(dataset, plan, previous) if config.adds_hardest(pilot.entry) else ()
+    plan = plan.model_copy(update={"files": files, "smaller": smaller})
     storage.remove_tree(dataset.uri(f"parts/{plan.source}"))
     dataset.write_plan(plan)
     if files:
         remove_other_files(dataset, plan.source, files)
     return plan
+
+
+def _ledgers_before(
+    dataset: Dataset, plan: SourcePlan, previous: SourcePlan | None
+) -> tuple[TableRecord, ...]:
+    """Where the source was asked for less before: the ledgers that say what it had."""
+    if previous is None or not is_raised(previous, plan.source_fingerprint, plan.num_wanted):
+        return ()
+    committed = {record.name: record for record in dataset.read_latest().sources}
+    record = committed.get(plan.source)
+    if record is None or record.fingerprint != previous.fingerprint:
+        return previous.smaller  # nothing of the previous plan was committed
+    is_whole = record.num_partitions >= previous.num_partitions
+    return (*(() if is_whole else previous.smaller), *record.ledger)
 
 
 def _too_small(

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from more_itertools import chunked
+from more_itertools import chunked, peekable
 
 from pipeline.config.schema import Config, SourceEntry
 from pipeline.dataset import Dataset
@@ -128,6 +128,27 @@ class Reading:
             _log.info("resuming: %s parts are committed already", f"{num_parts:,}")
             self._progress.expect_less(num_read)
         return ids, finished
+
+
+class Spans:
+    """The spans of planned sources again, in another pass over each listing, as far as needed."""
+
+    def __init__(self, planned: Sequence[PlannedSource]) -> None:
+        self._planned = {source.entry.name: source for source in planned}
+        self._spans = {
+            source.entry.name: peekable(enumerate(iterate_spans(source))) for source in planned
+        }
+
+    def find(self, round_: Round, span: int) -> tuple[Partition, ...]:
+        """Partitions of a span of a round; to be asked for in the order of the build."""
+        planned = self._planned[round_.source]
+        first = (round_.first - planned.num_partitions) // planned.plan.partitions_per_span
+        spans = self._spans[round_.source]
+        while spans.peek()[0] < first + span:
+            next(spans)
+        number, partitions = spans.peek()
+        assert number == first + span, "spans are asked for in order"
+        return partitions
 
 
 def extend_plans(dataset: Dataset, planned: Sequence[PlannedSource]) -> list[PlannedSource]:

@@ -17,6 +17,8 @@ from pipeline.config.selection import Count, SelectionConfig
 from pipeline.dataset.keys import sha256_hex
 from pipeline.dataset.schema import LabelState, Role, Stratum
 
+# Settings of `selection` that bound how much of a source is taken: inputs of each source's plan.
+_OF_SOURCE = ("budget", "eval_budget", "candidates_per_selected", "pilot")
 # A dash separates the parts of a key, so names cannot contain one.
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=64)]
 
@@ -125,11 +127,14 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     def entries(self) -> tuple[SourceEntry, ...]:
         return (*self.positives, *self.sources)
 
+    def adds_hardest(self, entry: SourceEntry) -> bool:
+        """Whether a first head adds training negatives of an entry to those that are drawn."""
+        return self.selection.share_drawn < 1 and self.role_of(entry) == "negative"
+
     def row_inputs(self) -> dict[str, Any]:
         """The settings that all rows of the data set depend on."""
         selection = self.selection.model_dump(mode="json")
-        # These bound how much of a source is taken: they are inputs of each source's plan.
-        for of_source in ("budget", "eval_budget", "candidates_per_selected", "pilot"):
+        for of_source in (*_OF_SOURCE, "pool"):
             del selection[of_source]
         return {
             "targets": list(self.target_names),
@@ -140,10 +145,15 @@ class Config(BaseModel, frozen=True, extra="forbid"):
             "output": self.output.model_dump(mode="json", exclude={"path"}),
         }
 
+    def pool_inputs(self) -> list[dict[str, Any]]:
+        """The settings of all sources with which one shares its budget; [] if it has its own."""
+        if self.selection.pool == "source":
+            return []
+        return [e.model_dump(mode="json", exclude={"max_reject_fraction"}) for e in self.sources]
+
     def source_inputs(self, entry: SourceEntry) -> dict[str, Any]:
         """The settings that the plan of one source depends on."""
-        fields = ("budget", "eval_budget", "candidates_per_selected", "pilot")
-        selection = self.selection.model_dump(mode="json", include=set(fields))
+        selection = self.selection.model_dump(mode="json", include=set(_OF_SOURCE))
         selection["budget"]["hours"] = None  # as in older data sets, whose budget could be in hours
         inputs: dict[str, Any] = {
             "entry": entry.model_dump(mode="json", exclude={"max_reject_fraction"}),
@@ -151,6 +161,8 @@ class Config(BaseModel, frozen=True, extra="forbid"):
         }
         if self.role_of(entry) == "negative":
             inputs["selection"] = selection
+            if pool := self.pool_inputs():
+                inputs["pool"] = pool
         return inputs
 
 

@@ -35,8 +35,11 @@ class Budget(BaseModel, frozen=True, extra="forbid"):
 class SelectionConfig(BaseModel, frozen=True, extra="forbid"):
     """Which candidates become training negatives, and with what probability."""
 
-    mode: Literal["similarity", "uniform"] = Field(
-        "similarity", description="uniform gives all candidates the same probability."
+    mode: Literal["hard", "similarity", "uniform"] = Field(
+        "hard",
+        description="hard draws half of the training negatives by similarity and adds the hardest "
+        "of a head that is fitted on these; similarity draws all; uniform gives all candidates the "
+        "same probability.",
     )
     beta: float = Field(
         8.0,
@@ -47,6 +50,10 @@ class SelectionConfig(BaseModel, frozen=True, extra="forbid"):
     budget: Budget = Field(
         Budget(selected=100_000), description="What is wanted of a source of weight 1."
     )
+    pool: Literal["source", "all"] = Field(
+        "source",
+        description="Who shares a budget: each source has its own, or all have one together.",
+    )
     eval_budget: Count | None = Field(
         None,
         ge=0,
@@ -54,7 +61,10 @@ class SelectionConfig(BaseModel, frozen=True, extra="forbid"):
         "training negatives.",
     )
     min_probability: float = Field(
-        0.01, gt=0, le=1, description="Floor of the inclusion probability."
+        0.01,
+        gt=0,
+        le=1,
+        description="Floor of the inclusion probability; at most a tenth of its mean.",
     )
     candidates_per_selected: float = Field(
         10.0, ge=1, description="Candidates of an endless source to read per training negative."
@@ -78,4 +88,9 @@ class SelectionConfig(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def effective_beta(self) -> float:
-        return self.beta if self.mode == "similarity" else 0.0
+        return 0.0 if self.mode == "uniform" else self.beta
+
+    @property
+    def share_drawn(self) -> float:
+        """Of the training negatives; a first head chooses the others."""
+        return 0.5 if self.mode == "hard" else 1.0

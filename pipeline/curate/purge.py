@@ -125,7 +125,8 @@ class _Purge:
             self.tell("removed mining/")
 
     def embeddings(self) -> None:
-        for path in self._holding(self._tables_in("embeddings/")):
+        beside = [p for p in self._tables_in("parts/") if p.endswith(".embeddings.parquet")]
+        for path in self._holding([*self._tables_in("embeddings/"), *beside]):
             if read_sound(self.dataset, path) is None:
                 record_checksum(self.dataset, path, None)
                 self._remove([path])

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from pipeline import storage
-from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.dataset import Dataset, part_stem
 from pipeline.dataset.keys import sha256_hex
 from pipeline.dataset.metadata import PartRecord, TakenDown
 from pipeline.dataset.records import decode_record, encode_record
@@ -60,12 +60,12 @@ def require_info(root: str, wanted: EmbeddingsInfo) -> None:
         )
 
 
-def write_embeddings(root: str, stem: str, rows: pa.Table) -> str:
+def write_embeddings(root: str, path: str, rows: pa.Table) -> str:
     """Returns the sha256 of the file.
 
     rows: of one part, decoded and embedded, with only the reject_reasons of decoding.
     """
-    with storage.open_atomic(Dataset(root).uri(embeddings_path(stem))) as file:
+    with storage.open_atomic(Dataset(root).uri(path)) as file:
         kept = rows.select(KEPT).combine_chunks()
         pq.write_table(kept, file, compression="none")
     return file.sha256
@@ -192,3 +192,14 @@ def _part_of(path: str) -> str:
 def embeddings_path(stem: str) -> str:
     """The file with the embeddings of a part."""
     return f"{folder_of(stem)}.parquet"
+
+
+def embeddings_beside(stem: str) -> str:
+    """The same where they are not kept: it goes with the part."""
+    return f"{stem}.embeddings.parquet"
+
+
+def embeddings_of(part: PartRecord) -> str:
+    """The file with the embeddings of a committed part, kept or not."""
+    stem = part_stem(part, part.part)
+    return embeddings_path(stem) if part.embeddings_sha256 else embeddings_beside(stem)

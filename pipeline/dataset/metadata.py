@@ -234,7 +234,10 @@ class SourcePlan(_OlderRecord):
     source_fingerprint: str = ""  # of all settings but the amounts; "" in plans of older versions
     num_wanted: float = 0.0  # training negatives that the budget asks for
     scale: float  # of the inclusion probability of training negatives
+    min_probability: float | None = None  # floor of it; null in plans of older versions
     eval_probability: float  # inclusion probability of val and test negatives
+    # Ledgers of the same source with a smaller budget: what is certain there stays selected.
+    smaller: tuple[TableRecord, ...] = ()
     expected_selected: dict[str, float]  # by "split/stratum"
     expected_rejected: dict[str, float]  # by RejectReason
     expected_bytes: float
@@ -248,11 +251,13 @@ class SourcePlan(_OlderRecord):
     @property
     def digest(self) -> str:
         """sha256 of what rows depend on: an extension, or another measurement, keeps it."""
-        names = (
+        names = {
             "source", "role", "fingerprint", "num_listed", "partitions_per_span",
             "spans_per_round", "scale", "eval_probability",
-        )  # fmt: skip
-        content = json.dumps(self.model_dump(mode="json", include=set(names)), sort_keys=True)
+        }  # fmt: skip
+        if self.min_probability is not None:  # older versions have neither
+            names |= {"min_probability", "smaller"}
+        content = json.dumps(self.model_dump(mode="json", include=names), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
     @property

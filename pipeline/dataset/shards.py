@@ -19,9 +19,11 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.dataset.dataset import Dataset, Span, part_stem
+from pipeline.dataset.keys import is_named_by_content, sha256_hex
 from pipeline.dataset.metadata import Counts, PartRecord, ShardFile, ShardRecord
 from pipeline.dataset.schema import RejectReason, row_schema, with_columns
 from pipeline.dataset.seen_labels import SeenLabels, count_labels
+from pipeline.errors import BadShard
 
 # The columns in `<key>.json`, for readers that have only the tar. Its inclusion_probability is
 # that of the generation that wrote the tar: mining raises it in sidecars.
@@ -150,6 +152,30 @@ def replace_part(
     replaced = record.model_copy(update=update)
     dataset.commit_part(replaced)
     return replaced
+
+
+def write_named_by_content(dataset: Dataset, prefix: str, rows: pa.Table) -> tuple[str, str]:
+    """Writes rows of a part to `<prefix>-<hash of the content>.parquet`; returns path and sha256.
+
+    The name commits it: `find_named_by_content` finds it again.
+    """
+    buffer = io.BytesIO()
+    pq.write_table(rows.combine_chunks(), buffer, compression="zstd", compression_level=1)
+    sha256 = sha256_hex(buffer.getvalue())
+    path = f"{prefix}-{sha256[:16]}.parquet"
+    storage.write_atomic(dataset.uri(path), buffer.getvalue())
+    return path, sha256
+
+
+def find_named_by_content(dataset: Dataset, prefix: str) -> tuple[str, str] | None:
+    """What `write_named_by_content` returned, if it has written; raises BadShard if damaged."""
+    for uri in storage.list_prefix(dataset.uri(f"{prefix}-")):
+        path = f"{prefix.rpartition('/')[0]}/{uri.rpartition('/')[2]}"
+        content = storage.read_bytes(uri)
+        if not is_named_by_content(path, content):
+            raise BadShard(f"{uri}: damaged; remove it, and the next build makes it again")
+        return path, sha256_hex(content)
+    return None
 
 
 def refuse_rows(rows: pa.Table, reasons: Mapping[int, RejectReason]) -> pa.Table:

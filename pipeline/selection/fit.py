@@ -4,7 +4,9 @@ Pure: reads a pilot's rows, opens no image and starts nothing. Shapes: N negativ
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,19 +22,29 @@ from pipeline.selection.rule import inclusion_probability
 _PILOT_ERROR = 0.02
 _MAX_PILOT = 8192
 _MAX_PILOT_SHARE = 0.2  # of the candidates, which are read again when the source is built
+_MOST_OF_MEAN = 0.1  # the floor of probabilities: it must not decide how many are drawn
 
 
 @dataclass(frozen=True)
 class Fitted:
     """Probabilities that meet a budget."""
 
-    num_wanted: float  # training negatives
+    num_wanted: float  # training negatives, with those that a first head adds
     scale: float
+    min_probability: float
     eval_probability: float
 
 
+class Sampled(NamedTuple):
+    """Negatives of a source's pilot."""
+
+    similarity_N: NDArray[np.floating]
+    number: float = 1.0  # of training negatives that they stand for
+    weight: float = 1.0  # of the source among those that share a scale
+
+
 def fit_scale(
-    similarity_N: NDArray[np.floating],
+    sources: Sequence[Sampled],
     *,
     beta: float,
     offset: float,
@@ -41,23 +53,32 @@ def fit_scale(
 ) -> float:
     """The scale for which the mean `inclusion_probability` is `mean_probability`.
 
-    The mean grows with the scale, so that the root is unique. A mean below `min_probability` gives
-    the smallest scale, one of 1 or more takes everything.
+    A source has the scale times its weight. The mean grows with the scale, so that the root is
+    unique. A mean below `min_probability` gives the smallest scale, one of 1 or more takes
+    everything.
     """
     # Sorted, so that the mean does not depend on the order in which the pilot's rows arrive.
-    similarity_N = np.sort(similarity_N)
-    smallest = min_probability * math.exp(-beta * (float(similarity_N[-1]) - offset))
-    largest = math.exp(beta * (1 + offset))  # takes even a similarity of -1
+    sources = [each._replace(similarity_N=np.sort(each.similarity_N)) for each in sources]
+    total = sum(each.number for each in sources)
+    smallest = min(
+        min_probability * math.exp(-beta * (float(each.similarity_N[-1]) - offset)) / each.weight
+        for each in sources
+    )
+    # Takes even a similarity of -1.
+    largest = math.exp(beta * (1 + offset)) / min(each.weight for each in sources)
 
     def excess(log_scale: float) -> float:
-        probability_N = inclusion_probability(
-            similarity_N,
-            scale=math.exp(log_scale),
-            beta=beta,
-            offset=offset,
-            min_probability=min_probability,
-        )
-        return float(probability_N.mean()) - mean_probability
+        expected = 0.0
+        for similarity_N, number, weight in sources:
+            probability_N = inclusion_probability(
+                similarity_N,
+                scale=math.exp(log_scale) * weight,
+                beta=beta,
+                offset=offset,
+                min_probability=min_probability,
+            )
+            expected += number * float(probability_N.mean())
+        return expected / total - mean_probability
 
     low, high = math.log(smallest), math.log(largest)
     if excess(low) >= 0:
@@ -67,40 +88,75 @@ def fit_scale(
     return math.exp(float(brentq(excess, low, high, xtol=1e-12)))
 
 
-def probability_curve(config: Config, reference: ReferenceInfo) -> dict[str, float]:
-    """The inclusion probability as a function of similarity, but for its scale."""
-    return {
-        "beta": config.selection.effective_beta,
-        "offset": reference.median,
-        "min_probability": config.selection.min_probability,
-    }
-
-
 def fit_probabilities(
-    pilot: Pilot, *, config: Config, reference: ReferenceInfo, num_candidates: float
-) -> Fitted:
-    """Probabilities with which `num_candidates` of the source are expected to meet the budget."""
-    selection, fractions, weight = config.selection, config.split.fractions, pilot.entry.weight
-    similarity_N = pilot.similarity_N
-    if not len(similarity_N):
-        return Fitted(num_wanted=0.0, scale=1.0, eval_probability=1.0)
-    num_negatives = len(similarity_N) * (num_candidates / max(pilot.num_rows, 1))
-    num_train = num_negatives * fractions["train"]
+    pilots: Sequence[tuple[Pilot, float]], *, config: Config, reference: ReferenceInfo
+) -> list[Fitted]:
+    """Probabilities of each source, with which all together are expected to meet one budget.
+
+    pilots: each with the number of candidates of its source. One alone has its weight times the
+    budget; of several, a source has its weight times the scale.
+    """
+    if len(pilots) == 1:
+        units, weights = pilots[0][0].entry.weight, [1.0]
+    else:
+        units, weights = 1.0, [pilot.entry.weight for pilot, _ in pilots]
+    fractions, selection = config.split.fractions, config.selection
+    sampled = [
+        Sampled(pilot.similarity_N, _num_negatives(pilot, number) * fractions["train"], weight)
+        for (pilot, number), weight in zip(pilots, weights, strict=True)
+    ]
+    num_train = sum(each.number for each in sampled)
+    if not num_train:
+        return [Fitted(0.0, 1.0, selection.min_probability, 1.0) for _ in pilots]
     if selection.budget.selected is not None:
-        wanted = weight * selection.budget.selected
+        wanted = units * selection.budget.selected
     elif selection.budget.bytes is not None:
-        wanted = weight * selection.budget.bytes / pilot.mean_bytes
+        num_bytes = sum(e.number * p.mean_bytes for e, (p, _) in zip(sampled, pilots, strict=True))
+        wanted = units * selection.budget.bytes / (num_bytes / num_train)
     else:
         wanted = num_train / selection.candidates_per_selected
+    mean_probability = wanted / num_train
+    if mean_probability < 1:
+        mean_probability *= selection.share_drawn
+    min_probability = min(selection.min_probability, _MOST_OF_MEAN * mean_probability)
     scale = fit_scale(
-        similarity_N, mean_probability=wanted / num_train, **probability_curve(config, reference)
+        [each for each in sampled if each.number],
+        beta=selection.effective_beta,
+        offset=reference.median,
+        min_probability=min_probability,
+        mean_probability=mean_probability,
     )
-    num_eval = num_negatives * (fractions["val"] + fractions["test"]) / 2
+    num_eval = num_train / fractions["train"] * (fractions["val"] + fractions["test"]) / 2
     wanted_eval = wanted / 4
     if selection.eval_budget is not None:
-        wanted_eval = weight * selection.eval_budget
+        wanted_eval = units * selection.eval_budget
     eval_probability = min(1.0, wanted_eval / num_eval) if num_eval else 1.0
-    return Fitted(num_wanted=wanted, scale=scale, eval_probability=eval_probability)
+    if len(pilots) > 1:
+        scale = round_scale(scale)
+    return [Fitted(wanted, scale * w, min_probability, eval_probability) for w in weights]
+
+
+def round_scale(scale: float) -> float:
+    """To 12 digits, so that it can be told exactly from the plan of a source that shares it."""
+    return float(f"{scale:.12g}")
+
+
+def _num_negatives(pilot: Pilot, num_candidates: float) -> float:
+    """Usable negatives of all splits among the candidates of a source."""
+    return len(pilot.similarity_N) * (num_candidates / max(pilot.num_rows, 1))
+
+
+def drawn_probability(
+    fit: Fitted, pilot: Pilot, *, config: Config, reference: ReferenceInfo
+) -> NDArray[np.float64]:
+    """probability_N with which the negatives of a pilot are drawn, were they all of train."""
+    return inclusion_probability(
+        pilot.similarity_N,
+        scale=fit.scale,
+        beta=config.selection.effective_beta,
+        offset=reference.median,
+        min_probability=fit.min_probability,
+    )
 
 
 def pilot_needed(pilot: Pilot, *, config: Config, reference: ReferenceInfo) -> int:
@@ -113,12 +169,8 @@ def pilot_needed(pilot: Pilot, *, config: Config, reference: ReferenceInfo) -> i
     similarity_N = pilot.similarity_N
     if len(similarity_N) < 2:
         return pilot.listing.num_pilot
-    fit = fit_probabilities(
-        pilot, config=config, reference=reference, num_candidates=num_candidates
-    )
-    probability_N = inclusion_probability(
-        similarity_N, scale=fit.scale, **probability_curve(config, reference)
-    )
+    fit = fit_probabilities([(pilot, num_candidates)], config=config, reference=reference)[0]
+    probability_N = drawn_probability(fit, pilot, config=config, reference=reference)
     variation = float(probability_N.std() / probability_N.mean())
     goal = max(_PILOT_ERROR, 1 / math.sqrt(max(fit.num_wanted, 1.0)))
     limit = min(_MAX_PILOT, int(_MAX_PILOT_SHARE * num_candidates))

@@ -4,16 +4,18 @@ Pure: reads a pilot's rows, opens no image and starts nothing.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 
 from pipeline.config.schema import Config, SourceEntry, fingerprint
 from pipeline.dataset.metadata import ReferenceInfo, SourcePlan, strata_by_similarity
-from pipeline.selection.fit import Fitted, fit_probabilities, probability_curve
+from pipeline.selection.fit import Fitted, drawn_probability, fit_probabilities, round_scale
 from pipeline.selection.pilot import Pilot
-from pipeline.selection.rule import inclusion_probability
+from pipeline.selection.rule import floor_of
 
 # A Ray task costs its driver 15 ms: partitions are read together until it has a second of work.
 _SAMPLES_PER_SPAN = 512
@@ -30,13 +32,43 @@ def draw_of(plan: SourcePlan | None, reference: ReferenceInfo | None) -> int:
     return max(plan.draw if plan else 0, reference.draw if reference else 0)
 
 
+def fit_pool(
+    pilots: Sequence[Pilot],
+    planned: Sequence[tuple[SourceEntry, SourcePlan]],
+    *,
+    config: Config,
+    reference: ReferenceInfo,
+) -> list[Fitted]:
+    """The probabilities of sources that share one budget, as many of them as have no plan yet.
+
+    planned: those that have one. Their scale is that of all.
+    """
+    for entry, plan in planned:
+        if plan.num_wanted:
+            floor = floor_of(plan, config.selection)
+            scale = round_scale(plan.scale / entry.weight)
+            return [
+                Fitted(plan.num_wanted, scale * pilot.entry.weight, floor, plan.eval_probability)
+                for pilot in pilots
+            ]
+    sizes = [_num_partitions(pilot, config) * pilot.samples_per_partition for pilot in pilots]
+    return fit_probabilities(
+        list(zip(pilots, sizes, strict=True)), config=config, reference=reference
+    )
+
+
 def make_plan(
-    pilot: Pilot, *, config: Config, reference: ReferenceInfo, previous: SourcePlan | None = None
+    pilot: Pilot,
+    *,
+    config: Config,
+    reference: ReferenceInfo,
+    previous: SourcePlan | None = None,
+    fit: Fitted | None = None,
 ) -> SourcePlan:
     """Fits the inclusion probabilities so that the expected numbers meet the budget.
 
     previous: an earlier plan of the same source. If its budget was smaller, what it selected stays
-    selected.
+    selected. fit: the probabilities, if the source shares its budget with others.
     """
     entry, listing = pilot.entry, pilot.listing
     samples_per_partition = pilot.samples_per_partition
@@ -48,16 +80,17 @@ def make_plan(
         "role": config.role_of(entry),
         "rows": config.row_inputs(),
     }
+    if pool := config.pool_inputs():
+        inputs["pool"] = pool
     if draw:
         inputs["draw"] = draw
     source_fingerprint = fingerprint(inputs)
     num_partitions = _num_partitions(pilot, config)
     num_candidates = num_partitions * samples_per_partition
-    fit = _keep_chosen(
-        fit_probabilities(pilot, config=config, reference=reference, num_candidates=num_candidates),
-        previous,
-        source_fingerprint,
-    )
+    if fit is None:
+        (fit,) = fit_probabilities([(pilot, num_candidates)], config=config, reference=reference)
+    if previous is not None and is_raised(previous, source_fingerprint, fit.num_wanted):
+        fit = _keep_chosen(fit, previous, config)
     per_row = num_candidates / max(pilot.num_rows, 1)
     expected = _expect_selected(pilot, fit, config, reference)
     partitions_per_span = _SAMPLES_PER_SPAN // max(samples_per_partition, 1.0)
@@ -76,6 +109,7 @@ def make_plan(
         source_fingerprint=source_fingerprint,
         num_wanted=fit.num_wanted,
         scale=fit.scale,
+        min_probability=fit.min_probability,
         eval_probability=fit.eval_probability,
         expected_selected={key: n * per_row for key, n in sorted(expected.items())},
         expected_rejected={
@@ -87,21 +121,20 @@ def make_plan(
     )
 
 
-def _keep_chosen(fit: Fitted, previous: SourcePlan | None, source_fingerprint: str) -> Fitted:
-    """The fit, with no probability below the previous one if the same source is asked for more.
+def is_raised(previous: SourcePlan, source_fingerprint: str, num_wanted: float) -> bool:
+    """Whether as much or more is wanted of the same source, so that what it has stays selected."""
+    return previous.source_fingerprint == source_fingerprint and previous.num_wanted <= num_wanted
+
+
+def _keep_chosen(fit: Fitted, previous: SourcePlan, config: Config) -> Fitted:
+    """The fit, with no probability below the previous one.
 
     A larger budget comes with another pilot, so that by chance the fitted scale might be lower.
     """
-    is_raised = (
-        previous is not None
-        and previous.source_fingerprint == source_fingerprint
-        and previous.num_wanted <= fit.num_wanted
-    )
-    if previous is None or not is_raised:
-        return fit
     return replace(
         fit,
         scale=max(fit.scale, previous.scale),
+        min_probability=max(fit.min_probability, floor_of(previous, config.selection)),
         eval_probability=max(fit.eval_probability, previous.eval_probability),
     )
 
@@ -128,9 +161,9 @@ def _expect_selected(
 ) -> dict[str, float]:
     """Rows of the pilot expected to be selected, by "split/stratum"; positives are a stratum."""
     usable = pilot.usable
-    probability_N = inclusion_probability(
-        pilot.similarity_N, scale=fit.scale, **probability_curve(config, reference)
-    )
+    # Half of them are drawn; which ones the first head adds is not known yet.
+    drawn_N = drawn_probability(fit, pilot, config=config, reference=reference)
+    probability_N = np.minimum(drawn_N / config.selection.share_drawn, 1)
     expected: dict[str, float] = {}
     negatives_probability = iter(probability_N)
     strata = pc.coalesce(

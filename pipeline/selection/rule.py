@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pipeline.config.selection import SelectionConfig
 from pipeline.dataset import Dataset
 from pipeline.dataset.keys import unit_hash
+from pipeline.dataset.metadata import SourcePlan
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,18 @@ def load_rule(dataset: Dataset, source: str, selection: SelectionConfig) -> Sele
         scale=plan.scale,
         beta=selection.effective_beta,
         offset=reference.median,
-        min_probability=selection.min_probability,
+        min_probability=floor_of(plan, selection),
         eval_probability=plan.eval_probability,
         seed=selection.seed,
         near=reference.near,
         ceiling=reference.ceiling if selection.quarantine == "auto" else None,
     )
+
+
+def floor_of(plan: SourcePlan, selection: SelectionConfig) -> float:
+    """The least inclusion probability of training negatives."""
+    floor = plan.min_probability
+    return selection.min_probability if floor is None else floor
 
 
 def inclusion_probability(

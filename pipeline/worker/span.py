@@ -21,6 +21,8 @@ from pipeline.dataset.embedding_cache import (
     KEPT,
     KeptEmbeddings,
     attach_embeddings,
+    embeddings_beside,
+    embeddings_path,
     write_embeddings,
 )
 from pipeline.dataset.keys import short_hash
@@ -199,7 +201,9 @@ class SpanWorker:
             embedded, rows = pa.concat_tables(kept), pa.concat_tables(selected)
         sha256 = None
         if self._config.build.keep_embeddings:
-            sha256 = write_embeddings(self._dataset.root, stem, embedded)
+            sha256 = write_embeddings(self._dataset.root, embeddings_path(stem), embedded)
+        elif self._config.adds_hardest(entry):
+            write_embeddings(self._dataset.root, embeddings_beside(stem), embedded)
         schema = row_schema(self._embedding_dim)
         return rows.select(schema.names).cast(schema), sha256
 

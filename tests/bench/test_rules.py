@@ -37,7 +37,7 @@ def hard_estimates(rule: Rule) -> tuple[float, float]:
     return float(np.mean(totals)), float(np.std(totals) / NUM_SEEDS**0.5)
 
 
-@pytest.mark.parametrize("pick", ["top", "spread", "draw"])
+@pytest.mark.parametrize("pick", ["top", "spread", "draw", "build"])
 def test_cross_fitted_probabilities_are_exact(pick: str) -> None:
     rule = replace(SPREAD, pick=pick, beta=0.0)  # type: ignore[arg-type]
     mean, error = hard_estimates(rule)
@@ -49,7 +49,10 @@ def test_a_head_that_judges_what_it_has_seen_counts_hard_candidates_twice() -> N
     assert mean - NUM_HARD > 4 * error
 
 
-@pytest.mark.parametrize("rule", [Rule(beta=0.0), Rule(), SPREAD, replace(SPREAD, pick="top")])
+@pytest.mark.parametrize(
+    "rule",
+    [Rule(beta=0.0), Rule(), SPREAD, replace(SPREAD, pick="top"), replace(SPREAD, pick="build")],
+)
 def test_expected_number_is_the_budget(rule: Rule) -> None:
     probability_N = choose(stream(0), rule, BUDGET).probability_N
     assert probability_N.sum() == pytest.approx(BUDGET, abs=1.5), "one candidate more, per fold"

@@ -56,6 +56,8 @@ MOMENTS = {
     "half a file": r"\+(.*/)?\.tmp-",  # only on a disk
     "data of a part": r"\+parts/.*\.parquet",
     "part": r"\+parts/.*\.json",
+    "hardest chosen": r"\+parts/.*/hardest-.*\.parquet",
+    "hardest read": r"\+parts/.*/\d{6}-\d{6}\.[0-9a-f]{16}-.*\.parquet",
     "ledger": r"\+(ledger|hashes)/.*\.parquet",
     "shard": r"\+(shards|quarantine)/.*\.tar",
     "sidecar": r"\+(shards|quarantine)/.*\.parquet",

@@ -32,7 +32,7 @@ from support.mined_world import ledger_rows
 
 NUM_FIRST, NUM_STRAYS = 60, 12
 FIRST = squares("first", num_pictures=NUM_FIRST, per_partition=20)
-SECTIONS = {"selection": {"budget": 40, "pilot": 30}, "output": {"samples_per_shard": 20}}
+SECTIONS = {"selection": {"budget": 30, "pilot": 30}, "output": {"samples_per_shard": 20}}
 # Reads of each source; none may be lost or doubled by any event.
 NUM_READ = {"cats": 48, "first": NUM_FIRST, "strays": NUM_STRAYS, "mirror": NUM_FIRST + NUM_STRAYS}
 

@@ -76,6 +76,7 @@ def describe_dataset(dataset: str, generation: Generation, config: Config) -> di
     return {
         "encoder": config.encoder.name,
         "selection": {
+            "mode": selection.mode,
             "beta": selection.effective_beta,
             "min_probability": selection.min_probability,
             "budget": selection.budget.model_dump(mode="json", exclude_none=True),

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from sklearn.linear_model import LogisticRegression
 
+from pipeline.dataset.keys import sha256_hex
+from pipeline.selection.hardest import Candidates, Positives, choose_hardest
+
 Floats = NDArray[np.floating]
 _NEIGHBOURS = 5
 _MIN_PROBABILITY = 0.01
@@ -57,13 +60,14 @@ class Rule:
 
     share: of the budget, for the first head; 0: none. pick: among the hardest, `top` takes them
     in order, `spread` by k-means++ out of `depth` times as many, `draw` by probability, as mining
-    does; `known` draws look-alikes, a limit of what can be gained. is_exact: cross-fitted. power:
-    the head that is measured weighs a negative by its probability to the power of -power.
+    does, `build` is the code of a build, which spreads over twice as many; `known` draws
+    look-alikes, a limit of what can be gained. is_exact: cross-fitted. power: the head that is
+    measured weighs a negative by its probability to the power of -power.
     """
 
     beta: float = 8.0
     share: float = 0.0
-    pick: Literal["top", "spread", "draw", "known"] = "top"
+    pick: Literal["top", "spread", "draw", "build", "known"] = "top"
     depth: float = 1.0
     is_exact: bool = True
     power: float = 1.0
@@ -78,6 +82,8 @@ def choose(stream: Stream, rule: Rule, budget: int) -> Chosen:
     first = Chosen(stream.chance_N < probability_N, probability_N)
     if not rule.share:
         return first
+    if rule.pick == "build":
+        return _choose_as_build(stream, first)
     hard_N = np.zeros(len(similarity_N))
     fold_N = stream.fold_N if rule.is_exact else np.zeros(len(similarity_N), int)
     for fold in range(int(fold_N.max()) + 1):
@@ -92,6 +98,31 @@ def choose(stream: Stream, rule: Rule, budget: int) -> Chosen:
     probability_N = np.maximum(probability_N, hard_N)
     is_hard_N = stream.chance_N < hard_N
     return Chosen(first.is_chosen_N | is_hard_N, probability_N)
+
+
+def _choose_as_build(stream: Stream, first: Chosen) -> Chosen:
+    """Adds as many as similarity draws in expectation."""
+    names = [sha256_hex(f"candidate {n}".encode()) for n in range(len(stream.fold_N))]
+    found = Candidates(
+        file_N=np.zeros(len(names), np.int64),
+        row_N=np.arange(len(names)),
+        hash_N=np.array(names, "S64"),
+        fold_N=stream.fold_N,
+        similarity_N=stream.similarity_N.astype(np.float32),
+        probability_N=first.probability_N,
+        is_drawn_N=first.is_chosen_N,
+        is_unknown_N=np.zeros(len(names), bool),
+    )
+    hashes = [sha256_hex(f"positive {n}".encode()) for n in range(len(stream.positive_PD))]
+    taken = choose_hardest(
+        found,
+        lambda chosen: np.asarray(stream.candidate_ND[chosen], np.float32),
+        Positives(stream.positive_PD, hashes),
+        kept=np.array([], "S64"),
+        is_guarded=False,
+    )
+    is_hard_N = np.array([name in taken for name in names])
+    return Chosen(first.is_chosen_N | is_hard_N, np.where(is_hard_N, 1.0, first.probability_N))
 
 
 def _choose_known(stream: Stream, rule: Rule, budget: int) -> Chosen:

@@ -32,6 +32,7 @@ RULES = {
     "half spread, no weights": Rule(share=0.5, pick="spread", depth=2, power=0.0),
     "half spread, root of weights": Rule(share=0.5, pick="spread", depth=2, power=0.5),
     "half hardest, root of weights": Rule(share=0.5, power=0.5),
+    "half, as a build": Rule(share=0.5, pick="build"),
     "half spread over 4 times": Rule(share=0.5, pick="spread", depth=4),
     "half drawn by p, as mining": Rule(share=0.5, pick="draw"),
     "quarter spread": Rule(share=0.25, pick="spread", depth=2),

@@ -106,7 +106,7 @@ def test_shards_hold_one_source_split_and_label_at_most_so_many_samples(built: B
         assert 0 < shard.num_samples <= built.config.output.samples_per_shard
 
 
-def test_inclusion_probability_follows_from_plan_and_similarity(built: Built) -> None:
+def test_inclusion_probability_follows_from_plan_and_similarity_or_is_1(built: Built) -> None:
     rows = sidecar_rows(built.root)
     reference = Dataset(str(built.root)).read_reference()
     selection = built.config.selection
@@ -117,13 +117,15 @@ def test_inclusion_probability_follows_from_plan_and_similarity(built: Built) ->
         if row["label"]:
             kind, expected = "positive", 1.0
         elif row["split"] == "train":
-            kind, expected = "train", min(max(plan.scale * weight, selection.min_probability), 1.0)
+            kind, expected = "train", min(max(plan.scale * weight, plan.min_probability), 1.0)
+            if row["inclusion_probability"] == 1:
+                kind, expected = "hardest", 1.0
         else:
             kind, expected = "eval", plan.eval_probability
         seen[kind] += 1
         assert row["inclusion_probability"] == pytest.approx(expected, rel=1e-6), row["key"]
         assert unit_hash(selection.seed, row["content_hash"]) < row["inclusion_probability"]
-    assert min(seen["positive"], seen["train"], seen["eval"]) >= 20, seen
+    assert min(seen[kind] for kind in ("positive", "train", "hardest", "eval")) >= 20, seen
     is_train = pc.and_(pc.equal(rows["split"], "train"), pc.equal(rows["label"], ""))
     assert len(pc.unique(rows.filter(is_train)["inclusion_probability"])) > 20
 

@@ -192,8 +192,11 @@ def test_how_to_run_enters_no_fingerprint_and_what_comes_out_does() -> None:
 
 
 def test_fingerprints_stay_those_of_data_sets_built_before() -> None:
-    """Whatever fields come and go: another fingerprint would have all of it built anew."""
-    config = Config.model_validate(MINIMAL)
+    """Whatever fields come and go: another fingerprint would have all of it built anew.
+
+    They were drawn by similarity, which is no longer the default.
+    """
+    config = Config.model_validate({**MINIMAL, "selection": {"mode": "similarity"}})
     inputs = config.row_inputs(), *map(config.source_inputs, config.entries)
     assert [fingerprint(each)[:12] for each in inputs] == [
         "a9a3c7347896", "48daba280fd4", "8c106c529b8b"

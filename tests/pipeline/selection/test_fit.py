@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ from test_plan import ENTRY, REFERENCE, config_with, pilot_of, rows_of
 
 from pipeline.config.schema import Config
 from pipeline.dataset.schema import Partition
-from pipeline.selection.fit import fit_probabilities, pilot_needed, probability_curve
+from pipeline.selection.fit import Fitted, fit_probabilities, pilot_needed
 from pipeline.selection.pilot import Pilot
 from pipeline.selection.rule import inclusion_probability
 from pipeline.sources.survey import Listing, pilot_size
@@ -40,6 +41,18 @@ def read_pilot(config: Config, similarity_N: NDArray[np.float32]) -> Pilot:
     return pilot_of(listing_of(config), rows, config)
 
 
+def probability_of(
+    fit: Fitted, similarity_N: NDArray[np.float32], config: Config
+) -> NDArray[np.float64]:
+    return inclusion_probability(
+        similarity_N,
+        scale=fit.scale,
+        beta=config.selection.effective_beta,
+        offset=REFERENCE.median,
+        min_probability=fit.min_probability,
+    )
+
+
 def needed(config: Config, similarity_N: NDArray[np.float32]) -> int:
     return pilot_needed(read_pilot(config, similarity_N), config=config, reference=REFERENCE)
 
@@ -49,22 +62,59 @@ def test_counts_meet_a_budget_of_ten_thousand_within_five_percent(
     similarity_N: NDArray[np.float32], beta: float
 ) -> None:
     """Over repeated pilots, each as large as its first 500 candidates ask for."""
-    config = config_with(budget=10_000, beta=beta, pilot=500)
+    config = config_with(mode="similarity", budget=10_000, beta=beta, pilot=500)
     rng = np.random.default_rng(1)
     errors = []
     for _ in range(100):
         size = needed(config, rng.choice(similarity_N, 500))
         pilot = read_pilot(config, rng.choice(similarity_N, size))
-        fit = fit_probabilities(
-            pilot, config=config, reference=REFERENCE, num_candidates=NUM_CANDIDATES
-        )
-        probability_N = inclusion_probability(
-            similarity_N, scale=fit.scale, **probability_curve(config, REFERENCE)
-        )
+        (fit,) = fit_probabilities([(pilot, NUM_CANDIDATES)], config=config, reference=REFERENCE)
+        probability_N = probability_of(fit, similarity_N, config)
         train = config.split.fractions["train"]
         selected = rng.random(NUM_CANDIDATES) < train * probability_N
         errors.append(selected.sum() / 10_000 - 1)
     assert np.quantile(np.abs(errors), 0.95) < 0.05, np.std(errors)
+
+
+@pytest.mark.parametrize("budget", [20, 1000])
+def test_floor_does_not_decide_how_many_are_drawn(
+    similarity_N: NDArray[np.float32], budget: int
+) -> None:
+    """A floor of 0.01 alone would draw 700 of 70,000, whatever the budget."""
+    config = config_with(budget=budget, beta=16.0)
+    pilot = read_pilot(config, similarity_N)
+    (fit,) = fit_probabilities([(pilot, NUM_CANDIDATES)], config=config, reference=REFERENCE)
+    assert fit.num_wanted == budget
+    assert fit.min_probability == pytest.approx(0.1 * (budget / 2) / 70_000)
+    drawn = 0.7 * probability_of(fit, similarity_N, config).sum()
+    assert drawn == pytest.approx(budget / 2), "a first head adds the other half"
+
+
+def test_sources_that_share_a_budget_share_the_scale_by_their_weights(
+    similarity_N: NDArray[np.float32],
+) -> None:
+    config = config_with(pool="all", budget=2000, eval_budget=300)
+    pilots = []
+    for name, weight, shift in (("near", 1.0, 0.1), ("far", 3.0, 0.0), ("empty", 1.0, 0.0)):
+        pilot = read_pilot(config, similarity_N[::10] + np.float32(shift))
+        if name == "empty":
+            pilot = replace(pilot, usable=pilot.usable.slice(0, 0))
+        pilots.append(replace(pilot, entry=ENTRY.model_copy(update={"weight": weight})))
+    numbers = [50_000, 10_000, 1000]
+    fits = fit_probabilities(
+        list(zip(pilots, numbers, strict=True)), config=config, reference=REFERENCE
+    )
+    assert fits[1].scale == pytest.approx(3 * fits[0].scale)
+    assert {(fit.num_wanted, fit.min_probability) for fit in fits} == {
+        (2000, fits[0].min_probability)
+    }
+    drawn = [
+        0.7 * number * probability_of(fit, pilot.similarity_N, config).mean()
+        for fit, pilot, number in zip(fits[:2], pilots[:2], numbers[:2], strict=True)
+    ]
+    assert sum(drawn) == pytest.approx(1000)
+    assert drawn[0] / 50_000 > 0.5 * drawn[1] / 10_000, "nearer ones, where the weight is less"
+    assert fits[0].eval_probability == pytest.approx(300 / (60_000 * 0.15))
 
 
 def test_steeper_curve_asks_for_a_larger_pilot(similarity_N: NDArray[np.float32]) -> None:

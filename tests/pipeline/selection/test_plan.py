@@ -17,7 +17,7 @@ from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import ReferenceInfo, strata_by_similarity
 from pipeline.dataset.schema import Partition, RawSample
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.selection.fit import fit_scale
+from pipeline.selection.fit import Sampled, fit_scale
 from pipeline.selection.pilot import Pilot, make_pilot, pilot_sample
 from pipeline.selection.plan import make_plan
 from pipeline.sources import survey as survey_of
@@ -168,7 +168,7 @@ def test_scale_does_not_depend_on_the_order_of_the_pilot() -> None:
     similarity = rng.uniform(-0.2, 0.6, 999).astype(np.float32)
     scales = {
         fit_scale(
-            rng.permutation(similarity),
+            [Sampled(rng.permutation(similarity))],
             beta=8,
             offset=0.5,
             min_probability=0.01,
@@ -184,7 +184,9 @@ def test_budget_beyond_what_is_possible_gives_the_floor_or_everything(
     mean: float, expected: float
 ) -> None:
     similarity = np.linspace(-1, 1, 101, dtype=np.float32)
-    scale = fit_scale(similarity, beta=8, offset=0.5, min_probability=0.01, mean_probability=mean)
+    scale = fit_scale(
+        [Sampled(similarity)], beta=8, offset=0.5, min_probability=0.01, mean_probability=mean
+    )
     probability = np.clip(scale * np.exp(8 * (similarity.astype(float) - 0.5)), 0.01, 1)
     np.testing.assert_allclose(probability, expected, rtol=1e-6)
 
@@ -272,7 +274,7 @@ def test_plan_makes_up_for_rejected_candidates() -> None:
     reasons: list[object] = ["truncated", "too_small", None, None] * 125
     plan = plan_of(rows_of(500, reject_reason=reasons), budget=800, eval_budget=300)
     assert plan.expected_rejected == {"too_small": 2500, "truncated": 2500}
-    assert sum(plan.expected_selected.values()) == pytest.approx(1400, rel=1e-4)
+    assert sum(plan.expected_selected.values()) == pytest.approx(1400, rel=0.01)
 
 
 def test_plan_takes_every_positive_and_what_is_all_there_is() -> None:

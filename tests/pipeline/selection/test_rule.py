@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.dedup import NearDuplicateIndex
 from pipeline.dataset.keys import unit_hash
-from pipeline.selection.fit import fit_scale
+from pipeline.selection.fit import Sampled, fit_scale
 from pipeline.selection.reference import KnownPositives
 from pipeline.selection.rule import SelectionRule
 from pipeline.worker.steps.select import ADDS, READS, select_batch
@@ -64,7 +64,7 @@ def similarities() -> NDArray[np.float32]:
 
 def fit(similarities: NDArray[np.float32], budget: float, beta: float = 8.0) -> float:
     return fit_scale(
-        similarities,
+        [Sampled(similarities)],
         beta=beta,
         offset=OFFSET,
         min_probability=MIN_PROBABILITY,
