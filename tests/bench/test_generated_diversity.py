@@ -64,7 +64,7 @@ def samples_of(kind: str, number: int, **params: object) -> list[RawSample]:
 
 
 def embed(samples: Sequence[RawSample], encoder: Encoder, runtime: Runtime) -> Embeddings:
-    crops = (crop_any_image(s.image, encoder.preprocessing).numpy() for s in samples)
+    crops = (crop_any_image(s.image, encoder.preprocessing) for s in samples)
     batches = iter(lambda: list(itertools.islice(crops, 64)), [])
     return np.concatenate([runtime.embed(np.stack(batch)) for batch in batches])
 
