@@ -53,7 +53,7 @@ def embed_photos(photos: Photos, path: Path) -> Embedded:
         for start in range(0, len(places), size):
             batch = places[start : start + size]
             images = [_view(every[n], v) for n, v in batch]
-            pixels = [crop_any_image(image, encoder.preprocessing).numpy() for image in images]
+            pixels = [crop_any_image(image, encoder.preprocessing) for image in images]
             embedding_NVD[tuple(np.transpose(batch))] = runtime.embed(np.stack(pixels))
             progress.advance(len(batch))
     path.parent.mkdir(parents=True, exist_ok=True)
