@@ -175,7 +175,9 @@ def predict(
             help="Images, folders, globs, URLs, tars or parquet tables; - for a list on stdin.",
         ),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="JSON Lines.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="JSON Lines, with the nearest training pictures.")
+    ] = False,
     out: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Write a parquet table, here or on s3://, not lines."),
@@ -202,7 +204,7 @@ def predict(
         raise ConfigError("--out and --json: a table is written, or lines; leave out one of them")
     began, tally = time.monotonic(), Tally()
     pictures = find_pictures(paths)
-    detector = Detector.load(run, prior=prior, threshold=threshold)
+    detector = Detector.load(run, prior=prior, threshold=threshold, explain=as_json)
     predictions = predict_pictures(detector, pictures, copy_to=copy_to)
     if out is not None:
         predictions = write_table(out, predictions, detector.targets)

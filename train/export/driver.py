@@ -25,7 +25,7 @@ from train.config import EvaluateConfig, load_train_config
 from train.evaluate.run import predict_splits, with_calibration
 from train.export import hub, pictures
 from train.export.parity import Parity, compare_logits, milliseconds, rates_of, write_report
-from train.export.program import export_program
+from train.export.program import WithEmbedding, export_program
 from train.export.quantization import QuantizedEmbedder, quantize
 from train.metrics.predictions import of_target, thin_to_uniform
 from train.metrics.summary import measure
@@ -33,7 +33,7 @@ from train.model.detector import DetectorModel, load_model
 from train.model.info import ModelInfo
 from train.model.onnx_file import OnnxInfo, encode_onnx, open_onnx
 from train.model.onnx_graph import detector_graph
-from train.predict.network import Network, OnnxNetwork
+from train.predict.network import Network, OnnxNetwork, Outputs
 
 _log = logging.getLogger(__name__)
 
@@ -78,12 +78,10 @@ class _Module:
     def __init__(self, module: Any) -> None:
         self._module = module
 
-    def logits(self, pixels_BCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def run(self, pixels_BCHW: NDArray[np.uint8]) -> Outputs:
         with torch.inference_mode():
-            found = self._module(torch.from_numpy(pixels_BCHW))
-            logits_BK = found[1] if isinstance(found, tuple) else found
-            logits: NDArray[np.float32] = logits_BK.numpy()
-            return logits
+            embedding_BD, logits_BK = self._module(torch.from_numpy(pixels_BCHW))
+        return Outputs(logits_BK.numpy(), embedding_BD.numpy())
 
 
 def export_run(
@@ -151,7 +149,7 @@ def _in_float(run: _Run, kind: Format) -> _Exported:
         content = encode_onnx(detector_graph(run.model, run.info), OnnxInfo.of(run.info))
         network = OnnxNetwork(open_onnx(content, NAMES[kind])[0])
     pixels_NCHW = pictures.of_test(run.dataset, run.info, at_most=_NUM_COMPARED)
-    of_run = _Module(run.model.eval())
+    of_run = _Module(WithEmbedding(run.model).eval())
     compared = compare_logits(
         _logits(network, pixels_NCHW), run.calibration, _logits(of_run, pixels_NCHW),
         run.calibration,
@@ -168,7 +166,7 @@ def _in_float(run: _Run, kind: Format) -> _Exported:
 def _logits(network: Network, pixels_NCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
     size = network.batch_size
     parts = [
-        network.logits(pixels_NCHW[start : start + size])
+        network.run(pixels_NCHW[start : start + size]).logits_BK
         for start in range(0, len(pixels_NCHW), size)
     ]
     return np.concatenate(parts)

@@ -15,7 +15,7 @@ from train.model.onnx_file import OnnxInfo
 METADATA = "infineg.json"  # in `extra_files`
 
 
-class _WithEmbedding(nn.Module):
+class WithEmbedding(nn.Module):
     """pixels_BCHW uint8 -> embedding_BD, logits_BK."""
 
     def __init__(self, model: DetectorModel) -> None:
@@ -32,7 +32,7 @@ def export_program(model: DetectorModel, info: ModelInfo) -> bytes:
     size = info.preprocessing.image_size
     example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     program = torch.export.export(
-        _WithEmbedding(model.cpu().eval()).requires_grad_(False),
+        WithEmbedding(model.cpu().eval()).requires_grad_(False),
         (example,),
         dynamic_shapes=({0: torch.export.Dim("B")},),
     )

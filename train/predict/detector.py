@@ -6,7 +6,7 @@ Shapes: B batch, C H W image, K targets.
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeAlias, TypeVar, overload
 
@@ -28,6 +28,7 @@ from train.metrics.probability import (
     probability,
 )
 from train.model.info import TargetCalibration, read_model_info
+from train.model.neighbours import Nearest, Neighbours
 from train.predict.files import read_file
 from train.predict.network import Network, open_file, open_run
 
@@ -46,7 +47,8 @@ class Prediction:
     evaluate.deploy_prior unless another was given; None for a run of an older version. logits: by
     target, before calibration. one_in: of this many negatives one reaches such a logit, for the
     label's target or (label "") the most probable one; at most the number of negatives that the
-    threshold was set on.
+    threshold was set on. nearest: the training pictures most like it, for that target, if asked
+    for and known.
     """
 
     label: str
@@ -55,6 +57,7 @@ class Prediction:
     thresholds: dict[str, float]
     prior: float | None
     one_in: float
+    nearest: Nearest | None = field(default=None, repr=False)
 
 
 class Detector:
@@ -78,12 +81,14 @@ class Detector:
         *,
         preprocessing: Preprocessing,
         calibration: dict[str, TargetCalibration],
+        neighbours: Neighbours | None = None,
     ) -> None:
-        """calibration: by target, in the order of the logits."""
+        """calibration: by target, in the order of the logits. neighbours: to explain by."""
         self.targets = tuple(calibration)
         self._calibration = calibration
         self._preprocessing = preprocessing
         self._network = network
+        self._neighbours = neighbours
         self._num_threads = os.cpu_count() or 1
 
     @classmethod
@@ -93,6 +98,7 @@ class Detector:
         *,
         prior: float | None = None,
         threshold: float | None = None,
+        explain: bool = False,
     ) -> "Detector":
         """Loads the folder of a run, or a model.onnx; each may be a URL such as s3://.
 
@@ -101,7 +107,8 @@ class Detector:
 
         prior: share of pictures that show a target, default the run's evaluate.deploy_prior.
         threshold: probability (at this prior) from which on a target counts as found, default the
-        one that evaluate.alpha promises.
+        one that evaluate.alpha promises. explain: predictions have the nearest training pictures,
+        of a run here that has neighbours.parquet.
         """
         network, preprocessing, calibration = _open(os.fspath(run))
         if prior is not None:
@@ -110,7 +117,14 @@ class Detector:
             calibration = {
                 name: at_threshold(each, threshold) for name, each in calibration.items()
             }
-        return cls(network, preprocessing=preprocessing, calibration=calibration)
+        folder = storage.local_path(os.fspath(run))
+        neighbours = Neighbours.load(folder) if explain and folder else None
+        return cls(
+            network,
+            preprocessing=preprocessing,
+            calibration=calibration,
+            neighbours=neighbours,
+        )
 
     @overload
     def __call__(self, images: ImageInput) -> Prediction: ...
@@ -177,8 +191,21 @@ class Detector:
 
     def predict_pixels(self, pixels_BCHW: NDArray[np.uint8]) -> list[Prediction]:
         """Predictions for uint8 pixels that are cropped to the model's size already."""
-        logits_BK = self._network.logits(pixels_BCHW)
-        return [self.predict_logits(logits_K) for logits_K in logits_BK.tolist()]
+        logits_BK, embedding_BD = self._network.run(pixels_BCHW)
+        found = [self.predict_logits(logits_K) for logits_K in logits_BK.tolist()]
+        if self._neighbours is None:
+            return found
+        return [
+            replace(prediction, nearest=self._explain(prediction, embedding_D))
+            for prediction, embedding_D in zip(found, embedding_BD, strict=True)
+        ]
+
+    def _explain(self, prediction: Prediction, embedding_D: NDArray[np.float32]) -> Nearest:
+        assert self._neighbours is not None
+        target = prediction.label or max(
+            prediction.probabilities, key=prediction.probabilities.__getitem__
+        )
+        return self._neighbours.nearest(embedding_D[None], target=target)[0]
 
     def predict_logits(self, logits_K: Sequence[float]) -> Prediction:
         """The prediction from raw logits, in the order of `targets`."""

@@ -1,11 +1,11 @@
 """The network of a detector: by ONNX Runtime on CPUs, by PyTorch on GPUs.
 
-Shapes: B batch, C H W image, K targets.
+Shapes: B batch, C H W image, D embedding, K targets.
 """
 
 import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +16,20 @@ from train.model.info import ModelInfo
 from train.model.onnx_file import MAX_BYTES, OnnxInfo, open_onnx
 
 
+class Outputs(NamedTuple):
+    """What a network says of a batch."""
+
+    logits_BK: NDArray[np.float32]
+    embedding_BD: NDArray[np.float32]  # L2-normalised
+
+
 class Network(Protocol):
     """Something that several threads may call at once."""
 
     batch_size: int  # images that it takes at once
 
-    def logits(self, pixels_BCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """logits_BK, before calibration."""
+    def run(self, pixels_BCHW: NDArray[np.uint8]) -> Outputs:
+        """logits_BK, before calibration, and embedding_BD."""
 
 
 class OnnxNetwork:
@@ -33,9 +40,8 @@ class OnnxNetwork:
     def __init__(self, session: Any) -> None:
         self._session = session
 
-    def logits(self, pixels_BCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
-        logits_BK: NDArray[np.float32] = self._session.run(["logits"], {"pixels": pixels_BCHW})[0]
-        return logits_BK
+    def run(self, pixels_BCHW: NDArray[np.uint8]) -> Outputs:
+        return Outputs(*self._session.run(["logits", "embedding"], {"pixels": pixels_BCHW}))
 
 
 def open_file(uri: str) -> tuple[Network, OnnxInfo]:

@@ -14,6 +14,7 @@ from typing import Any
 from more_itertools import chunked
 
 from pipeline import storage
+from train.model.neighbours import Nearest
 from train.predict.detector import Detector, Prediction
 from train.predict.files import Picture, find_pictures
 
@@ -33,8 +34,12 @@ class FilePrediction:
 
     def as_dict(self) -> dict[str, Any]:
         """`path` and the fields of the prediction, or `error`."""
-        content = {"error": self.error} if self.prediction is None else vars(self.prediction)
-        return {"path": storage.escape(self.path), **content}
+        path = {"path": storage.escape(self.path)}
+        if self.prediction is None:
+            return path | {"error": self.error}
+        content = path | vars(self.prediction)
+        nearest = content.pop("nearest")
+        return content | ({"nearest": _as_dict(nearest)} if nearest else {})
 
     def as_json(self) -> str:
         """One line of JSON."""
@@ -52,6 +57,14 @@ class FilePrediction:
         if found.prior is not None:
             shares += f" at prior {found.prior:g}"
         return f"{path}\t{found.label}\t{shares}\tone in {found.one_in:,.0f}"
+
+
+def _as_dict(nearest: Nearest) -> dict[str, list[dict[str, Any]]]:
+    """Without the previews."""
+    return {
+        kind: [{name: near[name] for name in near if name != "preview"} for near in map(vars, some)]
+        for kind, some in vars(nearest).items()
+    }
 
 
 def predict_paths(

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from train.model.detector import load_model
+from train.predict.network import Outputs
 
 
 class TorchNetwork:
@@ -26,8 +27,8 @@ class TorchNetwork:
         is_cpu = self._device.type == "cpu"
         self._turn = threading.Lock() if is_cpu else contextlib.nullcontext()
 
-    def logits(self, pixels_BCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def run(self, pixels_BCHW: NDArray[np.uint8]) -> Outputs:
         with self._turn, torch.inference_mode():
-            logits_BK = self._model(torch.from_numpy(pixels_BCHW).to(self._device))
-            logits: NDArray[np.float32] = logits_BK.cpu().numpy()
-            return logits
+            embedding_BD = self._model.encoder(torch.from_numpy(pixels_BCHW).to(self._device))
+            logits_BK = self._model.head_logits(embedding_BD)
+            return Outputs(logits_BK.cpu().numpy(), embedding_BD.float().cpu().numpy())

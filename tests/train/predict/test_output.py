@@ -14,6 +14,7 @@ import pytest
 import simplejpeg
 
 from pipeline import storage
+from support.builds import sidecar_rows
 from support.processes import call_infineg
 from train.predict import detector
 from train.predict.detector import Detector
@@ -50,12 +51,38 @@ def test_lines_are_on_stdout_and_the_summary_on_stderr(
     assert "words.jpg\terror: no usable image: unreadable" in err
 
 
+def test_json_has_the_nearest_training_pictures_of_both_kinds(
+    two_targets: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, out, _ = call_infineg(capsys, "predict", two_targets, photos / "dog-0.jpg", "--json")
+    nearest = json.loads(out)["nearest"]
+    assert [near["label"] for near in nearest["positives"]] == ["dog"] * 3
+    assert {near["label"] for near in nearest["negatives"]} <= {"", "cat"}
+    trained = {
+        row["key"]: row["label"]
+        for row in sidecar_rows(two_targets.parent / "data").select(["key", "label"]).to_pylist()
+    }
+    for near in nearest["positives"] + nearest["negatives"]:
+        assert trained[near["key"]] == near["label"]
+        assert "preview" not in near
+    similarities = [near["similarity"] for near in nearest["positives"]]
+    assert similarities == sorted(similarities, reverse=True)
+    assert 0.5 < similarities[0] <= 1.001
+
+    released = shutil.copytree(two_targets, tmp_path / "released")
+    (released / "neighbours.parquet").unlink()
+    _, out, _ = call_infineg(capsys, "predict", released, photos / "dog-0.jpg", "--json")
+    assert "nearest" not in json.loads(out)
+
+
 def test_the_table_has_what_the_lines_have(
     two_targets: Path, photos: Path, tmp_path: Path, s3_root: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     _, text, _ = call_infineg(capsys, "predict", two_targets, photos, "--json")
     wanted = [json.loads(line) for line in text.splitlines()]
+    for line in wanted:
+        line.pop("nearest", None)
     for out in (str(tmp_path / "found.parquet"), f"{s3_root}/found.parquet"):
         code, text, _ = call_infineg(capsys, "predict", two_targets, photos, "--out", out)
         assert (code, text) == (0, "")
