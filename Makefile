@@ -7,8 +7,8 @@ READY := $(VENV)/.ready
 # 2 GB each: many tests wait for processes that they have started, or have killed.
 PROCESSES := $(shell expr 1 + `nproc`)
 PARALLEL := -n $(PROCESSES) --maxprocesses 5 --dist loadfile --no-loadscope-reorder
-# Few and long: a test at a time, and twice as many processes, because these wait the most.
-PARALLEL_CLUSTER := -n $(shell expr 2 + 2 '*' `nproc`) --maxprocesses 6 --dist load --maxschedchunk 1
+# Few and long: a test at a time, and one process more, because these wait the most.
+PARALLEL_CLUSTER := -n $(shell expr 2 + `nproc`) --maxprocesses 5 --dist load --maxschedchunk 1
 
 .PHONY: help demo test coverage test-cluster check bench docs photos study clean
 
