@@ -181,7 +181,7 @@ def test_main_job_from_plan_to_prediction(
     lines = infineg("predict", run, cat, text, "--json").splitlines()
     of_cat, of_text = (json.loads(line) for line in lines if line.startswith("{"))
     assert set(of_cat) == {
-        "path", "label", "logits", "probabilities", "thresholds", "prior", "one_in",
+        "path", "label", "logits", "probabilities", "thresholds", "prior", "one_in", "nearest",
     }  # fmt: skip
     assert of_text == {"path": str(text), "error": "no usable image: unreadable"}
     assert re.search(r"cat\.jpg\t(cat)?\tcat \d", infineg_here("predict", run, cat))
