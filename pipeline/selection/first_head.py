@@ -64,17 +64,23 @@ def _fit_without(
     if is_left_out_P.all() or is_left_out_N.all():
         return None
     seen_N = ~is_left_out_N
-    weight_D, bias = _fit(positive_PD[~is_left_out_P], negative_ND[seen_N], probability_N[seen_N])
+    weight_D, bias = fit_logistic(
+        positive_PD[~is_left_out_P], negative_ND[seen_N], 1 / probability_N[seen_N].astype(float)
+    )
     judged_PD = positive_PD[is_left_out_P] if is_left_out_P.any() else positive_PD
     guard = np.quantile(judged_PD @ weight_D + bias, 1 - _GUARD_TPR, method="lower")
     return FirstHead(weight_D.astype(np.float32), bias, float(guard))
 
 
-def _fit(positive_PD: Floats, negative_ND: Floats, probability_N: Floats) -> tuple[Floats, float]:
-    """weight_D and bias for embeddings as they are; both classes weigh the same."""
+def fit_logistic(
+    positive_PD: Floats, negative_ND: Floats, weight_N: Floats
+) -> tuple[Floats, float]:
+    """weight_D and bias for embeddings as they are, of a regression on standardised features.
+
+    weight_N: of the negatives among each other; both classes weigh the same.
+    """
     samples_D = np.concatenate([positive_PD, negative_ND]).astype(np.float64)
     mean_D, deviation_D = samples_D.mean(axis=0), samples_D.std(axis=0) + 1e-6
-    weight_N = 1 / probability_N.astype(np.float64)
     weight_N = np.minimum(weight_N / weight_N.mean(), _MAX_WEIGHT)
     half = len(samples_D) / 2
     weights = np.concatenate(

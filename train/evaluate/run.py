@@ -30,7 +30,6 @@ from train.metrics.calibration import calibrate_target
 from train.metrics.predictions import (
     Place,
     TargetPredictions,
-    logit_column,
     of_target,
     prediction_rows,
     thin_to_uniform,
@@ -38,7 +37,13 @@ from train.metrics.predictions import (
 )
 from train.metrics.summary import measure, write_metrics
 from train.model.detector import DetectorModel, load_model
-from train.model.info import ModelInfo, TargetCalibration, read_model_info, write_model_info
+from train.model.info import (
+    ModelInfo,
+    TargetCalibration,
+    logit_column,
+    read_model_info,
+    write_model_info,
+)
 from train.model.neighbours import Nearest, Neighbours, write_neighbours
 from train.model.onnx_graph import write_onnx
 from train.report.composition import describe_dataset

@@ -30,7 +30,7 @@ from train.export.quantization import QuantizedEmbedder, quantize
 from train.metrics.predictions import of_target, thin_to_uniform
 from train.metrics.summary import measure
 from train.model.detector import DetectorModel, load_model
-from train.model.info import ModelInfo
+from train.model.info import ModelInfo, logit_column
 from train.model.onnx_file import OnnxInfo, encode_onnx, open_onnx
 from train.model.onnx_graph import detector_graph
 from train.predict.network import Network, OnnxNetwork, Outputs
@@ -221,7 +221,7 @@ def _evaluate_config(run: _Run) -> EvaluateConfig:
 def _test_logits(predictions: pa.Table, info: ModelInfo) -> NDArray[np.float32]:
     """logits_NK of test."""
     rows = predictions.filter(pc.equal(predictions["split"], "test"))
-    names = [f"logit_{target}" for target in info.targets] if len(info.targets) > 1 else ["logit"]
+    names = [logit_column(target, info.targets) for target in info.targets]
     return np.stack([rows[name].to_numpy() for name in names], axis=1)
 
 

@@ -28,6 +28,7 @@ from pipeline.dataset.keys import unit_hash
 from pipeline.dataset.metadata import ReferenceInfo, strata_by_similarity
 from pipeline.dataset.schema import Stratum, with_columns
 from train.metrics.ranking import Bools, Floats, has_both
+from train.model.info import logit_column
 
 Place: TypeAlias = tuple[str, str]  # of a picture in a data set: its key, and its shard's path
 
@@ -156,11 +157,6 @@ def of_target(
         is_known_source_N=pc.is_in(rows["source"], pc.unique(known["source"])).to_numpy(),
         similarity_N=rows["similarity"].to_numpy(zero_copy_only=False).astype(np.float64),
     )
-
-
-def logit_column(target: str, targets: Sequence[str]) -> str:
-    """The column of a target's logits."""
-    return f"logit_{target}" if len(targets) > 1 else "logit"
 
 
 def write_predictions(run_dir: str | os.PathLike[str], predictions: pa.Table) -> None:

@@ -1,6 +1,7 @@
 """`model.json`: what is known of a trained model besides its weights. Imports no torch."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -83,3 +84,8 @@ def read_model_info(run_dir: str | os.PathLike[str]) -> ModelInfo | None:
     if not path.exists():
         return None
     return decode_record(str(path), path.read_bytes(), ModelInfo)
+
+
+def logit_column(target: str, targets: Sequence[str]) -> str:
+    """The column of `predictions.parquet` with a target's logits."""
+    return f"logit_{target}" if len(targets) > 1 else "logit"

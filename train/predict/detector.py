@@ -6,7 +6,7 @@ Shapes: B batch, C H W image, K targets.
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeAlias, TypeVar, overload
 
@@ -192,23 +192,15 @@ class Detector:
     def predict_pixels(self, pixels_BCHW: NDArray[np.uint8]) -> list[Prediction]:
         """Predictions for uint8 pixels that are cropped to the model's size already."""
         logits_BK, embedding_BD = self._network.run(pixels_BCHW)
-        found = [self.predict_logits(logits_K) for logits_K in logits_BK.tolist()]
-        if self._neighbours is None:
-            return found
         return [
-            replace(prediction, nearest=self._explain(prediction, embedding_D))
-            for prediction, embedding_D in zip(found, embedding_BD, strict=True)
+            self.predict_logits(logits_K, embedding_D)
+            for logits_K, embedding_D in zip(logits_BK.tolist(), embedding_BD, strict=True)
         ]
 
-    def _explain(self, prediction: Prediction, embedding_D: NDArray[np.float32]) -> Nearest:
-        assert self._neighbours is not None
-        target = prediction.label or max(
-            prediction.probabilities, key=prediction.probabilities.__getitem__
-        )
-        return self._neighbours.nearest(embedding_D[None], target=target)[0]
-
-    def predict_logits(self, logits_K: Sequence[float]) -> Prediction:
-        """The prediction from raw logits, in the order of `targets`."""
+    def predict_logits(
+        self, logits_K: Sequence[float], embedding_D: NDArray[np.float32] | None = None
+    ) -> Prediction:
+        """The prediction from raw logits, in the order of `targets`; explained by the embedding."""
         values = dict(zip(self.targets, logits_K, strict=True))
         calibrated = {
             target: float(calibrated_logits(each, values[target]))
@@ -216,6 +208,9 @@ class Detector:
         }
         (label,) = decide(np.array([logits_K]), self._calibration)
         best = label or max(calibrated, key=calibrated.__getitem__)
+        nearest = None
+        if self._neighbours is not None and embedding_D is not None:
+            (nearest,) = self._neighbours.nearest(embedding_D[None], target=best)
         return Prediction(
             label=label,
             logits=values,
@@ -226,6 +221,7 @@ class Detector:
             },
             prior=self._calibration[best].prior,
             one_in=1 / conformal_p_value(self._calibration[best], values[best]),
+            nearest=nearest,
         )
 
     def _crop(self, image: AnyT, read: Callable[[AnyT], bytes]) -> NDArray[np.uint8] | str:

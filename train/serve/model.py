@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import storage
+from train.model.info import logit_column
 from train.predict.detector import Detector, Prediction
 
 _KINDS = ("json", "onnx")  # of model.*, either of which changes with weights and calibration
@@ -71,7 +72,7 @@ def _read_val_logits(
     label_N = np.array(rows["label"].to_pylist(), object)
     found = {}
     for target in targets:
-        logit_N = rows[f"logit_{target}" if len(targets) > 1 else "logit"].to_numpy()
+        logit_N = rows[logit_column(target, targets)].to_numpy()
         for shows in (True, False):
             found[target, shows] = logit_N[(label_N == target) == shows].astype(np.float64)
     return found

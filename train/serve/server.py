@@ -7,12 +7,13 @@ from collections.abc import Callable
 import uvicorn
 
 from pipeline.errors import ConfigError
+from pipeline.telemetry.listening import listen
 from train.serve.access import choose_token
 from train.serve.app import make_app
 from train.serve.model import load_model
 
 _ANY = ("0.0.0.0", "::")
-# Requests in flight when it is told to end; what takes longer is given up.
+# How long requests in flight may take at shutdown; slower ones are dropped.
 _LAST_ANSWERS_S = 1
 
 
@@ -54,12 +55,7 @@ def serve_run(
 
 def _listen(host: str, port: int) -> socket.socket:
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host.strip("[]"), port), family=family, backlog=2048)
-        # Connections inherit it. Without it the body of an answer, which follows its headers, waits
-        # 40 ms; asyncio sets it only for sockets that it has made itself.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return listener
+        return listen(host, port)
     except OSError as error:
         raise ConfigError(
             f"--host {host} --port {port}: cannot listen there ({error.strerror}). Use an address "

@@ -1,7 +1,6 @@
 """Serves the page on this machine until interrupted."""
 
 import contextlib
-import socket
 from collections.abc import Callable, Sequence
 
 import uvicorn
@@ -10,6 +9,7 @@ from pipeline.curate.review.app import LOCAL_NAMES, make_app
 from pipeline.curate.review.session import ReviewSession
 from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
+from pipeline.telemetry.listening import listen
 
 
 def serve_review(
@@ -34,8 +34,7 @@ def serve_review(
     chosen = targets or Dataset(root).read_info().targets
     sessions = {target: ReviewSession(root, target) for target in chosen}
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host.strip("[]"), port), family=family)
+        listener = listen(host, port)
     except OSError as error:
         raise ConfigError(
             f"--port {port}: cannot listen on {host} ({error.strerror}). Use another, or 0 for any "

@@ -15,16 +15,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from sklearn.linear_model import LogisticRegression
 
 from pipeline.dataset.keys import sha256_hex
+from pipeline.selection import first_head as first_heads
 from pipeline.selection.hardest import Candidates, Positives, choose_hardest
 
 Floats = NDArray[np.floating]
 _NEIGHBOURS = 5
 _MIN_PROBABILITY = 0.01
-_STRENGTH = 0.1  # C, the inverse of L2 regularisation
-_MAX_WEIGHT = 20.0  # of a negative, in units of their mean, as in `train.max_weight`
 
 
 @dataclass(frozen=True)
@@ -142,18 +140,9 @@ def first_head(
 def fit_logistic(
     positive_PD: Floats, negative_MD: Floats, weight_M: Floats
 ) -> Callable[[Floats], Floats]:
-    """Logits of a logistic regression on standardised features, both classes of equal weight."""
-    train_D = np.concatenate([positive_PD, negative_MD])
-    mean_D, deviation_D = train_D.mean(axis=0), train_D.std(axis=0) + 1e-6
-    weight_M = np.minimum(weight_M / weight_M.mean(), _MAX_WEIGHT)
-    half = len(train_D) / 2
-    weights = np.concatenate(
-        [np.full(len(positive_PD), half / len(positive_PD)), weight_M * half / weight_M.sum()]
-    )
-    labels = np.arange(len(train_D)) < len(positive_PD)
-    model = LogisticRegression(C=_STRENGTH, max_iter=200)
-    model.fit((train_D - mean_D) / deviation_D, labels, sample_weight=weights)
-    return lambda rows_MD: np.asarray(model.decision_function((rows_MD - mean_D) / deviation_D))
+    """Logits of the build's own logistic regression."""
+    weight_D, bias = first_heads.fit_logistic(positive_PD, negative_MD, weight_M)
+    return lambda rows_MD: np.asarray(rows_MD @ weight_D + bias)
 
 
 def _hardest(
