@@ -7,7 +7,7 @@ from collections.abc import Callable
 import uvicorn
 
 from pipeline.errors import ConfigError
-from pipeline.telemetry.listening import listen
+from pipeline.telemetry.listening import listen, serve_until_interrupted
 from train.serve.access import choose_token
 from train.serve.app import make_app
 from train.serve.model import load_model
@@ -29,7 +29,7 @@ def serve_run(
 ) -> None:
     """Serves the page and the API of a run.
 
-    announce: called before the first request with the address of the page. On another address than
+    announce: called when the page is served, with its address. On another address than
     loopback a token is part of it; one from a file or the environment is not shown. Port 0 is any
     free one. Raises ConfigError for a run that is not trained and calibrated, for a bad token, and
     for an address that cannot be listened on.
@@ -48,9 +48,8 @@ def serve_run(
             ws="none",
         )
         shown = "" if token is None else f"{token if is_new else 'TOKEN'}/"
-        announce(f"http://{_reachable(host)}:{listener.getsockname()[1]}/{shown}")
-        with contextlib.suppress(KeyboardInterrupt):  # the intended end
-            uvicorn.Server(config).run(sockets=[listener])
+        url = f"http://{_reachable(host)}:{listener.getsockname()[1]}/{shown}"
+        serve_until_interrupted(config, listener, lambda: announce(url))
 
 
 def _listen(host: str, port: int) -> socket.socket:

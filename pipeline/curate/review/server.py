@@ -1,6 +1,5 @@
 """Serves the page on this machine until interrupted."""
 
-import contextlib
 from collections.abc import Callable, Sequence
 
 import uvicorn
@@ -9,7 +8,7 @@ from pipeline.curate.review.app import LOCAL_NAMES, make_app
 from pipeline.curate.review.session import ReviewSession
 from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
-from pipeline.telemetry.listening import listen
+from pipeline.telemetry.listening import listen, serve_until_interrupted
 
 
 def serve_review(
@@ -22,7 +21,7 @@ def serve_review(
 ) -> None:
     """Serves a review for some targets, by default for all of the data set.
 
-    announce: called before the first request with the page's address, in which is its secret, and
+    announce: called when the page is served, with its address, in which is its secret, and
     the path of the verdict file. Port 0 is any free one. Raises ConfigError for a host that is not
     this machine and for a port that is taken.
     """
@@ -44,9 +43,7 @@ def serve_review(
         app = make_app(sessions)
         # Without a log of its own, which would show what ours redacts.
         config = uvicorn.Config(app, log_level="warning", access_log=False, log_config=None)
-        server = uvicorn.Server(config)
         name = f"[{host}]" if ":" in host else host
         url = f"http://{name}:{listener.getsockname()[1]}/{app.state.secret}/"
-        announce(url, sessions[chosen[0]].verdict_path)
-        with contextlib.suppress(KeyboardInterrupt):  # the intended end
-            server.run(sockets=[listener])
+        verdict_path = sessions[chosen[0]].verdict_path
+        serve_until_interrupted(config, listener, lambda: announce(url, verdict_path))
