@@ -10,7 +10,7 @@ PARALLEL := -n $(PROCESSES) --maxprocesses 5 --dist loadfile --no-loadscope-reor
 # Few and long: a test at a time, and one process more, because these wait the most.
 PARALLEL_CLUSTER := -n $(shell expr 2 + `nproc`) --maxprocesses 5 --dist load --maxschedchunk 1
 
-.PHONY: help demo test coverage test-cluster check bench docs photos study clean
+.PHONY: help demo test coverage test-cluster check bench docs photos results study clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,6 +22,9 @@ photos: $(READY) ## the whole job on your photographs: make photos PHOTOS=/path
 	@test -n "$(PHOTOS)" || { echo 'make photos PHOTOS=/path (with cats/, near/ and random/)'; exit 2; }
 	PHOTOS="$(PHOTOS)" $(BIN)/infineg build configs/photos.yaml
 	PHOTOS="$(PHOTOS)" $(BIN)/infineg train configs/photos.yaml --resume
+
+results: photos ## the same, and the tables of README and docs/results.md, into study/
+	PYTHONPATH=tests/bench $(BIN)/python -m study.results "$(PHOTOS)" --run runs/photos --out study
 
 study: $(READY) ## which negatives are worth it, measured, into study/: make study PHOTOS=/path
 	@test -n "$(PHOTOS)" || { echo 'make study PHOTOS=/path (with cats/, near/KIND/, random/KIND/, imagenet_sample/WNID/)'; exit 2; }

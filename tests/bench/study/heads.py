@@ -2,11 +2,11 @@
 
 How many steps they need, whether views help, and whether the difference of neighbours does. Heads
 are those of the trainer, trained like it does on five folds; test pictures are of other origins.
-Shapes: B batch, D embedding, F folds, N rows, P positives, V views.
+Shapes: B batch, D embedding, F folds, N rows, P positives, S seeds, V views.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,13 +30,15 @@ from train.config import TrainConfig
 from train.data.augment import augment
 from train.loop.convergence import EVERY
 from train.loop.optim import Schedule
+from train.metrics.calibration import calibrate_target
 from train.model.detector import Head, Standardize
 
 Floats = NDArray[np.float32]
 _CARNIVORES = range(2085620, 2138442)  # of wnids: dogs to meerkats
 _NUM_CATS, _NUM_VIEWS = 300, 8
 _NUM_NEAREST = (10, 5)  # positives, negatives
-_COLUMNS = ("near@95", "near@98", "far@95", "far@98", "1 - AUROC", "steps")
+_ALPHA, _DELTA = 0.01, 0.05
+COLUMNS = ("near@95", "near@98", "far@95", "far@98", "TPR", "1 - AUROC", "steps")
 app = typer.Typer(add_completion=False)
 
 
@@ -86,25 +88,28 @@ def main(
     views_VPD = _embed_views(embedded, out / "views.npy")
     results = []
     for name in worlds:
-        rows_of = {arm: [] for arm in ARMS}
-        for seed in range(seeds):
-            world = _make_world(embedded, views_VPD, name, seed)
-            for arm, settings in ARMS.items():
-                rows_of[arm].append(_measure(world, settings))
-        first_SC = np.array(next(iter(rows_of.values())))
-        for arm, rows in rows_of.items():
-            difference_SC = np.array(rows) - first_SC
+        worlds_S = [make_world(embedded, views_VPD, name, seed) for seed in range(seeds)]
+        rows_of = {arm: measure_all(worlds_S, settings) for arm, settings in ARMS.items()}
+        first_SC = next(iter(rows_of.values()))
+        for arm, row_SC in rows_of.items():
+            difference_SC = row_SC - first_SC
             error_C = difference_SC.std(axis=0, ddof=min(1, seeds - 1)) / seeds**0.5
             line = {"world": name, "arm": arm, "seeds": seeds}
-            for index, column in enumerate(_COLUMNS):
-                numbers = (np.mean(rows, 0), difference_SC.mean(0), error_C)
+            for index, column in enumerate(COLUMNS):
+                numbers = (row_SC.mean(0), difference_SC.mean(0), error_C)
                 line[column] = [round(float(each[index]), 2) for each in numbers]
             results.append(line)
             print(json.dumps(line), flush=True)
     (out / "heads.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
-def _make_world(embedded: Embedded, views_VPD: Floats, name: str, seed: int) -> World:
+def measure_all(worlds: Sequence[World], arm: Arm) -> NDArray[np.float64]:
+    """`COLUMNS` of each world (S, 7), all but steps in percent."""
+    return np.array([_measure(world, arm) for world in worlds])
+
+
+def make_world(embedded: Embedded, views_VPD: Floats | None, name: str, seed: int) -> World:
+    """One seed's cats, negatives and folds, and the pictures of other origins to test on."""
     rng = np.random.default_rng(seed)
     kinds = [_kind_of(photo) for photo in embedded.photos]
     cats, near, things, carnivores, others = (
@@ -124,7 +129,7 @@ def _make_world(embedded: Embedded, views_VPD: Floats, name: str, seed: int) -> 
         embedding_ND=image_ND[rows],
         is_positive_N=np.arange(len(rows)) < num_positives,
         fold_N=rng.integers(5, size=len(rows)),
-        views_VPD=views_VPD[:, cats[:num_positives]],
+        views_VPD=None if views_VPD is None else views_VPD[:, cats[:num_positives]],
         cats=image_ND[cats[_NUM_CATS:]],
         near=image_ND[test[0]],
         far=image_ND[test[1]],
@@ -140,7 +145,6 @@ def _kind_of(photo: Photo) -> str:
 
 
 def _measure(world: World, arm: Arm) -> list[float]:
-    """`_COLUMNS`, rates in percent."""
     head, steps = _train(world, arm)
     tested = (world.cats, world.near, world.far)
     scores = [_logits(head, each) for each in tested]
@@ -154,7 +158,22 @@ def _measure(world: World, arm: Arm) -> list[float]:
     ]
     is_cat = np.repeat([True, False], [len(cats), len(near)])
     area = roc_auc_score(is_cat, np.concatenate([cats, near]))
-    return [*rates, 100 * (1 - float(area)), steps]
+    return [*rates, 100 * _tpr_at_threshold(head, world), 100 * (1 - float(area)), steps]
+
+
+def _tpr_at_threshold(head: Head, world: World) -> float:
+    """At the threshold that the trainer would guarantee, from held-out logits of training."""
+    calibration = calibrate_target(
+        _held_out_logits(head, world).astype(np.float64),
+        world.is_positive_N,
+        np.ones(len(world.fold_N)),
+        target="cat",
+        alpha=_ALPHA,
+        delta=_DELTA,
+        deploy_prior=0.5,
+    )
+    head.eval()
+    return float(np.mean(_logits(head, world.cats) >= calibration.threshold))
 
 
 def _train(world: World, arm: Arm) -> tuple[Head, int]:
