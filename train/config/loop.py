@@ -82,23 +82,18 @@ class LoopSettings(BaseModel, frozen=True, extra="forbid"):
         0, ge=0, description="Of order, augmentation, dropout and the head's first weights."
     )
     steps: int = Field(400, ge=1, description="Optimizer steps in all; default in finetune 2000.")
-    tolerance: float = Field(
-        0.01,
-        ge=0,
-        lt=1,
-        description="With several folds: training ends before `steps` where the loss of held-out "
-        "rows changes by less than this share in 50 steps (of 0.1 nats if it is lower). 0 never "
-        "ends it; early_stopping takes its place.",
-    )
     head_steps: int = Field(
         300,
         ge=0,
         description="In finetune: how many of `steps` train only the head, before unfreezing.",
     )
     hidden_dim: int = Field(
-        256, ge=0, description="Units of the head's hidden layer; 0 is a linear head."
+        0,
+        ge=0,
+        description="Units of the head's hidden layer; 0, the default, is a linear head. Default "
+        "in finetune 256.",
     )
-    dropout: float = Field(0.1, ge=0, lt=1, description="Before the head's last layer.")
+    dropout: float = Field(0.1, ge=0, lt=1, description="Behind the head's hidden layer.")
     folds: int = Field(
         5,
         ge=1,
@@ -113,6 +108,11 @@ class LoopSettings(BaseModel, frozen=True, extra="forbid"):
     early_stopping: EarlyStopping | None = Field(
         None, description="Ends training by a metric of the val split."
     )
+
+    @property
+    def is_logistic(self) -> bool:
+        """Whether the run is a logistic regression on embeddings, which is convex."""
+        return self.mode == "head" and self.hidden_dim == 0
 
     @property
     def uses_embeddings(self) -> bool:

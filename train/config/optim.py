@@ -9,13 +9,18 @@ class OptimSettings(BaseModel, frozen=True, extra="forbid"):
     """AdamW with linear warm-up and half a cosine down to 0."""
 
     learning_rate: float = Field(
-        1e-3, gt=0, description="Peak rate of the head; default in finetune 3e-4."
+        0.1,
+        gt=0,
+        description="Peak rate of the head; default with a hidden layer 1e-3, in finetune 3e-4.",
     )
     backbone_learning_rate: float = Field(
         3e-5, gt=0, description="Peak rate of the backbone in finetune."
     )
     weight_decay: float = Field(
-        1e-4, ge=0, description="Decoupled weight decay; biases and norms have none."
+        0.1,
+        ge=0,
+        description="Of a linear head its L2 penalty: 1 / C of a logistic regression on features "
+        "of norm 1. Else decoupled weight decay, default 1e-4. Biases and norms have none.",
     )
     warmup_steps: int = Field(
         50, ge=0, description="Steps of linear rise before the cosine; again after unfreezing."

@@ -16,10 +16,13 @@ from train.config.loss import LossSettings
 from train.config.optim import OptimSettings
 from train.config.run import RunSettings
 
+# Of a head with a hidden layer; a linear one is a convex problem, with a penalty of its own.
+_HIDDEN_DEFAULTS = {"learning_rate": 1e-3, "weight_decay": 1e-4}
 # A step of `finetune` decodes and back-propagates images: fewer of them, at smaller rates.
-_FINETUNE_DEFAULTS = {"steps": 2000, "batch_size": 64, "learning_rate": 3e-4, "folds": 1}
-
-
+_FINETUNE_DEFAULTS = {
+    "steps": 2000, "batch_size": 64, "learning_rate": 3e-4, "weight_decay": 1e-4, "folds": 1,
+    "hidden_dim": 256,
+}  # fmt: skip
 _LEAST_BATCH = 32
 
 
@@ -38,9 +41,11 @@ class TrainConfig(
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_mode(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("mode") == "finetune":
+        if not isinstance(data, dict):
+            return data
+        if data.get("mode") == "finetune":
             return {**_FINETUNE_DEFAULTS, **data}
-        return data
+        return {**_HIDDEN_DEFAULTS, **data} if data.get("hidden_dim") else data
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from train.config import TrainConfig
 from train.loop.phases import opening_steps
-from train.model.detector import DetectorModel
+from train.model.detector import DetectorModel, Head
 from train.model.groups import backbone_groups
 
 _Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -42,20 +42,41 @@ def trained_part(detector: DetectorModel, train_config: TrainConfig) -> nn.Modul
     return detector.head if train_config.mode == "head" else detector
 
 
-def make_optimizer(detector: DetectorModel, train_config: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(
+    detector: DetectorModel, train_config: TrainConfig, *, num_rows: int
+) -> torch.optim.AdamW:
     """AdamW with two groups for each part: matrices decay; biases and norms do not.
+
+    A linear head decays by an L2 penalty in its loss, which converges to the same weights whatever
+    the rates, as decoupled decay does not.
 
     Not timm's param_groups_layer_decay: it needs a group_matcher, which torchvision's networks
     lack, and each group here has a schedule of its own.
     """
-    groups = []
+    decay, groups = train_config.weight_decay, []
+    if train_config.is_logistic:
+        decay = _penalty(detector.head, train_config, num_rows)
     for parameters, schedule in _scheduled_parts(detector, train_config):
         decayed = [parameter for parameter in parameters if parameter.ndim > 1]
         plain = [parameter for parameter in parameters if parameter.ndim <= 1]
-        for members, decay in ((decayed, train_config.weight_decay), (plain, 0.0)):
-            groups.append({"params": members, "weight_decay": decay, "schedule": schedule})
+        for members, factor in ((decayed, decay), (plain, 0.0)):
+            groups.append({
+                "params": members, "weight_decay": factor, "schedule": schedule,
+                "decoupled_weight_decay": not train_config.is_logistic,
+            })  # fmt: skip
     # Fused: a head on cached embeddings is bound by this update (3 times faster on one core).
     return torch.optim.AdamW(groups, lr=0.0, fused=True)
+
+
+def _penalty(head: Head, train_config: TrainConfig, num_rows: int) -> float:
+    """What a weight of a linear head adds to its gradient, in units of the weight.
+
+    A logistic regression minimises |w|^2 / 2 + C * (sum of n losses) on features of norm 1. Here
+    the features have norm sqrt(D), and a head's share of the loss is its mean over the columns.
+    """
+    (dim,), num_folds = head.norm.normalized_shape, train_config.folds
+    num_seen = num_rows * (1 - 1 / num_folds) if num_folds > 1 else num_rows
+    return train_config.weight_decay * dim / num_seen / (num_folds * head.num_targets)
 
 
 def _scheduled_parts(

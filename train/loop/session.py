@@ -10,7 +10,6 @@ from pipeline.telemetry.metrics import TRAIN_METRICS, serve_metrics
 from train.distributed.signals import RunStopped, stop_on_signals
 from train.distributed.sync import StepSync, SyncResult
 from train.loop.checkpoint import Checkpoint, Saver, find_checkpoint, snapshot
-from train.loop.convergence import Convergence
 from train.loop.nonfinite import has_nonfinite_weights, nonfinite_loss_error
 from train.loop.optim import update_state
 from train.loop.phases import Phase
@@ -36,7 +35,7 @@ class Session:
 
     state: TrainState
     run: Run
-    validation: Validation | Convergence | None
+    validation: Validation | None
     step_sync: StepSync
     run_log: RunLog | None
     saver: Saver | None
@@ -126,9 +125,7 @@ class Session:
 
 
 @contextmanager
-def open_session(
-    state: TrainState, run: Run, validation: Validation | Convergence | None
-) -> Iterator[Session]:
+def open_session(state: TrainState, run: Run, validation: Validation | None) -> Iterator[Session]:
     """Files, servers and threads are closed at the end; until then signals are noted."""
     train_config, log, saver = state.train_config, None, None
     with ExitStack() as stack:

@@ -114,7 +114,7 @@ def prepare_state(
         mixture=mixture,
         terms=_terms_of(rows, mixture, train_config),
         detector=detector,
-        optimizer=make_optimizer(detector, train_config),
+        optimizer=make_optimizer(detector, train_config, num_rows=len(rows.keys)),
         scaler=torch.amp.GradScaler(world.device.type, enabled=train_config.amp == "fp16"),
         average=average_weights(detector, train_config),
         embedding_ND=embedding_ND,
@@ -131,7 +131,7 @@ def with_rows(state: TrainState, rows: TrainRows) -> TrainState:
         mixture=mixture,
         terms=_terms_of(rows, mixture, state.train_config),
         embedding_ND=None,
-        optimizer=make_optimizer(state.detector, state.train_config),
+        optimizer=make_optimizer(state.detector, state.train_config, num_rows=len(rows.keys)),
         average=average_weights(state.detector, state.train_config),
     )
 

@@ -13,7 +13,6 @@ from train.data.device import on_device
 from train.distributed.fsdp import full_tensor
 from train.distributed.world import compute_deterministically, is_restart, join_world
 from train.loop.checkpoint import load_checkpoint
-from train.loop.convergence import Convergence
 from train.loop.optim import restore_update_state
 from train.loop.phases import Phase, phases_from
 from train.loop.run_dir import GenerationSwitch, Run, describe_model, open_run
@@ -118,7 +117,7 @@ def _begin_phase(state: TrainState, phase: Phase) -> nn.Module:
     )
 
 
-def _restore(state: TrainState, run: Run) -> Validation | Convergence | None:
+def _restore(state: TrainState, run: Run) -> Validation | None:
     """Loads the last checkpoint, if any; returns what ends the run early, if anything does."""
     extra = {}
     if run.checkpoint is not None:
@@ -128,12 +127,12 @@ def _restore(state: TrainState, run: Run) -> Validation | Convergence | None:
         restore_update_state(state.scaler, state.average, extra)
         _log.info("%s continues at step %s", run.path, f"{run.first_step:,}")
     settings = state.train_config.early_stopping
-    if settings is not None:
-        return Validation(state, settings, run.path, BestSoFar.from_state(extra))
-    return Convergence(state, extra) if state.train_config.folds > 1 else None
+    if settings is None:
+        return None
+    return Validation(state, settings, run.path, BestSoFar.from_state(extra))
 
 
-def _export(state: TrainState, run: Run, validation: Validation | Convergence | None) -> None:
+def _export(state: TrainState, run: Run, validation: Validation | None) -> None:
     """Writes the best weights, or the last ones; their moving average if there is one."""
     if validation is None:
         state.trained.load_state_dict(state.evaluated.state_dict())

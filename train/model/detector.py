@@ -66,7 +66,7 @@ class Head(nn.Module):
         self.folds = nn.ModuleList(
             nn.Sequential(
                 *([nn.Linear(embedding_dim, hidden_dim), nn.GELU()] if hidden_dim else []),
-                nn.Dropout(dropout),
+                nn.Dropout(dropout if hidden_dim else 0.0),
                 nn.Linear(hidden_dim or embedding_dim, num_targets),
             )
             for _ in range(num_folds)

@@ -1,6 +1,6 @@
 """`PYTHONPATH=tests/bench python -m study.heads PHOTOS --out DIR`: heads compared on embeddings.
 
-How many steps they need, whether views help, and whether the difference of neighbours does. Heads
+Whether a hidden layer or views help, and whether the difference of neighbours does. Heads
 are those of the trainer, trained like it does on five folds; test pictures are of other origins.
 Shapes: B batch, D embedding, F folds, N rows, P positives, S seeds, V views.
 """
@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from types import SimpleNamespace
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -28,8 +29,7 @@ from study.embedded import Embedded, embed_photos
 from study.photos import Photo, find_photos
 from train.config import TrainConfig
 from train.data.augment import augment
-from train.loop.convergence import EVERY
-from train.loop.optim import Schedule
+from train.loop.optim import make_optimizer, set_learning_rates
 from train.metrics.calibration import calibrate_target
 from train.model.detector import Head, Standardize
 
@@ -38,7 +38,7 @@ _CARNIVORES = range(2085620, 2138442)  # of wnids: dogs to meerkats
 _NUM_CATS, _NUM_VIEWS = 300, 8
 _NUM_NEAREST = (10, 5)  # positives, negatives
 _ALPHA, _DELTA = 0.01, 0.05
-COLUMNS = ("near@95", "near@98", "far@95", "far@98", "TPR", "1 - AUROC", "steps")
+COLUMNS = ("near@95", "near@98", "far@95", "far@98", "TPR", "1 - AUROC")
 app = typer.Typer(add_completion=False)
 
 
@@ -58,13 +58,13 @@ class World:
 
 @dataclass(frozen=True)
 class Arm:
-    is_quick: bool = True  # the batch and the end of the trainer; else 400 steps of 256
+    hidden_dim: int = 0
     has_views: bool = False
     has_neighbours: bool = False
 
 
 ARMS = {
-    "400 steps of 256": Arm(is_quick=False),
+    "hidden layer of 256": Arm(hidden_dim=256),
     "as the trainer does": Arm(),
     "8 views": Arm(has_views=True),
     "and the difference of neighbours": Arm(has_neighbours=True),
@@ -104,7 +104,7 @@ def main(
 
 
 def measure_all(worlds: Sequence[World], arm: Arm) -> NDArray[np.float64]:
-    """`COLUMNS` of each world (S, 7), all but steps in percent."""
+    """`COLUMNS` of each world (S, 6), in percent."""
     return np.array([_measure(world, arm) for world in worlds])
 
 
@@ -145,7 +145,7 @@ def _kind_of(photo: Photo) -> str:
 
 
 def _measure(world: World, arm: Arm) -> list[float]:
-    head, steps = _train(world, arm)
+    head = _train(world, arm)
     tested = (world.cats, world.near, world.far)
     scores = [_logits(head, each) for each in tested]
     if arm.has_neighbours:
@@ -158,7 +158,7 @@ def _measure(world: World, arm: Arm) -> list[float]:
     ]
     is_cat = np.repeat([True, False], [len(cats), len(near)])
     area = roc_auc_score(is_cat, np.concatenate([cats, near]))
-    return [*rates, 100 * _tpr_at_threshold(head, world), 100 * (1 - float(area)), steps]
+    return [*rates, 100 * _tpr_at_threshold(head, world), 100 * (1 - float(area))]
 
 
 def _tpr_at_threshold(head: Head, world: World) -> float:
@@ -176,37 +176,35 @@ def _tpr_at_threshold(head: Head, world: World) -> float:
     return float(np.mean(_logits(head, world.cats) >= calibration.threshold))
 
 
-def _train(world: World, arm: Arm) -> tuple[Head, int]:
-    """The trained head, and after how many steps."""
+def _train(world: World, arm: Arm) -> Head:
     torch.manual_seed(world.seed)
-    settings = TrainConfig(run="none")
-    if arm.is_quick:
-        settings = settings.for_rows(len(world.fold_N))
+    settings = TrainConfig(run="none", hidden_dim=arm.hidden_dim).for_rows(len(world.fold_N))
     embedding_ND = torch.from_numpy(world.embedding_ND)
-    head = Head(embedding_ND.shape[1], 1, hidden_dim=256, dropout=0.1, num_folds=settings.folds)
+    head = Head(
+        embedding_ND.shape[1],
+        1,
+        hidden_dim=settings.hidden_dim,
+        dropout=settings.dropout,
+        num_folds=settings.folds,
+    )
     assert isinstance(head.standardize, Standardize)
     head.standardize.set(embedding_ND.mean(0), embedding_ND.std(0).clamp(min=1e-6))
-    optimizer = torch.optim.AdamW(head.parameters(), weight_decay=1e-4, fused=True)
-    schedule = Schedule(settings.learning_rate, 0, settings.warmup_steps, settings.steps)
+    detector: Any = SimpleNamespace(head=head)
+    optimizer = make_optimizer(detector, settings, num_rows=len(world.fold_N))
     fold_N, folds_F = torch.from_numpy(world.fold_N), torch.arange(settings.folds)
-    target_N, before = torch.from_numpy(world.is_positive_N).float(), float("nan")
+    target_N = torch.from_numpy(world.is_positive_N).float()
     for step, rows_B in enumerate(_batches(world, settings)):
         inputs_BD = embedding_ND[rows_B]
         if arm.has_views:
             inputs_BD = _draw_views(world, rows_B, inputs_BD, step)
-        optimizer.param_groups[0]["lr"] = schedule.learning_rate(step)
-        is_trained_BF = (fold_N[rows_B][:, None] != folds_F).float()
+        set_learning_rates(optimizer, step)
+        weight_BF = (fold_N[rows_B][:, None] != folds_F).float() / (1 - 1 / settings.folds)
         logits_BF = head(inputs_BD, by_fold=True)[:, :, 0]
         loss_BF = _loss(logits_BF, target_N[rows_B][:, None].expand_as(logits_BF))
         optimizer.zero_grad()
-        (loss_BF * is_trained_BF).mean().backward()
+        (loss_BF * weight_BF).mean().backward()
         optimizer.step()
-        if arm.is_quick and (step + 1) % EVERY == 0:
-            loss = _held_out_loss(head, world, settings)
-            if abs(loss - before) < settings.tolerance * max(before, 0.1):
-                return head.eval(), step + 1
-            before = loss
-    return head.eval(), settings.steps
+    return head.eval()
 
 
 _loss = partial(binary_cross_entropy_with_logits, reduction="none")
@@ -242,13 +240,6 @@ def _held_out_logits(head: Head, world: World) -> NDArray[np.float32]:
         held_out = head.eval().held_out_logits(torch.from_numpy(world.embedding_ND), world.fold_N)
     head.train()
     return held_out[:, 0].numpy()
-
-
-def _held_out_loss(head: Head, world: World, settings: TrainConfig) -> float:
-    logits_N, is_positive_N = _held_out_logits(head, world), world.is_positive_N
-    loss_N = np.logaddexp(0, np.where(is_positive_N, -logits_N, logits_N))
-    share = settings.positive_share
-    return float(share * loss_N[is_positive_N].mean() + (1 - share) * loss_N[~is_positive_N].mean())
 
 
 def _logits(head: Head, embedding_ND: Floats) -> NDArray[np.float32]:

@@ -129,7 +129,7 @@ def test_a_training_goes_on_with_the_worker_that_is_left(net: Network, tmp_path:
     undisturbed = tmp_path / "undisturbed"
     write_dataset(dataset, image_size=40)
     settings = {
-        "steps": 1500, "tolerance": 0, "batch_size": 16, "warmup_steps": 3, "log_every": 5,
+        "steps": 1500, "batch_size": 16, "warmup_steps": 3, "log_every": 5,
         "checkpoint_every": 50, "hidden_dim": 32, "workers": 0, "deterministic": True,
         "device": "cpu", "timeout_s": 20,
     }  # fmt: skip

@@ -30,7 +30,7 @@ from support.train_runs import (
 )
 
 HEAD = {
-    "steps": 500, "tolerance": 0, "batch_size": 16, "warmup_steps": 3, "log_every": 5,
+    "steps": 500, "batch_size": 16, "warmup_steps": 3, "log_every": 5,
     "checkpoint_every": 50, "hidden_dim": 32, "workers": 0, "deterministic": True,
 }  # fmt: skip
 pytestmark = pytest.mark.timeout(180)  # processes that import torch, several a test

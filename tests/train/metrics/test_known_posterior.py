@@ -32,7 +32,7 @@ from train.model.detector import load_model
 EMBEDDING_DIM = 256
 _DIRECTION = np.array([1.6, 1.0, -0.8, 0.5])
 _BIAS = -2.5
-SETTINGS = {"steps": 600, "tolerance": 0, "learning_rate": 0.003, "hidden_dim": 32, "dropout": 0.0}
+SETTINGS = {"steps": 600, "learning_rate": 0.003, "hidden_dim": 32, "dropout": 0.0}
 
 
 @dataclass(frozen=True)
