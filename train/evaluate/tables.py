@@ -1,18 +1,48 @@
 """Metrics as a table for a terminal."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
+
+from train.metrics.comparison import Comparison
 
 
 def metrics_table(metrics: dict[str, Any], *, title: str = "test split") -> Table:
-    """False-positive rates at TPR 95 %, one row per target and stratum."""
-    table = Table(title=title, caption="95 % intervals")
-    for column in ("target", "stratum", "FPR at TPR 95 %", "low", "high", "n"):
+    """Rates at the threshold that predict uses, and at TPR 95 %: a row per target and stratum."""
+    table = Table(title=title, caption="with 95 % intervals")
+    columns = ("target", "stratum", "called the target", "n", "at TPR 95 %")
+    for column in columns:
         table.add_column(column, justify="left" if column in ("target", "stratum") else "right")
     for target, of_target in metrics["target"].items():
-        for stratum, rate in of_target["fpr_at_tpr95"].items():
-            shares = (rate["value"], rate["low"], rate["high"])
-            shown = ("-" if share is None else f"{share:.2%}" for share in shares)
-            table.add_row(target, stratum, *shown, f"{rate['n']:,}")
+        tpr = of_target["tpr"]
+        table.add_row(target, "its pictures", _share(tpr), f"{tpr['n']:,}", "")
+        for stratum, rate in of_target["fpr"].items():
+            at_tpr = of_target["fpr_at_tpr95"][stratum]
+            table.add_row(target, stratum, _share(rate), f"{rate['n']:,}", _share(at_tpr))
     return table
+
+
+def comparison_table(first: str, comparison: Comparison) -> Table:
+    """A row per rate and stratum: both runs, and their difference in points."""
+    title = Text(f"{comparison.target}: {comparison.name} against {first}")
+    table = Table(
+        title=title,
+        caption=f"paired, 95 % intervals; {len(comparison.changed):,} pictures changed sides",
+    )
+    for column in ("rate", "stratum", "first", "second", "difference", "n"):
+        table.add_column(column, justify="left" if column in ("rate", "stratum") else "right")
+    for rate, by_stratum in comparison.rates.items():
+        for stratum, each in by_stratum.items():
+            points = (100 * share for share in (each.value, each.low, each.high))
+            shown = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*points)
+            shares = (f"{each.first:.2%}", f"{each.second:.2%}")
+            table.add_row(rate, stratum, *shares, shown, f"{each.n:,}")
+    return table
+
+
+def _share(rate: Mapping[str, Any]) -> str:
+    if rate["value"] is None:
+        return "-"
+    return f"{rate['value']:.2%} [{rate['low']:.2%}, {rate['high']:.2%}]"

@@ -53,15 +53,8 @@ def render_report(
     read_image: ReadImage = partial(_read_file, paths or {})
     if dataset is not None:
         read_image = partial(read_from_tar, dataset)
-    environment = Environment(
-        loader=PackageLoader("train.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": format_percent, "figure": format_figure, "one_in": one_in}
-    page = environment.get_template("report.html.j2").render(
+    return render(
+        "report.html.j2",
         title=title,
         subtitle=subtitle,
         targets=[
@@ -75,8 +68,20 @@ def render_report(
         dataset=metrics.get("dataset"),
         is_folder=is_folder,
     )
+
+
+def render(template: str, **context: Any) -> str:
+    """HTML of one of the templates beside this file."""
+    environment = Environment(
+        loader=PackageLoader("train.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": format_percent, "figure": format_figure, "one_in": one_in}
     # No line break between a number and its sign.
-    return page.replace(" %", "&nbsp;%")
+    return environment.get_template(template).render(**context).replace(" %", "&nbsp;%")
 
 
 def _read_file(paths: Mapping[str, str], row: Mapping[str, Any]) -> bytes:
