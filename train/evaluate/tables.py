@@ -12,7 +12,7 @@ from train.metrics.comparison import Comparison
 def metrics_table(metrics: dict[str, Any], *, title: str = "test split") -> Table:
     """Rates at the threshold that predict uses, and at TPR 95 %: a row per target and stratum."""
     table = Table(title=title, caption="with 95 % intervals")
-    columns = ("target", "stratum", "called the target", "n", "at TPR 95 %")
+    columns = ("target", "stratum", "called the target", "n", "FPR at TPR 95 %")
     for column in columns:
         table.add_column(column, justify="left" if column in ("target", "stratum") else "right")
     for target, of_target in metrics["target"].items():
