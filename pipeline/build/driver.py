@@ -37,6 +37,7 @@ from pipeline.dataset.lease import Lease, hold_lease
 from pipeline.dataset.metadata import Generation, PartRecord, SourcePlan
 from pipeline.dataset.tables import read_seen_images
 from pipeline.encoders.runtimes import PreparedEncoder, prepare_encoder
+from pipeline.sources.survey import find_partitions
 from pipeline.telemetry.metrics import BUILD_METRICS, serve_metrics
 from pipeline.telemetry.progress import Progress
 from pipeline.worker.span import ReadTask, SpanWorker
@@ -153,6 +154,8 @@ def _plan_on_cluster(
     config: Config, entries: Sequence[SourceEntry], latest: Generation
 ) -> Iterator[tuple[Cluster, MakeWorker, list[PlannedSource]]]:
     """A running cluster, how to make its workers, and the committed plans of `entries`."""
+    if Dataset(config.output.path).read_reference() is None:
+        find_partitions(config, entries)  # before the positives are read
     with ThreadPoolExecutor(max_workers=1) as pool:
         # At the same time: both take seconds, and Ray's start mostly waits for other processes.
         gpus = config.build.gpus_per_embedder

@@ -6,6 +6,8 @@ Each imports what it needs by itself: `infineg --help` must not wait for torch a
 import functools
 import json
 import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -39,6 +41,9 @@ console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoj
 
 _MOST_GENERATIONS = 10  # that `status` shows
 
+# What others check in a config before anything is built: its path, and the overrides.
+CHECKS: list[Callable[[str, Sequence[str]], object]] = []
+
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, see configs/.")]
 Overrides = Annotated[
     list[str] | None,
@@ -50,6 +55,45 @@ Sources = Annotated[
 Address = Annotated[
     str | None, typer.Option(help="Ray cluster to join: ray://HOST:10001, HOST:6379 or auto.")
 ]
+
+
+@app.command()
+def init(
+    photos: Annotated[str, typer.Argument(metavar="PHOTOS", help="Folder or URL of pictures.")],
+    target: Annotated[str, typer.Option(help="What to detect, such as cat.")],
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Config to write; default TARGET.yaml.")
+    ] = None,
+    is_all: Annotated[
+        bool, typer.Option("--all", help="Every picture shows the target, in all folders.")
+    ] = False,
+) -> None:
+    """Look at a folder of pictures and write a config for it, to run or to change."""
+    from pipeline.cli.init import look, target_name, write_config
+
+    name = target_name(target)
+    found = look(_absolute(photos), name, is_all=is_all)
+    path = out or f"{name}.yaml"
+    write_config(found, name, path)
+    for folder in found.positives:
+        shown = f" in {folder.name}" if folder.name else ""
+        console.print(f"{folder.num_pictures:,} pictures of a {name}{shown}")
+    if found.others:
+        number = sum(folder.num_pictures for folder in found.others)
+        console.print(f"{number:,} other pictures in {len(found.others):,} folders")
+    else:
+        console.print(
+            "no other pictures: negatives are drawings. Add a stream of photographs in the config; "
+            "without one the detector knows nothing of them"
+        )
+    if found.num_loose:
+        console.print(f"{found.num_loose:,} pictures beside the folders are left out")
+    console.print(f"wrote {path}. Next: infineg run {path}", soft_wrap=True)
+
+
+def _absolute(path: str) -> str:
+    """So that the config works from any folder."""
+    return path if "://" in path else str(Path(path).absolute())
 
 
 @app.command()
@@ -279,4 +323,8 @@ def load(config: str, overrides: list[str] | None, address: str | None) -> "Conf
     from pipeline.config.loading import load_config
 
     extra = [f"build.address={address}"] if address else []
-    return load_config(config, [*(overrides or ()), *extra])
+    every = [*(overrides or ()), *extra]
+    loaded = load_config(config, every)
+    for check in CHECKS:
+        check(config, every)
+    return loaded

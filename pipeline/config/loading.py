@@ -140,6 +140,11 @@ def load_config(
 
 def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A YAML mapping with overrides applied and ${NAME} not filled; raises ConfigError."""
+    if Path(path).is_dir():
+        raise ConfigError(
+            f"{path} is a folder, no config: `infineg init {path} --target NAME` writes one for "
+            "the pictures in it"
+        )
     data = yaml_text.parse(yaml_text.read_text(path), str(path))
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a mapping, got {type(data).__name__}")

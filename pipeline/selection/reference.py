@@ -28,7 +28,7 @@ _COLUMNS = ("content_hash", "perceptual_hash", "split", "embedding")
 _MAX_ROWS = 4096
 # Quantile of the positives' leave-one-out similarities; a candidate above it is suspected.
 _CEILING_QUANTILE = 0.05
-_MIN_POSITIVES = 10
+_MIN_POSITIVES = 5  # of similarities to the nearest of the others, the fewest for limits
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ No image is opened.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from pipeline.config.selection import SelectionConfig
 from pipeline.dataset.metadata import SourcePlan
 from pipeline.dataset.schema import Partition
 from pipeline.errors import ConfigError, InfinegError
-from pipeline.sources import EstimatingSource, Source, estimate_samples
+from pipeline.sources import EstimatingSource, Source, estimate_samples, open_entry
 
 # A pilot reads a little of many partitions, because samples of one partition resemble each other.
 _MAX_PILOT_PARTITIONS = 64
@@ -44,6 +44,19 @@ class Listing:
         if self.num_wanted is None or num_candidates <= self.num_wanted:
             return num_listed
         return max(1, round(num_listed * self.num_wanted / num_candidates))
+
+
+def find_partitions(config: Config, entries: Sequence[SourceEntry]) -> None:
+    """Opens each source and lists its first partition, so that what is wrong is said at once.
+
+    Raises ConfigError that names the entry.
+    """
+    for entry in entries:
+        source = open_entry(entry, config.role_of(entry))
+        try:
+            next(iter(source.partitions()), None)
+        except ConfigError as error:
+            raise ConfigError(f"{entry.name}: {error}") from None
 
 
 def survey(source: Source, entry: SourceEntry, config: Config) -> Listing:

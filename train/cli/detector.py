@@ -9,10 +9,15 @@ import typer
 from pipeline.cli.commands import app, console
 from pipeline.errors import ConfigError, InfinegError
 from train.cli.output import flush_output
-from train.cli.training import RunDir
+from train.cli.training import RunDir, find_run
 
 RunOrModel = Annotated[
-    str, typer.Argument(metavar="RUN", help="Folder of a run, or a model.onnx; or its URL.")
+    str,
+    typer.Argument(
+        metavar="RUN",
+        callback=find_run,
+        help="Folder of a run, or a model.onnx; or its URL; or last, the newest run in runs/.",
+    ),
 ]
 
 

@@ -2,15 +2,48 @@
 
 import os
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from pipeline.cli.commands import Address, ConfigPath, Overrides, Sources, app, console, load
+from pipeline.cli.commands import (
+    CHECKS,
+    Address,
+    ConfigPath,
+    Overrides,
+    Sources,
+    app,
+    console,
+    load,
+)
 from pipeline.errors import ConfigError
 from pipeline.launch import JobKind, Platform
 
-RunDir = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run (train.run).")]
+
+def find_run(text: str) -> str:
+    from train.model.info import last_run
+
+    return last_run() if text == "last" and not Path(text).exists() else text
+
+
+RunDir = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", callback=find_run, help="Folder of a run; or last, the newest in runs/."
+    ),
+]
+
+
+def _check_sections(config: str, overrides: Sequence[str]) -> None:
+    """A build need not end before a typo in the sections of the trainer is found."""
+    from train.config import load_train_config
+
+    load_train_config(config, overrides)
+
+
+CHECKS.append(_check_sections)
 
 
 @app.command()
@@ -87,6 +120,31 @@ def train(
         console.print(metrics_table(metrics))
     console.print(
         f"trained and evaluated: {run_dir}/report.html. Next: infineg predict {run_dir} PATH...",
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def run(config: ConfigPath, overrides: Overrides = None, address: Address = None) -> None:
+    """Build, train and measure: all of it that is not done yet."""
+    from pipeline.build.driver import build
+    from pipeline.cli.tables import counts_table
+    from train.config import load_train_config
+    from train.evaluate.run import evaluate_if_new
+    from train.evaluate.tables import metrics_table
+    from train.loop.run_dir import with_free_run
+    from train.loop.trainer import train as run_training
+    from train.metrics.summary import read_metrics
+
+    loaded = load(config, overrides, address)
+    generation, _ = build(loaded)
+    console.print(counts_table(generation))
+    train_config = with_free_run(loaded, load_train_config(config, overrides or ())[1])
+    run_dir = run_training(loaded, train_config, resume=True)
+    console.print(metrics_table(evaluate_if_new(run_dir) or read_metrics(run_dir)))
+    console.print(
+        f"report: {Path(run_dir).absolute()}/report.html\n"
+        f"Next: infineg predict {run_dir} PATH... · infineg serve {run_dir}",
         soft_wrap=True,
     )
 

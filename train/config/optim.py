@@ -17,7 +17,7 @@ class OptimSettings(BaseModel, frozen=True, extra="forbid"):
         3e-5, gt=0, description="Peak rate of the backbone in finetune."
     )
     weight_decay: float = Field(
-        0.1,
+        0.03,
         ge=0,
         description="Of a linear head its L2 penalty: 1 / C of a logistic regression on features "
         "of norm 1. Else decoupled weight decay, default 1e-4. Biases and norms have none.",

@@ -87,12 +87,13 @@ def mix(rows: TrainRows, entries: Sequence[MixtureEntry]) -> Mixture:
 def check_repetition(train_config: TrainConfig, mixture: Mixture) -> None:
     """Raises ConfigError where samples would be drawn more often than their entry allows.
 
-    Warns where positives are drawn more often than train.max_repetition_factor.
+    Warns where positives are drawn more often than train.max_repetition_factor, unless the head is
+    a logistic regression, which has one solution however often they are.
     """
     num_positives = train_config.steps * train_config.num_positives
     _refuse_repetition(mixture.positives, num_positives)
     _refuse_repetition(mixture.negatives, train_config.num_samples - num_positives)
-    for share in mixture.positives:
+    for share in mixture.positives if not train_config.is_logistic else ():
         repetition = share.repetition(num_positives)
         if repetition > train_config.max_repetition_factor:
             _log.warning(

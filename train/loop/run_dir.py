@@ -1,5 +1,6 @@
 """The folder of a run: whether it may begin or continue there, on which rows, and its config."""
 
+import itertools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -97,6 +98,25 @@ def open_run(
     return Run(path, dataset, generation, train_config, segments, settings, checkpoint, is_finished)
 
 
+def with_free_run(config: Config, train_config: TrainConfig) -> TrainConfig:
+    """The settings with the first of RUN, RUN-2, RUN-3, ... that is this run, or no run yet.
+
+    It is this run if it has the same settings and is on the generation that would be trained on.
+    """
+    root = config.output.path
+    dataset, opened = Dataset(root).read_info(), Dataset(root)
+    generation = opened.read_generation(train_config.generation or opened.latest_number())
+    settings = _settings_of(
+        config, fit_batch(train_config, root, generation.number), dataset, generation
+    )
+    for number in itertools.count(1):
+        run = train_config.run if number == 1 else f"{train_config.run}-{number}"
+        before = read_model_info(run) or find_checkpoint(Path(run))
+        if before is None or not _changed(before, settings):
+            return train_config.model_copy(update={"run": run})
+    raise AssertionError  # the loop has no end
+
+
 def fit_batch(train_config: TrainConfig, root: str, generation: int) -> TrainConfig:
     """A head's settings, with the batch that is enough for the rows of a generation."""
     if train_config.mode != "head":
@@ -183,13 +203,18 @@ def _settings_of(
     }
 
 
+def _changed(before: ModelInfo | Checkpoint, settings: Mapping[str, Any]) -> set[str]:
+    """Names of the settings that are others than those of a run."""
+    was = dict(before.settings)
+    drop_removed({"train": was})
+    return {name for name in was.keys() | settings.keys() if was.get(name) != settings.get(name)}
+
+
 def _check_settings(
     path: Path, before: ModelInfo | Checkpoint, settings: Mapping[str, Any], *, switches: bool
 ) -> None:
     """Raises ConfigError if they differ; a run that switches may differ in the generation."""
-    was = dict(before.settings)
-    drop_removed({"train": was})
-    names = {name for name in was.keys() | settings.keys() if was.get(name) != settings.get(name)}
+    was, names = before.settings, _changed(before, settings)
     if switches:
         names -= {"generation"}
     if not names:

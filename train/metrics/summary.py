@@ -16,6 +16,7 @@ from scipy.special import logit as log_odds
 from sklearn.metrics import brier_score_loss
 
 from pipeline import storage
+from pipeline.errors import InfinegError
 from train.config import EvaluateConfig
 from train.metrics import ranking, rates
 from train.metrics.intervals import event_rate
@@ -62,6 +63,16 @@ def measure(
         "generation": info.generation,
         "samples_seen": info.samples_seen,
     }
+
+
+def read_metrics(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Raises InfinegError if there is none that can be read."""
+    path = Path(run_dir) / "metrics.json"
+    try:
+        metrics: dict[str, Any] = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InfinegError(f"{path}: {error}; `infineg evaluate {run_dir}` writes it") from None
+    return metrics
 
 
 def write_metrics(run_dir: str | os.PathLike[str], metrics: Mapping[str, Any]) -> None:

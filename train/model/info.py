@@ -12,6 +12,7 @@ from pipeline.config.encoder import EncoderConfig
 from pipeline.dataset.records import decode_record, encode_record
 from pipeline.encoders.origin import WeightsOrigin
 from pipeline.encoders.preprocessing import Preprocessing
+from pipeline.errors import ConfigError
 
 
 class Promise(BaseModel, frozen=True, extra="forbid"):
@@ -84,6 +85,14 @@ def read_model_info(run_dir: str | os.PathLike[str]) -> ModelInfo | None:
     if not path.exists():
         return None
     return decode_record(str(path), path.read_bytes(), ModelInfo)
+
+
+def last_run(folder: str = "runs") -> str:
+    """The run in a folder that was finished last. Raises ConfigError without any."""
+    finished = [path for path in Path(folder).glob("*/model.json") if path.is_file()]
+    if not finished:
+        raise ConfigError(f"there is no finished run in {Path(folder).absolute()}; name its folder")
+    return str(max(finished, key=lambda path: path.stat().st_mtime).parent)
 
 
 def logit_column(target: str, targets: Sequence[str]) -> str:

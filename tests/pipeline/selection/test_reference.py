@@ -79,9 +79,12 @@ def test_older_reference_without_perceptual_hashes_is_read(tmp_path: Path) -> No
 
 
 def test_too_few_positives_are_refused(tmp_path: Path) -> None:
-    few = positives_table().slice(0, 12)
-    with pytest.raises(InfinegError, match="9 usable distinct images in the train split of 12"):
+    few = positives_table().slice(0, 5)
+    with pytest.raises(InfinegError, match="3 usable distinct images in the train split of 5"):
         write_reference(str(tmp_path), few, num_neighbors=5)
+    info = write_reference(str(tmp_path), positives_table().slice(0, 8), num_neighbors=5)
+    assert info.num_embeddings < 10
+    assert info.mid < info.near < info.ceiling < info.median
 
 
 def normalised(rng: np.random.Generator, num_rows: int, dim: int = 16) -> NDArray[np.float32]:

@@ -38,7 +38,7 @@ def features_of(root: Path, head: Any) -> tuple[Any, Any]:
     return features_ND / features_ND.shape[1] ** 0.5, np.array(labels) == "cat"
 
 
-@pytest.mark.parametrize("weight_decay", [0.1, 1.0])
+@pytest.mark.parametrize("weight_decay", [0.03, 1.0])
 def test_training_solves_the_penalised_logistic_regression(
     overlapping: Path, tmp_path: Path, weight_decay: float
 ) -> None:
@@ -72,7 +72,7 @@ def test_defaults_are_those_of_the_kind_of_head() -> None:
         config = TrainConfig(run="r", **settings)
         return config.hidden_dim, config.learning_rate, config.weight_decay
 
-    assert of() == (0, 0.1, 0.1)
+    assert of() == (0, 0.1, 0.03)
     assert of(hidden_dim=32) == (32, 1e-3, 1e-4)
     assert of(mode="finetune") == (256, 3e-4, 1e-4)
     assert of(mode="finetune", hidden_dim=0, learning_rate=0.01) == (0, 0.01, 1e-4)
