@@ -25,7 +25,7 @@ class WandbConfig(BaseModel, frozen=True, extra="forbid"):
 class RunSettings(BaseModel, frozen=True, extra="forbid"):
     """A run may be resumed with other values of these settings, but for `run`."""
 
-    run: str = Field(description="Folder of the run, such as runs/cats.")
+    run: str = Field("", description="Folder of the run. Default: runs/TARGET.")
     checkpoint_every: int = Field(
         500, ge=1, description="Steps between checkpoints: the most that a crash can cost."
     )

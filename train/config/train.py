@@ -106,4 +106,7 @@ def load_train_config(
         evaluate_config = validate(EvaluateConfig, config.evaluate, section="evaluate")
     except InvalidSettings as error:
         raise ConfigError(f"{path}: {error}") from None
+    if not train_config.run:
+        run = f"runs/{'_'.join(config.target_names)[:64]}"
+        train_config = train_config.model_copy(update={"run": run})
     return config, train_config, evaluate_config

@@ -117,7 +117,7 @@ def test_what_is_no_file_of_text_is_told(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")
     for path, message in (
-        (tmp_path, "Is a directory"), (tmp_path / "pipe", "got NoneType"),
+        (tmp_path, "is a folder, no config: `infineg init"), (tmp_path / "pipe", "got NoneType"),
         (tmp_path / "loop", "Too many levels"), ("/dev/zero", "over 16,777,216 bytes"),
         (tmp_path / ("n" * 300), "File name too long"), ("/proc/self/mem", "Input/output error"),
         ("a\0b", "null byte"),
