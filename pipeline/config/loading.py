@@ -140,7 +140,7 @@ def load_config(
 
 def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A YAML mapping with overrides applied and ${NAME} not filled; raises ConfigError."""
-    if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
+    if os.path.isdir(path):
         raise ConfigError(
             f"{path} is a folder, no config: `infineg init {path} --target NAME` writes one for "
             "the pictures in it"
