@@ -26,9 +26,11 @@ from support.builds import (
     file_hashes,
     fill_pool_inline,
     folder_entry,
+    write_config,
     write_inputs,
 )
-from support.crashes import crash_pool
+from support.crashes import crash_build, crash_pool
+from support.processes import call_infineg
 
 FILES = ("shards/", "quarantine/", "ledger/", "hashes/", "reference")
 OWLS = {"name": "owls", "kind": "shapes", "params": {**CATS["params"], "content": ["owl"]}}
@@ -165,6 +167,34 @@ def test_killed_at_any_file_it_resumes_to_the_same_pool(world: World, tmp_path: 
     assert {name: found[name] for name in found if name not in garbage} == file_hashes(
         world.pool, ("",)
     )
+
+
+@pytest.mark.parametrize("moment", ["plan", "half a file", "part", "hardest read", "shard"])
+def test_killed_build_resumes_on_the_pool(
+    world: World, alone: Path, tmp_path: Path, moment: str
+) -> None:
+    config = of_owls(tmp_path / "data", world.entries, pool=str(world.pool))
+    assert crash_build(config, moment, before=False)
+    build_inline(config)
+    assert file_hashes(tmp_path / "data", FILES) == file_hashes(alone, FILES)
+
+
+def test_commands_in_real_processes_do_the_same(
+    world: World, alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = of_owls(tmp_path / "data", world.entries, build={"workers": 2})
+    path = str(write_config(tmp_path / "config.yaml", config))
+    code, *output = call_infineg(capsys, "pool", "build", path)
+    assert code == 2
+    assert "pool: not set" in "".join(output)
+    given = ("--set", f"pool={tmp_path / 'pool'}")
+    code, *output = call_infineg(capsys, "pool", "build", path, *given)
+    assert code == 0
+    assert "squares" in output[0]
+    assert file_hashes(tmp_path / "pool", ("",)) == file_hashes(world.pool, ("",))
+    code, *_ = call_infineg(capsys, "build", path, *given)
+    assert code == 0
+    assert file_hashes(tmp_path / "data", FILES) == file_hashes(alone, FILES)
 
 
 def test_pool_is_filled_source_by_source(world: World, tmp_path: Path) -> None:
