@@ -138,10 +138,14 @@ def _default(field: dict[str, Any], *, is_model: bool) -> str:
 
 
 def _commands() -> Iterator[str]:
-    group: Any = typer.main.get_command(app)
-    yield from _command("infineg", group)
-    for name in sorted(group.commands):
-        yield from _command(f"infineg {name}", group.commands[name])
+    yield from _command_and_below("infineg", typer.main.get_command(app))
+
+
+def _command_and_below(name: str, command: Any) -> Iterator[str]:
+    yield from _command(name, command)
+    below = getattr(command, "commands", {})
+    for each in sorted(below):
+        yield from _command_and_below(f"{name} {each}", below[each])
 
 
 def _command(name: str, command: Any) -> Iterator[str]:

@@ -26,6 +26,7 @@ from pipeline.build.hardest import add_hardest
 from pipeline.build.monitor import BuildMonitor, monitor_build
 from pipeline.build.pack import pack_generation, without_sources
 from pipeline.build.pilot import MakeWorker, plan_sources
+from pipeline.build.pooled_sources import num_pooled, open_pool, record_planned
 from pipeline.build.reading import PlannedSource, Reading, Spans, extend_plans
 from pipeline.cluster.workers import Cluster, open_cluster
 from pipeline.config.schema import Config, SourceEntry
@@ -103,7 +104,7 @@ def _build_rounds(
     dataset = Dataset(config.output.path)
     total = sum(round_.num_candidates for source in planned for round_ in source.rounds())
     monitor.plan(total)
-    cluster.expect(total)
+    cluster.expect(total - num_pooled(config, planned))
     seen: SeenImages | None = None  # read once, however many rounds there are
     with Progress("build", total=total, unit="candidates") as progress:
         reading, spans = Reading(config, planned, progress), Spans(planned)
@@ -171,7 +172,10 @@ def _plan_on_cluster(
                 write_info(config.output.path, info)
             fence = storage.fence_of(config.output.path)
             make_worker = functools.partial(SpanWorker, config, encoder, latest.taken_down, fence)
-            yield cluster, make_worker, plan_sources(config, entries, latest, cluster, make_worker)
+            files = open_pool(config, entries, info)
+            planned = plan_sources(config, entries, latest, cluster, make_worker)
+            record_planned(config, planned, files)
+            yield cluster, make_worker, planned
 
 
 def _warn_of_small_images(config: Config, encoder: PreparedEncoder) -> None:

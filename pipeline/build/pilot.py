@@ -3,8 +3,8 @@
 import functools
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,6 +13,7 @@ from more_itertools import ilen
 from pipeline import storage
 from pipeline.build.declared import check_labels
 from pipeline.build.file_tables import list_files, remove_other_files, write_files
+from pipeline.build.pooled_sources import find_spans
 from pipeline.build.reading import PlannedSource
 from pipeline.cluster.workers import Cluster
 from pipeline.config.schema import Config, SourceEntry
@@ -44,12 +45,14 @@ MakeWorker = functools.partial[SpanWorker]
 
 
 @dataclass(frozen=True)
-class _Surveyed:
+class Surveyed:
     """A source whose pilot is to be read."""
 
     entry: SourceEntry
     source: Source
     listing: Listing
+    # Spans of the pool in which the partitions of its pilot are, by their ids.
+    pooled: Mapping[str, str] = field(default_factory=dict)
 
     def tasks(self) -> list[ReadTask]:
         sample = pilot_sample(self.listing.examples, self.listing.num_pilot)
@@ -59,6 +62,7 @@ class _Surveyed:
                 partitions=(partition,),
                 limit=limit,
                 num_counted=0 if number % 8 or self.listing.can_tell_sizes else _MAX_COUNTED,
+                pooled_in=self.pooled.get(partition.id, ""),
             )
             for number, (partition, limit) in enumerate(sample)
         ]
@@ -79,19 +83,22 @@ def plan_sources(
         reference = _make_reference(config, cluster, make_worker, draw)
     files: dict[str, str] = {}
     planned: dict[str, PlannedSource] = {}
-    surveyed: list[_Surveyed] = []
+    surveyed: list[Surveyed] = []
     for entry in entries:
         source = open_entry(entry, config.role_of(entry))
         plan = _read_plan(dataset, config, entry, source, reference)
         if plan is None:
             if config.role_of(entry) == "negative":  # those of positives are listed by the bank
                 files |= _record_files(dataset, entry, source)
-            surveyed.append(_Surveyed(entry, source, survey(source, entry, config)))
+            listing = survey(source, entry, config)
+            pooled = find_spans(config, entry, source, listing.examples)
+            surveyed.append(Surveyed(entry, source, listing, pooled))
         else:
             planned[entry.name] = PlannedSource(entry, source, plan)
     run = functools.partial(_run_pilots, config, reference, cluster, make_worker)
     pilots = run(surveyed)
-    larger = {pilot.entry.name: pilot for pilot in run(_too_small(pilots, config, reference))}
+    too_small = _too_small(surveyed, pilots, config, reference)
+    larger = {pilot.entry.name: pilot for pilot in run(too_small)}
     pilots = [_with_sizes(larger.get(pilot.entry.name, pilot)) for pilot in pilots]
     fits = _fit_pool(dataset, pilots, config, reference)
     for pilot in pilots:
@@ -189,12 +196,15 @@ def _ledgers_before(
 
 
 def _too_small(
-    pilots: Sequence[Pilot], config: Config, reference: ReferenceInfo
-) -> list[_Surveyed]:
+    surveyed: Sequence[Surveyed],
+    pilots: Sequence[Pilot],
+    config: Config,
+    reference: ReferenceInfo,
+) -> list[Surveyed]:
     """Sources that need a larger pilot, each with the number of candidates that it needs."""
     return [
-        _Surveyed(pilot.entry, pilot.source, replace(pilot.listing, num_pilot=needed))
-        for pilot in pilots
+        replace(each, listing=replace(pilot.listing, num_pilot=needed))
+        for each, pilot in zip(surveyed, pilots, strict=True)
         for needed in [pilot_needed(pilot, config=config, reference=reference)]
         if needed > pilot.listing.num_pilot
     ]
@@ -205,7 +215,7 @@ def _run_pilots(
     reference: ReferenceInfo,
     cluster: Cluster,
     make_worker: MakeWorker,
-    surveyed: Sequence[_Surveyed],
+    surveyed: Sequence[Surveyed],
 ) -> list[Pilot]:
     """Reads the pilots of all sources together, in the order given."""
     tasks = [task for source in surveyed for task in source.tasks()]

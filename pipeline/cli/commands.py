@@ -148,6 +148,24 @@ def build(
     console.print(next_step(loaded.output.path, generation, str(config)), soft_wrap=True)
 
 
+pool = typer.Typer(no_args_is_help=True, help="Candidates that are embedded once for all targets.")
+app.add_typer(pool, name="pool")
+
+
+@pool.command("build")
+def pool_build(
+    config: ConfigPath, source: Sources = None, overrides: Overrides = None, address: Address = None
+) -> None:
+    """Embed all candidates of the sources, for builds of any target with the same `pool`."""
+    from pipeline.build.pool import build_pool
+
+    loaded = load(config, overrides, address)
+    table = Table("source", "candidates", "of them new", title=f"pool {loaded.pool}")
+    for each in build_pool(loaded, only=source or ()):
+        table.add_row(each.source, f"{each.num_rows:,}", f"{each.num_new:,}")
+    console.print(table)
+
+
 @app.command()
 def status(
     dataset: Annotated[str, typer.Argument(metavar="DATASET")],

@@ -77,6 +77,11 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     split: SplitConfig = SplitConfig()
     output: OutputConfig
     build: BuildConfig = BuildConfig()
+    pool: str | None = Field(
+        None,
+        description="Folder or s3:// URL of a pool: candidates that were embedded once, for every "
+        "data set that takes from them. A build reads from it, and adds what it has not.",
+    )
     storage: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="Options of fsspec by URL prefix, e.g. "
@@ -105,6 +110,8 @@ class Config(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(f"source names must be unique, seen twice: {', '.join(doubled)}")
         if len(set(self.target_names)) != len(self.targets) or not self.targets:
             raise ValueError(f"targets must be distinct and at least one: {self.target_names}")
+        if self.pool is not None and self.build.embeddings_from is not None:
+            raise ValueError("give either `pool` or `build.embeddings_from`: both have embeddings")
         for entry in self.positives:
             if entry.target is not None and entry.target not in self.target_names:
                 raise ValueError(

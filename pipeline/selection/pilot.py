@@ -56,7 +56,7 @@ class Pilot:
     def samples_per_partition(self) -> float:
         if self.listing.samples_per_partition is not None:
             return self.listing.samples_per_partition
-        return _mean_partition_size(self.listing, self.rows)
+        return mean_partition_size(self.listing, self.rows)
 
 
 def make_pilot(
@@ -92,8 +92,8 @@ def _mean(values: pa.ChunkedArray) -> float:
     return float(np.mean(values.to_numpy())) if len(values) else 0.0
 
 
-def _mean_partition_size(listing: Listing, rows: pa.Table) -> float:
-    """From partitions read to the end if there are any, else from the source's estimates."""
+def mean_partition_size(listing: Listing, rows: pa.Table) -> float:
+    """By the partitions read to the end if there are any, else by the source's estimates."""
     counted = rows["partition_size"].drop_null().to_numpy()
     if len(counted):
         return float(np.mean(counted))

@@ -93,8 +93,7 @@ def make_plan(
         fit = _keep_chosen(fit, previous, config)
     per_row = num_candidates / max(pilot.num_rows, 1)
     expected = _expect_selected(pilot, fit, config, reference)
-    partitions_per_span = _SAMPLES_PER_SPAN // max(samples_per_partition, 1.0)
-    per_span = max(partitions_per_span, 1) * max(samples_per_partition, 1.0)
+    per_span = span_length(samples_per_partition) * max(samples_per_partition, 1.0)
     return SourcePlan(
         source=entry.name,
         role=config.role_of(entry),
@@ -103,7 +102,7 @@ def make_plan(
         num_partitions=num_partitions,
         num_listed=listing.num_listed,
         partitions_per_budget=num_partitions,
-        partitions_per_span=max(1, int(partitions_per_span)),
+        partitions_per_span=span_length(samples_per_partition),
         spans_per_round=max(1, int(config.output.candidates_per_round // per_span)),
         samples_per_partition=samples_per_partition,
         source_fingerprint=source_fingerprint,
@@ -119,6 +118,11 @@ def make_plan(
         num_pilot=pilot.num_rows,
         seconds_per_candidate=pilot.seconds,
     )
+
+
+def span_length(samples_per_partition: float) -> int:
+    """Partitions of one span."""
+    return max(1, int(_SAMPLES_PER_SPAN // max(samples_per_partition, 1.0)))
 
 
 def is_raised(previous: SourcePlan, source_fingerprint: str, num_wanted: float) -> bool:

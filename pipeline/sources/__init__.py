@@ -56,6 +56,14 @@ class ResumableSource(Source, Protocol):
 
 
 @runtime_checkable
+class IndexedSource(Source, Protocol):
+    """A source that reads a sample at no more than its own cost, wherever it is."""
+
+    def read_at(self, partition: Partition, ordinals: Sequence[int]) -> Iterator[RawSample]:
+        """The samples at these positions of `read`, which rise. Reads no other image."""
+
+
+@runtime_checkable
 class EstimatingSource(Source, Protocol):
     """A source that can estimate the number of its samples without reading them."""
 
@@ -110,6 +118,20 @@ def read_from(source: Source, partition: Partition, start: int) -> Iterator[RawS
     if start and isinstance(source, ResumableSource):
         return source.read_from(partition, start)
     return itertools.islice(source.read(partition), start, None)
+
+
+def read_at(source: Source, partition: Partition, ordinals: Sequence[int]) -> Iterator[RawSample]:
+    """The samples at positions of a partition that rise; ends early if it has fewer.
+
+    Reads no further than the last, and no others of an `IndexedSource`.
+    """
+    if isinstance(source, IndexedSource):
+        yield from source.read_at(partition, ordinals)
+        return
+    samples, position = read_from(source, partition, ordinals[0]), ordinals[0]
+    for ordinal in ordinals:
+        yield from itertools.islice(samples, ordinal - position, ordinal - position + 1)
+        position = ordinal + 1
 
 
 def read_partitions(

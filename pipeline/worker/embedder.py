@@ -10,11 +10,12 @@ import pyarrow as pa
 from pipeline.config.schema import Config, SourceEntry
 from pipeline.dataset.metadata import TakenDown
 from pipeline.dataset.schema import Positioned
+from pipeline.dataset.taken_down import refuse_taken_down
 from pipeline.encoders.runtimes import PreparedEncoder
 from pipeline.telemetry.stopwatch import Stopwatch
 from pipeline.worker.steps.decode import decode_batch
 from pipeline.worker.steps.embed import BatchEmbedder
-from pipeline.worker.steps.read import SourceDefaults, read_rows
+from pipeline.worker.steps.read import SourceDefaults, label_rows, read_facts, read_rows
 
 
 class Embedder:
@@ -41,8 +42,20 @@ class Embedder:
 
         Where a GPU or an actor embeds, the next rows are decoded meanwhile.
         """
+        return self._embed_read(self.read(samples, entry))
+
+    def embed_facts(self, samples: Iterable[Positioned]) -> pa.Table:
+        """The same of samples as their source has them, before a config adds to them."""
+        return self._embed_read(self.stopwatch.over("read", read_facts(samples)))
+
+    def label(self, facts: pa.Table, entry: SourceEntry) -> pa.Table:
+        """Rows of facts: what the entry adds, and without those that are taken down."""
+        defaults = SourceDefaults.of(self._config, entry)
+        return refuse_taken_down(label_rows(facts, defaults), self._taken_down)
+
+    def _embed_read(self, tables: Iterator[pa.Table]) -> pa.Table:
         batches = self._new_batches()
-        for read in self.read(samples, entry):
+        for read in tables:
             decoded = self.decode(read)
             with self.stopwatch.stage("embed"):
                 batches.add(decoded)

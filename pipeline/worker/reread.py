@@ -14,7 +14,7 @@ from pipeline import storage
 from pipeline.dataset.embedding_cache import KeptEmbeddings
 from pipeline.dataset.schema import ImageSettings, Partition, RawSample
 from pipeline.errors import InfinegError
-from pipeline.sources import Source, read_from
+from pipeline.sources import Source, read_at
 from pipeline.worker.steps.decode import decode_batch
 
 _READ = ("source", "partition", "ordinal", "uri", "rotation", "content_hash")
@@ -57,18 +57,14 @@ def changed_source(source: str, where: str) -> InfinegError:
 def _read_samples(
     source: Source, partition: Partition, rows: Sequence[dict[str, object]]
 ) -> Iterator[tuple[RawSample, dict[str, object]]]:
-    """The sample of each row, by its ordinal; reads no further than the last."""
-    first = rows[0]["ordinal"]
-    assert isinstance(first, int)
-    position, samples = first, read_from(source, partition, first)
-    for row in rows:
-        for sample in samples:
-            position += 1
-            if position - 1 == row["ordinal"]:
-                yield sample, row
-                break
-        else:
-            raise changed_source(str(row["source"]), str(row["uri"]))
+    """The sample of each row, by its ordinal."""
+    ordinals = [int(str(row["ordinal"])) for row in rows]
+    num_read = 0
+    for sample, row in zip(read_at(source, partition, ordinals), rows, strict=False):
+        yield sample, row
+        num_read += 1
+    if num_read < len(rows):
+        raise changed_source(str(rows[num_read]["source"]), str(rows[num_read]["uri"]))
 
 
 def _decode(sample: RawSample, row: dict[str, object], settings: ImageSettings) -> bytes:

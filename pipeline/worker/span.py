@@ -7,10 +7,13 @@ decoded pixels never travel; only a small record leaves it.
 import functools
 import itertools
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from more_itertools import chunked, ilen, peekable, side_effect
 
 from pipeline import storage
@@ -31,13 +34,16 @@ from pipeline.dataset.schema import Partition, Positioned, row_schema, with_colu
 from pipeline.dataset.seen_labels import SeenLabels, count_labels
 from pipeline.dataset.shards import count_rows, output_groups, write_part
 from pipeline.encoders.runtimes import PreparedEncoder
+from pipeline.pool import PooledPart
 from pipeline.selection.reference import ReferenceBank, read_bank
 from pipeline.selection.rule import SelectionRule, load_rule
 from pipeline.sources import Source, left_out_labels, read_partitions
 from pipeline.telemetry.stopwatch import Stopwatch
 from pipeline.worker.careful import open_source_of
 from pipeline.worker.embedder import Embedder
+from pipeline.worker.pooled import PooledSpans, image_sizes
 from pipeline.worker.rejects import check_rejects
+from pipeline.worker.reread import read_images
 from pipeline.worker.steps.score import score_batch
 from pipeline.worker.steps.select import select_batch
 
@@ -60,15 +66,25 @@ class ReadTask(Task, frozen=True):
     span: int = 0  # number in the round
     limit: int | None = None
     num_counted: int = 0  # samples to count after the limit, to see whether the end is near
+    pooled_in: str = ""  # of a pilot: the span of the pool that the partition may be in
 
     @property
     def span_id(self) -> str:
-        return short_hash("\n".join(partition.id for partition in self.partitions))
+        return span_id_of(self.partitions)
 
     @property
     def num_samples(self) -> int:
         """0 if the source does not say."""
         return sum(partition.num_samples or 0 for partition in self.partitions)
+
+
+class _Decided(NamedTuple):
+    """A part whose candidates are selected or not."""
+
+    rows: pa.Table  # as `row_schema`
+    embeddings_sha256: str | None
+    is_last: bool
+    left_out: SeenLabels | None
 
 
 class SpanWorker:
@@ -92,6 +108,7 @@ class SpanWorker:
         self._rules: dict[str, SelectionRule] = {}
         given = config.build.embeddings_from
         self._given_embeddings = None if given is None else KeptEmbeddings(given)
+        self._pooled = PooledSpans(config, self._embedder) if config.pool is not None else None
 
     @property
     def stopwatch(self) -> Stopwatch:
@@ -118,26 +135,45 @@ class SpanWorker:
         `partition_size` is null unless the end was reached.
         """
         began = time.monotonic()
-        samples = read_partitions(self._open(task), task.partitions, 0)
-        read_bytes: list[int] = []
-        read = side_effect(
-            lambda each: read_bytes.append(len(each.sample.image)),
-            itertools.islice(samples, task.limit),
-        )
-        rows = self._embedder.embed(read, self._entries[task.source])
+        rows, size = self._pooled_pilot(task) or self._read_pilot(task)
         rows = score_batch(rows, self._bank)
         seconds = (time.monotonic() - began) / max(rows.num_rows, 1)
-        num_more = ilen(itertools.islice(samples, task.num_counted))
-        size = rows.num_rows + num_more if num_more < task.num_counted else None
-        sizes = [len(image.as_buffer()) if image.is_valid else 0 for image in rows["image"]]
         rows = with_columns(
             rows,
-            read_bytes=pa.array(read_bytes, pa.int64()),
-            size_bytes=pa.array(sizes, pa.int64()),
             seconds=pa.array([seconds] * rows.num_rows, pa.float64()),
             partition_size=pa.array([size] * rows.num_rows, pa.int64()),
         )
         yield rows.select(_PILOT_COLUMNS)
+
+    def pool(self, task: ReadTask) -> Iterator[pa.Table]:
+        """Adds a span to the pool; a row per part: source, num_rows, is_new.
+
+        Raises TooManyRejects after the part that exceeds the limit.
+        """
+        assert self._pooled is not None
+        entry, counts = self._entries[task.source], []
+        for part, is_new in self._pooled_parts(task):
+            rejected = Counter(
+                reason for reason in part.rows["reject_reason"].to_pylist() if reason
+            )
+            counts.append(Counts(read=part.rows.num_rows, rejected=rejected))
+            check_rejects(entry, task.partitions, counts, part.rows)
+            row = {"source": task.source, "num_rows": part.rows.num_rows, "is_new": is_new}
+            yield pa.Table.from_pylist([row])
+
+    def measure(self, task: ReadTask) -> Iterator[pa.Table]:
+        """What a pilot tells of sizes, without decoding: partition, read_bytes, partition_size."""
+        samples = read_partitions(self._open(task), task.partitions, 0)
+        sizes = [len(each.sample.image) for each in itertools.islice(samples, task.limit)]
+        num_more = ilen(itertools.islice(samples, task.num_counted))
+        size = len(sizes) + num_more if num_more < task.num_counted else None
+        yield pa.table(
+            {
+                "partition": [task.partitions[0].id] * len(sizes),
+                "read_bytes": pa.array(sizes, pa.int64()),
+                "partition_size": pa.array([size] * len(sizes), pa.int64()),
+            }
+        )
 
     def build(self, task: ReadTask) -> Iterator[tuple[PartRecord, bool]]:
         """Commits the parts of a span that are not committed yet.
@@ -151,28 +187,93 @@ class SpanWorker:
             counts.append(record.counts)
             if record.is_last:
                 return
-        source = self._open(task)
-        start = sum(each.read for each in counts)
-        samples = peekable(read_partitions(source, task.partitions, start))
-        is_last = False
-        while not is_last:
+        for decided in self._decide_parts(task, len(counts), sum(each.read for each in counts)):
             part = len(counts)
-            taken = itertools.islice(samples, SAMPLES_PER_PART)
-            rows, embeddings_sha256 = self._decide(taken, task, part)
-            is_last = not samples
-            counts.append(count_rows(rows))
-            check_rejects(self._entries[task.source], task.partitions, counts, rows)
+            counts.append(count_rows(decided.rows))
+            check_rejects(self._entries[task.source], task.partitions, counts, decided.rows)
             with self.stopwatch.stage("write"):
                 record = write_part(
                     self._dataset,
-                    rows,
+                    decided.rows,
                     task,
                     part=part,
-                    is_last=is_last,
-                    left_out=left_out_labels(source),
-                    embeddings_sha256=embeddings_sha256,
+                    is_last=decided.is_last,
+                    left_out=decided.left_out,
+                    embeddings_sha256=decided.embeddings_sha256,
                 )
             yield record, True
+
+    def _decide_parts(self, task: ReadTask, part: int, start: int) -> "Iterator[_Decided]":
+        """The parts of a span from one on, whose first sample is `start`, until the last."""
+        is_negative = self._config.role_of(self._entries[task.source]) == "negative"
+        if self._pooled is not None and is_negative:
+            source = functools.cache(lambda: self._open(task))
+            for number, (pooled, _) in enumerate(self._pooled_parts(task, part, start), part):
+                rows, sha256 = self._decide_pooled(pooled, task, number, source)
+                yield _Decided(rows, sha256, pooled.is_last, pooled.left_out)
+            return
+        read = self._open(task)
+        samples = peekable(read_partitions(read, task.partitions, start))
+        is_last = False
+        while not is_last:
+            rows, sha256 = self._decide(itertools.islice(samples, SAMPLES_PER_PART), task, part)
+            is_last = not samples
+            yield _Decided(rows, sha256, is_last, left_out_labels(read))
+            part += 1
+
+    def _pooled_parts(
+        self, task: ReadTask, part: int = 0, start: int = 0
+    ) -> Iterator[tuple[PooledPart, bool]]:
+        assert self._pooled is not None
+        return self._pooled.parts(
+            task,
+            self._entries[task.source],
+            task.partitions,
+            task.span_id,
+            first_part=part,
+            start=start,
+            part_size=SAMPLES_PER_PART,
+        )
+
+    def _read_pilot(self, task: ReadTask) -> tuple[pa.Table, int | None]:
+        """Rows with read_bytes and size_bytes, and the partition's size if its end was reached."""
+        samples = read_partitions(self._open(task), task.partitions, 0)
+        read_bytes: list[int] = []
+        read = side_effect(
+            lambda each: read_bytes.append(len(each.sample.image)),
+            itertools.islice(samples, task.limit),
+        )
+        rows = self._embedder.embed(read, self._entries[task.source])
+        num_more = ilen(itertools.islice(samples, task.num_counted))
+        size = rows.num_rows + num_more if num_more < task.num_counted else None
+        rows = with_columns(
+            rows,
+            read_bytes=pa.array(read_bytes, pa.int64()),
+            size_bytes=image_sizes(rows["image"]),
+        )
+        return rows, size
+
+    def _pooled_pilot(self, task: ReadTask) -> tuple[pa.Table, int | None] | None:
+        """The same from the pool, if it has them."""
+        if self._pooled is None or not task.pooled_in:
+            return None
+        assert task.limit is not None
+        entry, (partition,) = self._entries[task.source], task.partitions
+        most = task.limit + task.num_counted
+        found = self._pooled.read_partition(entry, partition, task.pooled_in, most)
+        if found is None:
+            return None
+        num_more = min(max(found.num_rows - task.limit, 0), task.num_counted)
+        taken = found.slice(0, task.limit)
+        size = taken.num_rows + num_more if num_more < task.num_counted else None
+        rows = self._embedder.label(taken.drop_columns(["read_bytes", "size_bytes"]), entry)
+        is_left = rows["content_hash"].is_valid()
+        rows = with_columns(
+            rows,
+            read_bytes=taken["read_bytes"],
+            size_bytes=pc.if_else(is_left, taken["size_bytes"], 0),
+        )
+        return rows, size
 
     def _open(self, task: ReadTask) -> Source:
         return open_source_of(task, self._entries[task.source], self._config)
@@ -199,6 +300,33 @@ class SpanWorker:
                 kept.append(table.select(KEPT))
                 selected.append(self._decode_kept(self._select(table, entry)))
             embedded, rows = pa.concat_tables(kept), pa.concat_tables(selected)
+        return self._keep(embedded, rows, entry, stem)
+
+    def _decide_pooled(
+        self, part: PooledPart, task: ReadTask, number: int, source: Callable[[], Source]
+    ) -> tuple[pa.Table, str | None]:
+        """The same of a part of the pool; then the images that are kept are read again."""
+        entry = self._entries[task.source]
+        with self.stopwatch.stage("read"):
+            embedded = self._embedder.label(part.rows, entry)
+        rows = self._select(embedded, entry)
+        images = part.images
+        if images is None:
+            is_kept_N = np.array([bool(group) for group in output_groups(rows)], bool)
+            images = pa.nulls(rows.num_rows, pa.large_binary())
+            if is_kept_N.any():
+                kept = rows.filter(pa.array(is_kept_N))
+                with self.stopwatch.stage("decode"):
+                    settings = self._config.output.image_settings
+                    read = read_images(source(), task.partitions, kept, settings)
+                images = pc.replace_with_mask(images, pa.array(is_kept_N), read)
+        rows = with_columns(rows, image=images)
+        return self._keep(embedded, rows, entry, part_stem(task, number))
+
+    def _keep(
+        self, embedded: pa.Table, rows: pa.Table, entry: SourceEntry, stem: str
+    ) -> tuple[pa.Table, str | None]:
+        """Writes the embeddings if they are wanted; returns rows as `row_schema`, and sha256."""
         sha256 = None
         if self._config.build.keep_embeddings:
             sha256 = write_embeddings(self._dataset.root, embeddings_path(stem), embedded)
@@ -233,6 +361,10 @@ class SpanWorker:
         if source not in self._rules:
             self._rules[source] = load_rule(self._dataset, source, self._config.selection)
         return self._rules[source]
+
+
+def span_id_of(partitions: Iterable[Partition]) -> str:
+    return short_hash("\n".join(partition.id for partition in partitions))
 
 
 def seen_in(rows: pa.Table) -> tuple[str, SeenLabels]:

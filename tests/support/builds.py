@@ -19,7 +19,9 @@ import yaml
 from pydantic import BaseModel
 
 import pipeline.build.driver
+import pipeline.build.pool
 from pipeline import storage
+from pipeline.build.pool import PooledCounts
 from pipeline.config.build import BuildConfig
 from pipeline.config.schema import Config
 from pipeline.dataset import Dataset
@@ -191,6 +193,12 @@ def build_inline(
         return pipeline.build.driver.build(
             config, only=only, follow=follow, accept_changes=accept_changes
         )[0]
+
+
+def fill_pool_inline(config: Config, *, only: Sequence[str] = ()) -> list[PooledCounts]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline.build.pool, "open_cluster", open_inline)
+        return pipeline.build.pool.build_pool(config, only=only)
 
 
 def built_inline(root: Path, entries: list[dict[str, Any]], **sections: Any) -> Built:

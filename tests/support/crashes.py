@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.config.schema import Config
 from pipeline.curate.takedown import take_down
 from pipeline.dataset.metadata import TakenDown
-from support.builds import build_inline
+from support.builds import build_inline, fill_pool_inline
 from support.forks import fork
 from support.kills import MOMENTS
 
@@ -32,6 +32,11 @@ def crash_purge(root: Path, wanted: TakenDown, *, runs: Sequence[str], number: i
     return _dies(_purge, str(root), wanted.model_dump_json(), list(runs), number)
 
 
+def crash_pool(config: Config, number: int) -> bool:
+    """Fills a pool until just before its `number`-th new file; False if there are fewer."""
+    return _dies(_fill_pool, config.model_dump_json(), number)
+
+
 def _dies(function: Callable[..., None], *arguments: object) -> bool:
     process = fork(function, *arguments)
     process.join(100)
@@ -40,7 +45,18 @@ def _dies(function: Callable[..., None], *arguments: object) -> bool:
     return process.exitcode != 0
 
 
+def _fill_pool(config: str, number: int) -> None:
+    _die_at(number)
+    fill_pool_inline(Config.model_validate_json(config))
+
+
 def _purge(root: str, wanted: str, runs: Sequence[str], number: int) -> None:
+    _die_at(number)
+    take_down(root, TakenDown.model_validate_json(wanted), purge=True, runs=runs)
+
+
+def _die_at(number: int) -> None:
+    """Kills this process just before its `number`-th change of a file."""
     num_left, is_dying = number, False
 
     def hook(event: str, _: tuple[Any, ...]) -> None:
@@ -52,7 +68,6 @@ def _purge(root: str, wanted: str, runs: Sequence[str], number: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
-    take_down(root, TakenDown.model_validate_json(wanted), purge=True, runs=runs)
 
 
 def _build(config: str, moment: str, before: bool, accept_changes: bool) -> None:

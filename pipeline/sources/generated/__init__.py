@@ -19,7 +19,7 @@ several families of pictures is its drawing functions and this:
 import abc
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args
 
@@ -112,7 +112,10 @@ class AddressedSource(abc.ABC, Generic[A]):
     def read_from(self, partition: Partition, start: int) -> Iterator[RawSample]:
         """Without the first `start`, which are not drawn."""
         first, last = partition.locator
-        return map(self.sample, range(first + start, last))
+        return self.read_at(partition, range(start, last - first))
+
+    def read_at(self, partition: Partition, ordinals: Sequence[int]) -> Iterator[RawSample]:
+        return (self.sample(partition.locator[0] + ordinal) for ordinal in ordinals)
 
 
 def toy_of(params: type[A], directory: Path, **given: Any) -> A:  # noqa: ARG001

@@ -3,7 +3,7 @@
 A file is taken for an image by its suffix; the decode step rejects it if it is none.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, Field
@@ -53,7 +53,10 @@ class Source:
         return self.read_from(partition, 0)
 
     def read_from(self, partition: Partition, start: int) -> Iterator[RawSample]:
-        for name in partition.locator[start:]:
+        return self.read_at(partition, range(start, len(partition.locator)))
+
+    def read_at(self, partition: Partition, ordinals: Sequence[int]) -> Iterator[RawSample]:
+        for name in map(partition.locator.__getitem__, ordinals):
             uri = storage.join(self._params.path, name)
             folder = name.rpartition("/")[0]
             yield RawSample(uri=uri, image=read_image(uri), class_name=folder or None)

@@ -8,8 +8,9 @@ an image is read, too, so that counts add up. Masks beside images and hidden fil
 import itertools
 import json
 import re
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import IO, Any, Literal, NamedTuple
 
 from pipeline import storage
@@ -55,29 +56,31 @@ class TarSample(NamedTuple):
 
 
 class TarReader:
-    """Reads one tar once, from sample number `start` on.
+    """Reads one tar once, all of its samples or those at some positions.
 
-    Earlier images are counted by member names and not read. `is_offered` decides by the members of
-    a key, without images, whether its samples are yielded.
+    Images that are not wanted are counted by member names and not read. `is_offered` decides by the
+    members of a key, without images, whether its samples are yielded.
     """
 
     def __init__(
         self,
         uri: str,
         *,
-        start: int = 0,
+        wanted: Container[int] = range(sys.maxsize),
         image_fields: Sequence[str] | None = None,
         text_fields: Sequence[str] = ("json",),
         label_field: str | None = None,
         is_offered: Callable[[Sequence[Member]], bool] | None = None,
         allow_private: bool = True,
     ) -> None:
-        """`image_fields` default to the formats that are read; an image without a member
+        """wanted: ordinals of the samples to yield.
+
+        `image_fields` default to the formats that are read; an image without a member
         `label_field` is looked at twice: its label may lie elsewhere in the tar.
         """
         self._uri = uri
         self._allow_private = allow_private
-        self._start = start
+        self._wanted = wanted
         if image_fields is None:
             image_fields = [suffix.removeprefix(".") for suffix in image_suffixes()]
         self._image_fields = frozenset(image_fields)
@@ -101,7 +104,7 @@ class TarReader:
             is_usable = bool(images) and not self._is_unusable(members)
             for member in (images or members)[:num_samples]:
                 uri = _unique(f"{self._uri}#{member.name}", seen)
-                if ordinal >= self._start:
+                if ordinal in self._wanted:
                     has_siblings = is_partial or len(images) > 1
                     content = member.content if is_usable else None
                     yield TarSample(uri, content or b"", members, has_siblings)
@@ -169,8 +172,8 @@ class TarReader:
         if not self._is_image(field):
             return field in self._text_fields
         if not self._group or self._group[0].key == key:
-            return self._num_before + self._num_images >= self._start
-        return self._num_before + self._count() >= self._start
+            return self._num_before + self._num_images in self._wanted
+        return self._num_before + self._count() in self._wanted
 
     def _close_group(self, *, is_last: bool) -> tuple[list[Member], bool, int]:
         self._refuse_dotted()

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import pyarrow as pa
 from more_itertools import constrained_batches
@@ -23,13 +23,20 @@ from pipeline.dataset.schema import (
     Split,
     Stratum,
     row_schema,
+    with_columns,
 )
 from pipeline.dataset.taken_down import refuse_taken_down
 from pipeline.errors import ConfigError
 
 ADDS = READ_COLUMNS
 
+# Of a sample as its source has it, whatever the config.
+FACT_COLUMNS = tuple(name for name in READ_COLUMNS if name not in ("key", "source", "split"))
+
 _SCHEMA = pa.schema([row_schema(1).field(name) for name in READ_COLUMNS])
+_FACTS = pa.schema([_SCHEMA.field(name) for name in FACT_COLUMNS])
+_LABELLED_BY = ["partition", "ordinal", "uri", "label", "label_state", "stratum", "group"]
+_LABELLED = ("key", "source", "label", "label_state", "stratum", "split")
 # Original images in memory at once; a larger one is alone.
 _SAMPLES_PER_TABLE, _BYTES_PER_TABLE = 64, 256 << 20
 
@@ -62,6 +69,17 @@ def read_rows(
     samples: Iterable[Positioned], defaults: SourceDefaults, taken_down: TakenDown
 ) -> Iterator[pa.Table]:
     """Tables of rows, read but not decoded; the last one is empty."""
+    for facts in read_facts(samples):
+        yield refuse_taken_down(label_rows(facts, defaults), taken_down)
+
+
+def read_batch(samples: Sequence[Positioned], defaults: SourceDefaults) -> pa.Table:
+    """Rows with `READ_COLUMNS`; raises ConfigError for a label that is no target."""
+    return label_rows(_facts_of(samples), defaults)
+
+
+def read_facts(samples: Iterable[Positioned]) -> Iterator[pa.Table]:
+    """Tables of what does not depend on a config, `FACT_COLUMNS`; the last one is empty."""
     batches = constrained_batches(
         samples,
         _BYTES_PER_TABLE,
@@ -70,44 +88,44 @@ def read_rows(
         strict=False,
     )
     for batch in itertools.chain(batches, [()]):
-        yield refuse_taken_down(read_batch(batch, defaults), taken_down)
+        yield _facts_of(batch)
 
 
-def read_batch(samples: Sequence[Positioned], defaults: SourceDefaults) -> pa.Table:
-    """Rows with `READ_COLUMNS`; raises ConfigError for a label that is no target."""
-    rows = [_read_sample(positioned, defaults) for positioned in samples]
-    return pa.Table.from_pylist(rows, schema=_SCHEMA)
+def label_rows(facts: pa.Table, defaults: SourceDefaults) -> pa.Table:
+    """Adds what a config gives: rows with the columns of `facts`, and all of `READ_COLUMNS`.
+
+    facts: without `image`, none is added. Raises ConfigError for a label that is no target.
+    """
+    labelled = [_label(row, defaults) for row in facts.select(_LABELLED_BY).to_pylist()]
+    columns = {
+        name: pa.array([row[name] for row in labelled], _SCHEMA.field(name).type)
+        for name in _LABELLED
+    }
+    rows = with_columns(facts, **columns)
+    return rows.select(
+        [name for name in READ_COLUMNS if name in rows.column_names]
+        + [name for name in facts.column_names if name not in READ_COLUMNS]
+    )
 
 
-def _read_sample(positioned: Positioned, defaults: SourceDefaults) -> dict[str, object]:
+def _facts_of(samples: Sequence[Positioned]) -> pa.Table:
+    return pa.Table.from_pylist([_read_sample(each) for each in samples], schema=_FACTS)
+
+
+def _read_sample(positioned: Positioned) -> dict[str, object]:
     partition, ordinal, sample = positioned
-    label = defaults.target or sample.label
-    if label and label not in defaults.targets:
-        raise ConfigError(
-            f"source {defaults.source!r}: {storage.redact(sample.uri)} is labelled {label!r}, "
-            f"but the targets are {', '.join(defaults.targets)}"
-        )
-    state = sample.label_state
-    if label:
-        state = "verified_present"
-    elif state == "unknown" and defaults.label_state is not None:
-        state = defaults.label_state
     content_hash = hashlib.sha256(sample.image).hexdigest()
-    # Without a group from the source, equal bytes are the leakage unit.
-    group = storage.redact(sample.group or content_hash)
     return {
-        "key": make_key(defaults.source, partition, ordinal),
-        "source": defaults.source,
         "partition": partition,
         "ordinal": ordinal,
         # Rows are stored and shown, and a URI may contain a password or a signature.
         "uri": storage.redact(sample.uri),
-        "label": label,
-        "label_state": state,
+        "label": sample.label,
+        "label_state": sample.label_state,
         "class_name": _text(sample.class_name),
-        "stratum": None if label else defaults.stratum or sample.stratum,
-        "group": group,
-        "split": split_of(group, defaults.split_fractions),
+        "stratum": sample.stratum,
+        # Without a group from the source, equal bytes are the leakage unit.
+        "group": storage.redact(sample.group or content_hash),
         "license": sample.license and storage.redact(sample.license),
         "author": sample.author and storage.redact(sample.author),
         "rotation": sample.rotation,
@@ -115,6 +133,28 @@ def _read_sample(positioned: Positioned, defaults: SourceDefaults) -> dict[str, 
         "content_hash": content_hash,
         "image": None if sample.refused else sample.image,
         "reject_reason": sample.refused,
+    }
+
+
+def _label(row: Mapping[str, Any], defaults: SourceDefaults) -> dict[str, object]:
+    label = defaults.target or row["label"]
+    if label and label not in defaults.targets:
+        raise ConfigError(
+            f"source {defaults.source!r}: {row['uri']} is labelled {label!r}, "
+            f"but the targets are {', '.join(defaults.targets)}"
+        )
+    state = row["label_state"]
+    if label:
+        state = "verified_present"
+    elif state == "unknown" and defaults.label_state is not None:
+        state = defaults.label_state
+    return {
+        "key": make_key(defaults.source, row["partition"], row["ordinal"]),
+        "source": defaults.source,
+        "label": label,
+        "label_state": state,
+        "stratum": None if label else defaults.stratum or row["stratum"],
+        "split": split_of(row["group"], defaults.split_fractions),
     }
 
 

@@ -14,7 +14,14 @@ import pipeline.sources
 from pipeline.config.output import OutputConfig
 from pipeline.dataset.schema import Partition, RawSample
 from pipeline.errors import ConfigError
-from pipeline.sources import Source, load_source_module, open_source, source_kinds
+from pipeline.sources import (
+    IndexedSource,
+    Source,
+    load_source_module,
+    open_source,
+    read_at,
+    source_kinds,
+)
 from pipeline.worker.steps.decode import Decoded, decode_image
 
 # Enough of an endless source, or of the long partition of a generator.
@@ -133,6 +140,15 @@ def test_read_from_continues_where_read_was_left(source: Source) -> None:
         for start in range(4):
             rest = itertools.islice(source.read_from(partition, start), number - start)
             assert list(rest) == samples[start:]
+
+
+def test_read_at_gives_the_samples_that_read_has_there(source: Source) -> None:
+    if not isinstance(source, IndexedSource):
+        pytest.skip("offers no read_at")
+    for partition in itertools.islice(source.partitions(), 3):
+        samples = list(itertools.islice(source.read(partition), 3))
+        places = range(0, len(samples), 2)
+        assert list(read_at(source, partition, places)) == [samples[place] for place in places]
 
 
 def test_every_file_of_kinds_and_generated_is_a_kind_and_no_other_is() -> None:

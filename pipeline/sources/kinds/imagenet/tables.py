@@ -5,6 +5,7 @@ Here the class of an image is known only after its row or its members are read.
 
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -144,7 +145,7 @@ class WdsImages:
         tar = address[1]
         reader = TarReader(
             tar,
-            start=start,
+            wanted=range(start, sys.maxsize),
             text_fields=("json", "cls"),
             is_offered=self._once(tar, is_offered),
         )

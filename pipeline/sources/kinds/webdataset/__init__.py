@@ -6,8 +6,9 @@
 import functools
 import io
 import itertools
+import sys
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,11 +92,18 @@ class Source:
 
     def read_from(self, partition: Partition, start: int) -> Iterator[RawSample]:
         """Of earlier samples only headers are read, if the tar can seek."""
+        return self._read(partition, range(start, sys.maxsize))
+
+    def read_at(self, partition: Partition, ordinals: Sequence[int]) -> Iterator[RawSample]:
+        """Of other samples only headers are read, if the tar can seek."""
+        return itertools.islice(self._read(partition, frozenset(ordinals)), len(ordinals))
+
+    def _read(self, partition: Partition, wanted: Container[int]) -> Iterator[RawSample]:
         class_field, url = self._params.class_field, partition.locator
         rule = replace(self._rule, where=f"{url}: {class_field}")
         reader = TarReader(
             url,
-            start=start,
+            wanted=wanted,
             image_fields=self._params.image_fields,
             text_fields=["json", *([class_field] if class_field else [])],
             label_field=class_field and member_of(class_field),
