@@ -60,11 +60,13 @@ class Serving:
             named = {name.lower(): value for name, value in answer.getheaders()}
             return Answered(answer.status, named, answer.read())
 
-    def ask(self, *images: bytes, field: str = "image", **headers: str) -> Answered:
+    def ask(
+        self, *images: bytes, field: str = "image", query: str = "", **headers: str
+    ) -> Answered:
         """POST predict with the images in a form."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return self.request(
-            f"{self.base}predict", form_of(*images, field=field), headers=FORM | named
+            f"{self.base}predict{query}", form_of(*images, field=field), headers=FORM | named
         )
 
 

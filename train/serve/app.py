@@ -5,6 +5,7 @@ files never reach the server's page: the browser sets them as text.
 """
 
 import asyncio
+import base64
 import contextlib
 from collections.abc import AsyncIterator
 from importlib import resources
@@ -19,11 +20,12 @@ from pydantic import BaseModel, Field
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from train.model.neighbours import Neighbour
 from train.serve.access import Access
 from train.serve.admission import Admission
 from train.serve.batching import Batcher
 from train.serve.metrics import CountRequests, ServeMetrics
-from train.serve.model import ServedModel
+from train.serve.model import Prediction, ServedModel
 from train.serve.uploads import (
     FIELD,
     MAX_IMAGE_BYTES,
@@ -55,6 +57,14 @@ _STATIC = {
     "icon.svg": ("train.serve", "image/svg+xml"),
 }
 _FORM = {
+    "parameters": [
+        {
+            "name": "nearest",
+            "in": "query",
+            "description": "true: answer with the training pictures most like it, some 20 kB.",
+            "schema": {"type": "string", "enum": ["true"]},
+        }
+    ],
     "requestBody": {
         "required": True,
         "content": {
@@ -66,8 +76,32 @@ _FORM = {
                 }
             }
         },
-    }
+    },
 }
+
+
+class Alike(BaseModel, frozen=True):
+    """A training picture that is like the one asked about; not where its file is."""
+
+    label: str = Field(description='What it shows; "" for none of the targets.')
+    similarity: float = Field(description="Cosine of the embeddings.")
+    key: str
+    source: str
+    license: str | None
+    preview: str = Field(description="A small JPEG, base64.")
+
+    @classmethod
+    def of(cls, neighbour: Neighbour) -> "Alike":
+        preview = base64.b64encode(neighbour.preview).decode()
+        told = {name: getattr(neighbour, name) for name in cls.model_fields}
+        return cls(**{**told, "preview": preview})
+
+
+class Nearest(BaseModel, frozen=True):
+    """The training pictures most like it, nearest first."""
+
+    positives: list[Alike]
+    negatives: list[Alike]
 
 
 class Answer(BaseModel, frozen=True):
@@ -85,6 +119,9 @@ class Answer(BaseModel, frozen=True):
         description="Of so many pictures without the target, one looks this much like it."
     )
     model: str = Field(description="The run, and the first digits of the sha256 of its model.json.")
+    nearest: Nearest | None = Field(
+        None, description="Only if asked for, of a run with neighbours.parquet."
+    )
 
 
 class Fault(BaseModel, frozen=True):
@@ -179,7 +216,7 @@ async def read_static(name: str) -> Response:
     return Response(_read_file(package, name), media_type=media_type)
 
 
-@_routes.post("/predict", responses=_FAULTS, openapi_extra=_FORM)
+@_routes.post("/predict", responses=_FAULTS, openapi_extra=_FORM, response_model_exclude_unset=True)
 async def predict(request: Request, service: Service) -> Answer:
     """Whether a picture shows a target: JPEG, PNG, WebP, and other formats of photographs."""
     with service.admission.admit() as held:
@@ -189,6 +226,8 @@ async def predict(request: Request, service: Service) -> Answer:
     if isinstance(found, str):
         raise refusal(image, found)
     service.metrics.add(found)
+    is_wanted = request.query_params.get("nearest") == "true"
+    explained = {"nearest": _alike(found)} if is_wanted else {}
     return Answer(
         label=found.label,
         probabilities=found.probabilities,
@@ -196,7 +235,16 @@ async def predict(request: Request, service: Service) -> Answer:
         prior=found.prior,
         one_in=found.one_in,
         model=service.model.name,
+        **explained,
     )
+
+
+def _alike(found: Prediction) -> Nearest | None:
+    if found.nearest is None:
+        return None
+    kinds = (found.nearest.positives, found.nearest.negatives)
+    positives, negatives = ([Alike.of(each) for each in kind] for kind in kinds)
+    return Nearest(positives=positives, negatives=negatives)
 
 
 @_routes.get("/healthz", responses={503: {"model": Health}})

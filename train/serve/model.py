@@ -44,7 +44,7 @@ class ServedModel:
 
 def load_model(run: str, *, prior: float | None = None) -> ServedModel:
     """Raises ConfigError for a run that is not trained and calibrated."""
-    detector = Detector.load(run, prior=prior)
+    detector = Detector.load(run, prior=prior, explain=True)
     model = ServedModel(detector, _name(run), _read_val_logits(run, detector.targets))
     # The first prediction sets up more than the others: no visitor should wait for it.
     file = io.BytesIO()

@@ -65,7 +65,7 @@ async function predict(file) {
     let response;
     try {
       // Relative: the address of the page may begin with a token.
-      response = await fetch("predict", { method: "POST", body: form });
+      response = await fetch("predict?nearest=true", { method: "POST", body: form });
     } catch {
       throw new Error("the server does not answer, or the file cannot be read any more");
     }
@@ -123,7 +123,25 @@ function show(entry) {
     details.push(element("p", {}, text));
   }
   $("details").replaceChildren(...details);
+  showNearest(answer.nearest);
   showHistory();
+}
+
+// The training pictures that the answer is explained by, those of the target first.
+function showNearest(nearest) {
+  for (const image of $("alike").querySelectorAll("img")) URL.revokeObjectURL(image.src);
+  const alike = nearest ? [...nearest.positives, ...nearest.negatives] : [];
+  $("nearest").hidden = alike.length === 0;
+  $("alike").replaceChildren(...alike.map((each) => {
+    const what = each.label || "something else";
+    const jpeg = Uint8Array.from(atob(each.preview), (letter) => letter.charCodeAt(0));
+    const image = element("img", {
+      src: URL.createObjectURL(new Blob([jpeg], { type: "image/jpeg" })),
+      alt: "", title: `${each.source}: ${each.key}`,
+    });
+    const text = element("span", {}, what, element("small", {}, each.similarity.toFixed(2)));
+    return element("li", each.label ? { class: "yes" } : {}, image, text);
+  }));
 }
 
 function makeMeter(name, answer) {

@@ -1,5 +1,6 @@
 """The API of `infineg serve`: a real process, real HTTP."""
 
+import base64
 import contextlib
 import io
 import os
@@ -61,6 +62,21 @@ def test_an_answer_has_the_label_and_the_documented_fields(
     }  # fmt: skip
     assert set(answer.json["probabilities"]) == set(answer.json["thresholds"]) == {"cat", "dog"}
     assert re.fullmatch(r"run@[0-9a-f]{12}", answer.json["model"])
+
+
+def test_the_nearest_training_pictures_are_told_if_asked_for(served: Serving) -> None:
+    answer = served.ask(encode(WARM, "PNG"), query="?nearest=true")
+    nearest = answer.json["nearest"]
+    assert {each["label"] for each in nearest["positives"]} == {"cat"}
+    assert "cat" not in {each["label"] for each in nearest["negatives"]}
+    for each in (*nearest["positives"], *nearest["negatives"]):
+        assert set(each) == {
+            "label", "similarity", "key", "source", "license", "preview",
+        }  # fmt: skip
+        with Image.open(io.BytesIO(base64.b64decode(each["preview"]))) as preview:
+            assert preview.format == "JPEG"
+    similarities = [each["similarity"] for each in nearest["positives"]]
+    assert similarities == sorted(similarities, reverse=True)
 
 
 def test_answers_are_those_of_the_detector_also_for_pictures_that_are_turned(
@@ -388,7 +404,7 @@ def test_openapi_describes_the_form_and_every_fault(served: Serving) -> None:
         "200", "400", "401", "403", "408", "413", "415", "503",
     }  # fmt: skip
     answer = api["components"]["schemas"]["Answer"]["properties"]
-    assert list(answer) == list(served.ask(encode(WARM)).json)
+    assert list(answer) == list(served.ask(encode(WARM), query="?nearest=true").json)
 
 
 def test_metrics_compare_the_logits_given_with_those_of_val(

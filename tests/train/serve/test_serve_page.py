@@ -120,6 +120,23 @@ def test_uploads_are_answered_in_order_and_kept_in_the_history(page: Page, tmp_p
     assert complaints(page.driver) == []
 
 
+def test_the_nearest_training_pictures_of_both_kinds_are_shown(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "warm.png").write_bytes(encode(Image.new("RGB", (64, 64), WARM), "PNG"))
+    page.choose(tmp_path / "warm.png")
+    script = """return [...document.querySelectorAll('#alike li')].map((item) => [
+        item.className, item.querySelector('img').naturalWidth > 0, item.innerText.split('\\n')])"""
+    page.wait_for(lambda: page.driver.execute_script(script))
+    page.wait_for(lambda: all(is_seen for _, is_seen, _ in page.driver.execute_script(script)))
+    shown = page.driver.execute_script(script)
+    kinds = [name for name, _, _ in shown]
+    assert kinds == sorted(kinds, reverse=True)
+    assert set(kinds) == {"yes", ""}
+    for _, _, (what, similarity) in shown:
+        assert what in ("cat", "dog", "something else")
+        assert 0 < float(similarity) <= 1.01
+    assert complaints(page.driver) == []
+
+
 @pytest.mark.parametrize("way", ["drop", "paste"])
 def test_pictures_can_be_dropped_and_pasted(page: Page, way: str) -> None:
     page.give(picture(WARM), "given.png", way)
