@@ -74,6 +74,8 @@ def _read_run(run: Path) -> ComparedRun:
     if info is None or info.calibration is None or not path.exists():
         raise ConfigError(f"{run}: no evaluated run is there; `infineg evaluate {run}` makes one")
     rows = pq.read_table(path)
+    if "uri" not in rows.column_names:  # of versions before 0.3
+        rows = rows.append_column("uri", pa.nulls(len(rows), pa.string()))
     return ComparedRun(run, info, rows.filter(pc.equal(rows["split"], "test")))
 
 

@@ -23,7 +23,7 @@ from train.report.wording import count
 _log = logging.getLogger(__name__)
 
 _SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("key", "source", "stratum", "split", "label", "shard")]
+    [(name, pa.string()) for name in ("key", "source", "stratum", "split", "label", "shard", "uri")]
     + [(name, pa.float32()) for name in ("similarity", "inclusion_probability")]
     + [(name, pa.int64()) for name in ("tar_offset", "tar_size")]
 )
@@ -107,7 +107,7 @@ def _predict_folder(
         "inclusion_probability": 1.0,
     }
     paths = {storage.escape(path): path for path, _ in predicted}
-    table = pa.Table.from_pylist([{"key": key, **common} for key in paths], _SCHEMA)
+    table = pa.Table.from_pylist([{"key": key, "uri": key, **common} for key in paths], _SCHEMA)
     logits = [[prediction.logits[target] for target in targets] for _, prediction in predicted]
     logits_NK = np.array(logits, np.float32).reshape(-1, len(targets))
     rows = prediction_rows(table, logits_NK, targets=targets, reference=None)

@@ -17,7 +17,7 @@ from train.metrics.ranking import Bools, Floats, threshold_at_tpr
 from train.metrics.rates import members_by_stratum
 
 _TPR = 0.95
-_SHOWN = ("key", "source", "stratum", "label", "shard", "tar_offset", "tar_size")
+_SHOWN = ("key", "source", "stratum", "label", "shard", "tar_offset", "tar_size", "uri")
 
 
 @dataclass(frozen=True)

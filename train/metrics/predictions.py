@@ -6,7 +6,8 @@ val is then that of the head that is not trained on its fold.
 
 One row per sample: key, source, stratum, split, label, logit (raw, of the first target), with
 several targets one logit_<target> each, similarity, inclusion_probability, the location of the
-image in the data set (shard, tar_offset, tar_size in bytes), and `stratum_by_similarity`.
+image in the data set (shard, tar_offset, tar_size in bytes), its uri in the source, and
+`stratum_by_similarity`.
 Shapes: N samples, K targets.
 """
 
@@ -35,7 +36,7 @@ Place: TypeAlias = tuple[str, str]  # of a picture in a data set: its key, and i
 _STRATA: tuple[Stratum, ...] = ("near", "mid", "far", "generated")
 _COPIED = (
     "key", "source", "stratum", "split", "label", "similarity", "inclusion_probability", "shard",
-    "tar_offset", "tar_size",
+    "tar_offset", "tar_size", "uri",
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline import storage
 from train.metrics.comparison import Comparison, Difference
 from train.report.page import render
 from train.report.pictures import PICTURE_SIDE, ReadImage, as_uri, thumbnail
@@ -86,7 +87,11 @@ def _sides(
         pictures = []
         if read_image is not None:
             pictures = [
-                {**row, "uri": as_uri(thumbnail(read_image(row), PICTURE_SIDE))}
+                {
+                    **row,
+                    "origin": storage.redact(row["uri"] or ""),
+                    "uri": as_uri(thumbnail(read_image(row), PICTURE_SIDE)),
+                }
                 for row in rows[:_NUM_PICTURES]
             ]
         yield {"title": title, "count": len(rows), "pictures": pictures}

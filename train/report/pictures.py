@@ -52,6 +52,7 @@ def show_pictures(
     return [
         {
             **about,
+            "origin": storage.redact(about["uri"] or ""),
             "uri": as_uri(thumbnail(read_image(about), PICTURE_SIDE)),
             "logit": float(test.logits_N[row]),
             "probability": format_percent(float(probabilities_N[row])),

@@ -121,7 +121,7 @@ def test_predictions_say_where_each_picture_lies(run: Path) -> None:
     rows = pq.read_table(run / "predictions.parquet")
     assert rows.column_names == [
         "key", "source", "stratum", "split", "label", "logit", "similarity",
-        "inclusion_probability", "shard", "tar_offset", "tar_size", "stratum_by_similarity",
+        "inclusion_probability", "shard", "tar_offset", "tar_size", "uri", "stratum_by_similarity",
     ]  # fmt: skip
     assert set(rows["split"].to_pylist()) == {"train", "val", "test"}
     row = rows.slice(5, 1).to_pylist()[0]
