@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
+from pipeline import storage
 from pipeline.errors import ConfigError, InfinegError
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ def build(
     generation = None if follow else finished_generation(loaded, source or ())
     state = "nothing to do: already committed"
     if generation is None:
+        say_build(loaded)
         from pipeline.build.driver import build as run_build
 
         generation, is_new = run_build(
@@ -334,6 +336,16 @@ def _serve_review(dataset: str, *, targets: list[str], host: str, port: int) -> 
         )
 
     serve_review(dataset, targets=targets, host=host, port=port, announce=announce)
+
+
+def say_build(config: "Config") -> None:
+    """The first line of a build, since the imports before its work take seconds."""
+    names = ", ".join(entry.name for entry in config.sources)
+    console.print(
+        f"building {storage.redact(config.output.path)}: {', '.join(config.target_names)} "
+        f"against {names}",
+        soft_wrap=True,
+    )
 
 
 def load(config: str, overrides: list[str] | None, address: str | None) -> "Config":

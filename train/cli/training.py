@@ -17,6 +17,7 @@ from pipeline.cli.commands import (
     app,
     console,
     load,
+    say_build,
 )
 from pipeline.errors import ConfigError
 from pipeline.launch import JobKind, Platform
@@ -127,6 +128,8 @@ def train(
 @app.command()
 def run(config: ConfigPath, overrides: Overrides = None, address: Address = None) -> None:
     """Build, train and measure: all of it that is not done yet."""
+    loaded = load(config, overrides, address)
+    say_build(loaded)
     from pipeline.build.driver import build
     from pipeline.cli.tables import counts_table
     from train.config import load_train_config
@@ -136,7 +139,6 @@ def run(config: ConfigPath, overrides: Overrides = None, address: Address = None
     from train.loop.trainer import train as run_training
     from train.metrics.summary import read_metrics
 
-    loaded = load(config, overrides, address)
     generation, _ = build(loaded)
     console.print(counts_table(generation))
     train_config = with_free_run(loaded, load_train_config(config, overrides or ())[1])
