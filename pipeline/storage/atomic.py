@@ -59,6 +59,8 @@ def open_atomic(uri: str, *, replaces: bool = False) -> Iterator[HashingWriter]:
     """Writes a file that appears when the block ends, and not at all if it raises."""
     fs, path = resolve_writable(uri)
     what = f"write {redact(uri)}"
+    if is_local(fs) and os.path.isdir(path):  # before the work of hours is lost for it
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     # In the same folder, so that the rename stays within one file system.
     directory = str(retry(lambda: make_parents(path), what)) if is_local(fs) else None
     handle, temporary = retry(lambda: tempfile.mkstemp(prefix=".tmp-", dir=directory), what)

@@ -24,8 +24,16 @@ PERMANENT = frozenset(
         # An address, or one that it redirects to, that is none of http or https.
         "aiohttp.client_exceptions.InvalidURL",
         "aiohttp.client_exceptions.NonHttpUrlClientError",
+        # Addresses that redirect to each other.
+        "aiohttp.client_exceptions.TooManyRedirects",
+        "httpx2.TooManyRedirects",
+        "httpx.TooManyRedirects",
+        "requests.exceptions.TooManyRedirects",
     }
 )
+
+# For those whose own message is empty.
+_MEANINGS = {"aiohttp.client_exceptions.TooManyRedirects": "it redirects in circles"}
 
 _AWS_CREDENTIALS = (
     "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; for a public bucket, set the "
@@ -91,7 +99,7 @@ def as_user_error(error: Exception, what: str) -> Exception | None:
         if name in LOGIN:
             return ConfigError(f"{what}: {first_line(error).rstrip('.')}: {LOGIN[name]}")
         if name in PERMANENT:
-            return InfinegError(f"{what}: {first_line(error)}")
+            return InfinegError(f"{what}: {_MEANINGS.get(name) or first_line(error)}")
     for link in chain:
         if (code := s3_code(link)) in _CODES:
             return ConfigError(f"{what}: {_CODES[code]}")

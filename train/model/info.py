@@ -9,6 +9,7 @@ from pydantic import BaseModel, JsonValue
 
 from pipeline import storage
 from pipeline.config.encoder import EncoderConfig
+from pipeline.config.schema import Name
 from pipeline.dataset.records import decode_record, encode_record
 from pipeline.encoders.origin import WeightsOrigin
 from pipeline.encoders.preprocessing import Preprocessing
@@ -49,7 +50,7 @@ class Segment(BaseModel, frozen=True, extra="forbid"):
 class ModelInfo(BaseModel, frozen=True, extra="forbid"):
     """`model.json`: all that is needed to use `model.safetensors`, and its provenance."""
 
-    targets: tuple[str, ...]
+    targets: tuple[Name, ...]
     encoder: EncoderConfig
     encoder_weights: WeightsOrigin | None = None  # None in older versions
     preprocessing: Preprocessing

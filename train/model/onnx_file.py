@@ -7,12 +7,14 @@ entry is the sha256 of what stands before it. Imports neither onnx nor torch.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, model_validator
 
+from pipeline.config.schema import Name
 from pipeline.encoders.origin import WeightsOrigin
 from pipeline.encoders.preprocessing import Preprocessing
 from pipeline.encoders.sessions import open_session
@@ -22,12 +24,13 @@ from train.model.info import ModelInfo, TargetCalibration
 MAX_BYTES = 2**31 - 1  # of protobuf
 _METADATA = 14  # the field of a ModelProto: entries of a key and a value
 _DIGEST = "sha256"
+_MAX_SIDE = 4096  # pixels: a larger size, which no encoder has, would only use up memory
 
 
 class OnnxInfo(BaseModel, frozen=True):
-    """The metadata of a model.onnx."""
+    """The metadata of a model.onnx, which may come from strangers."""
 
-    targets: tuple[str, ...]
+    targets: tuple[Name, ...]  # names of folders, too: of `predict --copy-to`
     preprocessing: Preprocessing
     calibration: dict[str, TargetCalibration]  # by target
     thresholds: dict[str, float]  # by target, on the logit
@@ -38,6 +41,18 @@ class OnnxInfo(BaseModel, frozen=True):
     dataset: str  # fingerprint of its settings
     weights_sha256: str  # of the model.safetensors that it was made from
     infineg: str  # the version that wrote it
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Self:
+        if not self.targets or sorted(self.targets) != sorted(self.calibration):
+            raise ValueError("targets and calibration are of different targets")
+        values = [value for each in self.calibration.values() for value in _numbers(each)]
+        if not all(map(math.isfinite, values)):
+            raise ValueError("calibration: a number is not finite")
+        sizes = self.preprocessing
+        if not 1 <= sizes.image_size <= sizes.resize_size <= _MAX_SIDE:
+            raise ValueError("preprocessing: sizes that no picture can be brought to")
+        return self
 
     @classmethod
     def of(cls, info: ModelInfo, *, precision: Literal["fp32", "int8"] = "fp32") -> "OnnxInfo":
@@ -79,7 +94,21 @@ def open_onnx(content: bytes, where: str) -> tuple[Any, OnnxInfo]:
             f"{where}: {seen}; `infineg evaluate RUN` writes model.onnx, `infineg export` others"
         )
     session = open_session(content, where=where)
-    return session, _read_info(session.get_modelmeta().custom_metadata_map, where)
+    info = _read_info(session.get_modelmeta().custom_metadata_map, where)
+    side = info.preprocessing.image_size
+    inputs = {each.name: (each.type, each.shape[1:]) for each in session.get_inputs()}
+    outputs = {each.name: each.shape[1:] for each in session.get_outputs()}
+    is_detector = (
+        inputs == {"pixels": ("tensor(uint8)", [3, side, side])} and "embedding" in outputs
+    )
+    if not is_detector or outputs.get("logits") != [len(info.targets)]:
+        raise InfinegError(f"{where}: a network of other inputs or outputs than its metadata says")
+    return session, info
+
+
+def _numbers(calibration: TargetCalibration) -> list[float]:
+    values = calibration.model_dump(exclude={"promises", "negative_logits", "prior"}).values()
+    return [*values, *calibration.negative_logits]
 
 
 def _read_info(metadata: Mapping[str, str], where: str) -> OnnxInfo:

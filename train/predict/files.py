@@ -5,7 +5,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -62,10 +62,16 @@ def _find(path: str) -> Iterator[Picture]:
         return itertools.chain.from_iterable(map(_find_listed, sys.stdin))
     if "://" in path:
         return _find_remote(path)
+    if not path:  # of a shell's variable that is not set; to pathlib it is the working folder
+        raise ConfigError("an empty path: name a file or a folder, such as .")
     local = Path(path)
-    if local.is_dir():
+    try:
+        is_folder, exists = local.is_dir(), local.exists()
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    if is_folder:
         return _walk(local)
-    if local.exists():
+    if exists:
         return _in_archive(path) or iter([Picture(path, partial(read_file, path))])
     if matching := sorted(glob.iglob(path, recursive=True)):
         return itertools.chain.from_iterable(map(_find, matching))
@@ -79,9 +85,18 @@ def _find_listed(line: str) -> Iterator[Picture]:
     if not path or path == STDIN:
         return
     try:
-        yield from _find(path)
+        for picture in _find(path):
+            yield replace(picture, read=partial(_read_listed, picture.read))
     except ConfigError as error:
         yield _unreadable(path, str(error).removeprefix(f"{path}: "))
+
+
+def _read_listed(read: Callable[[], bytes]) -> bytes:
+    """A line that is no address, or needs credentials that are missing, costs no other line."""
+    try:
+        return read()
+    except ConfigError as error:
+        raise InfinegError(str(error)) from None
 
 
 def _find_remote(uri: str) -> Iterator[Picture]:

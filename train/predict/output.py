@@ -20,6 +20,7 @@ from train.predict.files import Picture, find_pictures
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _ROWS_PER_GROUP = 10_000
+_MAX_STEM_BYTES, _MAX_SUFFIX = 180, 12  # file systems allow 255 bytes for a name
 _NOT_IN_NAMES = re.compile(r"[^\w.-]+")
 _SUFFIXES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"GIF8": ".gif", b"RIFF": ".webp"}
 
@@ -107,8 +108,7 @@ def predict_pictures(
 def _copy(picture: Picture, folder: Path) -> None:
     """Under the name of its file; of several with one name, all but the first get a number."""
     content = picture.read()
-    name = _NOT_IN_NAMES.sub("_", picture.name.rpartition("/")[2].rpartition("#")[2]).lstrip(".")
-    stem, suffix = os.path.splitext(name)
+    stem, suffix = _name_of_copy(picture.name)
     suffix = suffix or _SUFFIXES.get(content[:4]) or _SUFFIXES.get(content[:3], "")
     folder.mkdir(parents=True, exist_ok=True)
     number = 1
@@ -118,6 +118,17 @@ def _copy(picture: Picture, folder: Path) -> None:
             file.write(content)
             return
         number += 1
+
+
+def _name_of_copy(name: str) -> tuple[str, str]:
+    """Stem and suffix; of an address without its query."""
+    if name.lower().startswith(("http://", "https://")):
+        name = name.partition("?")[0]
+    name = _NOT_IN_NAMES.sub("_", name.rpartition("/")[2].rpartition("#")[2]).lstrip(".")
+    stem, suffix = os.path.splitext(name)
+    if len(suffix) > _MAX_SUFFIX:
+        stem, suffix = name, ""
+    return stem.encode()[:_MAX_STEM_BYTES].decode(errors="ignore"), suffix
 
 
 def _share(probability: float) -> str:

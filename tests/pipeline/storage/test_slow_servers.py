@@ -14,7 +14,7 @@ from pipeline.sources.readers import files
 
 class _Odd(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        if self.path.startswith("/to/"):
+        if self.path.startswith(("/to/", "/circle")):
             self.send_response(302)
             self.send_header("Location", self.path.removeprefix("/to/"))
             self.end_headers()
@@ -65,6 +65,13 @@ def test_redirect_to_what_is_no_web_address_is_a_dead_link(url: str, target: str
     assert files.read_named_image(f"{url}/to/{target}", "s3://bucket", allow_private=True) == b""
     with pytest.raises((InfinegError, FileNotFoundError)):
         storage.read_bytes(f"{url}/to/{target}")
+
+
+def test_redirects_in_circles_are_a_dead_link(url: str) -> None:
+    circle = f"{url}/circle"
+    assert files.read_named_image(circle, "s3://bucket", allow_private=True) == b""
+    with pytest.raises(InfinegError, match=r"circle: .*redirect"):
+        storage.read_bytes(circle)
 
 
 def test_stream_that_drips_is_given_up(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

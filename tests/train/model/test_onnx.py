@@ -1,8 +1,11 @@
 """model.onnx: what a run gives to others."""
 
+import hashlib
 import json
+import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -200,6 +203,44 @@ def test_a_model_of_other_metadata_is_refused(run: Path) -> None:
     wrong = OnnxInfo.of(info).model_copy(update={"targets": 3})
     with pytest.raises(InfinegError, match=r"not a detector that this version reads .*targets"):
         open_onnx(encode_onnx(_flat_encoder(), wrong), "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"targets": ["../../cat"]}, "targets.0"),
+        ({"targets": ["/cat"]}, "targets.0"),
+        ({"targets": []}, "different targets"),
+        ({"targets": ["cat", "dog"]}, "different targets"),
+        ({"calibration": {}}, "different targets"),
+        ({"calibration": {"threshold": math.nan}}, "not finite"),
+        ({"preprocessing": {"image_size": 0}}, "no picture"),
+        ({"preprocessing": {"resize_size": 10**9}}, "no picture"),
+        ({"preprocessing": {"image_size": 31}}, "of other inputs or outputs"),
+    ],
+)
+def test_a_stranger_s_metadata_is_refused_before_a_picture_is_read(
+    run: Path, values: dict[str, Any], said: str
+) -> None:
+    network = onnx.load_from_string((run / "model.onnx").read_bytes())
+    kept = {each.key: json.loads(each.value) for each in network.metadata_props[:-1]}
+    for name, value in values.items():
+        if name == "calibration" and value:
+            kept[name]["cat"] |= value
+        elif name == "preprocessing":
+            kept[name] |= value
+        else:
+            kept[name] = value
+    del network.metadata_props[:]
+    forged = network.SerializeToString() + _metadata(**{k: json.dumps(v) for k, v in kept.items()})
+    with pytest.raises(InfinegError, match=said):
+        open_onnx(forged + _metadata(sha256=hashlib.sha256(forged).hexdigest()), "model.onnx")
+
+
+def _metadata(**values: str) -> bytes:
+    """Metadata of a model, which may follow the rest of it."""
+    entries = [onnx.StringStringEntryProto(key=key, value=value) for key, value in values.items()]
+    return onnx.ModelProto(metadata_props=entries).SerializeToString()
 
 
 def test_a_run_of_an_earlier_version_is_computed_by_torch(run: Path, tmp_path: Path) -> None:

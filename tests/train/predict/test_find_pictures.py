@@ -147,3 +147,20 @@ def test_stdin_lists_paths_of_every_sort(
     ]  # fmt: skip
     assert found[f"{folder}/none.jpg"] == "error: no such file or folder"
     assert np.mean([isinstance(each, bytes) for each in found.values()]) == 0.8
+
+
+def test_a_line_of_stdin_that_leads_nowhere_costs_no_other(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = ["http://[", "x" * 5000, f"{folder}/{'x' * 300}", "gopher://a", "\0", "s3://"]
+    lines = [f"{folder}/10.jpg", *wrong, f"{folder}/90.jpg"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    found = _found("-")
+    assert list(found) == lines
+    assert [line for line in lines if isinstance(found[line], bytes)] == [lines[0], lines[-1]]
+
+
+def test_a_path_that_cannot_be_looked_up_is_refused() -> None:
+    for path, said in (("", "an empty path"), ("x" * 5000, "File name too long")):
+        with pytest.raises(ConfigError, match=said):
+            find_pictures([path])

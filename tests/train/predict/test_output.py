@@ -18,7 +18,7 @@ from support.builds import sidecar_rows
 from support.processes import call_infineg
 from train.predict import detector
 from train.predict.detector import Detector
-from train.predict.output import predict_paths
+from train.predict.output import FilePrediction, predict_paths, write_table
 
 WARM, PINK, COLD = (230, 120, 40), (220, 60, 160), (30, 90, 200)
 
@@ -106,6 +106,21 @@ def test_found_pictures_are_copied_by_target_and_names_do_not_collide(
     assert (copies / "cat/cat-0.jpg").read_bytes() == (photos / "cat-0.jpg").read_bytes()
 
 
+def test_copies_of_pictures_with_long_names_have_shorter_ones(
+    two_targets: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    longest = photos / f"{'ä' * 125}.jpg"
+    shutil.copy(photos / "cat-1.jpg", longest)
+    odd = photos / f"a.{'x' * 240}"
+    shutil.copy(photos / "cat-1.jpg", odd)
+    copies = tmp_path / "copies"
+    paths = [longest, longest, odd, odd]
+    code, _, err = call_infineg(capsys, "predict", two_targets, *paths, "--copy-to", copies)
+    assert code == 0, err
+    assert len(list((copies / "cat").iterdir())) == 4
+    assert {path.read_bytes() for path in copies.rglob("*.*")} == {longest.read_bytes()}
+
+
 def test_a_threshold_is_a_probability_at_the_prior_in_use(
     two_targets: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,6 +150,13 @@ def test_nothing_readable_ends_with_exit_code_1(
     assert f"none of 1 files is an image that can be read; the first: {path}" in err
 
 
+def test_a_table_that_cannot_be_written_is_said_before_a_picture_is_read(tmp_path: Path) -> None:
+    pictures = iter([FilePrediction(path="a", error="unreadable")])
+    with pytest.raises(IsADirectoryError, match=str(tmp_path)):
+        next(write_table(str(tmp_path), pictures, ["cat"]))
+    assert next(pictures).path == "a"
+
+
 def test_wrong_use_is_said_with_exit_code_2(
     two_targets: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,6 +165,7 @@ def test_wrong_use_is_said_with_exit_code_2(
         ((tmp_path / "none.onnx", photos), "no such file; a run is its folder, a model.onnx"),
         ((two_targets, photos, "--json", "--out", "a.parquet"), "leave out one of them"),
         ((two_targets, photos, "--out", "https://host/a.parquet"), "https:// can only be read"),
+        ((two_targets, ""), "an empty path"),
     ):
         code, _, err = call_infineg(capsys, "predict", *arguments)
         assert (code, said in err) == (2, True), err
