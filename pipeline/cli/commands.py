@@ -17,6 +17,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from pipeline.errors import ConfigError, InfinegError
+from pipeline.telemetry.heartbeat import never_silent
 
 if TYPE_CHECKING:
     from pipeline.config.schema import Config
@@ -103,6 +104,7 @@ def _absolute(path: str) -> str:
 
 
 @app.command()
+@never_silent()
 def plan(
     config: ConfigPath, source: Sources = None, overrides: Overrides = None, address: Address = None
 ) -> None:
@@ -119,6 +121,7 @@ def plan(
 
 
 @app.command()
+@never_silent()
 def build(
     config: ConfigPath,
     source: Sources = None,
@@ -159,6 +162,7 @@ app.add_typer(pool, name="pool")
 
 
 @pool.command("build")
+@never_silent()
 def pool_build(
     config: ConfigPath, source: Sources = None, overrides: Overrides = None, address: Address = None
 ) -> None:
@@ -213,6 +217,7 @@ def status(
 
 
 @app.command()
+@never_silent()
 def verify(dataset: Annotated[str, typer.Argument(metavar="DATASET")]) -> None:
     """Read everything again and check it: checksums, counts, keys, selection, splits."""
     from pipeline.curate.verify import verify_dataset
