@@ -5,6 +5,7 @@ Each imports what it needs by itself: `infineg --help` must not wait for torch a
 
 import functools
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from typer.core import TyperGroup
 
 from pipeline import storage
 from pipeline.errors import ConfigError, InfinegError
+from pipeline.telemetry.heartbeat import never_silent
 
 if TYPE_CHECKING:
     from pipeline.config.schema import Config
@@ -70,18 +72,21 @@ def init(
     ] = False,
 ) -> None:
     """Look at a folder of pictures and write a config for it, to run or to change."""
-    from pipeline.cli.init import look, target_name, write_config
+    from pipeline.cli.init import target_name, write_config
+    from pipeline.cli.layout import look
+    from pipeline.sources.readers.text import visible
 
     name = target_name(target)
     found = look(_absolute(photos), name, is_all=is_all)
     path = out or f"{name}.yaml"
     write_config(found, name, path)
     for folder in found.positives:
-        shown = f" in {folder.name}" if folder.name else ""
+        shown = f" in {visible(folder.name)}" if folder.name else ""
         console.print(f"{folder.num_pictures:,} pictures of a {name}{shown}")
     if found.others:
         number = sum(folder.num_pictures for folder in found.others)
-        console.print(f"{number:,} other pictures in {len(found.others):,} folders")
+        where = ", ".join(visible(folder.name) or "the same folder" for folder in found.others)
+        console.print(f"{number:,} other pictures: {where}", soft_wrap=True)
     else:
         console.print(
             "no other pictures: negatives are drawings. Add a stream of photographs in the config; "
@@ -89,7 +94,9 @@ def init(
         )
     if found.num_loose:
         console.print(f"{found.num_loose:,} pictures beside the folders are left out")
-    console.print(f"wrote {path}. Next: infineg run {path}", soft_wrap=True)
+    if found.tars:
+        console.print(f"not looked into: {len(found.tars):,} tars; the config has a line for them")
+    console.print(f"wrote {path}. Next: infineg run {shlex.quote(path)}", soft_wrap=True)
 
 
 def _absolute(path: str) -> str:
@@ -98,6 +105,7 @@ def _absolute(path: str) -> str:
 
 
 @app.command()
+@never_silent()
 def plan(
     config: ConfigPath, source: Sources = None, overrides: Overrides = None, address: Address = None
 ) -> None:
@@ -114,6 +122,7 @@ def plan(
 
 
 @app.command()
+@never_silent()
 def build(
     config: ConfigPath,
     source: Sources = None,
@@ -155,6 +164,7 @@ app.add_typer(pool, name="pool")
 
 
 @pool.command("build")
+@never_silent()
 def pool_build(
     config: ConfigPath, source: Sources = None, overrides: Overrides = None, address: Address = None
 ) -> None:
@@ -209,6 +219,7 @@ def status(
 
 
 @app.command()
+@never_silent()
 def verify(dataset: Annotated[str, typer.Argument(metavar="DATASET")]) -> None:
     """Read everything again and check it: checksums, counts, keys, selection, splits."""
     from pipeline.curate.verify import verify_dataset

@@ -1,5 +1,6 @@
 """Progress of long work: a bar on a terminal, a line every 10 s in a log."""
 
+import contextlib
 import logging
 import sys
 import time
@@ -7,6 +8,8 @@ from typing import Self
 
 from rich import progress as rich
 from rich.console import Console
+
+from pipeline.telemetry.heartbeat import doing
 
 _log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LINES = 10.0
@@ -22,8 +25,10 @@ class Progress:
         self._began = self._last_time = time.monotonic()
         self._last_done = 0
         self._bar: rich.Progress | None = None
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
+        self._stack.enter_context(doing(self._describe))
         if sys.stderr.isatty():
             self._bar = rich.Progress(
                 rich.TextColumn("{task.description}"),
@@ -42,8 +47,16 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._stack.close()
         if self._bar is not None:
             self._bar.stop()
+
+    def _describe(self) -> str:
+        if self._bar is not None:
+            return ""
+        total = f"{self._total:,}" if self._total else "?"
+        seconds = format_duration(time.monotonic() - self._began)
+        return f"{self._title}: {self._done:,} of {total} {self._unit}, {seconds} so far"
 
     def expect_less(self, number: int) -> None:
         """Lowers the total by what was done before, which must not count as fast work."""

@@ -21,6 +21,7 @@ from pipeline.cli.commands import (
 )
 from pipeline.errors import ConfigError
 from pipeline.launch import JobKind, Platform
+from pipeline.telemetry.heartbeat import never_silent
 
 
 def find_run(text: str) -> str:
@@ -48,6 +49,7 @@ CHECKS.append(_check_sections)
 
 
 @app.command()
+@never_silent()
 def demo(
     out: Annotated[str, typer.Option(help="Folder for the data set and the run.")] = "demo",
     overrides: Overrides = None,
@@ -59,6 +61,7 @@ def demo(
 
 
 @app.command()
+@never_silent()
 def train(
     config: ConfigPath,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
@@ -126,6 +129,7 @@ def train(
 
 
 @app.command()
+@never_silent()
 def run(config: ConfigPath, overrides: Overrides = None, address: Address = None) -> None:
     """Build, train and measure: all of it that is not done yet."""
     loaded = load(config, overrides, address)
@@ -152,6 +156,7 @@ def run(config: ConfigPath, overrides: Overrides = None, address: Address = None
 
 
 @app.command()
+@never_silent()
 def evaluate(
     run: RunDir,
     overrides: Overrides = None,
@@ -217,6 +222,7 @@ def compare(
 
 
 @app.command()
+@never_silent()
 def mine(
     config: ConfigPath,
     run: Annotated[str, typer.Option(metavar="RUN", help="Run of the model that scores them.")],

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from pipeline import storage
 from pipeline.dataset.schema import Partition, RawSample
+from pipeline.errors import ConfigError
 from pipeline.sources.readers.files import read_image, spread_partitions, toy_jpegs
 from pipeline.sources.readers.folders import image_files, list_images
 from pipeline.storage import FileVersion
@@ -24,6 +25,9 @@ class Params(BaseModel, frozen=True, extra="forbid"):
         description='In lower case; "IMG_1.JPG" matches ".jpg". Default: those of JPEG, PNG, WebP, '
         "AVIF, GIF, BMP, TIFF and PPM, and of HEIF where pillow-heif is installed.",
     )
+    skip_folders: tuple[str, ...] = Field(
+        (), description="Folders in it to leave out, relative to `path`, e.g. [cats, val/cats]."
+    )
     files_per_partition: int = Field(
         256, ge=1, description="Files that a task reads, and that a resume repeats at most."
     )
@@ -36,6 +40,7 @@ class Source:
 
     def __init__(self, params: Params) -> None:
         self._params = params
+        self._skipped = tuple(f"{folder.strip('/')}/" for folder in params.skip_folders)
 
     def partitions(self) -> Iterator[Partition]:
         """Lists the folder once; names are sorted in memory (0.2 GB per million).
@@ -43,11 +48,20 @@ class Source:
         Raises ConfigError if it holds no image.
         """
         params = self._params
-        names = list_images(params.path, params.suffixes)
+        names = [n for n in list_images(params.path, params.suffixes) if self._is_read(n)]
+        if not names:
+            raise ConfigError(
+                f"{storage.redact(params.path)}: every image is in `params.skip_folders`"
+            )
         yield from spread_partitions(names, size=params.files_per_partition)
 
     def files(self) -> list[FileVersion]:
-        return image_files(self._params.path, self._params.suffixes)
+        params, start = self._params, len(storage.join(self._params.path, ""))
+        files = image_files(params.path, params.suffixes)
+        return [file for file in files if self._is_read(file.uri[start:])]
+
+    def _is_read(self, name: str) -> bool:
+        return not name.startswith(self._skipped)
 
     def read(self, partition: Partition) -> Iterator[RawSample]:
         return self.read_from(partition, 0)

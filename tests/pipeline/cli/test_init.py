@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli.init import look, target_name, write_config
+from pipeline.cli.init import target_name, write_config
+from pipeline.cli.layout import look
 from pipeline.config.loading import load_config
 from pipeline.config.schema import Config
 from pipeline.errors import ConfigError
-from pipeline.sources import load_source_module
-from support.inputs import things, write_folder
+from pipeline.sources import load_source_module, open_source
+from support.inputs import CAT_WNIDS, DOG_WNID, TIGER_WNID, things, write_folder
 from support.processes import call_infineg
 
 PICTURES = things(2)
@@ -81,6 +82,89 @@ def test_folders_for_splits_are_looked_into(tmp_path: Path) -> None:
         str(tmp_path / "photos" / split / "dog") for split in ("train", "val")
     ]
     assert len({entry.name for entry in config.entries}) == len(config.entries)
+
+
+def test_splits_without_folders_of_classes_are_all_positives(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        fill(tmp_path / "photos" / split)
+    config = written(tmp_path / "photos", "dog", tmp_path / "c.yaml")
+    assert paths_of(config.positives) == [str(tmp_path / "photos")]
+
+
+def test_folder_of_the_target_is_found_at_any_depth(tmp_path: Path) -> None:
+    for folder in ("animals/dogs", "animals/cats", "places/rooms"):
+        fill(tmp_path / "photos" / folder)
+    (tmp_path / "photos" / "animals" / "1.jpg").write_bytes(PICTURES[1])
+    found = look(str(tmp_path / "photos"), "dog")
+    assert [folder.name for folder in found.positives] == ["animals/dogs"]
+    assert [folder.name for folder in found.others] == ["animals/cats", "places"]
+    assert found.num_loose == 1
+
+
+def test_folders_called_positive_and_negative(tmp_path: Path) -> None:
+    fill(tmp_path / "photos" / "positive")
+    fill(tmp_path / "photos" / "negative")
+    found = look(str(tmp_path / "photos"), "dog")
+    assert [folder.name for folder in found.positives] == ["positive"]
+    assert [folder.name for folder in found.others] == ["negative"]
+
+
+def test_many_folders_of_classes_are_one_source_without_the_target(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        fill(tmp_path / split / "dog")
+        for number in range(9):
+            fill(tmp_path / split / f"class{number}", 2)
+    config = written(tmp_path, "dog", tmp_path / "c.yaml")
+    others = [entry for entry in config.sources if entry.kind == "image_folder"]
+    assert [entry.params["path"] for entry in others] == [
+        str(tmp_path / split) for split in ("train", "val")
+    ]
+    for entry in others:
+        source = open_source("image_folder", entry.params)
+        read = [sample.uri for each in source.partitions() for sample in source.read(each)]
+        assert len(read) == 18
+        assert not any("/dog/" in uri for uri in read)
+        assert {file.uri for file in source.files()} == set(read)
+
+
+def test_classes_of_imagenet(tmp_path: Path) -> None:
+    for wnid, number in zip((*CAT_WNIDS, TIGER_WNID, DOG_WNID), (3, 3, 2, 2, 2, 5, 5), strict=True):
+        fill(tmp_path / "imagenet" / wnid, number)
+    config = written(tmp_path / "imagenet", "cat", tmp_path / "c.yaml")
+    positives, others = config.positives[0], config.sources[0]
+    for entry, wanted in ((positives, 12), (others, 10)):
+        source = open_source(entry.kind, entry.params)
+        assert sum(1 for each in source.partitions() for _ in source.read(each)) == wanted
+    with pytest.raises(ConfigError, match=r"classes of ImageNet.*target_wnids"):
+        look(str(tmp_path / "imagenet"), "otter")
+    fill(tmp_path / "cat")
+    beside = written(tmp_path, "cat", tmp_path / "d.yaml").sources[0]
+    assert (beside.name, beside.kind) == ("imagenet", "imagenet")
+
+
+def test_tars_are_named_and_not_passed_over_in_silence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(tmp_path / "photos" / "dog")
+    (tmp_path / "photos" / 'a "b".tar').write_bytes(b"")
+    out = tmp_path / "c.yaml"
+    code, text, _ = call_infineg(
+        capsys, "init", tmp_path / "photos", "--target", "dog", "--out", out
+    )
+    assert (code, "not looked into: 1 tars" in text) == (0, True)
+    out.write_text(out.read_text().replace("  # - {name: tars", "  - {name: tars"))
+    urls = [entry.params["urls"] for entry in load_config(out).sources if entry.name == "tars"]
+    assert urls == [[f'{tmp_path}/photos/a "b".tar']]
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars" / "a.tar").write_bytes(b"")
+    with pytest.raises(ConfigError, match="kind webdataset"):
+        look(str(tmp_path / "tars"), "dog")
+
+
+def test_name_of_the_config_stays_in_its_comment(tmp_path: Path) -> None:
+    fill(tmp_path / "photos")
+    config = written(tmp_path / "photos", "dog", tmp_path / "a\nsources: [].yaml")
+    assert len(config.sources) == 2
 
 
 def test_what_it_cannot_tell_is_an_error_that_lists_the_folders(tmp_path: Path) -> None:
