@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
@@ -82,6 +83,9 @@ def test_too_few_positives_are_refused(tmp_path: Path) -> None:
     few = positives_table().slice(0, 12)
     with pytest.raises(InfinegError, match="9 usable distinct images in the train split of 12"):
         write_reference(str(tmp_path), few, num_neighbors=5)
+    none = few.filter(pc.not_equal(few["split"], "train"))
+    with pytest.raises(InfinegError, match="0 usable distinct images in the train split of 3"):
+        write_reference(str(tmp_path), none, num_neighbors=5)
 
 
 def normalised(rng: np.random.Generator, num_rows: int, dim: int = 16) -> NDArray[np.float32]:
