@@ -44,6 +44,7 @@ class SelectionConfig(BaseModel, frozen=True, extra="forbid"):
     beta: float = Field(
         8.0,
         ge=0,
+        le=100,
         description="Candidates are weighted by exp(beta * similarity): 0 is uniform, with 8 the "
         "weight halves every 0.087.",
     )

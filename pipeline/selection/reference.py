@@ -178,7 +178,7 @@ def _make_bank(positives: pa.Table, num_neighbors: int) -> ReferenceBank:
     order = sorted(
         range(train.num_rows), key=lambda i: unit_hash("bank", train["content_hash"][i].as_py())
     )
-    train = train.take(order[:_MAX_ROWS])
+    train = train.take(pa.array(order[:_MAX_ROWS], pa.int64()))  # typed: there may be none
     near_duplicates = NearDuplicateIndex()
     if "perceptual_hash" in positives.column_names:  # older data sets lack it
         near_duplicates.add(perceptual_hashes(positives))

@@ -35,6 +35,7 @@ def path(tmp_path: Path) -> Path:
     ("sections", "message"),
     [
         ({"selection": {"bta": 1}}, r"selection\.bta: Extra inputs are not permitted, got 1"),
+        ({"selection": {"beta": 1000}}, r"selection\.beta: .*less than or equal to 100, got 1000"),
         ({"selection": {"beta": -1}}, r"selection\.beta: .*greater than or equal to 0, got -1"),
         ({"selection": {"budget": "many"}}, r"budget\.selected: .*valid integer.*got 'many'"),
         ({"selection": {"min_probability": 0}}, r"selection\.min_probability: .*greater than 0"),
@@ -214,7 +215,7 @@ def test_off_is_a_word_in_files_and_on_the_command_line(tmp_path: Path, text: st
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", ".nan", "1e999"])
 def test_number_that_is_not_finite_is_refused_in_every_field(path: Path, value: str) -> None:
-    told = r"[:=].*(finite|greater than)"
+    told = r"[:=].*(finite|greater than|less than)"
     for field in ("selection.beta", "sources.squares.weight", "build.stuck_after_s"):
         with pytest.raises(ConfigError, match=field.rpartition(".")[2] + told):
             load_config(path, [f"{field}={value}"])

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
@@ -85,6 +86,9 @@ def test_too_few_positives_are_refused(tmp_path: Path) -> None:
     info = write_reference(str(tmp_path), positives_table().slice(0, 8), num_neighbors=5)
     assert info.num_embeddings < 10
     assert info.mid < info.near < info.ceiling < info.median
+    none = few.filter(pc.not_equal(few["split"], "train"))
+    with pytest.raises(InfinegError, match="0 usable distinct images in the train split of 2"):
+        write_reference(str(tmp_path), none, num_neighbors=5)
 
 
 def normalised(rng: np.random.Generator, num_rows: int, dim: int = 16) -> NDArray[np.float32]:
