@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,34 @@ def test_everything_is_done_once_and_what_changed_gets_a_run_of_its_own(
     assert call_infineg(capsys, "predict", "last", "cats", "--json")[1] == wanted
     assert {json.loads(line)["targets"][0] if "targets" in json.loads(line) else "otter"
             for line in wanted.splitlines()} == {"otter"}  # fmt: skip
+
+
+def test_build_of_hours_asks_for_yes_and_says_how_to_bound_it(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = yaml.safe_load(config.read_text())
+    data["sources"] = [{"name": "endless", "kind": "squares", "max_candidates": 10**8}]
+    config.write_text(yaml.safe_dump(data))
+    code, _, err = call_infineg(capsys, "run", config)
+    assert code == 2
+    assert "Give --yes" in err
+    bound = re.search(r"--set (sources\.endless\.max_candidates=)\d+", err)
+    assert bound is not None, err
+    assert not list(Path("data").glob("shards/*/*")), "nothing was built"
+    code, out, err = call_infineg(capsys, "run", config, "--set", f"{bound[1]}100")
+    assert code == 0, err
+    assert "report: " in out
+
+
+def test_shards_that_do_not_fit_on_the_disk_are_not_begun(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(config.parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    code, _, err = call_infineg(capsys, "run", config)
+    assert code == 1
+    assert "0.0 MB are free. Free some, choose another output.path" in err
+    assert not list(Path("data").glob("shards/*/*"))
 
 
 def test_last_without_a_run_is_an_error(
