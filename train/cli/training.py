@@ -10,6 +10,7 @@ import typer
 
 from pipeline.cli.commands import (
     CHECKS,
+    AcceptChanges,
     Address,
     ConfigPath,
     Overrides,
@@ -137,6 +138,7 @@ def run(
     is_agreed: Annotated[
         bool, typer.Option("--yes", help="Also if the build takes longer than an hour.")
     ] = False,
+    accept_changes: AcceptChanges = False,
     overrides: Overrides = None,
     address: Address = None,
 ) -> None:
@@ -153,7 +155,9 @@ def run(
     from train.loop.trainer import train as run_training
     from train.metrics.summary import read_metrics
 
-    generation, _ = build(loaded, max_hours=None if is_agreed else _MAX_HOURS)
+    generation, _ = build(
+        loaded, accept_changes=accept_changes, max_hours=None if is_agreed else _MAX_HOURS
+    )
     console.print(counts_table(generation))
     train_config = with_free_run(loaded, load_train_config(config, overrides or ())[1])
     run_dir = run_training(loaded, train_config, resume=True)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.dataset import Dataset
 from support.builds import ENCODER, folder_entry
 from support.inputs import drawings, things, write_folder
 from support.processes import call_infineg
@@ -72,6 +73,28 @@ def test_everything_is_done_once_and_what_changed_gets_a_run_of_its_own(
     assert call_infineg(capsys, "predict", "last", "cats", "--json")[1] == wanted
     assert {json.loads(line)["targets"][0] if "targets" in json.loads(line) else "otter"
             for line in wanted.splitlines()} == {"otter"}  # fmt: skip
+
+
+def test_positives_that_are_added_are_taken_when_that_is_accepted(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call_infineg(capsys, "run", config)[0] == 0
+    before = Path("data/generations/000001.json").read_bytes()
+    for number, picture in enumerate(drawings("cat", 3, seed=7)):
+        (Path("cats") / f"new{number}.jpg").write_bytes(picture)
+    code, _, err = call_infineg(capsys, "run", config)
+    assert code == 1
+    assert "3 added" in err
+    assert "--accept-changes" in err
+    code, out, err = call_infineg(capsys, "run", config, "--accept-changes")
+    assert code == 0, err
+    assert "infineg predict runs/otter-2 " in out
+    assert Path("data/generations/000001.json").read_bytes() == before
+    info = read_model_info("runs/otter-2")
+    assert info is not None
+    assert info.generation == 2
+    positives = Dataset("data").read_generation(2).sources[0]
+    assert (positives.role, positives.counts.read) == ("positive", 15)
 
 
 def test_build_of_hours_asks_for_yes_and_says_how_to_bound_it(
