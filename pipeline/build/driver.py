@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.build.changes import begin_dataset, find_changes, finished_generation
+from pipeline.build.costs import check_costs
 from pipeline.build.declared import check_rounds
 from pipeline.build.files import settle_files
 from pipeline.build.hardest import add_hardest
@@ -52,12 +53,14 @@ def build(
     only: Sequence[str] = (),
     follow: bool = False,
     accept_changes: bool = False,
+    max_hours: float | None = None,
 ) -> tuple[Generation, bool]:
     """Brings the data set to what the config says; returns its generation and whether it is new.
 
     Raises InfinegError if files of a source have changed since they were read; with
     `accept_changes` the source is drawn anew instead. With `follow` it then reads on in endless
-    sources, one budget after another, until it is interrupted.
+    sources, one budget after another, until it is interrupted. Raises ConfigError for a plan that
+    takes longer than `max_hours`.
     """
     storage.configure(config.storage)
     finished = None if follow else finished_generation(config, only)
@@ -83,6 +86,7 @@ def build(
             fewer = parent.model_copy(update={"number": latest.number + 1, "parent": latest.number})
             return _commit(dataset, fewer, lease), True
         with _plan_on_cluster(config, changes.build, parent) as (cluster, make_worker, planned):
+            check_costs(config, planned, num_workers=cluster.num_workers, max_hours=max_hours)
             run = functools.partial(_build_rounds, config, cluster, make_worker, lease, monitor)
             generation = run(parent, planned)
             while follow:

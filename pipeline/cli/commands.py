@@ -55,6 +55,13 @@ Overrides = Annotated[
 Sources = Annotated[
     list[str] | None, typer.Option("--source", metavar="NAME", help="Only this source; repeatable.")
 ]
+AcceptChanges = Annotated[
+    bool,
+    typer.Option(
+        "--accept-changes",
+        help="Draw sources anew whose files have changed; if they are positives, every source.",
+    ),
+]
 Address = Annotated[
     str | None, typer.Option(help="Ray cluster to join: ray://HOST:10001, HOST:6379 or auto.")
 ]
@@ -131,13 +138,7 @@ def build(
     follow: Annotated[
         bool, typer.Option(help="Then keep reading endless sources until interrupted.")
     ] = False,
-    accept_changes: Annotated[
-        bool,
-        typer.Option(
-            "--accept-changes",
-            help="Draw sources anew whose files have changed; if they are positives, every source.",
-        ),
-    ] = False,
+    accept_changes: AcceptChanges = False,
 ) -> None:
     """Stream sources into shards. Resumes, and builds only what is new or changed."""
     from pipeline.build.changes import finished_generation

@@ -120,6 +120,15 @@ class RayCluster:
                     yield result
 
 
+def _not_started(error: Exception) -> str:
+    reason = " ".join(str(error).split())[:500] or type(error).__name__
+    logs = os.path.join(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "session_latest", "logs")
+    return (
+        f"Ray does not start on this machine: {reason}. Its logs are in {logs}, whose folder "
+        "RAY_TMPDIR sets; up to 10,000 images are built without Ray"
+    )
+
+
 @contextlib.contextmanager
 def open_ray(config: BuildConfig) -> Iterator[RayCluster]:
     """Joins the cluster at `config.address`, or starts one on this machine and ends it."""
@@ -145,7 +154,12 @@ def open_ray(config: BuildConfig) -> Iterator[RayCluster]:
     try:
         with _own_code() as job_config:
             context = ray.init(**options, job_config=job_config)
-    except (ConnectionError, AuthenticationError) as error:
+    except Exception as error:
+        # Of a Ray that cannot start: it raises errors of any kind, Exception itself too.
+        if is_own:
+            raise InfinegError(_not_started(error)) from error
+        if not isinstance(error, ConnectionError | AuthenticationError):
+            raise
         raise InfinegError(
             f"cannot join the Ray cluster at {config.address}: {error}. Is it there? If it wants a "
             "token: export RAY_AUTH_MODE=token, with RAY_AUTH_TOKEN or ~/.ray/auth_token"

@@ -10,6 +10,7 @@ import typer
 
 from pipeline.cli.commands import (
     CHECKS,
+    AcceptChanges,
     Address,
     ConfigPath,
     Overrides,
@@ -22,6 +23,8 @@ from pipeline.cli.commands import (
 from pipeline.errors import ConfigError
 from pipeline.launch import JobKind, Platform
 from pipeline.telemetry.heartbeat import never_silent
+
+_MAX_HOURS = 1.0  # that `run` takes without --yes
 
 
 def find_run(text: str) -> str:
@@ -130,10 +133,19 @@ def train(
 
 @app.command()
 @never_silent()
-def run(config: ConfigPath, overrides: Overrides = None, address: Address = None) -> None:
+def run(
+    config: ConfigPath,
+    is_agreed: Annotated[
+        bool, typer.Option("--yes", help="Also if the build takes longer than an hour.")
+    ] = False,
+    accept_changes: AcceptChanges = False,
+    overrides: Overrides = None,
+    address: Address = None,
+) -> None:
     """Build, train and measure: all of it that is not done yet."""
     loaded = load(config, overrides, address)
     say_build(loaded)
+    # Not before: these take seconds, and a mistake in the config is told at once.
     from pipeline.build.driver import build
     from pipeline.cli.tables import counts_table
     from train.config import load_train_config
@@ -143,7 +155,9 @@ def run(config: ConfigPath, overrides: Overrides = None, address: Address = None
     from train.loop.trainer import train as run_training
     from train.metrics.summary import read_metrics
 
-    generation, _ = build(loaded)
+    generation, _ = build(
+        loaded, accept_changes=accept_changes, max_hours=None if is_agreed else _MAX_HOURS
+    )
     console.print(counts_table(generation))
     train_config = with_free_run(loaded, load_train_config(config, overrides or ())[1])
     run_dir = run_training(loaded, train_config, resume=True)

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from train.metrics.intervals import weighted_interval
 from train.report.wording import (
     count,
     format_interval,
@@ -24,6 +27,7 @@ _PARTS = {
     "generated": "generated pictures",
 }
 _PARTS_ALONE = {**_PARTS, "look_alikes": "look-alikes"}
+_MORE = (100, 400)
 _FEW = 100  # with fewer samples, a rate of a few percent is very uncertain
 
 
@@ -45,9 +49,8 @@ def summarise(name: str, metrics: Mapping[str, Any], *, is_folder: bool = False)
 
 
 def _finds(name: str, metrics: Mapping[str, Any], is_folder: bool) -> Point | None:
-    tpr, unseen = metrics["tpr"], "" if is_folder else " not seen in training"
-    if tpr["n"] < _FEW and "tpr_cross_fitted" in metrics:
-        tpr = metrics["tpr_cross_fitted"]
+    tpr, unseen = _tpr(metrics), "" if is_folder else " not seen in training"
+    if tpr is not metrics["tpr"]:
         unseen += f" ({metrics['tpr']['n']:,} of test, the others by heads of other folds)"
     if not tpr["n"]:
         return None
@@ -57,6 +60,13 @@ def _finds(name: str, metrics: Mapping[str, Any], is_folder: bool) -> Point | No
         f"{format_percent(tpr['value'])} of {count(tpr['n'], 'picture')}{unseen}; with 95 % "
         f"confidence {format_interval(tpr)}.",
     )
+
+
+def _tpr(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of test, or where that has few, of all that are judged by heads that have not seen them."""
+    few = metrics["tpr"]["n"] < _FEW and "tpr_cross_fitted" in metrics
+    rate: Mapping[str, Any] = metrics["tpr_cross_fitted" if few else "tpr"]
+    return rate
 
 
 def _mistakes(name: str, metrics: Mapping[str, Any]) -> Point | None:
@@ -147,7 +157,24 @@ def _untested(metrics: Mapping[str, Any]) -> list[str]:
         limits.append("Tested on no picture of the target.")
     elif metrics["tpr"]["n"] < _FEW:
         limits.append(f"Tested on only {count(metrics['tpr']['n'], 'picture')} of the target.")
-    return limits
+    return limits + _with_more(_tpr(metrics))
+
+
+def _with_more(tpr: Mapping[str, Any]) -> list[str]:
+    """What more pictures of the target would tell, if they were detected at the same rate."""
+    if not 0 < tpr["n"] < _FEW:
+        return []
+    would = []
+    for number in _MORE:
+        is_found_N = np.arange(number) < round(tpr["value"] * number)
+        low, high = weighted_interval(is_found_N, np.ones(number))
+        would.append(f"{number} would put it at {format_interval({'low': low, 'high': high})}")
+    return [
+        f"What more pictures of the target would buy. {count(tpr['n'], 'picture')} of it put the "
+        f"share that is detected at {format_interval(tpr)}; at the same rate, {join_words(would)}. "
+        "Whether they also make a better model depends on their kinds: those that are missed are "
+        "grouped below."
+    ]
 
 
 def _unclaimed(metrics: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -90,3 +91,16 @@ def test_ray_data_reads_the_shards_as_they_are(built: Built) -> None:
     assert sorted((row["__key__"], row["cls"]) for row in rows) == sorted(expected.items())
     assert all(row["jpg"].ndim == 3 and row["jpg"].dtype == np.uint8 for row in rows)
     gc.collect()  # here, where its warnings are known, and not in the middle of another test
+
+
+def test_ray_that_does_not_start_is_one_message_with_the_place_of_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RAY_TMPDIR", f"{tmp_path}/file")  # Ray cannot make its folder there
+    with (
+        pytest.raises(InfinegError, match="Ray does not start") as raised,
+        open_ray(BuildConfig(address="local", workers=1)),
+    ):
+        pass
+    assert f"{tmp_path}/file/ray/session_latest/logs" in str(raised.value)

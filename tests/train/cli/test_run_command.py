@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from pipeline.dataset import Dataset
 from support.builds import ENCODER, folder_entry
 from support.inputs import drawings, things, write_folder
 from support.processes import call_infineg
@@ -70,6 +73,56 @@ def test_everything_is_done_once_and_what_changed_gets_a_run_of_its_own(
     assert call_infineg(capsys, "predict", "last", "cats", "--json")[1] == wanted
     assert {json.loads(line)["targets"][0] if "targets" in json.loads(line) else "otter"
             for line in wanted.splitlines()} == {"otter"}  # fmt: skip
+
+
+def test_positives_that_are_added_are_taken_when_that_is_accepted(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call_infineg(capsys, "run", config)[0] == 0
+    before = Path("data/generations/000001.json").read_bytes()
+    for number, picture in enumerate(drawings("cat", 3, seed=7)):
+        (Path("cats") / f"new{number}.jpg").write_bytes(picture)
+    code, _, err = call_infineg(capsys, "run", config)
+    assert code == 1
+    assert "3 added" in err
+    assert "--accept-changes" in err
+    code, out, err = call_infineg(capsys, "run", config, "--accept-changes")
+    assert code == 0, err
+    assert "infineg predict runs/otter-2 " in out
+    assert Path("data/generations/000001.json").read_bytes() == before
+    info = read_model_info("runs/otter-2")
+    assert info is not None
+    assert info.generation == 2
+    positives = Dataset("data").read_generation(2).sources[0]
+    assert (positives.role, positives.counts.read) == ("positive", 15)
+
+
+def test_build_of_hours_asks_for_yes_and_says_how_to_bound_it(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = yaml.safe_load(config.read_text())
+    data["sources"] = [{"name": "endless", "kind": "squares", "max_candidates": 10**8}]
+    config.write_text(yaml.safe_dump(data))
+    code, _, err = call_infineg(capsys, "run", config)
+    assert code == 2
+    assert "Give --yes" in err
+    bound = re.search(r"--set (sources\.endless\.max_candidates=)\d+", err)
+    assert bound is not None, err
+    assert not list(Path("data").glob("shards/*/*")), "nothing was built"
+    code, out, err = call_infineg(capsys, "run", config, "--set", f"{bound[1]}100")
+    assert code == 0, err
+    assert "report: " in out
+
+
+def test_shards_that_do_not_fit_on_the_disk_are_not_begun(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(config.parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    code, _, err = call_infineg(capsys, "run", config)
+    assert code == 1
+    assert "0.0 MB are free. Free some, choose another output.path" in err
+    assert not list(Path("data").glob("shards/*/*"))
 
 
 def test_last_without_a_run_is_an_error(

@@ -141,3 +141,13 @@ def test_a_test_split_without_pictures_says_so_and_gives_no_rates_of_them() -> N
     }
     assert "Tested on no picture of the target." in summary._untested(metrics)
     assert summary._mix(metrics) == []
+
+
+def test_few_pictures_of_the_target_say_what_more_would_buy() -> None:
+    # Clopper-Pearson of all n detected: the low end is 0.025 ** (1 / n).
+    low = {n: format_percent(0.025 ** (1 / n)) for n in (12, 100, 400)}
+    [limit] = summary._with_more({"value": 1.0, "low": 0.025 ** (1 / 12), "high": 1.0, "n": 12})
+    for number in low.values():
+        assert f"at {number} to 100 %" in limit
+    assert summary._with_more({"value": 1.0, "low": 0.97, "high": 1.0, "n": 120}) == []
+    assert summary._with_more({"value": None, "low": None, "high": None, "n": 0}) == []
