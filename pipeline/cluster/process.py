@@ -54,6 +54,7 @@ class Template:
         self._begin()
 
     def _begin(self) -> None:
+        self._num_before = self._num_forked  # by templates that have ended
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._socket, theirs = socket.socketpair()
         path = [*own_folders(), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -69,25 +70,28 @@ class Template:
 
     def fork(self, *descriptors: int) -> int:
         """Begins a process with the arguments of `serve`; returns a number to `end` it by."""
-        self._num_forked += 1
-        number = self._num_forked.to_bytes(_NUMBER_BYTES)
+        number = (self._num_forked + 1).to_bytes(_NUMBER_BYTES)
         try:
             socket.send_fds(self._socket, [number], descriptors)
         except ConnectionError:
             self.close()
             self._begin()
             socket.send_fds(self._socket, [number], descriptors)
+        self._num_forked += 1
         return self._num_forked
 
     def end(self, number: int) -> str:
         """Kills a process unless it has ended; says how it has."""
+        of_parent = "the end of the one that it was forked from"
+        if number <= self._num_before:
+            return of_parent
         try:
             self._socket.sendall(number.to_bytes(_NUMBER_BYTES))
             status = self._socket.recv(_NUMBER_BYTES)
         except ConnectionError:
             status = b""
         if not status:
-            return f"the end of the one that it was forked from{_last_words(self._log)}"
+            return f"{of_parent}{_last_words(self._log)}"
         code = os.waitstatus_to_exitcode(int.from_bytes(status))
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 

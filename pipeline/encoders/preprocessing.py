@@ -14,6 +14,10 @@ from pipeline.dataset.images import upright_jpeg
 from pipeline.dataset.resampling import Interpolation, resize_pixels
 from pipeline.dataset.schema import ImageSettings
 
+# Longer side to shorter side, of what is resized: a line of 60,000 x 2 pixels, enlarged to a
+# shorter side of 224, would take minutes and gigabytes, all but its middle to be cut off.
+_MAX_ASPECT = 16
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -53,12 +57,22 @@ def crop_any_image(image: bytes, preprocessing: Preprocessing) -> NDArray[np.uin
 
 def crop_decoded(pixels_HWC: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """`crop_pixels` of decoded pixels."""
+    if preprocessing.crop_mode == "center":
+        pixels_HWC = _middle(pixels_HWC)
     height, width = size_before_crop(pixels_HWC.shape[0], pixels_HWC.shape[1], preprocessing)
     pixels_HWC = resize_pixels(pixels_HWC, height, width, preprocessing.interpolation)
     side = preprocessing.image_size
     top, left = (height - side) // 2, (width - side) // 2
     square_HWC = pixels_HWC[top : top + side, left : left + side]
     return np.ascontiguousarray(square_HWC.transpose(2, 0, 1))
+
+
+def _middle(pixels_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """As it is, or the middle of a picture that is too long."""
+    height, width = pixels_HWC.shape[:2]
+    most = _MAX_ASPECT * min(height, width)
+    top, left = max(0, (height - most) // 2), max(0, (width - most) // 2)
+    return pixels_HWC[top : height - top, left : width - left]
 
 
 def size_before_crop(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:

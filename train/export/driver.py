@@ -135,7 +135,7 @@ def _path_of(run: _Run, kind: Format, out: str | os.PathLike[str] | None) -> Pat
         return run.path / "exports" / NAMES[kind]
     if "://" in os.fspath(out):
         raise ConfigError(f"--out {out}: a path of this machine is wanted; copy it from there")
-    path = Path(out)
+    path = Path(os.path.abspath(out))  # `.` has no name, and the report is beside the folder
     return path / NAMES[kind] if path.is_dir() and kind != "hub" else path
 
 

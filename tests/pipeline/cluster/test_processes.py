@@ -13,7 +13,7 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from pipeline.cluster.process import Task
+from pipeline.cluster.process import Process, Task, Template
 from pipeline.cluster.processes import Processes
 from pipeline.errors import ConfigError, InfinegError, TooManyRejects
 
@@ -157,6 +157,21 @@ def test_template_can_be_forked_and_another_takes_its_place_when_it_dies(
     template.kill()
     template.wait(5)
     assert len(ran(processes, task(str(flag), num_deaths=1), task("good"))) == 6
+
+
+def test_the_end_of_a_process_of_an_earlier_template_leaves_the_next_one_running() -> None:
+    others = set(psutil.Process().children())
+    template = Template(threads=1)
+    try:
+        earlier = Process(template)
+        (running,) = set(psutil.Process().children()) - others
+        running.kill()
+        running.wait(5)
+        later = [Process(template), Process(template)]
+        assert "it was forked from" in earlier.kill()
+        assert not [how for each in later if "it was forked from" in (how := each.kill())]
+    finally:
+        template.close()
 
 
 PROGRAM = """

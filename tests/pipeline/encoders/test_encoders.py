@@ -1,6 +1,7 @@
 """Frozen encoders: what they see, and that both runtimes agree."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.config.encoder import EncoderConfig
+from pipeline.dataset.resampling import Interpolation
+from pipeline.encoders import preprocessing as preprocess
 from pipeline.encoders.networks import Encoder, encoder_identity, load_encoder
 from pipeline.encoders.preprocessing import crop_pixels
 from pipeline.encoders.runtimes import PreparedEncoder, prepare_encoder
@@ -142,3 +145,27 @@ def test_crop_is_the_centre_at_the_encoder_s_size() -> None:
     middle = pixels[:, [16, 16, 48, 48], [16, 48, 16, 48]].T.astype(int)
     expected = [(220, 30, 30), (30, 160, 60), (40, 60, 200), (255, 255, 255)]
     assert np.abs(middle - expected).max() <= 12
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_a_picture_that_is_too_long_only_the_middle_is_enlarged(
+    turned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preprocessing = dataclasses.replace(load_encoder(SMALL).preprocessing, resize_size=64)
+    line_HWC = np.zeros((2, 60_000, 3), np.uint8)
+    line_HWC[:, 30_000:] = 255
+    if turned:
+        line_HWC = line_HWC.transpose(1, 0, 2)
+    resize, num_pixels = preprocess.resize_pixels, 0
+
+    def count(pixels: NDArray[np.uint8], height: int, width: int, how: Interpolation) -> Any:
+        nonlocal num_pixels
+        num_pixels += height * width
+        return resize(pixels, height, width, how)
+
+    monkeypatch.setattr(preprocess, "resize_pixels", count)
+    crop_CHW = preprocess.crop_decoded(line_HWC, preprocessing)
+    along_P = crop_CHW[0, :, 32] if turned else crop_CHW[0, 32]
+    assert along_P[:16].max() == 0, "the middle of the picture is that of the crop"
+    assert along_P[-16:].min() == 255
+    assert 0 < num_pixels < 100_000, "all of it would be 120 million"

@@ -151,6 +151,17 @@ def test_hub_folder_loads_and_its_card_has_the_rates(two_targets: Path, tmp_path
     assert "negative_logits" not in config["calibration"]["cat"]
 
 
+def test_the_working_folder_can_be_exported_to(
+    two_targets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    path, _ = export_run(two_targets, "hub", out=".")
+    assert path == folder
+    assert {each.name for each in tmp_path.glob("mine.*")} == {"mine.parity.json", "mine.parity.md"}
+
+
 def test_command_prints_the_report_and_refuses_what_is_not_evaluated(
     two_targets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
