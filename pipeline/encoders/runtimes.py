@@ -1,4 +1,4 @@
-"""Runs an encoder on batches: by PyTorch, or by ONNX Runtime on a CPU core.
+"""Runs an encoder on batches: by ONNX Runtime on a CPU core, or by PyTorch, imported only then.
 
 Shapes: B batch, C H W image, D embedding.
 """
@@ -6,18 +6,19 @@ Shapes: B batch, C H W image, D embedding.
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pipeline.config.encoder import EncoderConfig
-from pipeline.encoders.export import ExportedEncoder, export_encoder
-from pipeline.encoders.networks import Encoder, encoder_identity, load_encoder
-from pipeline.encoders.origin import weights_origin
+from pipeline.encoders.export_cache import ExportedEncoder, read
+from pipeline.encoders.origin import weights_digest, weights_origin
 from pipeline.encoders.preprocessing import Preprocessing
 from pipeline.encoders.sessions import open_session
+
+if TYPE_CHECKING:
+    from pipeline.encoders.networks import Encoder
 
 _log = logging.getLogger(__name__)
 
@@ -39,26 +40,6 @@ class RuntimeFactory(Protocol):
     """Opens a runtime that workers share, see `cluster.actors`."""
 
     def open(self) -> Runtime: ...
-
-
-class TorchRuntime:
-    """PyTorch, on a GPU if there is one; `bf16` by autocast."""
-
-    def __init__(self, encoder: Encoder, *, precision: str = "fp32") -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._encoder = encoder.to(self._device)
-        self._is_bf16 = precision == "bf16"
-
-    def embed(self, pixels_BCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return self.submit(pixels_BCHW)()
-
-    def submit(self, pixels_BCHW: NDArray[np.uint8]) -> Pending:
-        with (
-            torch.inference_mode(),
-            torch.autocast(self._device.type, torch.bfloat16, enabled=self._is_bf16),
-        ):
-            embedding_BD = self._encoder(torch.from_numpy(pixels_BCHW).to(self._device))
-        return lambda: embedding_BD.cpu().numpy()
 
 
 class OnnxRuntime:
@@ -92,7 +73,9 @@ class PreparedEncoder:
             return self.shared.open()
         if self.model is not None:
             return OnnxRuntime(self.model)
-        return TorchRuntime(load_encoder(self.config), precision=self.config.precision)
+        from pipeline.encoders.torch_runtime import TorchRuntime
+
+        return TorchRuntime.load(self.config)
 
     @property
     def is_torch(self) -> bool:
@@ -116,9 +99,11 @@ def prepare_encoder(config: EncoderConfig, *, gpus_per_worker: float) -> Prepare
         runtime = "torch" if is_torch else "onnxruntime"
     encoder: Encoder | ExportedEncoder
     if runtime == "onnxruntime":
-        encoder = export_encoder(config)
+        encoder = read(config, weights_digest(config)) or _export(config)
         identity, model = encoder.identity, encoder.model
     else:
+        from pipeline.encoders.networks import encoder_identity, load_encoder
+
         encoder = load_encoder(config)
         identity, model = encoder_identity(encoder, config), None
     _log.info(
@@ -133,3 +118,9 @@ def prepare_encoder(config: EncoderConfig, *, gpus_per_worker: float) -> Prepare
         fingerprint=f"{identity}:{runtime}-{config.precision}:batch{config.batch_size}",
         model=model,
     )
+
+
+def _export(config: EncoderConfig) -> ExportedEncoder:
+    from pipeline.encoders.export import export_encoder
+
+    return export_encoder(config)

@@ -18,7 +18,8 @@ from pipeline.config.encoder import EncoderConfig
 from pipeline.dataset.schema import RawSample
 from pipeline.encoders.networks import Encoder, load_encoder
 from pipeline.encoders.preprocessing import crop_any_image
-from pipeline.encoders.runtimes import Runtime, TorchRuntime, prepare_encoder
+from pipeline.encoders.runtimes import Runtime, prepare_encoder
+from pipeline.encoders.torch_runtime import TorchRuntime
 from pipeline.sources import generated, load_source_module, open_source
 from support.pictures import first_pictures
 

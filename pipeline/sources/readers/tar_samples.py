@@ -25,6 +25,8 @@ from pipeline.sources.readers.folders import (
 )
 from pipeline.sources.readers.tars import list_names, read_members
 
+# As webdataset.tariterators.base_plus_ext, whose import takes 2 s because it imports torch.
+_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)$")
 _META = re.compile(r"__[^/]*__($|/)")  # top-level names that webdataset skips, too
 # Members of one key in memory at once: all names may begin alike, as v1.0_1.jpg, v1.0_2.jpg, ...
 _MAX_MEMBERS = 64
@@ -301,13 +303,12 @@ def _parse(name: str, before: str) -> tuple[str, str] | None:
 
     `before` is the key of the member before: the mask of its image belongs to that.
     """
-    from webdataset.tariterators import base_plus_ext  # imports torch, which takes 2 s
-
     if storage.is_hidden(name) or _META.match(name):
         return None
-    key, field = base_plus_ext(name)
-    if key is None:
+    parts = _NAME.match(name)
+    if parts is None:
         return None
+    key, field = parts.groups()
     if before in images_of_mask(key):
         return before, f"mask.{field.lower()}"
     return key, field.lower()

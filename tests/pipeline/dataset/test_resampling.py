@@ -43,3 +43,27 @@ def test_pixels_of_an_image_are_read_without_torch() -> None:
     program = "import pipeline.encoders.preprocessing, sys; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr
+
+
+def test_torch_is_imported_once_as_much_was_resized_as_its_import_is_worth() -> None:
+    program = """
+import sys
+import numpy as np
+from pipeline.dataset import resampling
+
+pixels = np.arange(3 * 200 * 300, dtype=np.uint8).reshape(200, 300, 3)
+first = resampling.resize_pixels(pixels, 50, 70)
+print("torch" in sys.modules)
+resampling._PIXELS_WORTH_TORCH = 2 * 200 * 300
+second, third = (resampling.resize_pixels(pixels, 50, 70) for _ in range(2))
+print("torch" in sys.modules, np.array_equal(first, second), np.array_equal(first, third))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "False\nTrue True True\n", done.stderr
+
+
+def test_a_build_and_its_workers_start_without_torch() -> None:
+    program = "import pipeline.build.driver, pipeline.worker.span, pipeline.mine.worker, sys"
+    program += "; print({'torch', 'ray', 'timm', 'webdataset'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.encoder import EncoderConfig
-from pipeline.encoders import export
-from pipeline.encoders.export import ExportedEncoder, export_encoder
+from pipeline.encoders import export, export_cache
+from pipeline.encoders.export import export_encoder
+from pipeline.encoders.export_cache import ExportedEncoder
 from support.builds import ENCODER
 
 SMALL = EncoderConfig(**ENCODER)  # type: ignore[arg-type]
@@ -39,7 +40,7 @@ def test_network_is_neither_made_nor_exported_again(
     assert export_encoder(SMALL) == exported
     with pytest.raises(NameError):  # of another size it would be another network
         export_encoder(SMALL.model_copy(update={"image_size": 96}))
-    monkeypatch.setattr(export, "_VERSION", export._VERSION + 1)
+    monkeypatch.setattr(export_cache, "_VERSION", export_cache._VERSION + 1)
     with pytest.raises(NameError):  # of a later version it may be another, too
         export_encoder(SMALL)
 
@@ -79,19 +80,26 @@ def test_damaged_export_is_made_again(
 def test_cache_is_bounded_and_the_least_recently_used_goes_first(
     exported: ExportedEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "_MAX_KEPT", 3)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(export_cache, "_MAX_KEPT", 3)
     small = replace(exported, model=b"model")
-    for number in range(3):
-        export._keep(small, tmp_path / str(number))
-        os.utime(tmp_path / str(number), (number, number))
-    assert export._read(tmp_path / "0") == small
-    export._keep(small, tmp_path / "3")
-    assert {path.name for path in tmp_path.iterdir()} == {"0", "2", "3"}
+    made: list[Path] = []
+    for number in range(4):
+        export_cache.keep(small, SMALL, str(number))
+        if number < 3:
+            made += set(folders(tmp_path)) - set(made)
+            os.utime(made[number], (number, number))
+        if number == 2:
+            assert export_cache.read(SMALL, "0") == small
+    assert made[0] in folders(tmp_path), "used last"
+    assert made[1] not in folders(tmp_path)
+    assert len(folders(tmp_path)) == 3
 
 
 def test_cache_that_cannot_be_written_costs_only_time(
-    exported: ExportedEncoder, tmp_path: Path
+    exported: ExportedEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "file").write_text("no folder")
-    export._keep(exported, tmp_path / "file" / "key")
-    assert export._read(tmp_path / "file" / "key") is None
+    (tmp_path / "infineg").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert export_cache.keep(exported, SMALL, "key") == exported
+    assert export_cache.read(SMALL, "key") is None

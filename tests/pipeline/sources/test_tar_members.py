@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from webdataset.tariterators import base_plus_ext
 
 from pipeline.dataset.schema import RawSample
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.sources import open_source
+from pipeline.sources.readers.tar_samples import _NAME
 from pipeline.sources.readers.tars import TarMember, list_members, read_members
 from support.corpus import encode, quadrants, write_tar
 
@@ -362,3 +364,12 @@ def test_any_flipped_byte_gives_members_or_one_error() -> None:
             broken[at] = rng.integers(0, 256)
         with contextlib.suppress(InfinegError):
             members_of(bytes(broken))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a.jpg", "a.b.jpg", "x/a.jpg", "x.y/a.b.jpg", "a", "x.y/a", ".a", "x/.a", "a.", "a\n.jpg"],
+)
+def test_key_and_field_are_split_as_webdataset_does(name: str) -> None:
+    match = _NAME.match(name)
+    assert (match.groups() if match else (None, None)) == base_plus_ext(name)
