@@ -93,7 +93,9 @@ def ray_nodes(hosts: list[Host], *, num_started: int | None = None) -> Iterator[
     """A cluster of a node a host, by default of all hosts; ends with all their processes."""
     folder = Path(tempfile.mkdtemp(prefix="rn"))  # short: paths of Unix sockets end at 107 bytes
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    cluster = RayNodes(hosts, free_port(), folder, token | {"RAY_USAGE_STATS_ENABLED": "0"})
+    env = token | {"RAY_USAGE_STATS_ENABLED": "0"}
+    env["RAY_gcs_rpc_server_reconnect_timeout_s"] = "20"  # a third of the usual, for a head
+    cluster = RayNodes(hosts, free_port(), folder, env)
     try:
         for _ in hosts[:num_started]:
             cluster.start()

@@ -4,9 +4,11 @@ Ray carries nothing between attempts. The run's own folder, which all machines r
 checkpoints, and every attempt resumes from the last one.
 """
 
+import json
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,11 @@ from pipeline.cluster.ray_data import open_ray
 from pipeline.config.build import BuildConfig
 from pipeline.config.schema import Config
 from pipeline.errors import ConfigError, InfinegError
+from pipeline.telemetry.heartbeat import doing
 from train.config import TrainConfig
 from train.distributed.world import LostProcess, World
 from train.loop.run_dir import GenerationSwitch, open_run
+from train.loop.run_log import LOG_FILE
 from train.loop.trainer import train
 
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")  # read when Ray Train is imported
@@ -29,6 +33,7 @@ from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, Sca
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 _log = logging.getLogger(__name__)
+_LINE_BYTES = 2000  # more than a line of the log
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,8 @@ def train_on_ray(
             "generation": generation,
             "verdict": str(folder / "verdict"),
         }
-        _fit(task, _scaling(train_config, workers), train_config, folder, max_restarts)
+        with doing(_progress(found.path / LOG_FILE, train_config)):
+            _fit(task, _scaling(train_config, workers), train_config, folder, max_restarts)
         verdict = folder / "verdict"
         if verdict.exists():
             kind, _, message = verdict.read_text().partition("\n")
@@ -123,6 +129,25 @@ def _fit(
             f"Ray Train gave up after {max_restarts} restarts (--max-restarts): {reason}. The same "
             "command with --resume continues from the last checkpoint; --debug shows all of it"
         ) from error
+
+
+def _progress(log: Path, train_config: TrainConfig) -> Callable[[], str]:
+    """What is going on in the workers, whose own lines Ray keeps: by the log that they write."""
+    num_samples = train_config.steps * train_config.batch_size
+    began = time.time()
+
+    def describe() -> str:
+        try:
+            with log.open("rb") as file:
+                file.seek(max(0, log.stat().st_size - _LINE_BYTES))
+                last = json.loads(file.read().splitlines()[-1])
+            silent_s = time.time() - max(began, log.stat().st_mtime)
+        except (OSError, ValueError, IndexError):
+            last, silent_s = {"samples_seen": 0}, time.time() - began
+        waits = f", none for {silent_s:.0f} s: Ray Train starts workers" if silent_s > 5 else ""
+        return f"train: {last['samples_seen']:,} of {num_samples:,} samples{waits}"
+
+    return describe
 
 
 def _train_worker(task: dict[str, Any]) -> None:

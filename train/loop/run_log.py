@@ -23,6 +23,7 @@ from train.config import WandbConfig
 
 ItemT = TypeVar("ItemT")
 _CPU = torch.device("cpu")
+LOG_FILE = "log.jsonl"
 # Logged values that are also Prometheus metrics.
 _METRICS = {
     "loss": "infineg_train_loss",
@@ -85,7 +86,7 @@ def open_run_log(
     metrics.set("infineg_train_steps_planned", num_steps)
     with ExitStack() as stack:
         wandb_run = stack.enter_context(_open_wandb(wandb, run_dir, dict(settings or {})))
-        path = run_dir / "log.jsonl"
+        path = run_dir / LOG_FILE
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if _is_before(line, first_step)]
         storage.write_atomic(str(path), "".join(f"{line}\n" for line in kept).encode())

@@ -168,8 +168,8 @@ def test_deleted_embeddings_are_made_again(
     assert not (world_copy / "embeddings/drawn").exists()
 
 
-@pytest.mark.cluster
-@pytest.mark.timeout(120)
+@pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_deleted_embeddings_are_made_again_by_actors(
     world: World, mined_root: Path, world_copy: Path
 ) -> None:

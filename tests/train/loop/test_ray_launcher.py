@@ -31,7 +31,7 @@ HEAD = {
 }  # fmt: skip
 
 
-@pytest.mark.cluster
+@pytest.mark.slow  # of the cluster's tests, that of a killed node asks more
 @pytest.mark.timeout(240)  # a Ray of its own, and processes that import torch
 def test_a_killed_worker_is_replaced_and_the_run_ends_as_under_torchrun(
     dataset: Path, tmp_path: Path
