@@ -26,6 +26,8 @@ _REMOVED: Mapping[str, object] = {
     "train.unknown": "negative",
     "train.unknown_prior": None,
     "train.shuffle_window": 16,
+    "train.tolerance": 0.01,
+    "train.wandb": None,
     "evaluate.num_bins": 15,
     "evaluate.tpr_levels": [0.95, 0.99],
 }

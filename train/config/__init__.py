@@ -4,7 +4,7 @@ from train.config.data import WINDOW, MixtureEntry, Polarity, Strength
 from train.config.evaluate import EvaluateConfig
 from train.config.loop import EarlyStopping, Finetuning, Metric, Mode
 from train.config.loss import Correction, Regularization
-from train.config.run import BadShardPolicy, LoaderKind, WandbConfig
+from train.config.run import BadShardPolicy, LoaderKind, TrackerConfig
 from train.config.train import TrainConfig, load_train_config
 
 __all__ = [
@@ -21,7 +21,7 @@ __all__ = [
     "Polarity",
     "Regularization",
     "Strength",
+    "TrackerConfig",
     "TrainConfig",
-    "WandbConfig",
     "load_train_config",
 ]

@@ -10,15 +10,18 @@ LoaderKind = Literal["process", "thread"]
 BadShardPolicy = Literal["stop", "skip"]
 
 
-class WandbConfig(BaseModel, frozen=True, extra="forbid"):
-    """Weights & Biases; wandb is an optional package and is imported only with this section."""
+class TrackerConfig(BaseModel, frozen=True, extra="forbid"):
+    """An experiment tracker: an optional package, imported only with this section."""
 
-    project: str = Field(description="Project to log to.")
+    kind: Literal["mlflow", "trackio", "wandb"] = Field(
+        description="MLflow, Trackio or Weights & Biases."
+    )
+    project: str = Field(description="Project, in MLflow experiment, to log to.")
     name: str | None = Field(None, description="Name of the run there; default the run's folder.")
-    mode: Literal["offline", "online"] = Field(
-        "offline",
-        description="offline writes RUN/wandb, which `wandb sync` uploads later; online uploads "
-        "while it trains.",
+    online: bool = Field(
+        False,
+        description="False keeps all in the run's folder. True sends it while it trains to where "
+        "the package's own environment variables say.",
     )
 
 
@@ -34,7 +37,9 @@ class RunSettings(BaseModel, frozen=True, extra="forbid"):
     metrics: MetricsServer = Field(
         MetricsServer(), description="Prometheus metrics of the main process, such as {port: 9465}."
     )
-    wandb: WandbConfig | None = Field(None, description="Also logs to Weights & Biases.")
+    tracker: TrackerConfig | None = Field(
+        None, description="Also logs to MLflow, Trackio or Weights & Biases."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto takes a GPU if there is one."
     )

@@ -1,25 +1,22 @@
 """The log of a run: lines in a file, curves for TensorBoard, progress, metrics."""
 
-import importlib
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TextIO, TypeVar
+from typing import Generic, TextIO, TypeVar
 
 import torch
 from pydantic import JsonValue
 from torch.utils.tensorboard import SummaryWriter
 
 from pipeline import storage
-from pipeline.dataset.keys import sha256_hex
-from pipeline.errors import ConfigError
 from pipeline.telemetry.metrics import Metrics
 from pipeline.telemetry.progress import Progress
-from train.config import WandbConfig
+from train.config import TrackerConfig
+from train.loop.tracking import Tracker, open_tracker
 
 ItemT = TypeVar("ItemT")
 _CPU = torch.device("cpu")
@@ -42,7 +39,7 @@ class RunLog:
     tensorboard: SummaryWriter
     progress: Progress
     metrics: Metrics
-    wandb_run: Any | None
+    tracker: Tracker | None
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Values measured at `step` (from 0); the curves' x axis is the samples seen by then."""
@@ -51,9 +48,9 @@ class RunLog:
         self.file.write(json.dumps(line) + "\n")
         for name, value in values.items():
             self.tensorboard.add_scalar(f"train/{name}", value, samples_seen)
-        if self.wandb_run is not None:
+        if self.tracker is not None:
             named = {f"train/{name}": value for name, value in values.items()}
-            self.wandb_run.log(named, step=samples_seen)
+            self.tracker.log(named, step=samples_seen)
         for name, metric in _METRICS.items():
             if name in values:
                 self.metrics.set(metric, values[name])
@@ -74,18 +71,18 @@ def open_run_log(
     first_step: int,
     num_steps: int,
     batch_size: int,
-    wandb: WandbConfig | None = None,
+    tracker: TrackerConfig | None = None,
     settings: Mapping[str, JsonValue] | None = None,
     metrics: Metrics | None = None,
 ) -> Iterator[RunLog]:
     """Drops what an interrupted run logged at `first_step` or later: those steps run again.
 
-    `settings` go to Weights & Biases, if configured; `metrics` to Prometheus.
+    `settings` go to the tracker, if there is one; `metrics` to Prometheus.
     """
     metrics = metrics or Metrics({})
     metrics.set("infineg_train_steps_planned", num_steps)
     with ExitStack() as stack:
-        wandb_run = stack.enter_context(_open_wandb(wandb, run_dir, dict(settings or {})))
+        tracked = stack.enter_context(open_tracker(tracker, run_dir, settings or {}))
         path = run_dir / LOG_FILE
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if _is_before(line, first_step)]
@@ -96,7 +93,7 @@ def open_run_log(
         samples_left = (num_steps - first_step) * batch_size
         progress = Progress("train", total=samples_left, unit="samples")
         stack.enter_context(progress)
-        yield RunLog(batch_size, file, tensorboard, progress, metrics, wandb_run)
+        yield RunLog(batch_size, file, tensorboard, progress, metrics, tracked)
 
 
 class Meter(Generic[ItemT]):
@@ -155,38 +152,6 @@ class Meter(Generic[ItemT]):
         self._began = time.perf_counter()
         self._waited_s = 0.0
         self._num_batches = 0
-
-
-@contextmanager
-def _open_wandb(
-    wandb: WandbConfig | None, run_dir: Path, settings: dict[str, JsonValue]
-) -> Iterator[Any | None]:
-    """A resumed run continues under the same id, which is made of the folder's path."""
-    if wandb is None:
-        yield None
-        return
-    if wandb.mode == "offline":
-        # It would report its own errors to its makers, online or not.
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    try:
-        module = importlib.import_module("wandb")
-    except ImportError:
-        raise ConfigError("train.wandb: wandb is not installed; pip install wandb") from None
-    run = module.init(
-        project=wandb.project,
-        name=wandb.name or run_dir.name,
-        id=sha256_hex(str(run_dir.resolve()).encode())[:16],
-        resume="allow",
-        dir=str(run_dir),
-        mode=wandb.mode,
-        config=settings,
-    )
-    exit_code = 1
-    try:
-        yield run
-        exit_code = 0
-    finally:
-        run.finish(exit_code=exit_code)
 
 
 def _is_before(line: str, step: int) -> bool:

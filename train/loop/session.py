@@ -137,7 +137,7 @@ def open_session(state: TrainState, run: Run, validation: Validation | None) -> 
                 first_step=run.first_step,
                 num_steps=train_config.steps,
                 batch_size=train_config.batch_size,
-                wandb=train_config.wandb,
+                tracker=train_config.tracker,
                 settings=run.settings,
                 metrics=stack.enter_context(served),
             )

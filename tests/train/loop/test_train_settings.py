@@ -50,7 +50,7 @@ def test_learning_rate_rises_falls_and_begins_where_its_phase_does() -> None:
             {"train": {"early_stopping": {"metric": "auroc"}}},
             r"train\.early_stopping\.metric: .*'val_tpr_at_fpr', got 'auroc'",
         ),
-        ({"train": {"wandb": {}}}, r"train\.wandb\.project: Field required"),
+        ({"train": {"tracker": {"kind": "mlflow"}}}, r"train\.tracker\.project: Field required"),
         ({"train": {"correction": "offsets"}}, r"train\.correction: .*'offset' or 'none'"),
         ({"evaluate": {"calibration": "isotonic"}}, r"evaluate\.calibration: .*'temperature'"),
         ({"evaluate": {"alpha": 2}}, r"evaluate\.alpha: .* less than 1, got 2"),
