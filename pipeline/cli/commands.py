@@ -336,6 +336,23 @@ def review(
     console.print(f"committed generation {generation.number} of {dataset}")
 
 
+@app.command()
+def view(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder to write to, not in the data set.")
+    ] = Path("gallery"),
+    pictures: Annotated[
+        int, typer.Option(help="Pictures of each stratum of a source.", min=1, max=1000)
+    ] = 12,
+) -> None:
+    """Write a page that shows a data set, and its data card in Croissant."""
+    from pipeline.curate.view.page import write_view
+
+    page = write_view(dataset, out, num_pictures=pictures)
+    console.print(f"open {page}; the data card is {page.parent / 'croissant.json'}", soft_wrap=True)
+
+
 def _serve_review(dataset: str, *, targets: list[str], host: str, port: int) -> None:
     from pipeline.curate.review.server import serve_review
 

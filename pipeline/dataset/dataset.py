@@ -22,6 +22,7 @@ from pipeline.dataset.metadata import (
     Generation,
     PartRecord,
     ReferenceInfo,
+    ShardFile,
     ShardRecord,
     SourcePlan,
     SourceRecord,
@@ -270,7 +271,7 @@ class Dataset:
             lambda table: self.read_table(table.path, columns, sha256=table.sha256), tables
         )
 
-    def read_sidecar(self, shard: ShardRecord, columns: Sequence[str] | None = None) -> pa.Table:
+    def read_sidecar(self, shard: ShardFile, columns: Sequence[str] | None = None) -> pa.Table:
         """Rows of a shard in tar order: `row_schema` without `image`, plus where the image lies.
 
         `tar_offset` and `tar_size` (int64, bytes) give the image inside the tar, which is not

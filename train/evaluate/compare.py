@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.errors import ConfigError, InfinegError
+from pipeline.page.pictures import read_from_tar
 from train.config import load_train_config
 from train.metrics.comparison import Comparison, compare_predictions
 from train.metrics.predictions import TargetPredictions, of_target
 from train.model.info import ModelInfo, read_model_info
 from train.report.comparison import render_comparisons
-from train.report.pictures import read_from_tar
 
 _log = logging.getLogger(__name__)
 

@@ -19,13 +19,13 @@ from torch import Tensor
 from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation, ShardRecord
 from pipeline.dataset.schema import embedding_matrix
+from pipeline.page.pictures import read_from_tar, thumbnail
 from train.config import TrainConfig
 from train.data.images import ShardImages, crop_images
 from train.metrics.predictions import Place
 from train.model.detector import DetectorModel
 from train.model.info import ModelInfo
 from train.model.neighbours import PREVIEW_SIDE
-from train.report.pictures import read_from_tar, thumbnail
 
 _MOST = 2048  # of positives, and of negatives: 5 kB each with 1,280 features
 _MOST_FINETUNED = 256  # each of them is embedded anew

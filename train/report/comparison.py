@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import storage
+from pipeline.page.pictures import as_uri, thumbnail
 from train.metrics.comparison import Comparison, Difference
 from train.report.page import render
-from train.report.pictures import PICTURE_SIDE, ReadImage, as_uri, thumbnail
+from train.report.pictures import PICTURE_SIDE, ReadImage
 from train.report.wording import count
 
 _NUM_PICTURES = 24  # of each side

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from train.report.pictures import ReadImage, as_uri, thumbnail
+from pipeline.page.pictures import as_uri, thumbnail
+from train.report.pictures import ReadImage
 from train.report.wording import format_percent
 
 _NUM_SHOWN = 8  # pictures of a group

@@ -6,12 +6,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from pipeline import storage
 from pipeline.dataset.images import Decoded, decode_image
 from pipeline.dataset.schema import ImageSettings
 from pipeline.errors import InfinegError
+from pipeline.page.pictures import read_from_tar
 from train.metrics.predictions import Place, TargetPredictions
 from train.model.info import TargetCalibration
 from train.model.neighbours import Nearest
@@ -21,7 +22,6 @@ from train.report.pictures import (
     PICTURE_SIDE,
     ReadImage,
     places_of,
-    read_from_tar,
     show_pictures,
     worst_rows,
 )
@@ -73,7 +73,9 @@ def render_report(
 def render(template: str, **context: Any) -> str:
     """HTML of one of the templates beside this file."""
     environment = Environment(
-        loader=PackageLoader("train.report", ""),
+        loader=ChoiceLoader(
+            [PackageLoader("train.report", ""), PackageLoader("pipeline.page", "")]
+        ),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -1,17 +1,14 @@
 """The hardest test samples as pictures, each with the most similar training images."""
 
-import base64
-import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 from scipy.special import expit
 
 from pipeline import storage
-from pipeline.errors import BadShard
+from pipeline.page.pictures import as_uri, thumbnail
 from train.metrics.predictions import Place, TargetPredictions
 from train.metrics.probability import calibrated_logits
 from train.model.info import TargetCalibration
@@ -20,7 +17,6 @@ from train.report.wording import format_percent
 
 _NUM_PICTURES = 24  # of each kind: two screens, about 150 kB, and as much again of neighbours
 PICTURE_SIDE = 200  # pixels, longer side
-_JPEG = b"\xff\xd8"  # how all images of a data set begin
 
 # The location of a row's image -> an upright RGB JPEG.
 ReadImage = Callable[[Mapping[str, Any]], bytes]
@@ -73,31 +69,5 @@ def _show(near: Neighbour) -> dict[str, Any]:
     return {**vars(near), "uri": as_uri(near.preview)}
 
 
-def read_from_tar(dataset: str, row: Mapping[str, Any]) -> bytes:
-    """The JPEG at a row's `shard`, `tar_offset` and `tar_size`; reads no more than that range.
-
-    Raises BadShard where there is none.
-    """
-    tar = storage.join(dataset, row["shard"])
-    image = storage.read_range(tar, row["tar_offset"], row["tar_size"])
-    if not image.startswith(_JPEG):
-        raise BadShard(f"{tar}: no image where {row['key']} should be; run `infineg verify`")
-    return image
-
-
 def _take(test: TargetPredictions, rows: Sequence[int]) -> pa.Table:
     return test.rows.take(pa.array(rows, pa.int64()))
-
-
-def thumbnail(image: bytes, side: int) -> bytes:
-    """A JPEG of at most `side` by `side` pixels."""
-    small = io.BytesIO()
-    with Image.open(io.BytesIO(image)) as picture:
-        picture.draft("RGB", (side, side))
-        picture.thumbnail((side, side))
-        picture.convert("RGB").save(small, "JPEG", quality=80)
-    return small.getvalue()
-
-
-def as_uri(jpeg: bytes) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()

@@ -51,7 +51,7 @@ _HEADERS = {
 }
 # Where the files of the page lie; the colours and letters are those of report.html.
 _STATIC = {
-    "theme.css": ("train.report", "text/css"),
+    "theme.css": ("pipeline.page", "text/css"),
     "page.css": ("train.serve", "text/css"),
     "page.js": ("train.serve", "text/javascript"),
     "icon.svg": ("train.serve", "image/svg+xml"),

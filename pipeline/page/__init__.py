@@ -1,0 +1,1 @@
+"""What all pages share: colours, letters, layout, and pictures inside the page."""
