@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from support.servers import S3Server, forget_clients, run_s3_server
+from support.shared import made_once
 
 if TYPE_CHECKING:
     from support.builds import Built
@@ -50,29 +51,41 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> "Built":
     """Cats and four sources of negatives."""
-    # Imported here, because most tests must not wait for torch and Ray.
-    from support.builds import Built, build_inline, config_of, write_inputs
 
-    root = tmp_path_factory.mktemp("built") / "data"
-    entries = write_inputs(tmp_path_factory.mktemp("inputs"))
-    config = config_of(root, entries)
-    return Built(root, entries, config, build_inline(config))
+    def make(folder: Path) -> "Built":
+        # Imported here, because most tests must not wait for torch and Ray.
+        from support.builds import Built, build_inline, config_of, write_inputs
+
+        root = folder / "data"
+        entries = write_inputs(folder / "inputs")
+        config = config_of(root, entries)
+        return Built(root, entries, config, build_inline(config))
+
+    return made_once(tmp_path_factory, "built", make)
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> "World":
     """A data set and a head trained on it. Not to be changed."""
-    from support.mined_world import make_world
 
-    return make_world(tmp_path_factory.mktemp("world"))
+    def make(folder: Path) -> "World":
+        from support.mined_world import make_world
+
+        return make_world(folder)
+
+    return made_once(tmp_path_factory, "world", make)
 
 
 @pytest.fixture(scope="session")
 def mined_root(world: "World", tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of its data set that is mined once. Not to be changed."""
-    from support.mined_world import mine_copy
 
-    return mine_copy(world, tmp_path_factory.mktemp("mined") / "data")
+    def make(folder: Path) -> Path:
+        from support.mined_world import mine_copy
+
+        return mine_copy(world, folder / "data")
+
+    return made_once(tmp_path_factory, "mined", make)
 
 
 @pytest.fixture
@@ -94,9 +107,13 @@ def mined_copy(mined_root: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def suspects(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set with a quarantine to review. Not to be changed."""
-    from support.review import write_suspects
 
-    return write_suspects(tmp_path_factory.mktemp("suspects"))
+    def make(folder: Path) -> Path:
+        from support.review import write_suspects
+
+        return write_suspects(folder)
+
+    return made_once(tmp_path_factory, "suspects", make)
 
 
 @pytest.fixture(scope="session")

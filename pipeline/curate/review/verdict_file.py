@@ -8,7 +8,9 @@ picture, in a build with another listing for example, its verdict no longer coun
 
 import csv
 import io
+import random
 import threading
+import time
 from collections.abc import Collection, Mapping, Sequence
 
 from pipeline import storage
@@ -16,7 +18,8 @@ from pipeline.curate.verdicts import Verdict, parse_verdicts
 from pipeline.errors import TransientStorageError
 
 _COLUMNS = ("key", "verdict", "content_hash")
-_NUM_TRIES = 10
+_NUM_TRIES = 12
+_FIRST_WAIT_S = 0.002  # doubled each time, at random below that: all together at most 8 s
 
 Picture = tuple[str, str]  # key and content hash
 
@@ -47,7 +50,7 @@ class VerdictFile:
         Raises TransientStorageError if others keep changing the file.
         """
         with self._lock:
-            for _ in range(_NUM_TRIES):
+            for attempt in range(_NUM_TRIES):
                 wanted = dict(self._verdicts)
                 for each, verdict in changes.items():
                     wanted.pop(each, None)  # the file is in the order of decisions
@@ -56,6 +59,7 @@ class VerdictFile:
                 if self._write(_encode(wanted)):
                     self._verdicts = wanted
                     return
+                time.sleep(random.uniform(0, _FIRST_WAIT_S * 2**attempt))
                 self._read()
         raise TransientStorageError(f"{storage.redact(self.uri)} keeps changing; try again")
 
