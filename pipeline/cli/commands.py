@@ -89,7 +89,7 @@ def init(
     write_config(found, name, path)
     for folder in found.positives:
         shown = f" in {visible(folder.name)}" if folder.name else ""
-        console.print(f"{folder.num_pictures:,} pictures of a {name}{shown}")
+        console.print(f"{folder.num_pictures:,} pictures of {name}{shown}")
     if found.others:
         number = sum(folder.num_pictures for folder in found.others)
         where = ", ".join(visible(folder.name) or "the same folder" for folder in found.others)

@@ -174,7 +174,7 @@ def _cannot_tell(root: str, target: str, folders: Iterable[str]) -> str:
     more = f" and {len(names) - _MOST_SHOWN:,} others" if len(names) > _MOST_SHOWN else ""
     return (
         f"{root}: no folder in it is called {target}; there are {listed}{more}. If every picture "
-        f"shows a {target}, add --all. If those of one folder do, rename it to {target}, or give "
+        f"shows the target, add --all. If those of one folder do, rename it to {target}, or give "
         f"that folder: infineg init {root}/{storage.escape(names[0])} --target {target}"
     )
 
@@ -182,7 +182,7 @@ def _cannot_tell(root: str, target: str, folders: Iterable[str]) -> str:
 def _enough(found: Found, target: str) -> Found:
     if found.num_positives < _FEWEST:
         raise ConfigError(
-            f"{found.root}: {found.num_positives} pictures of a {target}; a detector needs "
+            f"{found.root}: {found.num_positives} pictures of {target}; a detector needs "
             f"{_FEWEST} to begin with, and is better with some hundred"
         )
     return found

@@ -127,8 +127,13 @@ class Dataset:
         uri = self.uri(generation_path(number))
         content = self.read_if_there(generation_path(number))
         if content is None:
-            latest = self.latest_number() or "none yet"
-            raise ConfigError(f"{self.root}: no generation {number}; the latest is {latest}")
+            if latest := self.latest_number():
+                raise ConfigError(f"{self.root}: no generation {number}; the latest is {latest}")
+            raise ConfigError(
+                f"{self.root}: no data set there. A relative path begins at the folder in which "
+                "the command runs; put a data set that was moved back to where the run's "
+                "config.yaml says (output.path)"
+            )
         generation = decode_record(uri, content, Generation)
         if info is not None and info.latest_generation == number:
             wanted, found = info.generation_sha256, hashlib.sha256(content).hexdigest()

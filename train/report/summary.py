@@ -56,7 +56,7 @@ def _finds(name: str, metrics: Mapping[str, Any], is_folder: bool) -> Point | No
         return None
     return Point(
         "What it detects",
-        f"{in_hundred(tpr['value'])} pictures of a {name}",
+        f"{in_hundred(tpr['value'])} pictures of {name}",
         f"{format_percent(tpr['value'])} of {count(tpr['n'], 'picture')}{unseen}; with 95 % "
         f"confidence {format_interval(tpr)}.",
     )
@@ -94,7 +94,7 @@ def _in_use(name: str, metrics: Mapping[str, Any]) -> Point | None:
     precision, prior = metrics["precision"], metrics["deploy_prior"]
     if precision["low"] is None:
         return None
-    detail = f"If {one_in(prior)} pictures shows a {name}"
+    detail = f"If {one_in(prior)} pictures shows {name}"
     if metrics["evidence"]["all"]["num_detected"]:
         answer = f"{in_hundred(precision['value'])} detections are right"
         detail += f"; between {in_hundred(precision['low'])} and {in_hundred(precision['high'])}."
@@ -227,7 +227,7 @@ def _always(name: str, is_folder: bool) -> list[str]:
     else:
         unseen = [
             "Pictures unlike the sources of this data set: other cameras, places, styles, or kinds "
-            f"of object. If all pictures of a {name} are of one origin, so are those of the test: "
+            f"of object. If all pictures of {name} are of one origin, so are those of the test: "
             "measure on folders of your own (infineg evaluate RUN --images DIR --label NAME)."
         ]
     return [

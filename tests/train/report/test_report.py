@@ -42,7 +42,7 @@ def test_summary_states_counts_and_what_was_not_tested(run: Path) -> None:
     cat = json.loads((run / "metrics.json").read_text())["target"]["cat"]
     found = cat["tpr_cross_fitted"]
     assert found["n"] == 40 + 20 + 20, "of train, val and test: 20 of test would say little"
-    assert f"{in_hundred(found['value'])} pictures of a cat" in page
+    assert f"{in_hundred(found['value'])} pictures of cat" in page
     assert f"about {one_in(cat['fpr']['all']['value'])} other pictures" in page
     assert f"set on {cat['num_held_out_negatives']} held-out negatives" in page
     assert "Tested on few: 50 look-alikes (near)" in page
