@@ -51,7 +51,7 @@ def _lines(found: Found, target: str, path: str) -> Iterator[str]:
     yield ""
     yield "sources:"
     if found.others:
-        yield f"  # Pictures of anything else. One that looks like the target is set aside for"
+        yield "  # Pictures of anything else. One that looks like the target is set aside for"
         yield "  # `infineg review` and never becomes a negative."
     for folder in found.others:
         yield f"  # {folder.num_pictures:,} pictures" + _of_imagenet(folder, target)

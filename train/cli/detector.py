@@ -2,14 +2,20 @@
 
 import sys
 import time
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipeline.cli.commands import app, console
+from pipeline import storage
+from pipeline.cli.commands import Address, Overrides, app, console, load
 from pipeline.errors import ConfigError, InfinegError
+from pipeline.telemetry.heartbeat import never_silent
 from train.cli.output import flush_output
 from train.cli.training import RunDir, find_run
+
+if TYPE_CHECKING:
+    from pipeline.config.schema import Config
+    from train.predict.output import Tally
 
 RunOrModel = Annotated[
     str,
@@ -25,19 +31,32 @@ RunOrModel = Annotated[
 def predict(
     run: RunOrModel,
     paths: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="PATH...",
             help="Images, folders, globs, URLs, tars or parquet tables; - for a list on stdin.",
         ),
-    ],
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="JSON Lines, with the nearest training pictures.")
     ] = False,
     out: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Write a parquet table, here or on s3://, not lines."),
+        typer.Option(
+            metavar="FILE",
+            help="Write a parquet table, here or on s3://, not lines; with --source a folder of "
+            "them.",
+        ),
     ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(metavar="CONFIG", help="Predict a source of this config, in many processes."),
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The source of --config.")
+    ] = None,
+    address: Address = None,
+    overrides: Overrides = None,
     copy_to: Annotated[
         str | None,
         typer.Option(metavar="DIR", help="Copy images that show a target into DIR/<target>."),
@@ -59,6 +78,18 @@ def predict(
     if out is not None and as_json:
         raise ConfigError("--out and --json: a table is written, or lines; leave out one of them")
     began, tally = time.monotonic(), Tally()
+    if config is not None or source is not None:
+        if paths or copy_to or None in (config, source, out):
+            raise ConfigError(
+                "a source is predicted by --config CONFIG, --source NAME and --out FOLDER, without "
+                "PATH and --copy-to"
+            )
+        loaded = load(str(config), overrides, address)
+        tally = _predict_source(run, loaded, str(source), str(out), prior, threshold)
+        sys.stderr.write(tally.as_text(time.monotonic() - began) + "\n")
+        return
+    if not paths:
+        raise ConfigError("give PATHs of images, or --config and --source")
     pictures = find_pictures(paths)
     detector = Detector.load(run, prior=prior, threshold=threshold, explain=as_json)
     predictions = predict_pictures(detector, pictures, copy_to=copy_to)
@@ -72,6 +103,20 @@ def predict(
         raise InfinegError(tally.as_failure())
     flush_output()
     sys.stderr.write(tally.as_text(time.monotonic() - began) + "\n")
+
+
+@never_silent()
+def _predict_source(
+    run: str, config: "Config", source: str, out: str, prior: float | None, threshold: float | None
+) -> "Tally":
+    from train.predict.stream import predict_source
+
+    uri = run if run.endswith(".onnx") else storage.join(run, "model.onnx")
+    try:
+        model = storage.read_bytes(uri)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"{uri}: not there; `infineg evaluate {run}` writes it") from None
+    return predict_source(model, config, source, out, prior=prior, threshold=threshold)
 
 
 @app.command()

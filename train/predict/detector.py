@@ -30,7 +30,7 @@ from train.metrics.probability import (
 from train.model.info import TargetCalibration, read_model_info
 from train.model.neighbours import Nearest, Neighbours
 from train.predict.files import read_file
-from train.predict.network import Network, open_file, open_run
+from train.predict.network import Network, open_bytes, open_file, open_run
 
 # A path, an encoded image, a PIL image, or an RGB or grey array of shape (H, W, 3) or (H, W).
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
@@ -111,12 +111,7 @@ class Detector:
         of a run here that has neighbours.parquet.
         """
         network, preprocessing, calibration = _open(os.fspath(run))
-        if prior is not None:
-            calibration = {name: at_prior(each, prior) for name, each in calibration.items()}
-        if threshold is not None:
-            calibration = {
-                name: at_threshold(each, threshold) for name, each in calibration.items()
-            }
+        calibration = _decided_at(calibration, prior, threshold)
         folder = storage.local_path(os.fspath(run))
         neighbours = Neighbours.load(folder) if explain and folder else None
         return cls(
@@ -125,6 +120,26 @@ class Detector:
             calibration=calibration,
             neighbours=neighbours,
         )
+
+    @classmethod
+    def load_bytes(
+        cls,
+        model: bytes,
+        *,
+        prior: float | None = None,
+        threshold: float | None = None,
+        num_threads: int | None = None,
+    ) -> "Detector":
+        """Loads the content of a model.onnx. num_threads: default one a core."""
+        network, written = open_bytes(model)
+        calibration = {target: written.calibration[target] for target in written.targets}
+        detector = cls(
+            network,
+            preprocessing=written.preprocessing,
+            calibration=_decided_at(calibration, prior, threshold),
+        )
+        detector._num_threads = num_threads or detector._num_threads
+        return detector
 
     @overload
     def __call__(self, images: ImageInput) -> Prediction: ...
@@ -257,6 +272,17 @@ def _open(
     network, written = open_file(run if is_file else storage.join(run, "model.onnx"))
     calibration = {target: written.calibration[target] for target in written.targets}
     return network, written.preprocessing, calibration
+
+
+def _decided_at(
+    calibration: dict[str, TargetCalibration], prior: float | None, threshold: float | None
+) -> dict[str, TargetCalibration]:
+    """The calibration at another prior, and from another probability on, where they are given."""
+    if prior is not None:
+        calibration = {name: at_prior(each, prior) for name, each in calibration.items()}
+    if threshold is not None:
+        calibration = {name: at_threshold(each, threshold) for name, each in calibration.items()}
+    return calibration
 
 
 def encode_image(image: ImageInput) -> bytes:

@@ -52,7 +52,12 @@ def open_file(uri: str) -> tuple[Network, OnnxInfo]:
         raise ConfigError(
             f"{storage.redact(uri)}: no such file; a run is its folder, a model.onnx or their URL"
         ) from None
-    session, info = open_onnx(content, storage.redact(uri))
+    return open_bytes(content, where=storage.redact(uri))
+
+
+def open_bytes(content: bytes, *, where: str = "model.onnx") -> tuple[Network, OnnxInfo]:
+    """The content of a model.onnx. Raises InfinegError if it is broken."""
+    session, info = open_onnx(content, where)
     return OnnxNetwork(session), info
 
 

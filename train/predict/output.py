@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from more_itertools import chunked
 
@@ -17,6 +17,9 @@ from pipeline import storage
 from train.model.neighbours import Nearest
 from train.predict.detector import Detector, Prediction
 from train.predict.files import Picture, find_pictures
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _ROWS_PER_GROUP = 10_000
@@ -186,12 +189,19 @@ def write_table(
     import pyarrow as pa  # not needed for lines
     import pyarrow.parquet as pq
 
-    by_target = pa.struct([(target, pa.float64()) for target in targets])
-    texts = [(name, pa.string()) for name in ("path", "label", "error")]
-    numbers = [(name, pa.float64()) for name in ("prior", "one_in")]
-    structs = [(name, by_target) for name in ("logits", "probabilities", "thresholds")]
-    schema = pa.schema([*texts, *numbers, *structs])
+    schema = table_schema(targets)
     with storage.open_atomic(uri) as file, pq.ParquetWriter(file, schema) as writer:
         for some in chunked(predictions, _ROWS_PER_GROUP):
             writer.write_table(pa.Table.from_pylist([each.as_dict() for each in some], schema))
             yield from some
+
+
+def table_schema(targets: Sequence[str]) -> "pa.Schema":
+    """The columns of a table of predictions."""
+    import pyarrow as pa
+
+    by_target = pa.struct([(target, pa.float64()) for target in targets])
+    texts = [(name, pa.string()) for name in ("path", "label", "error")]
+    numbers = [(name, pa.float64()) for name in ("prior", "one_in")]
+    structs = [(name, by_target) for name in ("logits", "probabilities", "thresholds")]
+    return pa.schema([*texts, *numbers, *structs])
