@@ -71,10 +71,11 @@ def resize_pixels(
 def _torch(num_pixels: int) -> Any:
     """The module, or None as long as its import would take longer than to do without."""
     global _num_resized
-    if torch := sys.modules.get("torch"):
-        return torch
-    _num_resized += num_pixels
-    return importlib.import_module("torch") if _num_resized > _PIXELS_WORTH_TORCH else None
+    if "torch" not in sys.modules:
+        _num_resized += num_pixels
+        if _num_resized <= _PIXELS_WORTH_TORCH:
+            return None
+    return importlib.import_module("torch")  # waits where another thread is importing it
 
 
 def resize_in_numpy(

@@ -14,6 +14,7 @@ from itertools import takewhile
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from more_itertools import chunked
 from pydantic import BaseModel
 
 from pipeline import storage
@@ -32,7 +33,8 @@ from train.predict.output import FilePrediction, Tally, table_schema
 
 _log = logging.getLogger(__name__)
 
-_SAMPLES_PER_SPAN = 2000  # at least: what a crash costs a worker
+_SPANS, _FEWEST, _MOST = 64, 100, 2000  # wished for, and samples of each: what a crash costs
+_SAMPLES_AT_ONCE = 128  # between signs of progress
 _ABOUT = "predictions.json"
 
 
@@ -123,18 +125,17 @@ class StreamPredictor:
         self._detector = Detector.load_bytes(model, prior=prior, threshold=threshold, num_threads=1)
 
     def predict(self, task: PredictTask) -> Iterator[pa.Table]:
-        """Writes the file of a span; a table with its `num_rows`."""
+        """Writes the file of a span; tables with the `num_rows` since the last one."""
         source = open_source_of(task, self._entry, self._config)
         samples = read_partitions(source, task.partitions, 0)
         schema = stream_schema(self._detector.targets)
-        rows = []
-        for positioned, found in self._detector.predict_each(samples, read=_image_of):
-            rows.append(_row(positioned, found))
-        table = pa.Table.from_pylist(rows, schema)
+        rows: list[dict[str, object]] = []
+        for some in chunked(self._detector.predict_each(samples, read=_image_of), _SAMPLES_AT_ONCE):
+            rows += [_row(positioned, found) for positioned, found in some]
+            yield pa.table({"num_rows": [len(some)]})
         uri = storage.join(self._out, file_name(task.number))
         with storage.open_atomic(uri) as file:
-            pq.write_table(table, file)
-        yield pa.table({"num_rows": [table.num_rows]})
+            pq.write_table(pa.Table.from_pylist(rows, schema), file)
 
 
 def stream_schema(targets: Sequence[str]) -> pa.Schema:
@@ -176,20 +177,20 @@ def _spans(source: Source, entry: SourceEntry) -> list[PredictTask]:
         raise ConfigError(
             f"{entry.name}: has no end; set max_candidates, the number of samples to predict"
         )
-    tasks: list[PredictTask] = []
-    some: list[Partition] = []
-    for partition in _first(source, entry.max_candidates):
-        some.append(partition)
+    partitions = list(_first(source, entry.max_candidates))
+    total = sum(partition.num_samples or 0 for partition in partitions)
+    wanted = min(max(total // _SPANS, _FEWEST), _MOST)
+    spans: list[list[Partition]] = [[]]
+    for partition in partitions:
+        spans[-1].append(partition)
+        counts = [each.num_samples for each in spans[-1]]
         # Without a count, a partition may have any number of samples.
-        if (
-            partition.num_samples is None
-            or sum(each.num_samples or 0 for each in some) >= _SAMPLES_PER_SPAN
-        ):
-            tasks.append(PredictTask(number=len(tasks), partitions=tuple(some)))
-            some = []
-    if some:
-        tasks.append(PredictTask(number=len(tasks), partitions=tuple(some)))
-    return tasks
+        if None in counts or sum(filter(None, counts)) >= wanted:
+            spans.append([])
+    return [
+        PredictTask(number=number, partitions=tuple(span))
+        for number, span in enumerate(filter(None, spans))
+    ]
 
 
 def _first(source: Source, max_samples: int | None) -> Iterator[Partition]:

@@ -62,6 +62,22 @@ print("torch" in sys.modules, np.array_equal(first, second), np.array_equal(firs
     assert done.stdout == "False\nTrue True True\n", done.stderr
 
 
+def test_threads_wait_for_the_one_that_imports_torch() -> None:
+    program = """
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+from pipeline.dataset import resampling
+
+resampling._PIXELS_WORTH_TORCH = 40 * 200 * 300
+pixels = np.arange(3 * 200 * 300, dtype=np.uint8).reshape(200, 300, 3)
+with ThreadPoolExecutor(8) as pool:
+    found = list(pool.map(lambda _: resampling.resize_pixels(pixels, 50, 70).tobytes(), range(400)))
+print(len(set(found)), len(found))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "1 400\n", done.stderr
+
+
 def test_a_build_and_its_workers_start_without_torch() -> None:
     program = "import pipeline.build.driver, pipeline.worker.span, pipeline.mine.worker, sys"
     program += "; print({'torch', 'ray', 'timm', 'webdataset'} & {*sys.modules})"
