@@ -11,6 +11,7 @@ from support.servers import S3Server, forget_clients, run_s3_server
 
 if TYPE_CHECKING:
     from support.builds import Built
+    from support.label import Labelled
     from support.mined_world import World
 
 # Read when torch is imported, here and in processes begun here: the cores are shared with Ray.
@@ -90,6 +91,22 @@ def suspects(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from support.review import write_suspects
 
     return write_suspects(tmp_path_factory.mktemp("suspects"))
+
+
+@pytest.fixture(scope="session")
+def labelled_once(tmp_path_factory: pytest.TempPathFactory) -> "Labelled":
+    """A data set to label. Not to be changed."""
+    from support.label import write_labelled
+
+    return write_labelled(tmp_path_factory.mktemp("labelled"))
+
+
+@pytest.fixture
+def labelled(labelled_once: "Labelled", tmp_path: Path) -> "Labelled":
+    """A copy of it, to be changed."""
+    from support.label import copy_labelled
+
+    return copy_labelled(labelled_once, tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -134,7 +134,7 @@ function show() {
   load($("picture").firstChild, each);
   $("caption").textContent = chosen.size > 1
     ? `${chosen.size} chosen: the next verdict is for all of them`
-    : [`${current + 1} of ${pictures().length}`, each.class_name, each.source].filter(Boolean).join(", ");
+    : `${current + 1} of ${pictures().length}`;
   for (const button of document.querySelectorAll(".verdicts button")) {
     const isChosen = button.dataset.verdict === each.verdict;
     button.classList.toggle("chosen", isChosen);
