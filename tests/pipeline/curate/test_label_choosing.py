@@ -154,32 +154,25 @@ def test_what_was_drawn_stays_drawn_and_what_was_picked_counts_for_no_estimate()
 
 
 def test_draws_and_verdicts_of_a_fold_have_no_part_in_what_is_picked_of_it() -> None:
-    found, positives, truth = make_world(0)
-    first = choose_round(found, judge(found, Standing([]), positives, ceiling=0.9), Standing([]))
-    events = after([], first, found, truth)
-    is_in_fold = {each: found.fold_N[found.position[each]] == 1 for each in found.hashes}
+    found, positives, truth_N = make_world(0)
+    start = Standing([])
+    first = choose_round(found, judge(found, start, positives, ceiling=0.9), start)
+    before = after([], first, found, truth_N)
 
-    def picks(kept: list[Event]) -> set[str]:
-        standing = standing_of(kept)
+    def picks(events: list[Event]) -> set[str]:
+        standing = standing_of(events)
         judged = judge(found, standing, positives, ceiling=0.9)
         return set(choose_round(found, judged, standing).picked)
 
-    drawn = {each for each in first.shown if each not in first.picked and is_in_fold[each]}
-    assert drawn, "else nothing is shown"
-    undrawn = [
-        event.model_copy(update={"shown": tuple(set(event.shown) - drawn)})
-        for event in events
-        if isinstance(event, RoundEvent)
-    ]
-    without = undrawn + [
-        event
-        for event in events
-        if isinstance(event, VerdictEvent) and not is_in_fold[event.content_hash]
-    ]
-    assert len(without) < len(events)
-    both = [{each for each in picks(kept) if is_in_fold[each]} for kept in (events, without)]
-    assert both[0] == both[1]
-    assert picks(events) != picks(without), "other heads have learned from it"
+    own = {each for each in picks(before) if found.fold_N[found.position[each]] == 1}
+    assert len(own) == 16
+    # As if those had been drawn in an earlier round, and rated.
+    drawn = Chosen(1, tuple(sorted(own)[:8]), {}, dict.fromkeys(own, 0.01))
+    events = after(before, drawn, found, truth_N)[len(before) :]
+    late = picks([*before, *events[1:]]), picks([events[0], *before, *events[1:]])
+    for chosen in late:
+        assert own == {each for each in chosen if found.fold_N[found.position[each]] == 1}
+    assert late[0] != picks(before), "heads of other folds have learned from it"
 
 
 def test_each_draw_stands_for_the_inverse_of_its_probability() -> None:
