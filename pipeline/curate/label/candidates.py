@@ -79,7 +79,7 @@ def read_candidates(
     """
     dataset = Dataset(config.output.path)
     rows = _distinct(_read_rows(dataset, generation, rated))
-    found = _Found(rows["content_hash"].combine_chunks())
+    found = _Found({each: n for n, each in enumerate(rows["content_hash"].to_pylist())})
     info = dataset.read_info()
     for path, tar in _sidecars(generation):
         found.add_sidecar(dataset, path, tar)
@@ -101,7 +101,7 @@ def read_candidates(
     return Candidates(
         generation=generation.number,
         rows=rows,
-        embedding_ND=found.embedding_ND[kept],
+        embedding_ND=found.embedding_ND if has_N.all() else found.embedding_ND[kept],
         chance_N=np.array([unit_hash(seed, each) for each in hashes]),
         fold_N=fold_of(hashes, NUM_FOLDS),
         hashes=hashes,
@@ -148,45 +148,48 @@ def _distinct(rows: pa.Table) -> pa.Table:
 class _Found:
     """Embeddings, and places of pictures, as they are found."""
 
-    hashes: pa.Array
+    position: Mapping[str, int]  # by content hash
     embedding_ND: NDArray[np.float16] = field(default_factory=lambda: np.empty((0, 0), np.float16))
     has_N: NDArray[np.bool_] = field(init=False)
     in_tars: dict[int, Place] = field(default_factory=dict)
     previews: dict[int, Place] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.has_N = np.zeros(len(self.hashes), bool)
+        self.has_N = np.zeros(len(self.position), bool)
 
     @property
     def is_missing(self) -> bool:
         return not self.has_N.all()
 
-    def add(self, table: pa.Table) -> pa.Array:
-        """Takes embeddings that are not there yet; returns the position of each row, or null."""
-        positions = pc.index_in(table["content_hash"].combine_chunks(), value_set=self.hashes)
-        usable = pc.and_(positions.is_valid(), table["embedding"].combine_chunks().is_valid())
-        here = positions.filter(usable).to_numpy()
-        new_M = ~self.has_N[here]
-        if new_M.any():
-            rows = table.filter(usable).filter(pa.array(new_M))
-            embedding_MD = embedding_matrix(rows).astype(np.float16)
+    def add(self, table: pa.Table) -> list[int | None]:
+        """Takes embeddings that are not there yet; returns the position of each row, or None."""
+        positions = [self.position.get(each) for each in table["content_hash"].to_pylist()]
+        is_valid_M = table["embedding"].is_valid().to_numpy()
+        new = [
+            (m, n)
+            for m, n in enumerate(positions)
+            if n is not None and is_valid_M[m] and not self.has_N[n]
+        ]
+        if new:
+            rows, here = np.array(new).T
+            embedding_MD = embedding_matrix(table.take(pa.array(rows))).astype(np.float16)
             if not self.embedding_ND.size:
-                shape = (len(self.hashes), embedding_MD.shape[1])
+                shape = (len(self.position), embedding_MD.shape[1])
                 self.embedding_ND = np.empty(shape, np.float16)
-            self.embedding_ND[here[new_M]] = embedding_MD
-            self.has_N[here[new_M]] = True
+            self.embedding_ND[here] = embedding_MD
+            self.has_N[here] = True
         return positions
 
     def add_sidecar(self, dataset: Dataset, path: str, tar: str) -> None:
         columns = ["content_hash", "embedding", "tar_offset", "tar_size"]
         table = dataset.read_table(path, columns)
         places = zip(table["tar_offset"].to_pylist(), table["tar_size"].to_pylist(), strict=True)
-        for position, place in zip(self.add(table).to_pylist(), places, strict=True):
+        for position, place in zip(self.add(table), places, strict=True):
             if position is not None:
                 self.in_tars[position] = Place(tar, *place)
 
     def add_pooled(self, path: str, table: pa.Table) -> None:
-        for row, position in enumerate(self.add(table).to_pylist()):
+        for row, position in enumerate(self.add(table)):
             if position is not None:
                 self.previews[position] = Place(path, row)
 

@@ -172,6 +172,25 @@ def test_verdicts_can_be_changed_and_applied_again(labelled: Labelled) -> None:
     assert verify_dataset(labelled.config.output.path).problems == []
 
 
+def test_an_applied_verdict_can_be_taken_back(labelled: Labelled) -> None:
+    session = labelled.session()
+    pictures = rate_round(session)
+    before = ledger_rows(labelled)
+    session.apply()
+    cats = [each for each in pictures if is_cat(each)]
+    quarantined = next(each for each in cats if before[each["key"]]["reject_reason"])
+    selected = next(each for each in cats if before[each["key"]]["selected"])
+    session.decide({quarantined["id"]: None, selected["id"]: "unsure"})
+    generation, num_applied = session.apply()
+    assert (generation.number, num_applied) == (3, 2)
+    after = ledger_rows(labelled)
+    for each in (quarantined, selected):
+        assert after[each["key"]] == before[each["key"]]
+    assert verify_dataset(labelled.config.output.path).problems == []
+    with pytest.raises(ConfigError, match="has all verdicts"):
+        session.apply()
+
+
 def test_applying_waits_for_a_build(labelled: Labelled) -> None:
     session = labelled.session()
     rate_round(session)
