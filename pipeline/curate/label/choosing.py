@@ -93,8 +93,11 @@ def inclusion_probability(found: Candidates, standing: Standing) -> NDArray[np.f
     return probability_N
 
 
-def choose_round(found: Candidates, judged: Judged, standing: Standing) -> "Chosen":
-    """The next round: about 60 pictures that were in none before."""
+def choose_round(found: Candidates, judged: Judged, standing: Standing, rater: str) -> "Chosen":
+    """The next round of a person: about 60 pictures.
+
+    What was drawn and not rated comes again, since the sample is to be complete.
+    """
     number = standing.num_rounds + 1
     is_open_N = ~_is_in(found, standing.picked)
     picked: dict[int, str] = {}
@@ -109,9 +112,9 @@ def choose_round(found: Candidates, judged: Judged, standing: Standing) -> "Chos
         for n in drawn
         if probability_N[n] > standing.drawn.get(found.hashes[n], 0)
     }
-    is_seen_N = _is_in(found, standing.shown)
-    new = {n for n in [*picked, *drawn.tolist()] if not is_seen_N[n]}
-    shown = sorted(new, key=lambda n: (-judged.margin_N[n], found.hashes[n]))
+    new = {*picked, *drawn.tolist()}
+    shown = [n for n in new if not standing.is_seen(found.hashes[n], rater)]
+    shown.sort(key=lambda n: (-judged.margin_N[n], found.hashes[n]))
     return Chosen(
         number=number,
         shown=tuple(found.hashes[n] for n in shown),
@@ -122,7 +125,7 @@ def choose_round(found: Candidates, judged: Judged, standing: Standing) -> "Chos
 
 @dataclass(frozen=True)
 class Chosen:
-    """Content hashes. picked: also those that were shown before because they were drawn."""
+    """Content hashes. picked: also those that are rated already because they were drawn."""
 
     number: int
     shown: tuple[str, ...]

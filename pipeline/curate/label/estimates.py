@@ -6,7 +6,7 @@ judged, by a head that has seen nothing of it, so that the number of those that 
 target is known. The stream is the usable training candidates. Shapes: N drawn pictures.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -44,9 +44,6 @@ class Estimates:
     precision: Rate
     false_positives: Rate  # per 1,000
     missed: Rate  # per 1,000: it shows the target and is not called
-
-    def as_json(self) -> dict[str, object]:
-        return asdict(self)
 
 
 def estimate(found: Candidates, judged: Judged, standing: Standing) -> Estimates:

@@ -168,7 +168,7 @@ class Standing:
 
     events: Sequence[Event]
     num_rounds: int = 0
-    shown: frozenset[str] = frozenset()
+    on_page: Mapping[str, frozenset[str]] = field(default_factory=dict)  # the round of each rater
     picked: frozenset[str] = frozenset()
     drawn: Mapping[str, float] = field(default_factory=dict)  # the largest probability
     drawn_before: Mapping[str, float] = field(default_factory=dict)  # the same, of rounds over
@@ -189,6 +189,11 @@ class Standing:
             for each, verdict in self.verdicts.items()
             if verdict in ("positive", "negative")
         }
+
+    def is_seen(self, content_hash: str, rater: str) -> bool:
+        """Whether a picture is rated, or somebody else is about to."""
+        others = (shown for other, shown in self.on_page.items() if other != rater)
+        return content_hash in self.verdicts or any(content_hash in shown for shown in others)
 
     def of(self, verdict: str) -> Iterator[str]:
         return (each for each, said in self.verdicts.items() if said == verdict)
@@ -224,7 +229,7 @@ def standing_of(events: Sequence[Event]) -> Standing:
     return Standing(
         events=events,
         num_rounds=len(rounds),
-        shown=frozenset(each for round_ in rounds for each in round_.shown),
+        on_page={rater: frozenset(round_.shown) for rater, round_ in latest.items()},
         picked=frozenset(each for round_ in rounds for each in round_.picked),
         drawn=_drawn_in(rounds),
         drawn_before=_drawn_in(over),

@@ -75,6 +75,8 @@ function load(image, each) {
   const full = `pictures/${each.id}`;
   if (image.dataset.wanted === each.id) return;
   image.dataset.wanted = each.id;
+  image.alt = "";
+  image.onerror = () => { image.alt = "cannot be read"; };
   if (!each.has_preview) {
     image.src = full;
     return;
@@ -149,6 +151,7 @@ function show() {
 
 const number = (value) => (value >= 10 ? value.toFixed(0) : value.toPrecision(2));
 function textOf(rate, factor, unit) {
+  if (rate.n === 0) return ["", "after the first round"];
   const middle = rate.value === null ? "?" : number(rate.value * factor) + unit;
   return [middle, `[${number(rate.low * factor)}, ${number(rate.high * factor)}]`];
 }
@@ -159,10 +162,10 @@ function showLearned(learned) {
   $("learning").textContent = learned.is_learning ? "learning ..." : `from ${plural(now.num_rated, "verdict")}`;
   $("rates").replaceChildren(...RATES.map(([name, title, factor, unit]) => {
     const [middle, interval] = textOf(now[name], factor, unit);
-    const was = textOf(before[name], factor, unit).join(" ");
+    const was = before[name].n ? `was ${textOf(before[name], factor, unit).join(" ")}` : "";
     return element(
       "tr", {}, element("th", { scope: "row" }, title, element("div", { class: "quiet" }, `${now[name].n} drawn and rated`)),
-      element("td", { "data-rate": name }, element("b", {}, middle), " ", interval, element("div", { class: "quiet" }, `was ${was}`)),
+      element("td", { "data-rate": name }, element("b", {}, middle), " ", interval, element("div", { class: "quiet" }, was)),
     );
   }));
   const said = Object.keys(NAMES).filter((each) => counts[each]).map((each) => `${counts[each]} ${NAMES[each].toLowerCase()}`);

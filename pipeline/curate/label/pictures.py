@@ -102,11 +102,13 @@ class Pictures:
         self._pending: OrderedDict[int, Future[bytes]] = OrderedDict()
         self._threads = ThreadPoolExecutor(_NUM_THREADS)
 
+    def close(self) -> None:
+        """Begins no further read."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
     def read(self, position: int) -> bytes:
         """The JPEG as in a shard. Raises UnknownPicture if its source cannot be read."""
-        self.prefetch([position])
-        with self._lock:
-            future = self._pending[position]
+        (future,) = self.prefetch([position])
         try:
             return future.result()
         except (InfinegError, UnusableImage, OSError) as error:
@@ -124,24 +126,25 @@ class Pictures:
             raise UnknownPicture("the pool has no preview of this picture")
         return image
 
-    def prefetch(self, positions: Iterable[int]) -> None:
+    def prefetch(self, positions: Sequence[int]) -> "list[Future[bytes]]":
         """Begins to read what is not cached, partition by partition."""
         with self._lock:
-            new = [n for n in positions if n not in self._pending]
-            futures: dict[int, Future[bytes]] = {n: Future() for n in new}
-            self._pending |= futures
+            new = {n: Future[bytes]() for n in positions if n not in self._pending}
+            self._pending |= new
+            futures = [self._pending[n] for n in positions]
             while len(self._pending) > _MAX_CACHED:
                 self._pending.popitem(last=False)
-        in_tars = [n for n in new if n in self._found.in_tars]
         rows = {n: self._found.describe(n) for n in new if n not in self._found.in_tars}
-        for n in in_tars:
-            self._threads.submit(self._read_tar, n, futures[n])
-        place = lambda n: (rows[n]["source"], rows[n]["partition"])  # noqa: E731
-        for _, own in groupby(sorted(rows, key=place), key=place):
+        for n in new.keys() - rows.keys():
+            self._threads.submit(self._read_tar, n, new[n])
+
+        def partition_of(n: int) -> tuple[str, str]:
+            return rows[n]["source"], rows[n]["partition"]
+
+        for _, own in groupby(sorted(rows, key=partition_of), key=partition_of):
             some = list(own)
-            self._threads.submit(
-                self._read_source, [rows[n] for n in some], [futures[n] for n in some]
-            )
+            self._threads.submit(self._read_source, [rows[n] for n in some], [new[n] for n in some])
+        return futures
 
     def _read_tar(self, position: int, future: "Future[bytes]") -> None:
         place = self._found.in_tars[position]

@@ -118,8 +118,8 @@ class LabelSession:
             return {
                 "is_learning": standing is not self._standing,
                 "counts": self._standing.counts(),
-                "now": estimates.as_json(),
-                "before": estimates_before.as_json(),
+                "now": asdict(estimates),
+                "before": asdict(estimates_before),
                 "changed": {
                     side: {
                         "num": len(own),
@@ -176,28 +176,35 @@ class LabelSession:
 
     def apply(self) -> tuple[Generation, int]:
         """Commits a generation with all verdicts, of everyone; see `apply_labels`."""
-        standing = standing_of(read_events(self._dataset, self.target))
+        self.refresh()
+        standing = self._standing
         generation, number = apply_labels(
             self._config, self.target, standing, self._read_candidates
         )
-        found = self._read_candidates(generation)
-        with self._fitting, self._lock:
-            self._load(found)
-            self._standing = standing
-            self._learned = self._before = self._learn()
+        self._reload(generation)
         return generation, number
 
     def refresh(self) -> None:
-        """Takes in what others have said meanwhile."""
+        """Takes in what others have said meanwhile, and a later generation."""
         events = read_events(self._dataset, self.target)
         with self._lock:
             if len(events) != len(self._standing.events):
                 self._standing = standing_of(events)
+        generation = self._dataset.read_generation()
+        if generation.number != self._found.generation:
+            self._reload(generation)
         self._wakes.set()
 
     def _read_candidates(self, generation: Generation) -> Candidates:
         rated = frozenset(self._standing.by_rater)
         return read_candidates(self._config, generation, rated)
+
+    def _reload(self, generation: Generation) -> None:
+        found = self._read_candidates(generation)
+        with self._fitting, self._lock:
+            self._pictures.close()
+            self._load(found)
+            self._learned = self._before = self._learn()
 
     def _load(self, found: Candidates) -> None:
         self._found = found
@@ -232,7 +239,7 @@ class LabelSession:
     def _choose(self) -> RoundEvent:
         standing, judged, _ = self._learned
         is_current = standing is self._standing
-        chosen = choose_round(self._found, judged, standing)
+        chosen = choose_round(self._found, judged, standing, self.rater)
         event = RoundEvent(
             time=now(standing.events),
             rater=self.rater,

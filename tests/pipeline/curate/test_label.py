@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -74,6 +73,29 @@ def test_a_round_follows_from_candidates_verdicts_and_seed(
     other = copy_labelled(labelled_once, tmp_path / "other").session()
     other.decide({shown[0][0]: "positive", shown[0][1]: "negative"})
     assert [each["id"] for each in other.next_round()["pictures"]] != shown[1]
+
+
+def test_what_was_drawn_and_not_rated_comes_again(labelled: Labelled) -> None:
+    session = labelled.session()
+    first = session.state()["pictures"]
+    second = {each["id"] for each in session.next_round()["pictures"]}
+    random = {each["id"] for each in first if each["why"] == "random"}
+    assert random
+    assert random <= second
+    assert len(second & {each["id"] for each in first}) < len(first) / 2
+
+
+def test_two_people_at_once_get_different_pictures(labelled: Labelled) -> None:
+    anna, ben = labelled.session("anna"), labelled.session("ben")
+    rounds = [{each["id"] for each in rate_round(session)} for session in (anna, ben)]
+    assert not rounds[0] & rounds[1]
+    anna.refresh()
+    assert sum(anna.learned()["counts"].values()) == len(rounds[0] | rounds[1])
+    shown = {each["id"] for each in anna.next_round()["pictures"]}
+    assert not shown & (rounds[0] | rounds[1])
+    ben.apply()
+    anna.refresh()
+    assert anna.state()["generation"] == 2, "as on a reload of her page"
 
 
 def test_pictures_come_from_shards_quarantine_source_and_pool(labelled: Labelled) -> None:
@@ -328,7 +350,8 @@ def test_no_answered_verdict_is_lost_when_the_server_is_killed(
         person.start()
         while len(answered) < 8:
             time.sleep(0.001)
-        os.kill(served.process.pid, signal.SIGKILL)
+        served.process.kill()
+        served.process.wait(timeout=10)
         person.join()
     assert 8 <= len(answered) < len(pictures), "in the middle of rating"
     with serve_labels(labelled, tmp_path / "log") as served:

@@ -96,11 +96,11 @@ def label(seed: int, num_rounds: int) -> tuple[Candidates, Standing, Estimates, 
     for _ in range(num_rounds):
         standing = standing_of(events)
         judged = judge(found, standing, positives, ceiling=0.9)
-        events = after(events, choose_round(found, judged, standing), found, truth)
+        events = after(events, choose_round(found, judged, standing, "anna"), found, truth)
     # The next round ends the last one.
     standing = standing_of(events)
     judged = judge(found, standing, positives, ceiling=0.9)
-    last = choose_round(found, judged, standing)
+    last = choose_round(found, judged, standing, "anna")
     events = [*events, *after(events, last, found, truth)[len(events) : len(events) + 1]]
     standing = standing_of(events)
     called_N = judged.is_called_N
@@ -156,13 +156,13 @@ def test_what_was_drawn_stays_drawn_and_what_was_picked_counts_for_no_estimate()
 def test_draws_and_verdicts_of_a_fold_have_no_part_in_what_is_picked_of_it() -> None:
     found, positives, truth_N = make_world(0)
     start = Standing([])
-    first = choose_round(found, judge(found, start, positives, ceiling=0.9), start)
+    first = choose_round(found, judge(found, start, positives, ceiling=0.9), start, "anna")
     before = after([], first, found, truth_N)
 
     def picks(events: list[Event]) -> set[str]:
         standing = standing_of(events)
         judged = judge(found, standing, positives, ceiling=0.9)
-        return set(choose_round(found, judged, standing).picked)
+        return set(choose_round(found, judged, standing, "anna").picked)
 
     own = {each for each in picks(before) if found.fold_N[found.position[each]] == 1}
     assert len(own) == 16

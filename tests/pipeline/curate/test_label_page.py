@@ -157,7 +157,13 @@ def test_hostile_names_are_shown_as_text_and_nothing_foreign_is_requested(
 
 def test_many_are_rated_at_once_by_drag(driver: Chrome, labelled: Labelled, tmp_path: Path) -> None:
     with serve_labels(labelled, tmp_path / "log") as served:
+        driver.set_window_size(1000, 600)
         page = Page(driver, served)
+        overlap = """const at = [...document.querySelectorAll('.card')].map(
+                (card) => card.getBoundingClientRect());
+            return at.some((a) => Math.abs(a.width - a.height) > 1
+                || at.some((b) => b.top > a.top && b.top < a.bottom - 1))"""
+        assert not driver.execute_script(overlap)
         cards = driver.find_elements(By.CSS_SELECTOR, ".card")
         drag = ActionChains(driver).click_and_hold(cards[1]).move_to_element(cards[3])
         drag.move_to_element(cards[5]).release().perform()
