@@ -13,6 +13,7 @@ from pipeline.curate.label.apply import apply_labels
 from pipeline.curate.label.candidates import read_candidates
 from pipeline.curate.label.server import serve_labelling
 from pipeline.dataset import Dataset
+from pipeline.errors import ConfigError
 from pipeline.sources.readers.text import visible
 
 
@@ -60,7 +61,11 @@ def export(config: Config, target: str, path: str, console: Console) -> None:
 def merge(config: Config, target: str, path: str, console: Console) -> None:
     dataset = Dataset(config.output.path)
     dataset.read_info()
-    number = log.merge(dataset, target, log.parse_events(path, storage.read_bytes(path)))
+    try:
+        content = storage.read_bytes(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{storage.redact(path)}: no such file; check --merge") from None
+    number = log.merge(dataset, target, log.parse_events(path, content))
     console.print(f"{number:,} new events of {path}", soft_wrap=True)
     standing = log.standing_of(log.read_events(dataset, target))
     disagreements = standing.disagreements()
@@ -70,5 +75,5 @@ def merge(config: Config, target: str, path: str, console: Console) -> None:
     table = Table("key", "what people say", title="not applied: people disagree")
     for each in disagreements:
         said = (f"{visible(rater)}: {verdict}" for rater, verdict in each.verdicts.items())
-        table.add_row(each.key, ", ".join(said))
+        table.add_row(visible(each.key), ", ".join(said))
     console.print(table)

@@ -40,15 +40,24 @@ class Labelled:
 
 
 def write_labelled(folder: Path) -> Labelled:
-    """Builds a data set in which unlabelled cats stray, some of them taken for negatives."""
+    """Builds a data set in which unlabelled cats stray, some of them taken for negatives.
+
+    Pictures of the last source are copies of some of the first, which has fewer of them selected.
+    """
     strays = folder / "strays" / HOSTILE_CLASS
     strays.mkdir(parents=True)
     cats = {**CATS, "params": {**CATS["params"], "seed": 7, "num_pictures": NUM_STRAYS}}
     for number, sample in enumerate(first_samples(cats, NUM_STRAYS)):
         (strays / f"{number:03d}{HOSTILE_NAME}.jpg").write_bytes(sample.image)
+    others = squares(num_pictures=400, per_partition=100)
+    copies = folder / "copies"
+    copies.mkdir()
+    for number, sample in enumerate(first_samples(others, 60)):
+        (copies / f"{number:03d}.png").write_bytes(sample.image)
     entries = [
+        folder_entry("copies", copies, weight=0.1, label_state="verified_absent"),
         folder_entry("strays", folder / "strays"),
-        squares(num_pictures=400, per_partition=100),
+        others,
     ]
     config = config_of(
         folder / "data",

@@ -7,7 +7,7 @@ sidecar, what the build has kept, or the pool.
 Shapes: N candidates, D embedding.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -85,7 +85,8 @@ def read_candidates(
         found.add_sidecar(dataset, path, tar)
     for table in _kept(dataset, generation) if found.is_missing else ():
         found.add(table)
-    for path, table in _pooled(config, info):
+    columns = ["content_hash", "embedding"] if found.is_missing else ["content_hash"]
+    for path, table in _pooled(config, info, columns):
         found.add_pooled(path, table)
     has_N = found.has_N
     if not has_N.any():
@@ -139,9 +140,15 @@ def _is_candidate(rows: pa.Table, rated: frozenset[str]) -> pa.ChunkedArray:
 
 
 def _distinct(rows: pa.Table) -> pa.Table:
-    """The first row of each picture."""
-    firsts = rows["content_hash"].combine_chunks().dictionary_encode().indices.to_numpy()
-    return rows.take(pa.array(np.sort(np.unique(firsts, return_index=True)[1])))
+    """A row of each picture: the first that a shard or the quarantine holds, or else the first.
+
+    Another one of the same bytes must not be selected beside it.
+    """
+    is_held_N = pc.or_(rows["selected"], rows["reject_reason"].is_valid()).to_numpy()
+    order = np.argsort(~is_held_N, kind="stable")
+    picture_N = rows["content_hash"].combine_chunks().dictionary_encode().indices.to_numpy()
+    firsts = np.unique(picture_N[order], return_index=True)[1]
+    return rows.take(pa.array(np.sort(order[firsts])))
 
 
 @dataclass
@@ -162,8 +169,10 @@ class _Found:
         return not self.has_N.all()
 
     def add(self, table: pa.Table) -> list[int | None]:
-        """Takes embeddings that are not there yet; returns the position of each row, or None."""
+        """Takes embeddings, if there are any; returns the position of each row, or None."""
         positions = [self.position.get(each) for each in table["content_hash"].to_pylist()]
+        if "embedding" not in table.column_names:
+            return positions
         is_valid_M = table["embedding"].is_valid().to_numpy()
         new = [
             (m, n)
@@ -215,7 +224,9 @@ def _kept(dataset: Dataset, generation: Generation) -> Iterator[pa.Table]:
             )
 
 
-def _pooled(config: Config, info: DatasetInfo) -> Iterator[tuple[str, pa.Table]]:
+def _pooled(
+    config: Config, info: DatasetInfo, columns: Sequence[str]
+) -> Iterator[tuple[str, pa.Table]]:
     """Raises ConfigError if the pool has the embeddings of another encoder."""
     if config.pool is None:
         return
@@ -230,5 +241,5 @@ def _pooled(config: Config, info: DatasetInfo) -> Iterator[tuple[str, pa.Table]]
         folder = folder_of(entry)
         names = storage.list_files(files.uri(folder), (".parquet",))
         paths = [f"{folder}/{name}" for name in names]
-        tables = files.read_tables(paths, ["content_hash", "embedding"])
+        tables = files.read_tables(paths, columns)
         yield from zip(paths, tables, strict=True)

@@ -13,19 +13,21 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, BaseModel, Field, TypeAdapter, ValidationError
 
 from pipeline import storage
 from pipeline.dataset import Dataset
 from pipeline.dataset.keys import short_hash
 from pipeline.errors import InfinegError, TransientStorageError
 
+ContentHash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Probability = Annotated[float, Field(gt=0, le=1)]
 LabelVerdict = Literal["positive", "negative", "unsure", "skip"]
 _NUM_TRIES = 10
 
 
 class _Event(BaseModel, frozen=True, extra="forbid"):
-    time: datetime
+    time: AwareDatetime
     rater: str = Field(min_length=1, max_length=200)
     model: str  # digest of the heads by which the picture was chosen
     round: int
@@ -35,20 +37,20 @@ class RoundEvent(_Event, frozen=True):
     """A round, by content hashes, as in `choosing.Chosen`."""
 
     event: Literal["round"] = "round"
-    shown: tuple[str, ...]
-    picked: dict[str, str]
-    drawn: dict[str, float]
+    shown: tuple[ContentHash, ...]
+    picked: dict[ContentHash, str]
+    drawn: dict[ContentHash, Probability]
 
 
 class VerdictEvent(_Event, frozen=True):
     """What a person says of a picture."""
 
     event: Literal["verdict"] = "verdict"
-    content_hash: str
+    content_hash: ContentHash
     key: str
     verdict: LabelVerdict | None
     how: Literal["picked", "random"]  # the picture was taken for certain, or drawn
-    probability: float = Field(gt=0, le=1)  # with which it was drawn
+    probability: Probability  # with which it was drawn
     label_state: str  # by its source
 
 

@@ -132,7 +132,12 @@ function show() {
   $("bar").value = numRated();
   const each = shown();
   if (!each) return;
-  $("grid").children[current].scrollIntoView({ block: "nearest", inline: "center" });
+  const card = $("grid").children[current];
+  card.scrollIntoView({ block: "nearest", inline: "center" });
+  // So that a screen reader follows.
+  if (document.activeElement === document.body || document.activeElement.matches(".card")) {
+    card.focus({ preventScroll: true });
+  }
   load($("picture").firstChild, each);
   $("caption").textContent = chosen.size > 1
     ? `${chosen.size} chosen: the next verdict is for all of them`
@@ -169,7 +174,8 @@ function showLearned(learned) {
     );
   }));
   const said = Object.keys(NAMES).filter((each) => counts[each]).map((each) => `${counts[each]} ${NAMES[each].toLowerCase()}`);
-  $("counts").textContent = `${now.num_called.toLocaleString("en")} of ${state.num_candidates.toLocaleString("en")} candidates are called the target. Said so far: ${said.join(", ") || "nothing"}.`;
+  $("counts").textContent = `${now.num_called.toLocaleString("en")} of ${state.num_candidates.toLocaleString("en")} candidates are called the target. Said so far: ${said.join(", ") || "nothing"}.`
+    + (state.num_without ? ` ${plural(state.num_without, "candidate")} without embedding left out.` : "");
   const sides = [["joined", "Now called"], ["left", "No longer called"]].filter(([side]) => changed[side].num);
   $("changed").replaceChildren(...sides.flatMap(([side, title]) => [
     element("h3", {}, `${title} since this round began: ${changed[side].num.toLocaleString("en")}`),

@@ -7,14 +7,13 @@ import logging
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from pipeline import storage
 from pipeline.config.schema import Config
-from pipeline.config.selection import SelectionConfig
 from pipeline.curate.label.apply import apply_labels
 from pipeline.curate.label.candidates import Candidates, read_candidates
 from pipeline.curate.label.choosing import Judged, choose_round, judge
@@ -47,6 +46,14 @@ _SHOWN = (
 _MAX_CHANGED = 12  # pictures that changed sides, shown of each side
 
 
+class _Learned(NamedTuple):
+    """What heads say that know `standing`."""
+
+    standing: Standing
+    judged: Judged
+    estimates: Estimates
+
+
 class LabelSession:
     """The labelling of one data set for one target, by one person."""
 
@@ -63,18 +70,13 @@ class LabelSession:
         self._fitting = threading.Lock()
         self._wakes = threading.Event()
         self._standing = standing_of(read_events(self._dataset, target))
-        bank = read_bank(
-            self._dataset,
-            num_neighbors=SelectionConfig.model_validate(
-                info.fingerprint_inputs["selection"]
-            ).num_neighbors,
-        )
+        bank = read_bank(self._dataset, num_neighbors=1)
         self._positives = Positives(bank.embedding_KD, bank.content_hashes)
         reference = self._dataset.read_reference()
         assert reference is not None
         self._ceiling = reference.ceiling
         self._load(self._read_candidates(self._dataset.read_generation()))
-        self._learned: tuple[Standing, Judged, Estimates] = self._learn()
+        self._learned = self._learn()
         self._before = self._learned  # when the round began
         self._round = self._latest_round() or self._choose()
         self._pictures.prefetch(self._positions(self._round.shown))
@@ -107,19 +109,17 @@ class LabelSession:
     def learned(self) -> dict[str, Any]:
         """What the head has learned so far, and since the round began."""
         with self._lock:
-            standing, judged, estimates = self._learned
-            _, before, estimates_before = self._before
-            found = self._found
-            is_called_N, was_called_N = judged.is_called_N, before.is_called_N
+            learned, before, found = self._learned, self._before, self._found
+            is_called_N, was_called_N = learned.judged.is_called_N, before.judged.is_called_N
             sides = {
                 "joined": np.flatnonzero(is_called_N & ~was_called_N),
                 "left": np.flatnonzero(was_called_N & ~is_called_N),
             }
             return {
-                "is_learning": standing is not self._standing,
+                "is_learning": learned.standing is not self._standing,
                 "counts": self._standing.counts(),
-                "now": asdict(estimates),
-                "before": asdict(estimates_before),
+                "now": asdict(learned.estimates),
+                "before": asdict(before.estimates),
                 "changed": {
                     side: {
                         "num": len(own),
@@ -137,7 +137,7 @@ class LabelSession:
         """
         with self._lock:
             positions = {each: self._position(each) for each in verdicts}
-            standing, model = self._standing, self._learned[1].model
+            standing, model = self._standing, self._learned.judged.model
             time = now(standing.events)
             events = [
                 VerdictEvent(
@@ -210,19 +210,16 @@ class LabelSession:
         self._found = found
         self._pictures = Pictures(self._config, found)
 
-    def _learn(self) -> tuple[Standing, Judged, Estimates]:
+    def _learn(self) -> _Learned:
         standing, found = self._standing, self._found
         with threadpool_limits(1):  # else the last bits would depend on the machine
             judged = judge(found, standing, self._positives, ceiling=self._ceiling)
-        return standing, judged, estimate(found, judged, standing)
-
-    def _estimate(self, judged: Judged) -> Estimates:
-        return estimate(self._found, judged, self._standing)
+        return _Learned(standing, judged, estimate(found, judged, standing))
 
     def _catch_up(self) -> None:
         """Returns once a head knows all that has been said."""
         with self._fitting:
-            if self._learned[0] is not self._standing:
+            if self._learned.standing is not self._standing:
                 learned = self._learn()
                 with self._lock:
                     self._learned = learned
@@ -251,7 +248,8 @@ class LabelSession:
         )
         self._save([event])
         if is_current:  # a round teaches nothing, but the draws of the one before count now
-            self._learned = (self._standing, judged, self._estimate(judged))
+            estimates = estimate(self._found, judged, self._standing)
+            self._learned = _Learned(self._standing, judged, estimates)
         return event
 
     def _save(self, events: Sequence[Event]) -> None:

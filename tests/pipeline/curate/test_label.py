@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline import storage
+from pipeline.config.schema import Config
 from pipeline.curate.label import log
 from pipeline.curate.label.pictures import read_from_sources
 from pipeline.curate.label.session import LabelSession
@@ -22,6 +24,7 @@ from pipeline.dataset.keys import unit_hash
 from pipeline.dataset.lease import hold_lease
 from pipeline.dataset.metadata import TakenDown
 from pipeline.errors import ConfigError, InfinegError
+from support.builds import build_inline
 from support.label import (
     Labelled,
     ServedLabels,
@@ -174,7 +177,7 @@ def test_verdicts_become_a_generation_with_their_probabilities(labelled: Labelle
         assert (row["label"], row["label_state"]) == ("", "verified_absent")
         content_hash = row["content_hash"]
         own = 1.0 if content_hash in standing.picked else standing.drawn[content_hash]
-        assert probability == max(np.float32(own), before[key]["inclusion_probability"])
+        assert probability == max(np.float32(own), before[key]["inclusion_probability"] or 0)
         assert row["selected"] == (unit_hash(0, content_hash) < probability)
         assert row["selected"], "it was drawn by the same random number"
     with pytest.raises(ConfigError, match="has all verdicts"):
@@ -211,6 +214,24 @@ def test_an_applied_verdict_can_be_taken_back(labelled: Labelled) -> None:
     assert verify_dataset(labelled.config.output.path).problems == []
     with pytest.raises(ConfigError, match="has all verdicts"):
         session.apply()
+
+
+def test_verdicts_outlive_a_build_that_draws_anew(labelled: Labelled) -> None:
+    session = labelled.session()
+    pictures = rate_round(session)
+    session.apply()
+    assert build_inline(labelled.config).number == 2, "nothing is new for a build"
+    selection = {**labelled.config.selection.model_dump(), "budget": {"selected": 90}}
+    config = Config.model_validate({**labelled.config.model_dump(), "selection": selection})
+    generation = build_inline(config)
+    assert generation.made_by == "build"
+    again = LabelSession(config, "cat", "anna")
+    again.apply()
+    rows = ledger_rows(labelled)
+    for each in pictures:
+        assert rows[each["key"]]["label"] == ("cat" if is_cat(each) else "")
+        assert rows[each["key"]]["label_state"].startswith("verified")
+    assert verify_dataset(config.output.path).problems == []
 
 
 def test_applying_waits_for_a_build(labelled: Labelled) -> None:
@@ -323,9 +344,18 @@ def test_two_people_are_merged_and_their_disagreement_is_shown(
 def test_a_damaged_log_is_named_with_its_line(labelled: Labelled) -> None:
     labelled.session()
     path = Path(labelled.config.output.path) / "reviews/cat/anna.jsonl"
-    path.write_bytes(path.read_bytes() + b'{"event":"verdict"}\n')
-    with pytest.raises(InfinegError, match=r"anna\.jsonl, line 2: no event of a label log"):
-        labelled.session()
+    whole = path.read_bytes()
+    round_ = json.loads(whole)
+    for line in (
+        {"event": "verdict"},
+        {**round_, "drawn": {"0" * 64: 0.0}},
+        {**round_, "drawn": {"../x": 0.5}},
+        {**round_, "time": "2026-01-01T00:00:00"},
+        {**round_, "rater": ""},
+    ):
+        path.write_bytes(whole + json.dumps(line).encode() + b"\n")
+        with pytest.raises(InfinegError, match=r"anna\.jsonl, line 2: no event of a label log"):
+            labelled.session()
 
 
 def test_no_answered_verdict_is_lost_when_the_server_is_killed(
@@ -414,3 +444,21 @@ def test_beyond_this_machine_the_secret_address_protects(
         assert own.request("", Host="my-desk.local:8002")[0] == 200
         stranger = Served(f"{own.origin}/")
         assert stranger.request("api/state", Host="my-desk.local:8002")[0] == 403
+
+
+def test_a_data_set_on_an_object_store_is_labelled_there(
+    labelled_once: Labelled, s3_root: str
+) -> None:
+    root = Path(labelled_once.config.output.path)
+    for name in storage.list_files(str(root)):
+        storage.write_atomic(storage.join(s3_root, name), (root / name).read_bytes())
+    output = labelled_once.config.output.model_copy(update={"path": s3_root})
+    config = labelled_once.config.model_copy(update={"output": output})
+    session = LabelSession(config, "cat", "anna")
+    pictures = rate_round(session)
+    session.decide({pictures[0]["id"]: None})
+    again = LabelSession(config, "cat", "anna")
+    assert [each["verdict"] is None for each in again.state()["pictures"]].count(True) == 1
+    assert again.picture(pictures[0]["id"])[:2] == b"\xff\xd8"
+    assert again.apply()[0].number == 2
+    assert verify_dataset(s3_root).problems == []

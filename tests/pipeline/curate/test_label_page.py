@@ -99,6 +99,8 @@ def test_a_round_by_keyboard_teaches_and_becomes_a_generation(
         page.type("u", "u")
         page.wait_for(lambda: page.verdicts[3:5] == [None, None])
         assert page.cards[3]["is_current"]
+        focused = driver.switch_to.active_element
+        assert focused.get_attribute("data-id") == page.cards[3]["id"], "a screen reader follows"
         page.type(Keys.SHIFT + Keys.ARROW_RIGHT + Keys.ARROW_RIGHT + Keys.NULL)
         page.wait_for(lambda: sum(card["is_chosen"] for card in page.cards) == 3)
         page.type("n")
