@@ -14,7 +14,7 @@ Shapes: N candidates, D embedding, P positives.
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pipeline.curate.label.candidates import Candidates
 from pipeline.curate.label.log import Standing
 from pipeline.dataset.keys import unit_hash
-from pipeline.selection.first_head import FirstHead, fit_first_heads
+from pipeline.selection.first_head import FirstHead, fit_first_heads, guard_of
 from pipeline.selection.hardest import NUM_FOLDS, Positives, take_spread
 from pipeline.selection.mining import fold_of
 
@@ -44,7 +44,8 @@ Ints = NDArray[np.int64]
 class Judged:
     """What the heads say of every candidate: at a margin of 0 or more they call it the target.
 
-    The threshold of a head is the logit that 95 % of the positives reach which it has not seen.
+    The threshold of a head is the logit that 95 % of the data set's positives reach which it has
+    not seen.
     """
 
     model: str  # digest of the heads
@@ -74,7 +75,20 @@ def judge(found: Candidates, standing: Standing, positives: Positives, *, ceilin
         negative_fold_N=found.fold_N[negatives],
         num_folds=NUM_FOLDS,
     )
+    heads = [_guarded(head, positives, fold) for fold, head in enumerate(heads)]
     return Judged(_digest(heads), _margins(found, heads, ceiling))
+
+
+def _guarded(head: FirstHead | None, positives: Positives, fold: int) -> FirstHead | None:
+    """The head, with the guard that the positives of the data set give it.
+
+    Rated ones have no part in it: a verdict on a fold's picture must not move its threshold.
+    """
+    is_own_P = fold_of(positives.content_hashes, NUM_FOLDS) == fold
+    if head is None or not is_own_P.any():
+        return head
+    own_PD = positives.embedding_PD[is_own_P].astype(np.float32)
+    return replace(head, guard=guard_of(head.logits(own_PD)))
 
 
 def found_positions(found: Candidates, standing: Standing, verdict: str) -> Ints:
@@ -99,7 +113,7 @@ def choose_round(found: Candidates, judged: Judged, standing: Standing, rater: s
     What was drawn and not rated comes again, since the sample is to be complete.
     """
     number = standing.num_rounds + 1
-    is_open_N = ~_is_in(found, standing.picked)
+    is_open_N = ~_is_in(found, standing.taken_from(rater))
     picked: dict[int, str] = {}
     for fold in range(NUM_FOLDS):
         own = np.flatnonzero((found.fold_N == fold) & is_open_N)

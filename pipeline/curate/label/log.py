@@ -171,7 +171,8 @@ class Standing:
     events: Sequence[Event]
     num_rounds: int = 0
     on_page: Mapping[str, frozenset[str]] = field(default_factory=dict)  # the round of each rater
-    picked: frozenset[str] = frozenset()
+    certain: frozenset[str] = frozenset()  # rated when, or before, they were picked
+    pending: Mapping[str, frozenset[str]] = field(default_factory=dict)  # picked, by rater
     drawn: Mapping[str, float] = field(default_factory=dict)  # the largest probability
     drawn_before: Mapping[str, float] = field(default_factory=dict)  # the same, of rounds over
     by_rater: Mapping[str, Mapping[str, LabelVerdict]] = field(default_factory=dict)
@@ -185,9 +186,13 @@ class Standing:
 
     @cached_property
     def probability(self) -> dict[str, float]:
-        """With which a picture came to be rated: 1 if it was picked."""
+        """With which a picture came to be rated: 1 if it was picked.
+
+        One that was picked in a round that ended before it was rated, and rated because it was
+        drawn, has the probability of its draw.
+        """
         return {
-            each: 1.0 if each in self.picked else self.drawn.get(each, 1.0)
+            each: 1.0 if each in self.certain else self.drawn.get(each, 1.0)
             for each, verdict in self.verdicts.items()
             if verdict in ("positive", "negative")
         }
@@ -196,6 +201,15 @@ class Standing:
         """Whether a picture is rated, or somebody else is about to."""
         others = (shown for other, shown in self.on_page.items() if other != rater)
         return content_hash in self.verdicts or any(content_hash in shown for shown in others)
+
+    @cached_property
+    def picked(self) -> frozenset[str]:
+        """For certain, by rounds so far."""
+        return self.certain.union(*self.pending.values())
+
+    def taken_from(self, rater: str) -> frozenset[str]:
+        """What the next round of a person need not pick."""
+        return self.certain.union(*(own for who, own in self.pending.items() if who != rater))
 
     def of(self, verdict: str) -> Iterator[str]:
         return (each for each, said in self.verdicts.items() if said == verdict)
@@ -217,11 +231,16 @@ def standing_of(events: Sequence[Event]) -> Standing:
     latest = {round_.rater: round_ for round_ in rounds}
     over = [round_ for round_ in rounds if latest[round_.rater] is not round_]
     by_rater: dict[str, dict[str, LabelVerdict]] = {}
+    certain, pending = set[str](), dict[str, frozenset[str]]()
     keys: dict[str, str] = {}
     label_states: dict[str, str] = {}
     for event in events:
-        if not isinstance(event, VerdictEvent):
+        if isinstance(event, RoundEvent):
+            certain.update(each for each in event.picked if each in by_rater)
+            pending[event.rater] = frozenset(event.picked)
             continue
+        if any(event.content_hash in own for own in pending.values()):
+            certain.add(event.content_hash)
         said = by_rater.setdefault(event.content_hash, {})
         said.pop(event.rater, None)
         if event.verdict is not None:
@@ -232,7 +251,8 @@ def standing_of(events: Sequence[Event]) -> Standing:
         events=events,
         num_rounds=len(rounds),
         on_page={rater: frozenset(round_.shown) for rater, round_ in latest.items()},
-        picked=frozenset(each for round_ in rounds for each in round_.picked),
+        certain=frozenset(certain),
+        pending=pending,
         drawn=_drawn_in(rounds),
         drawn_before=_drawn_in(over),
         by_rater=by_rater,

@@ -153,7 +153,8 @@ def test_what_was_drawn_stays_drawn_and_what_was_picked_counts_for_no_estimate()
     assert len(standing.picked) >= 3 * 45
 
 
-def test_draws_and_verdicts_of_a_fold_have_no_part_in_what_is_picked_of_it() -> None:
+@pytest.mark.parametrize("verdict", ["positive", "negative"])
+def test_draws_and_verdicts_of_a_fold_have_no_part_in_what_is_picked_of_it(verdict: str) -> None:
     found, positives, truth_N = make_world(0)
     start = Standing([])
     first = choose_round(found, judge(found, start, positives, ceiling=0.9), start, "anna")
@@ -168,11 +169,28 @@ def test_draws_and_verdicts_of_a_fold_have_no_part_in_what_is_picked_of_it() -> 
     assert len(own) == 16
     # As if those had been drawn in an earlier round, and rated.
     drawn = Chosen(1, tuple(sorted(own)[:8]), {}, dict.fromkeys(own, 0.01))
+    truth_N = np.full(NUM, verdict == "positive")
     events = after(before, drawn, found, truth_N)[len(before) :]
     late = picks([*before, *events[1:]]), picks([events[0], *before, *events[1:]])
     for chosen in late:
         assert own == {each for each in chosen if found.fold_N[found.position[each]] == 1}
     assert late[0] != picks(before), "heads of other folds have learned from it"
+
+
+def test_a_picture_that_was_picked_in_vain_and_drawn_later_has_the_probability_of_its_draw() -> (
+    None
+):
+    found, _, truth_N = make_world(0)
+    one, other, third = found.hashes[:3]
+    rounds = [
+        Chosen(1, (), {one: "uncertain", other: "uncertain"}, {}),  # nothing is rated
+        Chosen(2, (one, third), {}, {one: 0.1, third: 0.1}),
+        Chosen(3, (other,), {other: "uncertain", third: "uncertain"}, {}),
+    ]
+    events: list[Event] = []
+    for chosen in rounds:
+        events = after(events, chosen, found, truth_N)
+    assert standing_of(events).probability == {one: 0.1, third: 1.0, other: 1.0}
 
 
 def test_each_draw_stands_for_the_inverse_of_its_probability() -> None:
