@@ -177,9 +177,7 @@ def test_draws_and_verdicts_of_a_fold_have_no_part_in_what_is_picked_of_it(verdi
     assert late[0] != picks(before), "heads of other folds have learned from it"
 
 
-def test_a_picture_that_was_picked_in_vain_and_drawn_later_has_the_probability_of_its_draw() -> (
-    None
-):
+def test_what_was_picked_in_vain_and_drawn_later_has_the_probability_of_its_draw() -> None:
     found, _, truth_N = make_world(0)
     one, other, third = found.hashes[:3]
     rounds = [
