@@ -12,6 +12,7 @@ from support.shared import made_once
 
 if TYPE_CHECKING:
     from support.builds import Built
+    from support.label import Labelled
     from support.mined_world import World
 
 # Read when torch is imported, here and in processes begun here: the cores are shared with Ray.
@@ -114,6 +115,22 @@ def suspects(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return write_suspects(folder)
 
     return made_once(tmp_path_factory, "suspects", make)
+
+
+@pytest.fixture(scope="session")
+def labelled_once(tmp_path_factory: pytest.TempPathFactory) -> "Labelled":
+    """A data set to label. Not to be changed."""
+    from support.label import write_labelled
+
+    return write_labelled(tmp_path_factory.mktemp("labelled"))
+
+
+@pytest.fixture
+def labelled(labelled_once: "Labelled", tmp_path: Path) -> "Labelled":
+    """A copy of it, to be changed."""
+    from support.label import copy_labelled
+
+    return copy_labelled(labelled_once, tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -367,6 +367,50 @@ def _serve_review(dataset: str, *, targets: list[str], host: str, port: int) -> 
     serve_review(dataset, targets=targets, host=host, port=port, announce=announce)
 
 
+@app.command()
+def label(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    rater: Annotated[
+        str | None, typer.Option(help="Who rates; default the name of the user.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Target to rate; default the first.")] = None,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Commit the verdicts of everyone as a generation.")
+    ] = False,
+    export: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write all that was said to a file.")
+    ] = None,
+    merge: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Take in such a file of another person.")
+    ] = None,
+    host: Annotated[
+        str,
+        typer.Option(help="Address to serve on; beyond this machine the secret address protects."),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(help="Port to serve on; 0: any free one.", min=0, max=65535)
+    ] = 8002,
+) -> None:
+    """Serve a page to rate rounds of pictures from which a head learns, or commit the verdicts."""
+    import getpass
+
+    from pipeline.cli import labels
+
+    loaded = load(config, overrides, None)
+    storage.configure(loaded.storage)
+    chosen = target or loaded.target_names[0]
+    if export is not None:
+        labels.export(loaded, chosen, export, console)
+    elif merge is not None:
+        labels.merge(loaded, chosen, merge, console)
+    elif apply:
+        labels.apply(loaded, chosen, console)
+    else:
+        who = rater or getpass.getuser()
+        labels.serve(loaded, config, chosen, who, host=host, port=port, console=console)
+
+
 def say_build(config: "Config") -> None:
     """The first line of a build, since the imports before its work take seconds."""
     names = ", ".join(entry.name for entry in config.sources)

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.config.selection import SelectionConfig
+from pipeline.curate.label import log as label_log
 from pipeline.curate.purge_runs import purge_copies, purge_run
 from pipeline.curate.review.verdict_file import VerdictFile
 from pipeline.dataset import Dataset
@@ -168,6 +169,12 @@ class _Purge:
                 target = path.removeprefix("reviews/").removesuffix(".csv")
                 if VerdictFile(self.dataset.root, target).forget(self.hashes):
                     self.tell(f"removed from {path}")
+            elif (
+                path.startswith("reviews/")
+                and path.endswith(".jsonl")
+                and label_log.forget(self.dataset.uri(path), frozenset(self.hashes))
+            ):
+                self.tell(f"removed from {path}")
 
     def files(self) -> None:
         """Tars first, by whose sidecars they are found, and last the ledgers, which know names."""

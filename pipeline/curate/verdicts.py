@@ -10,6 +10,7 @@ drop       it is of no use: taken down, which removes it from the quarantine, an
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal, get_args
 
 import numpy as np
@@ -77,7 +78,7 @@ def apply_verdicts(root: str, verdicts: Mapping[str, Verdict], *, target: str) -
             dataset,
             parent,
             verdicts,
-            lambda rows: _decide(rows, dataset, info, verdicts, target),
+            lambda rows: decide(rows, dataset, info, verdicts, target),
             refused=TakenDown(content_hashes=dropped),
         )
         generation = commit(dataset, generation, lease, by="review")
@@ -92,28 +93,37 @@ def _quarantined(dataset: Dataset, generation: Generation) -> Iterator[tuple[str
         yield from zip(*(rows[name].to_pylist() for name in columns), strict=True)
 
 
-def _decide(
+def decide(
     rows: pa.Table,
     dataset: Dataset,
     info: DatasetInfo,
     verdicts: Mapping[str, Verdict],
     target: str,
+    at_least: Mapping[str, float] = MappingProxyType({}),
 ) -> pa.Table:
-    """Rows of one source, decided by the verdicts; the others are about to be taken down."""
+    """Rows of one source, decided by the verdicts; the others are about to be taken down.
+
+    at_least: by key, the probability with which a sample came to be rated, whatever its source
+    would have drawn it with.
+    """
     if not rows.num_rows:
         return rows
     selection = SelectionConfig.model_validate(info.fingerprint_inputs["selection"])
     rule = load_rule(dataset, rows["source"][0].as_py(), selection)
-    verdict_N = np.array([verdicts.get(key, "drop") for key in rows["key"].to_pylist()], object)
+    keys = rows["key"].to_pylist()
+    verdict_N = np.array([verdicts.get(key, "drop") for key in keys], object)
     is_positive_N = verdict_N == "positive"
+    # A suspect has one only if a trained model found it; that of a positive is no draw.
+    recorded_N = pc.fill_null(rows["inclusion_probability"], 0).to_numpy()
+    recorded_N = np.where(pc.equal(rows["label"], "").to_numpy(), recorded_N, np.float32(0))
+    rated_N = np.array([at_least.get(key, 0.0) for key in keys], np.float32)
     probability_N, selected_N = poisson_sample(
         rule,
         similarity_B=rows["similarity"].to_numpy(),
         content_hashes=rows["content_hash"].to_pylist(),
         is_positive_B=is_positive_N,
         is_train_B=rows["split"].to_numpy(zero_copy_only=False) == "train",
-        # Only suspects that a trained model found have one.
-        at_least_B=pc.fill_null(rows["inclusion_probability"], 0).to_numpy(),
+        at_least_B=np.maximum(rated_N, recorded_N),
     )
     is_positive, is_dropped = pa.array(is_positive_N), pa.array(verdict_N == "drop")
     decided = {

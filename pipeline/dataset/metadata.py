@@ -19,7 +19,7 @@ from pipeline.dataset.seen_labels import SeenLabels
 
 FORMAT_VERSION = 2
 
-Command = Literal["build", "mine", "review", "takedown"]  # that commits a generation
+Command = Literal["build", "label", "mine", "review", "takedown"]  # that commits a generation
 
 
 class _Record(BaseModel, frozen=True, extra="forbid"):

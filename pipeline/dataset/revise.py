@@ -6,11 +6,12 @@ compared with the list of what is taken down, old entries and new.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.metadata import (
@@ -49,13 +50,15 @@ def revise(
     decide: Decide,
     *,
     refused: TakenDown = TakenDown(),  # noqa: B008 - immutable
+    added: Iterable[tuple[int, pa.Table]] = (),
 ) -> Generation:
     """Decides the samples with these keys again; returns the generation to commit.
 
+    added: rows of these keys that no shard holds, as `row_schema`, and the round of their source.
     `decide` gets only rows of these keys and rows that are taken down, once from the ledger and
-    once from the shards, and must decide the same both times. Duplicates among the rows that it
-    selects are refused. What is taken down, in the parent or by `refused`, is refused whatever
-    `decide` says.
+    once from the shards or `added`, and must decide the same both times. Duplicates among the rows
+    that it newly selects are refused. What is taken down, in the parent or by `refused`, is refused
+    whatever `decide` says.
     """
     taken_down = parent.taken_down | refused
     revision = _Revision(
@@ -73,6 +76,8 @@ def revise(
         for file in listed
         for new in (revision.replace_file(file, next(held)) if file.source in touched else [file])
     ]
+    for round_number, rows in added:
+        revision.move(round_number, rows)
     files += revision.write_moved()
     shards, quarantine = sort_files(files)
     sources = [
@@ -109,6 +114,12 @@ def _named(
     return pa.array(sorted(found), pa.string())
 
 
+def _concatenated(tables: Sequence[pa.Table]) -> pa.Table:
+    """Rows of shards, and rows that were added, whose columns are in another order."""
+    first = tables[0]
+    return pa.concat_tables(rows.select(first.column_names).cast(first.schema) for rows in tables)
+
+
 class _Revision:
     """Numbers for new files, and the rows on their way from one file to another."""
 
@@ -120,7 +131,8 @@ class _Revision:
         self._info = dataset.read_info()
         self._keys = keys
         self._decide = decide
-        self._moved: list[tuple[int, pa.Table]] = []  # round of the source, rows with images
+        # Round of the source, rows with images, and which of them a shard holds.
+        self._moved: list[tuple[int, pa.Table, NDArray[np.bool_]]] = []
         self._refused: dict[str, RejectReason] = {}  # by key
         self.numbers = dict(parent.next_numbers)
 
@@ -135,18 +147,22 @@ class _Revision:
         if not pc.any(is_named).as_py():
             return [file]
         rows, round_number = read_shard(self._dataset, file)
-        self._moved.append((round_number, self._decide(rows.filter(is_named))))
+        self.move(round_number, rows.filter(is_named))
         kept = rows.filter(pc.invert(is_named))
         if not kept.num_rows:
             return []
         return [self._write(kept, group_of(file.path), round_number)]
 
+    def move(self, round_number: int, rows: pa.Table) -> None:
+        """Takes rows with images, as they were decided so far."""
+        self._moved.append((round_number, self._decide(rows), rows["selected"].to_numpy()))
+
     def write_moved(self) -> list[ShardFile]:
         """Shards of the moved rows that are now selected or suspected; the others are in none."""
         seen = read_seen_images(self._dataset, self._parent)
         by_place: dict[tuple[str, int], list[pa.Table]] = {}
-        for round_number, rows in self._moved:
-            selected = np.flatnonzero(rows["selected"].to_numpy())
+        for round_number, rows, was_selected_N in self._moved:
+            selected = np.flatnonzero(rows["selected"].to_numpy() & ~was_selected_N)
             refused = seen.admit(rows.take(selected))
             reasons = {int(selected[n]): reason for n, reason in refused.items()}
             self._refused |= {rows["key"][n].as_py(): r for n, r in reasons.items()}
@@ -159,7 +175,7 @@ class _Revision:
         return [
             self._write(rows.slice(start, size), group, round_number)
             for (group, round_number), tables in sorted(by_place.items(), key=lambda item: item[0])
-            for rows in [pa.concat_tables(tables)]
+            for rows in [_concatenated(tables)]
             for start in range(0, rows.num_rows, size)
         ]
 

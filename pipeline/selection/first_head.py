@@ -68,8 +68,12 @@ def _fit_without(
         positive_PD[~is_left_out_P], negative_ND[seen_N], 1 / probability_N[seen_N].astype(float)
     )
     judged_PD = positive_PD[is_left_out_P] if is_left_out_P.any() else positive_PD
-    guard = np.quantile(judged_PD @ weight_D + bias, 1 - _GUARD_TPR, method="lower")
-    return FirstHead(weight_D.astype(np.float32), bias, float(guard))
+    return FirstHead(weight_D.astype(np.float32), bias, guard_of(judged_PD @ weight_D + bias))
+
+
+def guard_of(logit_P: Floats) -> float:
+    """The logit that 95 % of the positives reach."""
+    return float(np.quantile(logit_P, 1 - _GUARD_TPR, method="lower"))
 
 
 def fit_logistic(

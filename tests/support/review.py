@@ -64,7 +64,7 @@ class Served:
 
     @property
     def token(self) -> str:
-        found = re.search(r'name="review-token" content="([^"]+)"', self.request("")[1].decode())
+        found = re.search(r'name="page-token" content="([^"]+)"', self.request("")[1].decode())
         assert found
         return found[1]
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from train.metrics.intervals import weighted_interval
+from pipeline.selection.intervals import weighted_interval
 from train.metrics.predictions import TargetPredictions
 from train.metrics.ranking import Bools, Floats, threshold_at_tpr
 from train.metrics.rates import members_by_stratum

@@ -7,7 +7,7 @@ import numpy as np
 from markupsafe import Markup
 from scipy.special import expit
 
-from train.metrics.intervals import weighted_interval
+from pipeline.selection.intervals import weighted_interval
 from train.metrics.predictions import TargetPredictions
 from train.metrics.probability import calibrated_logits
 from train.metrics.ranking import NUM_BINS, bins_of, reliability

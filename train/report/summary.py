@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from train.metrics.intervals import weighted_interval
+from pipeline.selection.intervals import weighted_interval
 from train.report.wording import (
     count,
     format_interval,

@@ -2,7 +2,7 @@
 // Grid, inspector and keys. Texts from the server are set as text, never as HTML.
 
 const $ = (id) => document.getElementById(id);
-const token = document.querySelector("meta[name=review-token]").content;
+const token = document.querySelector("meta[name=page-token]").content;
 const target = document.body.dataset.target;
 const NAMES = { positive: "Positive", negative: "Negative", drop: "Drop" };
 const FACTS = [
@@ -33,7 +33,7 @@ function urlOf(path, parameters = {}) {
 async function request(path, { parameters, body } = {}) {
   const options = body === undefined ? {} : {
     method: "POST",
-    headers: { "Content-Type": "application/json", "X-Review-Token": token },
+    headers: { "Content-Type": "application/json", "X-Page-Token": token },
     body: JSON.stringify(body),
   };
   let response;

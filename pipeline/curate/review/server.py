@@ -2,13 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
-import uvicorn
-
-from pipeline.curate.review.app import LOCAL_NAMES, make_app
+from pipeline.curate.local_page import LOCAL_NAMES, serve
+from pipeline.curate.review.app import make_app
 from pipeline.curate.review.session import ReviewSession
 from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
-from pipeline.telemetry.listening import listen, serve_until_interrupted
 
 
 def serve_review(
@@ -21,9 +19,8 @@ def serve_review(
 ) -> None:
     """Serves a review for some targets, by default for all of the data set.
 
-    announce: called when the page is served, with its address, in which is its secret, and
-    the path of the verdict file. Port 0 is any free one. Raises ConfigError for a host that is not
-    this machine and for a port that is taken.
+    announce: called with the address of the page and the path of the verdict file. Port 0 is any
+    free one. Raises ConfigError for a host that is not this machine and for a port that is taken.
     """
     if host not in LOCAL_NAMES:
         raise ConfigError(
@@ -32,18 +29,6 @@ def serve_review(
         )
     chosen = targets or Dataset(root).read_info().targets
     sessions = {target: ReviewSession(root, target) for target in chosen}
-    try:
-        listener = listen(host, port)
-    except OSError as error:
-        raise ConfigError(
-            f"--port {port}: cannot listen on {host} ({error.strerror}). Use another, or 0 for any "
-            "free one"
-        ) from None
-    with listener:
-        app = make_app(sessions)
-        # Without a log of its own, which would show what ours redacts.
-        config = uvicorn.Config(app, log_level="warning", access_log=False, log_config=None)
-        name = f"[{host}]" if ":" in host else host
-        url = f"http://{name}:{listener.getsockname()[1]}/{app.state.secret}/"
-        verdict_path = sessions[chosen[0]].verdict_path
-        serve_until_interrupted(config, listener, lambda: announce(url, verdict_path))
+    verdict_path = sessions[chosen[0]].verdict_path
+    app = make_app(sessions)
+    serve(app, host=host, port=port, announce=lambda url: announce(url, verdict_path))

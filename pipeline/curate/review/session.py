@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import storage
+from pipeline.curate.local_page import UnknownPicture
 from pipeline.curate.review.nearest import NearestPositives
-from pipeline.curate.review.suspects import Suspects, UnknownPicture, read_suspects
+from pipeline.curate.review.suspects import Suspects, read_suspects
 from pipeline.curate.review.verdict_file import VerdictFile
 from pipeline.curate.verdicts import Verdict, apply_verdicts
 from pipeline.dataset import Dataset

@@ -10,20 +10,16 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline import storage
+from pipeline.curate.local_page import UnknownPicture
 from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation, ReferenceInfo
 from pipeline.dataset.schema import with_columns
-from pipeline.errors import InfinegError
 
 _SHOWN = (
     "key", "source", "uri", "class_name", "label_state", "stratum", "split", "similarity",
     "license", "author", "width", "height",
 )  # fmt: skip
 _READ = (*_SHOWN, "doubt", "content_hash", "tar_offset", "tar_size")
-
-
-class UnknownPicture(InfinegError):
-    """The generation on the page has no such picture."""
 
 
 @dataclass(frozen=True)

@@ -69,18 +69,18 @@ def test_changes_need_the_token_of_the_page_and_its_origin(served: Served) -> No
     body, own = {"verdicts": {key: "drop"}}, served.origin
     for headers in (
         {},
-        {"X_Review_Token": "guess"},
-        {"X_Review_Token": served.token, "Origin": "https://evil.example"},
-        {"X_Review_Token": served.token, "Origin": "null"},
-        {"X_Review_Token": served.token, "Origin": own.replace("127.0.0.1", "localhost")},
+        {"X_Page_Token": "guess"},
+        {"X_Page_Token": served.token, "Origin": "https://evil.example"},
+        {"X_Page_Token": served.token, "Origin": "null"},
+        {"X_Page_Token": served.token, "Origin": own.replace("127.0.0.1", "localhost")},
     ):
         for path, sent in (("api/verdicts", body), ("api/apply", {})):
             assert served.request(path, sent, **headers)[0] == 403, headers
     assert served.get("api/page/0")["progress"]["decided"] == 0
-    status, _, _ = served.request("api/verdicts", body, X_Review_Token=served.token, Origin=own)
+    status, _, _ = served.request("api/verdicts", body, X_Page_Token=served.token, Origin=own)
     assert status == 200
     undo = {"verdicts": {key: None}}
-    assert served.request("api/verdicts", undo, X_Review_Token=served.token)[0] == 200
+    assert served.request("api/verdicts", undo, X_Page_Token=served.token)[0] == 200
     assert served.get("api/page/0")["progress"]["decided"] == 0
 
 
@@ -96,7 +96,7 @@ def test_nothing_is_shown_to_who_does_not_know_the_address(served: Served) -> No
             assert json.loads(content)["detail"].startswith("open the address that")
             assert secret not in str(headers)
     body = {"verdicts": {key: "drop"}}
-    assert stranger.request("api/verdicts", body, X_Review_Token=served.token)[0] == 403
+    assert stranger.request("api/verdicts", body, X_Page_Token=served.token)[0] == 403
     assert stranger.request(secret)[0] == 403, "without a slash, what is relative would be lost"
 
 
@@ -134,7 +134,7 @@ def test_only_listed_files_are_served(served: Served, path: str) -> None:
     "body", [{"verdicts": {}}, {"verdicts": {"k": "maybe"}}, {"verdicts": {"k": "drop"}}, {}, []]
 )
 def test_invalid_verdicts_are_refused(served: Served, body: Any) -> None:
-    status, content, _ = served.request("api/verdicts", body, X_Review_Token=served.token)
+    status, content, _ = served.request("api/verdicts", body, X_Page_Token=served.token)
     assert status in (404, 422), content
 
 
@@ -147,10 +147,10 @@ def test_each_target_has_its_own_review(root: Path, tmp_path: Path) -> None:
         )
         key = served.get("api/page/0")["suspects"][0]["key"]
         body, token = {"verdicts": {key: "positive"}}, served.token
-        served.request("api/verdicts?target=dog", body, X_Review_Token=token)
+        served.request("api/verdicts?target=dog", body, X_Page_Token=token)
         assert served.get("api/page/0?target=dog")["progress"]["counts"] == {"positive": 1}
         assert served.get("api/page/0?target=cat")["progress"]["decided"] == 0
-        status, content, _ = served.request("api/apply?target=dog", {}, X_Review_Token=token)
+        status, content, _ = served.request("api/apply?target=dog", {}, X_Page_Token=token)
         assert (status, json.loads(content)) == (200, {"generation": 2, "num_applied": 1})
     shards = Dataset(str(root)).read_generation().shards
     assert [s.num_samples for s in shards if s.label == "dog"] == [1]

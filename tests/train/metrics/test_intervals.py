@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, norm
 
+from pipeline.selection.intervals import weighted_interval
 from train.metrics.intervals import (
     Rate,
     effective_size,
@@ -14,7 +15,6 @@ from train.metrics.intervals import (
     rate_at_true_tpr,
     samples_needed,
     upper_bound,
-    weighted_interval,
 )
 
 NUM_RUNS = 1000
