@@ -127,7 +127,7 @@ def choose_round(found: Candidates, judged: Judged, standing: Standing, rater: s
         if probability_N[n] > standing.drawn.get(found.hashes[n], 0)
     }
     new = {*picked, *drawn.tolist()}
-    shown = [n for n in new if not standing.is_seen(found.hashes[n], rater)]
+    shown = [n for n in new if found.hashes[n] not in standing.verdicts]
     shown.sort(key=lambda n: (-judged.margin_N[n], found.hashes[n]))
     return Chosen(
         number=number,

@@ -170,7 +170,6 @@ class Standing:
 
     events: Sequence[Event]
     num_rounds: int = 0
-    on_page: Mapping[str, frozenset[str]] = field(default_factory=dict)  # the round of each rater
     certain: frozenset[str] = frozenset()  # rated when, or before, they were picked
     pending: Mapping[str, frozenset[str]] = field(default_factory=dict)  # picked, by rater
     drawn: Mapping[str, float] = field(default_factory=dict)  # the largest probability
@@ -196,11 +195,6 @@ class Standing:
             for each, verdict in self.verdicts.items()
             if verdict in ("positive", "negative")
         }
-
-    def is_seen(self, content_hash: str, rater: str) -> bool:
-        """Whether a picture is rated, or somebody else is about to."""
-        others = (shown for other, shown in self.on_page.items() if other != rater)
-        return content_hash in self.verdicts or any(content_hash in shown for shown in others)
 
     @cached_property
     def picked(self) -> frozenset[str]:
@@ -250,7 +244,6 @@ def standing_of(events: Sequence[Event]) -> Standing:
     return Standing(
         events=events,
         num_rounds=len(rounds),
-        on_page={rater: frozenset(round_.shown) for rater, round_ in latest.items()},
         certain=frozenset(certain),
         pending=pending,
         drawn=_drawn_in(rounds),
