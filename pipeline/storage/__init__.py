@@ -5,7 +5,7 @@ of the project go through this package.
 """
 
 from pipeline.storage.atomic import HashingWriter, open_atomic, refuse_unwritable, write_atomic
-from pipeline.storage.conditional import create_exclusive, remove_if, replace_if
+from pipeline.storage.conditional import create_exclusive, remove_if, replace_if, until_written
 from pipeline.storage.fencing import Fence, fence_of, fence_worker, fenced
 from pipeline.storage.files import (
     exists,
@@ -90,6 +90,7 @@ __all__ = [
     "sha256_of",
     "size_of",
     "sizes_of",
+    "until_written",
     "versions_of",
     "walk",
     "write_atomic",

@@ -11,12 +11,14 @@ import contextlib
 import errno
 import fcntl
 import os
+import random
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from pipeline.errors import TransientStorageError
 from pipeline.storage.atomic import (
     make_parents,
     put_in_place,
@@ -32,6 +34,8 @@ from pipeline.storage.retry import retry
 # memory:// lives in one process, where a check and a write are two steps.
 _memory_lock = threading.Lock()
 _LOCK_TIMEOUT_S = 2.0
+# Doubled each time, at random below that, because writers who failed together would meet again.
+_NUM_TRIES_TOGETHER, _FIRST_WAIT_TOGETHER_S = 12, 0.002
 
 
 def create_exclusive(uri: str, data: bytes) -> bool:
@@ -208,3 +212,15 @@ def _written_beside(data: bytes, path: str) -> str:
         file.write(data)
         sync_file(file)
     return temporary
+
+
+def until_written(write: Callable[[], bool], uri: str) -> None:
+    """Calls `write`, which reads a file and replaces what it has read, until it succeeds.
+
+    Raises TransientStorageError if others have changed the file each time, for some 8 s.
+    """
+    for attempt in range(_NUM_TRIES_TOGETHER):
+        if write():
+            return
+        time.sleep(random.uniform(0, _FIRST_WAIT_TOGETHER_S * 2**attempt))
+    raise TransientStorageError(f"{redact(uri)} keeps changing; try again")

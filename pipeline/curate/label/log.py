@@ -18,12 +18,11 @@ from pydantic import AwareDatetime, BaseModel, Field, TypeAdapter, ValidationErr
 from pipeline import storage
 from pipeline.dataset import Dataset
 from pipeline.dataset.keys import short_hash
-from pipeline.errors import InfinegError, TransientStorageError
+from pipeline.errors import InfinegError
 
 ContentHash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Probability = Annotated[float, Field(gt=0, le=1)]
 LabelVerdict = Literal["positive", "negative", "unsure", "skip"]
-_NUM_TRIES = 10
 
 
 class _Event(BaseModel, frozen=True, extra="forbid"):
@@ -69,16 +68,19 @@ class Log:
     def append(self, events: Sequence[Event]) -> None:
         """Returns once they are on disk. Raises TransientStorageError if others keep writing."""
         lines = encode(events)
-        for _ in range(_NUM_TRIES):
-            if self._content is None:
-                is_written = storage.create_exclusive(self.uri, lines)
-            else:
-                is_written = storage.replace_if(self.uri, self._content, self._content + lines)
-            if is_written:
-                self._content = (self._content or b"") + lines
-                return
+        storage.until_written(lambda: self._add(lines), self.uri)
+
+    def _add(self, lines: bytes) -> bool:
+        """False, and what is there now is read, if another process has changed the file."""
+        if self._content is None:
+            is_written = storage.create_exclusive(self.uri, lines)
+        else:
+            is_written = storage.replace_if(self.uri, self._content, self._content + lines)
+        if is_written:
+            self._content = (self._content or b"") + lines
+        else:
             self._content = storage.read_bytes(self.uri)
-        raise TransientStorageError(f"{storage.redact(self.uri)} keeps changing; try again")
+        return is_written
 
 
 def read_events(dataset: Dataset, target: str) -> list[Event]:

@@ -8,18 +8,13 @@ picture, in a build with another listing for example, its verdict no longer coun
 
 import csv
 import io
-import random
 import threading
-import time
 from collections.abc import Collection, Mapping, Sequence
 
 from pipeline import storage
 from pipeline.curate.verdicts import Verdict, parse_verdicts
-from pipeline.errors import TransientStorageError
 
 _COLUMNS = ("key", "verdict", "content_hash")
-_NUM_TRIES = 12
-_FIRST_WAIT_S = 0.002  # doubled each time, at random below that: all together at most 8 s
 
 Picture = tuple[str, str]  # key and content hash
 
@@ -50,18 +45,20 @@ class VerdictFile:
         Raises TransientStorageError if others keep changing the file.
         """
         with self._lock:
-            for attempt in range(_NUM_TRIES):
-                wanted = dict(self._verdicts)
-                for each, verdict in changes.items():
-                    wanted.pop(each, None)  # the file is in the order of decisions
-                    if verdict is not None:
-                        wanted[each] = verdict
-                if self._write(_encode(wanted)):
-                    self._verdicts = wanted
-                    return
-                time.sleep(random.uniform(0, _FIRST_WAIT_S * 2**attempt))
-                self._read()
-        raise TransientStorageError(f"{storage.redact(self.uri)} keeps changing; try again")
+            storage.until_written(lambda: self._change(changes), self.uri)
+
+    def _change(self, changes: Mapping[Picture, Verdict | None]) -> bool:
+        """False, and what is there now is read, if another process has changed the file."""
+        wanted = dict(self._verdicts)
+        for each, verdict in changes.items():
+            wanted.pop(each, None)  # the file is in the order of decisions
+            if verdict is not None:
+                wanted[each] = verdict
+        if self._write(_encode(wanted)):
+            self._verdicts = wanted
+            return True
+        self._read()
+        return False
 
     def forget(self, content_hashes: Collection[str]) -> int:
         """Removes the verdicts on some pictures; returns their number."""
