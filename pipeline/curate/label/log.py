@@ -124,15 +124,18 @@ def merge(dataset: Dataset, target: str, events: Iterable[Event]) -> int:
 
 def forget(uri: str, content_hashes: frozenset[str]) -> bool:
     """Removes some pictures from a log; returns whether it had any."""
-    for _ in range(_NUM_TRIES):
+    has_any = False
+
+    def write() -> bool:
+        nonlocal has_any
         content = storage.read_bytes(uri)
         events = parse_events(uri, content)
         kept = [left for event in events if (left := _without(event, content_hashes)) is not None]
-        if kept == events:
-            return False
-        if storage.replace_if(uri, content, encode(kept)):
-            return True
-    raise TransientStorageError(f"{storage.redact(uri)} keeps changing; try again")
+        has_any = kept != events
+        return not has_any or storage.replace_if(uri, content, encode(kept))
+
+    storage.until_written(write, uri)
+    return has_any
 
 
 def _without(event: Event, content_hashes: frozenset[str]) -> Event | None:
