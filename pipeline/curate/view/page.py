@@ -36,7 +36,8 @@ def write_view(root: str, folder: Path, *, num_pictures: int) -> Path:
         raise ConfigError(
             f"--out {folder}: a page is written to a local folder; copy it from there"
         )
-    if "://" not in root and folder.resolve().is_relative_to(Path(root).resolve()):
+    local = storage.local_path(root)
+    if local is not None and folder.resolve().is_relative_to(local.resolve()):
         raise ConfigError(f"--out {folder}: inside the data set; choose another folder")
     view = gather(root, num_pictures=num_pictures)
     page = _render(view)
