@@ -30,9 +30,14 @@ _PICTURE_SIDE = 160  # pixels, longer side
 def write_view(root: str, folder: Path, *, num_pictures: int) -> Path:
     """Writes the page and the card of a data set into a folder; returns the page's path.
 
-    Raises ConfigError if there is no data set, or if the folder lies in it.
+    Raises ConfigError if there is no data set, or if the folder lies in it or is a URI.
     """
-    if "://" not in root and folder.resolve().is_relative_to(Path(root).resolve()):
+    if ":/" in str(folder):  # as much of "://" as a Path keeps
+        raise ConfigError(
+            f"--out {folder}: a page is written to a local folder; copy it from there"
+        )
+    local = storage.local_path(root)
+    if local is not None and folder.resolve().is_relative_to(local.resolve()):
         raise ConfigError(f"--out {folder}: inside the data set; choose another folder")
     view = gather(root, num_pictures=num_pictures)
     page = _render(view)

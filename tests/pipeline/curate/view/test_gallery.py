@@ -163,6 +163,10 @@ def test_what_cannot_be_shown_is_said(built: Built, tmp_path: Path) -> None:
     root = copy_dataset(built.root, tmp_path / "data")
     with pytest.raises(ConfigError, match=r"--out .*inside the data set"):
         write_view(str(root), root / "gallery", num_pictures=1)
+    with pytest.raises(ConfigError, match=r"--out .*inside the data set"):
+        write_view(f"file://{root}", root / "gallery", num_pictures=1)
+    with pytest.raises(ConfigError, match=r"--out s3:.*local folder"):
+        write_view(str(root), Path("s3://bucket/gallery"), num_pictures=1)
     shutil.rmtree(root / "generations")
     (root / "dataset.json").unlink()
     with pytest.raises(ConfigError, match="no data set there"):
