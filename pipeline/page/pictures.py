@@ -25,6 +25,18 @@ def read_from_tar(dataset: str, row: Mapping[str, Any]) -> bytes:
     return image
 
 
+def small_picture(dataset: str, row: Mapping[str, Any], side: int) -> bytes:
+    """The `thumbnail` of a row's picture. Raises BadShard where there is none, or a broken one."""
+    image = read_from_tar(dataset, row)
+    try:
+        return thumbnail(image, side)
+    except (OSError, SyntaxError, ValueError) as error:  # of Pillow
+        tar = storage.join(dataset, row["shard"])
+        raise BadShard(
+            f"{tar}: the image of {row['key']} is damaged ({error}); run `infineg verify`"
+        ) from None
+
+
 def thumbnail(image: bytes, side: int) -> bytes:
     """A JPEG of at most `side` by `side` pixels."""
     small = io.BytesIO()

@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import Generation, ShardRecord
 from pipeline.dataset.schema import embedding_matrix
-from pipeline.page.pictures import read_from_tar, thumbnail
+from pipeline.page.pictures import small_picture
 from train.config import TrainConfig
 from train.data.images import ShardImages, crop_images
 from train.metrics.predictions import Place
@@ -154,7 +154,7 @@ def _spread(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
 
 def _previews(dataset: str, shard: ShardRecord, rows: pa.Table) -> list[bytes]:
     def preview(row: Mapping[str, Any]) -> bytes:
-        return thumbnail(read_from_tar(dataset, {**row, "shard": shard.path}), PREVIEW_SIDE)
+        return small_picture(dataset, {**row, "shard": shard.path}, PREVIEW_SIDE)
 
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         return list(pool.map(preview, rows.select(_PLACE).to_pylist()))

@@ -6,7 +6,7 @@ Format: https://docs.mlcommons.org/croissant/docs/croissant-spec.html
 from typing import Any
 
 from pipeline import storage
-from pipeline.curate.view.gather import DatasetView
+from pipeline.curate.view.gather import NOT_STATED, DatasetView
 from pipeline.dataset.metadata import ShardRecord
 
 _CONTEXT = {
@@ -64,7 +64,7 @@ def data_card(view: DatasetView) -> dict[str, Any]:
     """The JSON-LD. Paths of files are relative to the data set."""
     targets = " or ".join(view.info.targets)
     name = storage.redact(view.root).rstrip("/").rpartition("/")[2] or "dataset"
-    licenses = sorted({each for source in view.sources.values() for each in source.licenses})
+    stated = {each for source in view.sources.values() for each in source.licenses} - {NOT_STATED}
     shards = view.generation.shards
     return {
         "@context": _CONTEXT,
@@ -75,7 +75,7 @@ def data_card(view: DatasetView) -> dict[str, Any]:
         f"{sum(shard.num_samples for shard in shards):,} samples in WebDataset shards, each with "
         "the probability with which it was chosen.",
         "version": f"{view.generation.number}.0.0",
-        "license": licenses,
+        **({"license": sorted(stated)} if stated else {}),
         "distribution": [part for shard in shards for part in _files(shard)],
         "recordSet": [_records(shard) for shard in shards],
     }

@@ -36,7 +36,7 @@ _NUM_EXTREME = 24  # hardest negatives, and suspected positives
 _NUM_GROUPS, _NUM_OF_GROUP = 12, 6
 _NUM_EXAMPLES = 5  # of each reason to reject
 _MOST_GENERATIONS = 50
-_NOT_STATED = "not stated"
+NOT_STATED = "not stated"
 _COLUMNS = (
     *NAMING_COLUMNS, "label", "stratum", "split", "license", "group", "similarity",
     "inclusion_probability", "tar_offset", "tar_size",
@@ -61,7 +61,7 @@ class Histogram:
         """rows: of a ledger."""
         drawn = pc.and_(pc.is_valid(rows["similarity"]), pc.equal(rows["split"], "train"))
         rows = rows.filter(pc.and_(drawn, pc.is_valid(rows["inclusion_probability"])))
-        similarity_N = rows["similarity"].to_numpy()
+        similarity_N = rows["similarity"].to_numpy().clip(-1, 1)  # 1.0000001 by rounding
         probability_N = rows["inclusion_probability"].to_numpy()
         selected_N = rows["selected"].to_numpy().astype(bool)
         self.candidates_M += np.histogram(similarity_N, BIN_EDGES)[0]
@@ -147,7 +147,7 @@ def _add_shard(
     num_pictures: int,
 ) -> None:
     source.num_bytes += shard.size_bytes
-    source.licenses.update(rows["license"].fill_null(_NOT_STATED).to_pylist())
+    source.licenses.update(rows["license"].fill_null(NOT_STATED).to_pylist())
     stratum_N = _strata(rows, shard, reference)
     order_N = np.array([zlib.crc32(key.encode()) for key in rows["key"].to_pylist()])
     for stratum in sorted(set(stratum_N)):
@@ -168,7 +168,7 @@ def _strata(
     stratum = rows["stratum"]
     if reference is not None:
         stratum = pc.coalesce(stratum, strata_by_similarity(rows["similarity"], reference))
-    return np.asarray(stratum.fill_null(_NOT_STATED).to_numpy(), object)
+    return np.asarray(stratum.fill_null(NOT_STATED).to_numpy(), object)
 
 
 def _most_similar(so_far: list[Row], rows: pa.Table) -> list[Row]:

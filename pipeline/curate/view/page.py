@@ -22,7 +22,7 @@ from pipeline.curate.view.gather import (
 from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import SPLITS, RejectReason
 from pipeline.errors import ConfigError
-from pipeline.page.pictures import as_uri, read_from_tar, thumbnail
+from pipeline.page.pictures import as_uri, small_picture
 
 _PICTURE_SIDE = 160  # pixels, longer side
 
@@ -105,8 +105,7 @@ def _show_source(view: DatasetView, source: SourceView) -> dict[str, Any]:
 
 def _show_rows(view: DatasetView, rows: Iterable[Row]) -> list[dict[str, Any]]:
     return [
-        {**row, "picture": as_uri(thumbnail(read_from_tar(view.root, row), _PICTURE_SIDE))}
-        for row in rows
+        {**row, "picture": as_uri(small_picture(view.root, row, _PICTURE_SIDE))} for row in rows
     ]
 
 

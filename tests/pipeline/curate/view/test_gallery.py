@@ -12,7 +12,7 @@ from pipeline.curate.view.gather import gather
 from pipeline.curate.view.page import write_view
 from pipeline.dataset import Dataset
 from pipeline.dataset.metadata import TakenDown
-from pipeline.errors import ConfigError
+from pipeline.errors import BadShard, ConfigError
 from support.browser import complaints, needs_chromium, requested, run_chromium
 from support.builds import Built, built_inline, copy_dataset, first_samples, squares
 from support.processes import call_infineg
@@ -135,6 +135,7 @@ def test_card_names_each_file_with_its_hash_and_each_column(built: Built, tmp_pa
     }
     files = {file["contentUrl"]: file["sha256"] for file in card["distribution"]}
     assert files == expected
+    assert "license" not in card, "no source states one"
     for records in card["recordSet"]:
         for field in records["field"]:
             sidecar = built.root / field["source"]["fileObject"]["@id"]
@@ -144,6 +145,16 @@ def test_card_names_each_file_with_its_hash_and_each_column(built: Built, tmp_pa
                 .read_table(str(sidecar.relative_to(built.root)))
                 .column_names
             )
+
+
+def test_a_damaged_picture_is_named(built: Built, tmp_path: Path) -> None:
+    root = copy_dataset(built.root, tmp_path / "data")
+    row = gather(str(root), num_pictures=1).hardest[0]
+    with (root / row["shard"]).open("r+b") as tar:
+        tar.seek(row["tar_offset"] + 4)
+        tar.write(bytes(row["tar_size"] - 4))
+    with pytest.raises(BadShard, match=rf"the image of {row['key']} is damaged .*infineg verify"):
+        write_view(str(root), tmp_path / "gallery", num_pictures=1)
 
 
 def test_on_s3_it_is_the_same(built: Built, tmp_path: Path, s3_root: str) -> None:
