@@ -48,6 +48,7 @@ from train.model.neighbours import Nearest, Neighbours, write_neighbours
 from train.model.onnx_graph import write_onnx
 from train.report.composition import describe_dataset
 from train.report.page import render_report
+from train.report.summary import telling_tpr
 from train.report.wording import format_percent
 
 _log = logging.getLogger(__name__)
@@ -221,9 +222,10 @@ def _subtitle(info: ModelInfo, predictions: pa.Table) -> str:
 
 def _log_metrics(run: Path, metrics: Mapping[str, Any]) -> None:
     for target, block in metrics["target"].items():
-        tpr, fpr = block["tpr"], block["fpr"]["all"]
+        tpr, fpr = telling_tpr(block), block["fpr"]["all"]
+        how = "" if tpr is block["tpr"] else ", cross-fitted"
         _log.info(
-            "evaluated %s, %s: TPR %s (n %s), FPR %s (n %s)",
-            run, target, format_percent(tpr["value"]), f"{tpr['n']:,}",
+            "evaluated %s, %s: TPR %s (n %s%s), FPR %s (n %s)",
+            run, target, format_percent(tpr["value"]), f"{tpr['n']:,}", how,
             format_percent(fpr["value"]), f"{fpr['n']:,}",
         )  # fmt: skip

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from train.metrics.comparison import Comparison
+from train.report.summary import telling_tpr
 
 
 def metrics_table(metrics: dict[str, Any], *, title: str = "test split") -> Table:
@@ -16,9 +17,12 @@ def metrics_table(metrics: dict[str, Any], *, title: str = "test split") -> Tabl
     for column in columns:
         table.add_column(column, justify="left" if column in ("target", "stratum") else "right")
     for target, of_target in metrics["target"].items():
-        tpr = of_target["tpr"]
-        table.add_row(target, "its pictures", _share(tpr), f"{tpr['n']:,}", "")
+        tpr = telling_tpr(of_target)
+        name = "its pictures" + ("" if tpr is of_target["tpr"] else ", cross-fitted")
+        table.add_row(target, name, _share(tpr), f"{tpr['n']:,}", "")
         for stratum, rate in of_target["fpr"].items():
+            if not rate["n"] and stratum != "all":
+                continue
             at_tpr = of_target["fpr_at_tpr95"][stratum]
             table.add_row(target, stratum, _share(rate), f"{rate['n']:,}", _share(at_tpr))
     return table

@@ -49,7 +49,7 @@ def summarise(name: str, metrics: Mapping[str, Any], *, is_folder: bool = False)
 
 
 def _finds(name: str, metrics: Mapping[str, Any], is_folder: bool) -> Point | None:
-    tpr, unseen = _tpr(metrics), "" if is_folder else " not seen in training"
+    tpr, unseen = telling_tpr(metrics), "" if is_folder else " not seen in training"
     if tpr is not metrics["tpr"]:
         unseen += f" ({metrics['tpr']['n']:,} of test, the others by heads of other folds)"
     if not tpr["n"]:
@@ -62,7 +62,7 @@ def _finds(name: str, metrics: Mapping[str, Any], is_folder: bool) -> Point | No
     )
 
 
-def _tpr(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+def telling_tpr(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
     """Of test, or where that has few, of all that are judged by heads that have not seen them."""
     few = metrics["tpr"]["n"] < _FEW and "tpr_cross_fitted" in metrics
     rate: Mapping[str, Any] = metrics["tpr_cross_fitted" if few else "tpr"]
@@ -157,7 +157,7 @@ def _untested(metrics: Mapping[str, Any]) -> list[str]:
         limits.append("Tested on no picture of the target.")
     elif metrics["tpr"]["n"] < _FEW:
         limits.append(f"Tested on only {count(metrics['tpr']['n'], 'picture')} of the target.")
-    return limits + _with_more(_tpr(metrics))
+    return limits + _with_more(telling_tpr(metrics))
 
 
 def _with_more(tpr: Mapping[str, Any]) -> list[str]:
