@@ -44,6 +44,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         waits = {"built", "world"} & set(getattr(item, "fixturenames", ()))
         if waits and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(120))
+        if item.get_closest_marker("cluster"):  # on a busy machine Ray alone takes minutes
+            item.add_marker(pytest.mark.timeout(900), append=False)
         if limit := item.get_closest_marker("timeout"):
             longest[item.path] = max((longest[item.path], *limit.args))
     items.sort(key=lambda item: -longest[item.path])

@@ -73,7 +73,7 @@ def run_infineg(
 ) -> tuple[int, str]:
     """Exit code and output."""
     with running_infineg(*arguments, log=log, cwd=cwd, **env) as process:
-        return process.wait(timeout=150), log.read_text()
+        return process.wait(timeout=400), log.read_text()
 
 
 def free_port() -> int:

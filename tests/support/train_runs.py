@@ -282,7 +282,7 @@ def start_job(
 def finish(*jobs: Command, code: int = 0) -> None:
     """Waits for jobs to end so; kills all that they have started if they do not."""
     try:
-        assert [job.wait(timeout=150) for job in jobs] == [code] * len(jobs)
+        assert [job.wait(timeout=400) for job in jobs] == [code] * len(jobs)
     finally:
         for job in jobs:
             kill_job(job)

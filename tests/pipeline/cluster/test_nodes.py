@@ -116,9 +116,9 @@ def test_gpus_are_refused_or_waited_for_as_the_cluster_can_grow_or_not(
             wait_until(lambda: "waiting for its autoscaler" in log.read_text(), command, log)
             # The head has one CPU, which the actor would have; a machine with both comes.
             cluster.start(num_cpus=2, num_gpus=1)
-            assert command.wait(timeout=100) == 0, log.read_text()
+            assert command.wait(timeout=400) == 0, log.read_text()
         else:
-            assert command.wait(timeout=60) == 2
+            assert command.wait(timeout=300) == 2
     assert "needs 1 actors of 1 GPUs and 1 CPUs" in log.read_text()
     assert "Ray reports 0 GPUs and 1 CPUs" in log.read_text()
     assert any((tmp_path / "data").rglob("*.json")) == has_autoscaler, "before any work"

@@ -417,7 +417,7 @@ def test_job_submitted_to_a_running_ray_builds(tmp_path: Path) -> None:
         assert job is not None, output
         followed = subprocess.run(
             ["ray", "job", "logs", "--follow", "--address", address, job[0]],
-            env=environment, capture_output=True, text=True, timeout=120, check=False,
+            env=environment, capture_output=True, text=True, timeout=400, check=False,
         )  # fmt: skip
     output = followed.stdout + followed.stderr
     assert "committed generation 1" in output, output
