@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from pipeline import storage
+from pipeline.cli import curating  # noqa: F401 (it adds commands)
 from pipeline.cli.commands import app, console
 from pipeline.telemetry.logging import LogFormat, configure_logging, show_no_secrets
 from train.cli import detector, training  # noqa: F401 (they add commands)
