@@ -14,10 +14,7 @@ from pipeline.worker.steps.read import SourceDefaults, read_batch
 
 def read_first_samples(config: Config, name: str, number: int) -> pa.Table:
     """Rows of at most `number` samples. Raises ConfigError for a source not in the config."""
-    entries = {entry.name: entry for entry in config.entries}
-    if name not in entries:
-        raise ConfigError(f"--source {name}: the config has {', '.join(entries)}")
-    entry = entries[name]
+    entry = config.find_entry(name)
     source = open_entry(entry, config.role_of(entry))
     tables, missing = [], number
     for partition in source.partitions():

@@ -66,28 +66,16 @@ def history_table(generations: Sequence[Generation]) -> Table:
     for column in ("generation", "made by", *SPLITS, "in quarantine"):
         table.add_column(column, justify="left" if column == "made by" else "right")
     for generation in generations:
-        samples = [f"{number:,}" for number in samples_by_split(generation).values()]
-        held = f"{num_quarantined(generation):,}"
+        samples = [f"{number:,}" for number in generation.samples_by_split().values()]
+        held = f"{generation.num_quarantined:,}"
         table.add_row(str(generation.number), generation.made_by, *samples, held)
     return table
-
-
-def samples_by_split(generation: Generation) -> dict[str, int]:
-    return {
-        split: sum(shard.num_samples for shard in generation.shards if shard.split == split)
-        for split in SPLITS
-    }
-
-
-def num_quarantined(generation: Generation) -> int:
-    """Suspected positives that nobody has judged."""
-    return sum(file.num_samples for file in generation.quarantine)
 
 
 def next_step(dataset: str, generation: Generation, config: str = "CONFIG") -> str:
     """What a person can do with a data set that is built."""
     train = f"infineg train {config}"
-    if num := num_quarantined(generation):
+    if num := generation.num_quarantined:
         are = f"{num:,} suspected positives are" if num > 1 else "1 suspected positive is"
         return f"{are} in quarantine. Next: infineg review {dataset}, or {train}"
     return f"Next: {train}"
@@ -177,10 +165,10 @@ def status_json(
             for source in generation.sources
         },
         "shards": len(generation.shards),
-        "samples": samples_by_split(generation),
-        "in_quarantine": num_quarantined(generation),
+        "samples": generation.samples_by_split(),
+        "in_quarantine": generation.num_quarantined,
         "generations": [
-            {"number": each.number, "made_by": each.made_by, "samples": samples_by_split(each)}
+            {"number": each.number, "made_by": each.made_by, "samples": each.samples_by_split()}
             for each in generations
         ],
         "size_bytes": sum(shard.size_bytes for shard in generation.shards),

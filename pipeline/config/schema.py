@@ -16,6 +16,7 @@ from pipeline.config.output import OutputConfig, SplitConfig
 from pipeline.config.selection import Count, SelectionConfig
 from pipeline.dataset.keys import sha256_hex
 from pipeline.dataset.schema import LabelState, Role, Stratum
+from pipeline.errors import ConfigError
 
 # Settings of `selection` that bound how much of a source is taken: inputs of each source's plan.
 _OF_SOURCE = ("budget", "eval_budget", "candidates_per_selected", "pilot")
@@ -126,6 +127,13 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     @property
     def target_names(self) -> tuple[str, ...]:
         return tuple(target.name for target in self.targets)
+
+    def find_entry(self, name: str) -> SourceEntry:
+        """By the name that `--source` gives. Raises ConfigError if there is none."""
+        entries = {entry.name: entry for entry in self.entries}
+        if name not in entries:
+            raise ConfigError(f"--source {name}: the config has {', '.join(entries)}")
+        return entries[name]
 
     def role_of(self, entry: SourceEntry) -> Role:
         return "positive" if entry in self.positives else "negative"

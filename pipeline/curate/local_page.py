@@ -37,7 +37,8 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }
-_STATIC = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
+_SHARED = {"local_page.js": "text/javascript", "icon.svg": "image/svg+xml"}
+_STATIC = {"page.css": "text/css", "page.js": "text/javascript", **_SHARED}
 
 
 class UnknownPicture(InfinegError):
@@ -52,6 +53,7 @@ def make_app(routes: APIRouter, *, package: str, command: str, is_local: bool = 
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.globals["command"] = command
     app.state.package, app.state.command = package, command
     app.state.page = environment.from_string(_read_file(package, "page.html.j2"))
     app.state.secret = secrets.token_urlsafe(32)  # in the address of the page
@@ -149,5 +151,5 @@ def _answer(status: int, detail: str | None = None) -> Callable[[Request, Except
 
 
 def _read_file(package: str, name: str) -> str:
-    folder = "pipeline.curate" if name == "icon.svg" else package
+    folder = "pipeline.curate" if name in _SHARED else package
     return (resources.files(folder) / name).read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, Field, field_serializer, model_validator
 
-from pipeline.dataset.schema import Role, Split
+from pipeline.dataset.schema import SPLITS, Role, Split
 from pipeline.dataset.seen_labels import SeenLabels
 
 FORMAT_VERSION = 2
@@ -191,6 +191,17 @@ class Generation(_Record):
     @property
     def counts(self) -> Counts:
         return add_counts(source.counts for source in self.sources)
+
+    def samples_by_split(self) -> dict[Split, int]:
+        return {
+            split: sum(shard.num_samples for shard in self.shards if shard.split == split)
+            for split in SPLITS
+        }
+
+    @property
+    def num_quarantined(self) -> int:
+        """Suspected positives that nobody has judged."""
+        return sum(file.num_samples for file in self.quarantine)
 
     def paths(self) -> set[str]:
         """All files that it lists, relative to the data set."""

@@ -33,9 +33,10 @@ from pipeline.encoders.preprocessing import crop_pixels
 from pipeline.encoders.runtimes import PreparedEncoder
 from pipeline.mine.scorer import OpenScorer, Scorer
 from pipeline.sources import Source, read_partitions
+from pipeline.sources.rereading import changed_source
 from pipeline.worker.careful import open_source_of
 from pipeline.worker.embedder import Embedder
-from pipeline.worker.reread import changed_source, read_images, read_kept
+from pipeline.worker.reread import read_images, read_kept
 from pipeline.worker.span import SAMPLES_PER_PART
 from pipeline.worker.steps.decode import decode_batch
 from pipeline.worker.steps.read import SourceDefaults, read_rows

@@ -3,19 +3,16 @@
 Knows nothing of what they are used for.
 """
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import storage
 from pipeline.dataset.embedding_cache import KeptEmbeddings
-from pipeline.dataset.schema import ImageSettings, Partition, RawSample
-from pipeline.errors import InfinegError
-from pipeline.sources import Source, read_at
-from pipeline.worker.steps.decode import decode_batch
+from pipeline.dataset.schema import ImageSettings, Partition
+from pipeline.sources import Source
+from pipeline.sources.rereading import reread_images
 
 _READ = ("source", "partition", "ordinal", "uri", "rotation", "content_hash")
 
@@ -30,9 +27,9 @@ def read_images(
     by_id = {partition.id: partition for partition in partitions}
     described = rows.select(list(_READ)).to_pylist()
     images = [
-        _decode(sample, row, settings)
-        for name, of_partition in groupby(described, key=lambda row: row["partition"])
-        for sample, row in _read_samples(source, by_id[name], list(of_partition))
+        image
+        for name, own in groupby(described, key=lambda row: row["partition"])
+        for image in reread_images(source, by_id[name], list(own), settings)
     ]
     return pa.array(images, pa.large_binary())
 
@@ -45,38 +42,3 @@ def read_kept(root: str, rows: pa.Table) -> pa.Array:
         places = rows["embedding_row"].filter(pc.equal(rows["embedding_path"], path))
         tables.append(kept.read(path, ["embedding"]).take(places))
     return pa.concat_tables(tables)["embedding"].combine_chunks()
-
-
-def changed_source(source: str, where: str) -> InfinegError:
-    return InfinegError(
-        f"source {source!r}: {storage.redact(where)} has changed since the data set was built. "
-        "Restore the source, or leave it out (--source)"
-    )
-
-
-def _read_samples(
-    source: Source, partition: Partition, rows: Sequence[dict[str, object]]
-) -> Iterator[tuple[RawSample, dict[str, object]]]:
-    """The sample of each row, by its ordinal."""
-    ordinals = [int(str(row["ordinal"])) for row in rows]
-    num_read = 0
-    for sample, row in zip(read_at(source, partition, ordinals), rows, strict=False):
-        yield sample, row
-        num_read += 1
-    if num_read < len(rows):
-        raise changed_source(str(rows[num_read]["source"]), str(rows[num_read]["uri"]))
-
-
-def _decode(sample: RawSample, row: dict[str, object], settings: ImageSettings) -> bytes:
-    if hashlib.sha256(sample.image).hexdigest() != row["content_hash"]:
-        raise changed_source(str(row["source"]), str(row["uri"]))
-    read = pa.table(
-        {
-            "image": pa.array([sample.image], pa.large_binary()),
-            "rotation": pa.array([row["rotation"]], pa.int32()),
-            "reject_reason": pa.nulls(1, pa.string()),
-        }
-    )
-    image = decode_batch(read, settings)["image"][0].as_py()
-    assert isinstance(image, bytes), "the same bytes were decoded before"
-    return image

@@ -4,12 +4,16 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.wait import WebDriverWait
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 needs_chromium = pytest.mark.skipif(
@@ -60,3 +64,29 @@ def requested(driver: Chrome) -> list[str]:
 def complaints(driver: Chrome) -> list[str]:
     """Errors on the console since the last call, violations of the content security policy too."""
     return [entry["message"] for entry in driver.get_log("browser")]
+
+
+class TypedPage:
+    """A page of cards as a person sees it and types on it."""
+
+    patience_s = 10.0
+
+    def __init__(self, driver: Chrome, url: str) -> None:
+        self.driver = driver
+        complaints(driver), requested(driver)  # discards those of an earlier page
+        driver.get(url)
+
+    def wait_for(self, claim: Callable[[], Any]) -> None:
+        wait = WebDriverWait(self.driver, self.patience_s, poll_frequency=0.02)
+        wait.until(lambda _: claim())
+
+    def type(self, *keys: str) -> None:
+        for key in keys:
+            self.driver.switch_to.active_element.send_keys(key)
+
+    def find(self, selector: str) -> WebElement:
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
+
+    def text(self, name: str) -> str:
+        """Of the element with this id."""
+        return self.find(f"#{name}").text

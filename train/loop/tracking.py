@@ -99,8 +99,8 @@ class _Wandb:
         self._run.finish(exit_code=int(failed))
 
 
-class _Trackio:
-    """Its runs are known by their names: a resumed one is appended to."""
+class _Trackio(_Wandb):
+    """Has the functions of W&B. Its runs are known by their names: a resumed one is appended to."""
 
     def __init__(
         self, trackio: Any, config: TrackerConfig, folder: Path, settings: dict[str, JsonValue]
@@ -111,9 +111,6 @@ class _Trackio:
             resume="allow",
             config=settings,
         )
-
-    def log(self, values: Mapping[str, float], *, step: int) -> None:
-        self._run.log(dict(values), step=step)
 
     def finish(self, *, failed: bool) -> None:  # noqa: ARG002 Trackio has no word for it
         self._run.finish()

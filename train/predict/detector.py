@@ -29,6 +29,7 @@ from train.metrics.probability import (
 )
 from train.model.info import TargetCalibration, read_model_info
 from train.model.neighbours import Nearest, Neighbours
+from train.model.onnx_file import OnnxInfo
 from train.predict.files import read_file
 from train.predict.network import Network, open_bytes, open_file, open_run
 
@@ -82,14 +83,17 @@ class Detector:
         preprocessing: Preprocessing,
         calibration: dict[str, TargetCalibration],
         neighbours: Neighbours | None = None,
+        num_threads: int | None = None,
     ) -> None:
-        """calibration: by target, in the order of the logits. neighbours: to explain by."""
+        """calibration: by target, in the order of the logits. neighbours: to explain by.
+        num_threads: default one a core.
+        """
         self.targets = tuple(calibration)
         self._calibration = calibration
         self._preprocessing = preprocessing
         self._network = network
         self._neighbours = neighbours
-        self._num_threads = os.cpu_count() or 1
+        self._num_threads = num_threads or os.cpu_count() or 1
 
     @classmethod
     def load(
@@ -131,15 +135,13 @@ class Detector:
         num_threads: int | None = None,
     ) -> "Detector":
         """Loads the content of a model.onnx. num_threads: default one a core."""
-        network, written = open_bytes(model)
-        calibration = {target: written.calibration[target] for target in written.targets}
-        detector = cls(
+        network, preprocessing, calibration = _of_file(*open_bytes(model))
+        return cls(
             network,
-            preprocessing=written.preprocessing,
+            preprocessing=preprocessing,
             calibration=_decided_at(calibration, prior, threshold),
+            num_threads=num_threads,
         )
-        detector._num_threads = num_threads or detector._num_threads
-        return detector
 
     @overload
     def __call__(self, images: ImageInput) -> Prediction: ...
@@ -253,9 +255,10 @@ class Detector:
             return f"cannot be read: {error}"
 
 
-def _open(
-    run: str,
-) -> tuple[Network, Preprocessing, dict[str, TargetCalibration]]:
+_Opened: TypeAlias = tuple[Network, Preprocessing, dict[str, TargetCalibration]]
+
+
+def _open(run: str) -> _Opened:
     path = storage.local_path(run)
     if path is not None and (path / "model.json").exists():
         info = read_model_info(path)
@@ -269,7 +272,10 @@ def _open(
         raise ConfigError(
             f"{path}: no finished run there (no model.json); `infineg train` makes one"
         )
-    network, written = open_file(run if is_file else storage.join(run, "model.onnx"))
+    return _of_file(*open_file(run if is_file else storage.join(run, "model.onnx")))
+
+
+def _of_file(network: Network, written: OnnxInfo) -> _Opened:
     calibration = {target: written.calibration[target] for target in written.targets}
     return network, written.preprocessing, calibration
 

@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from itertools import takewhile
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,6 +17,7 @@ from more_itertools import chunked
 from pydantic import BaseModel
 
 from pipeline import storage
+from pipeline.build.file_tables import list_files
 from pipeline.cluster.process import Task
 from pipeline.cluster.workers import open_cluster
 from pipeline.config.schema import Config, SourceEntry
@@ -25,7 +25,7 @@ from pipeline.dataset.images import upright_jpeg
 from pipeline.dataset.records import decode_record, encode_record
 from pipeline.dataset.schema import ImageSettings, Partition, Positioned
 from pipeline.errors import ConfigError
-from pipeline.sources import Source, StoredSource, open_entry, read_partitions
+from pipeline.sources import Source, open_entry, read_partitions
 from pipeline.telemetry.progress import Progress
 from pipeline.worker.careful import open_source_of
 from train.predict.detector import Detector, Prediction
@@ -76,7 +76,7 @@ def predict_source(
     folder, here or on S3. Raises ConfigError for a source without an end, and for a folder that
     holds predictions of another model or source, or of files that have changed since.
     """
-    entry = _entry(config, name)
+    entry = config.find_entry(name)
     source = open_entry(entry, config.role_of(entry))
     tasks = _spans(source, entry)
     about = _About(
@@ -140,8 +140,7 @@ class StreamPredictor:
 
 def stream_schema(targets: Sequence[str]) -> pa.Schema:
     """The place of a sample in its source, and the columns of `infineg predict --out FILE`."""
-    place = [("partition", pa.string()), ("ordinal", pa.int64())]
-    return pa.schema([*map(pa.field, *zip(*place, strict=True)), *table_schema(targets)])
+    return pa.schema([("partition", pa.string()), ("ordinal", pa.int64()), *table_schema(targets)])
 
 
 def _row(positioned: Positioned, found: Prediction | str) -> dict[str, object]:
@@ -164,14 +163,6 @@ def _image_of(positioned: Positioned) -> bytes:
     return upright_jpeg(sample.image, rotation=sample.rotation, settings=settings)[0]
 
 
-def _entry(config: Config, name: str) -> SourceEntry:
-    for entry in config.entries:
-        if entry.name == name:
-            return entry
-    names = ", ".join(entry.name for entry in config.entries)
-    raise ConfigError(f"--source {name}: the config has {names}")
-
-
 def _spans(source: Source, entry: SourceEntry) -> list[PredictTask]:
     if source.is_endless and entry.max_candidates is None:
         raise ConfigError(
@@ -181,12 +172,14 @@ def _spans(source: Source, entry: SourceEntry) -> list[PredictTask]:
     total = sum(partition.num_samples or 0 for partition in partitions)
     wanted = min(max(total // _SPANS, _FEWEST), _MOST)
     spans: list[list[Partition]] = [[]]
+    num_samples = 0
     for partition in partitions:
-        spans[-1].append(partition)
-        counts = [each.num_samples for each in spans[-1]]
-        # Without a count, a partition may have any number of samples.
-        if None in counts or sum(filter(None, counts)) >= wanted:
+        if num_samples >= wanted:
             spans.append([])
+            num_samples = 0
+        spans[-1].append(partition)
+        # Without a count, a partition may have any number of samples.
+        num_samples += wanted if partition.num_samples is None else partition.num_samples
     return [
         PredictTask(number=number, partitions=tuple(span))
         for number, span in enumerate(filter(None, spans))
@@ -196,23 +189,19 @@ def _spans(source: Source, entry: SourceEntry) -> list[PredictTask]:
 def _first(source: Source, max_samples: int | None) -> Iterator[Partition]:
     """The partitions until there are so many samples."""
     num_samples = 0
-
-    def is_wanted(partition: Partition) -> bool:
-        nonlocal num_samples
-        is_enough = max_samples is not None and num_samples >= max_samples
+    for partition in source.partitions():
+        if max_samples is not None and num_samples >= max_samples:
+            return
+        yield partition
         num_samples += partition.num_samples or 0
-        return not is_enough
-
-    return takewhile(is_wanted, source.partitions())
 
 
 def _digest(entry: SourceEntry, source: Source, tasks: Sequence[PredictTask]) -> str:
     digest = hashlib.sha256(entry.model_dump_json(include={"kind", "params"}).encode())
     for task in tasks:
         digest.update(json.dumps([partition.id for partition in task.partitions]).encode())
-    if isinstance(source, StoredSource):
-        for file in source.files():
-            digest.update(repr(file).encode())
+    if (files := list_files(source)) is not None:
+        digest.update(json.dumps(files.to_pydict()).encode())
     return digest.hexdigest()
 
 

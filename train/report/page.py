@@ -6,13 +6,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-
 from pipeline import storage
 from pipeline.dataset.images import Decoded, decode_image
 from pipeline.dataset.schema import ImageSettings
 from pipeline.errors import InfinegError
 from pipeline.page.pictures import read_from_tar
+from pipeline.page.templates import make_environment
 from train.metrics.predictions import Place, TargetPredictions
 from train.model.info import TargetCalibration
 from train.model.neighbours import Nearest
@@ -72,16 +71,9 @@ def render_report(
 
 def render(template: str, **context: Any) -> str:
     """HTML of one of the templates beside this file."""
-    environment = Environment(
-        loader=ChoiceLoader(
-            [PackageLoader("train.report", ""), PackageLoader("pipeline.page", "")]
-        ),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    environment = make_environment(
+        "train.report", percent=format_percent, figure=format_figure, one_in=one_in
     )
-    environment.filters |= {"percent": format_percent, "figure": format_figure, "one_in": one_in}
     # No line break between a number and its sign.
     return environment.get_template(template).render(**context).replace(" %", "&nbsp;%")
 

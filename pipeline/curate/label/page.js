@@ -1,8 +1,6 @@
 "use strict";
 // Grid, picture, keys. Texts from the server are set as text, never as HTML.
 
-const $ = (id) => document.getElementById(id);
-const token = document.querySelector("meta[name=page-token]").content;
 const NAMES = { positive: "Target", negative: "Not", unsure: "Unsure", skip: "Skipped" };
 const WHY = {
   uncertain: "the head is least sure of it", suspected: "the head suspects the target",
@@ -26,48 +24,10 @@ let anchor = null; // where a choice of several began
 const chosen = new Set(); // positions of several
 const undone = []; // steps to undo: {round, verdicts: {id: verdict before}}
 let saving = Promise.resolve(); // changes are sent one after another
-let acting = Promise.resolve(); // the effects of keys and clicks, too
 let isChoosing = false;
 
-function element(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.append(...children);
-  return made;
-}
-
-// Relative: the address of the page begins with its secret.
-async function request(path, body) {
-  const options = body === undefined ? {} : {
-    method: "POST",
-    headers: { "Content-Type": "application/json", "X-Page-Token": token },
-    body: JSON.stringify(body),
-  };
-  let response;
-  try {
-    response = await fetch(path, options);
-  } catch {
-    throw new Error("The server does not answer. Start `infineg label` again; saved verdicts are kept.");
-  }
-  const answer = await response.json().catch(() => ({ detail: response.statusText }));
-  if (!response.ok) {
-    const { detail } = answer;
-    throw new Error(typeof detail === "string" ? detail : JSON.stringify(detail));
-  }
-  return answer;
-}
-
-function notify(text, { bad = false } = {}) {
-  $("notice").textContent = text;
-  $("notice").hidden = text === "";
-  $("notice").classList.toggle("bad", bad);
-  if (text) say(text);
-}
-
-const say = (text) => { $("said").textContent = text; };
 const pictures = () => (state ? state.pictures : []);
 const shown = () => pictures()[current];
-const plural = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 const numRated = () => pictures().filter((each) => each.verdict).length;
 
 // First the preview of the pool, if reading the picture may take a while.
@@ -99,7 +59,7 @@ function openRound(answer) {
   if (pictures().length === 0) notify("No candidate is left to be chosen.");
 }
 
-function makeCard(each, number) {
+function makeCard(each) {
   const image = element("img", { alt: "", draggable: "false" });
   load(image, each);
   const card = element(
@@ -148,9 +108,7 @@ function show() {
     button.setAttribute("aria-pressed", isChosen);
   }
   const facts = { ...each, why: WHY[each.why] ?? each.why, similarity: each.similarity?.toFixed(3) };
-  $("facts").replaceChildren(...FACTS.filter(([name]) => facts[name]).flatMap(
-    ([name, title]) => [element("dt", {}, title), element("dd", {}, String(facts[name]))],
-  ));
+  showFacts(FACTS, facts);
   if ($("zoom").open) load($("zoom").firstChild, each);
 }
 
@@ -200,7 +158,7 @@ async function follow() {
       await new Promise((resolve) => setTimeout(resolve, 700));
       const learned = await request("api/learned");
       is = learned.is_learning;
-      showLearnedOnly(learned);
+      showLearned(learned);
     }
   } catch (error) {
     notify(error.message, { bad: true });
@@ -208,7 +166,6 @@ async function follow() {
     isFollowing = false;
   }
 }
-const showLearnedOnly = (learned) => showLearned({ ...learned });
 
 function moveTo(position, { extends: isMore = false } = {}) {
   const to = Math.max(0, Math.min(position, pictures().length - 1));
@@ -332,20 +289,9 @@ for (const [key, verdict] of Object.entries(VERDICTS)) {
   if (/[a-z]/.test(key)) KEYS[key.toUpperCase()] = () => decide(verdict, { rest: true });
 }
 
-// In order, however fast they are typed.
-function run(act) {
-  acting = acting.then(act).catch((error) => notify(error.message, { bad: true }));
-}
-
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
   if ($("help-dialog").open || $("apply-dialog").open) return;
-  // After Tab, Enter and space press the button that has the focus.
-  if ((event.key === "Enter" || event.key === " ") && event.target.closest("button:not(.card), summary")) return;
-  // Shift and not the case of the letter: caps lock must not decide a whole round.
-  const isLetter = /^[a-z]$/i.test(event.key);
-  const key = isLetter ? event.key[event.shiftKey ? "toUpperCase" : "toLowerCase"]() : event.key;
-  const act = KEYS[key];
+  const act = KEYS[keyOf(event)];
   if (!act) return;
   event.preventDefault(); // or space would scroll, and Enter press a button
   run(() => act({ extends: event.shiftKey }));

@@ -3,7 +3,6 @@
 What is read of a source is as it would be in a shard, and its bytes are compared with the ledger.
 """
 
-import hashlib
 import logging
 import threading
 from collections import OrderedDict
@@ -18,11 +17,11 @@ from pipeline.curate.label.candidates import Candidates
 from pipeline.curate.local_page import UnknownPicture
 from pipeline.dataset import Dataset
 from pipeline.dataset.decoders import UnusableImage
-from pipeline.dataset.images import upright_jpeg
 from pipeline.dataset.schema import Partition
 from pipeline.errors import ConfigError, InfinegError
 from pipeline.pool import Pool
-from pipeline.sources import Source, open_entry, read_at
+from pipeline.sources import Source, open_entry
+from pipeline.sources.rereading import reread_images
 from pipeline.sources.survey import take_partitions
 
 _log = logging.getLogger(__name__)
@@ -45,7 +44,10 @@ def read_from_sources(
         }
         source = _open(config, name)
         for partition in _find(config, source, name, set(by_partition)):
-            yield from _read(config, source, partition, by_partition[partition.id])
+            own = by_partition[partition.id]
+            settings = config.output.image_settings
+            images = reread_images(source, partition, own, settings, remedy="Restore the source")
+            yield from zip((row["content_hash"] for row in own), images, strict=True)
 
 
 def _open(config: Config, name: str) -> Source:
@@ -68,28 +70,6 @@ def _find(config: Config, source: Source, name: str, wanted: set[str]) -> Iterat
     raise InfinegError(
         f"source {name!r}: partition {sorted(wanted)[0]} is no longer listed. Restore the source"
     )
-
-
-def _read(
-    config: Config, source: Source, partition: Partition, rows: Sequence[dict[str, Any]]
-) -> Iterator[tuple[str, bytes]]:
-    num_read = 0
-    samples = read_at(source, partition, [row["ordinal"] for row in rows])
-    for row, sample in zip(rows, samples, strict=False):
-        if hashlib.sha256(sample.image).hexdigest() != row["content_hash"]:
-            break
-        settings = config.output.image_settings
-        yield (
-            row["content_hash"],
-            upright_jpeg(sample.image, rotation=sample.rotation or 0, settings=settings)[0],
-        )
-        num_read += 1
-    if num_read < len(rows):
-        where = storage.redact(rows[num_read]["uri"])
-        raise InfinegError(
-            f"source {rows[0]['source']!r}: {where} has changed since the data set was built. "
-            "Restore the source"
-        )
 
 
 class Pictures:

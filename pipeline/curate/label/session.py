@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -136,28 +137,29 @@ class LabelSession:
         Raises UnknownPicture, and saves nothing, if one is no candidate.
         """
         with self._lock:
-            positions = {each: self._position(each) for each in verdicts}
-            standing, model = self._standing, self._learned.judged.model
-            time = now(standing.events)
-            events = [
-                VerdictEvent(
-                    time=time,
-                    rater=self.rater,
-                    model=model,
-                    round=self._round.round,
-                    content_hash=each,
-                    key=self._found.describe(positions[each])["key"],
-                    verdict=verdict,
-                    how="random" if is_random(standing, each) else "picked",
-                    probability=standing.drawn[each] if is_random(standing, each) else 1.0,
-                    label_state=standing.label_states.get(each)
-                    or self._found.describe(positions[each])["label_state"],
-                )
-                for each, verdict in verdicts.items()
-            ]
-            self._save(events)
+            time = now(self._standing.events)
+            self._save([self._event(time, each, verdict) for each, verdict in verdicts.items()])
         self._wakes.set()
         return self.learned()
+
+    def _event(
+        self, time: datetime, content_hash: str, verdict: LabelVerdict | None
+    ) -> VerdictEvent:
+        standing = self._standing
+        row = self._found.describe(self._position(content_hash))
+        is_drawn = is_random(standing, content_hash)
+        return VerdictEvent(
+            time=time,
+            rater=self.rater,
+            model=self._learned.judged.model,
+            round=self._round.round,
+            content_hash=content_hash,
+            key=row["key"],
+            verdict=verdict,
+            how="random" if is_drawn else "picked",
+            probability=standing.drawn[content_hash] if is_drawn else 1.0,
+            label_state=standing.label_states.get(content_hash) or row["label_state"],
+        )
 
     def next_round(self) -> dict[str, Any]:
         """Chooses the next round by a head that knows all verdicts so far; returns `state`."""

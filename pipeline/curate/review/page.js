@@ -1,8 +1,6 @@
 "use strict";
 // Grid, inspector and keys. Texts from the server are set as text, never as HTML.
 
-const $ = (id) => document.getElementById(id);
-const token = document.querySelector("meta[name=page-token]").content;
 const target = document.body.dataset.target;
 const NAMES = { positive: "Positive", negative: "Negative", drop: "Drop" };
 const FACTS = [
@@ -16,54 +14,18 @@ let current = 0; // position of a suspect on the page
 const undone = []; // steps to undo: {page, current, verdicts: {key: verdict before}}
 const nearestOf = new Map(); // by key
 let saving = Promise.resolve(); // changes are sent one after another
-let acting = Promise.resolve(); // the effects of keys and clicks, too
 
-function element(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.append(...children);
-  return made;
-}
-
-// Relative: the address of the page begins with its secret.
 function urlOf(path, parameters = {}) {
   return `${path}?${new URLSearchParams({ target, ...parameters })}`;
-}
-
-async function request(path, { parameters, body } = {}) {
-  const options = body === undefined ? {} : {
-    method: "POST",
-    headers: { "Content-Type": "application/json", "X-Page-Token": token },
-    body: JSON.stringify(body),
-  };
-  let response;
-  try {
-    response = await fetch(urlOf(path, parameters), options);
-  } catch {
-    throw new Error("The server does not answer. Start `infineg review` again; saved verdicts are kept.");
-  }
-  const answer = await response.json().catch(() => ({ detail: response.statusText }));
-  if (!response.ok) {
-    const { detail } = answer;
-    throw new Error(typeof detail === "string" ? detail : JSON.stringify(detail));
-  }
-  return answer;
-}
-
-function notify(text, { bad = false } = {}) {
-  $("notice").textContent = text;
-  $("notice").hidden = text === "";
-  $("notice").classList.toggle("bad", bad);
 }
 
 const suspects = () => (page ? page.suspects : []);
 const suspect = () => suspects()[current];
 const imageOf = (each) => urlOf(`suspects/${encodeURIComponent(each.key)}`);
 const decimal = (number) => (number === null ? "" : number.toFixed(3));
-const plural = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 
 async function openPage(number, position = 0) {
-  page = await request(`api/page/${number}`);
+  page = await request(urlOf(`api/page/${number}`));
   if (page.page >= page.num_pages && page.num_pages > 0) return openPage(page.num_pages - 1);
   current = Math.max(0, Math.min(position, suspects().length - 1));
   $("grid").replaceChildren(...suspects().map(makeCard));
@@ -118,9 +80,7 @@ function show() {
     button.classList.toggle("chosen", button.dataset.verdict === each.verdict);
   }
   const shown = { ...each, similarity: decimal(each.similarity), size: `${each.width} x ${each.height} pixels` };
-  $("facts").replaceChildren(...FACTS.filter(([name]) => shown[name]).flatMap(
-    ([name, title]) => [element("dt", {}, title), element("dd", {}, String(shown[name]))],
-  ));
+  showFacts(FACTS, shown);
   $("zoom").firstChild.src = imageOf(each);
   $("zoom-caption").textContent = `${each.verdict ? NAMES[each.verdict] : "Undecided"}, similarity ${decimal(each.similarity)}, ${each.source}`;
   showNearest(each.key);
@@ -134,7 +94,7 @@ async function showNearest(key) {
     await new Promise((resolve) => setTimeout(resolve, 60));
     if (suspect()?.key !== key) return;
     try {
-      nearestOf.set(key, await request(`api/nearest/${encodeURIComponent(key)}`));
+      nearestOf.set(key, await request(urlOf(`api/nearest/${encodeURIComponent(key)}`)));
     } catch (error) {
       notify(error.message, { bad: true });
       return;
@@ -175,7 +135,7 @@ function change(verdicts) {
   show();
   saving = saving.then(async () => {
     try {
-      const progress = await request("api/verdicts", { body: { verdicts } });
+      const progress = await request(urlOf("api/verdicts"), { verdicts });
       const isOld = page.progress.generation !== progress.generation;
       showProgress(progress);
       if (isOld) await openPage(page.page);
@@ -211,7 +171,7 @@ async function undo() {
 async function goToUndecided() {
   await saving;
   const after = page.page * page.page_size + current;
-  const { position } = await request("api/undecided", { parameters: { after } });
+  const { position } = await request(urlOf("api/undecided", { after }));
   if (position === null) return notify("All pictures are decided. Press a to apply the verdicts.");
   const number = Math.floor(position / page.page_size);
   if (number !== page.page) await openPage(number, position % page.page_size);
@@ -238,7 +198,7 @@ async function apply() {
   notify("Applying ...");
   $("apply").disabled = true;
   try {
-    const { generation, num_applied } = await request("api/apply", { body: {} });
+    const { generation, num_applied } = await request(urlOf("api/apply"), {});
     undone.length = 0;
     nearestOf.clear();
     await openPage(0);
@@ -265,20 +225,9 @@ const KEYS = {
   a: askToApply, "?": () => $("help-dialog").showModal(),
 };
 
-// In order, however fast they are typed: a move may have to wait for its page.
-function run(act) {
-  acting = acting.then(act).catch((error) => notify(error.message, { bad: true }));
-}
-
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
   if ($("help-dialog").open || $("apply-dialog").open || event.target.id === "target") return;
-  // After Tab, Enter and space press the button that has the focus.
-  if ((event.key === "Enter" || event.key === " ") && event.target.closest("button:not(.card)")) return;
-  // Shift and not the case of the letter: caps lock must not decide a whole page.
-  const isLetter = /^[a-z]$/i.test(event.key);
-  const key = isLetter ? event.key[event.shiftKey ? "toUpperCase" : "toLowerCase"]() : event.key;
-  const act = KEYS[key];
+  const act = KEYS[keyOf(event)];
   if (!act) return;
   event.preventDefault(); // or space would scroll, and Enter press a button
   run(act);
@@ -304,7 +253,7 @@ $("target")?.addEventListener("change", (event) => {
 run(async () => {
   await openPage(0);
   if (page.num_pages > 0 && page.progress.decided < page.progress.total) {
-    const { position } = await request("api/undecided");
+    const { position } = await request(urlOf("api/undecided"));
     await openPage(Math.floor(position / page.page_size), position % page.page_size);
   }
 });

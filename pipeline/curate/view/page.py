@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from pipeline import storage
 from pipeline.curate.view.card import data_card
@@ -23,6 +22,7 @@ from pipeline.dataset.metadata import Generation
 from pipeline.dataset.schema import SPLITS, RejectReason
 from pipeline.errors import ConfigError
 from pipeline.page.pictures import as_uri, small_picture
+from pipeline.page.templates import make_environment
 
 _PICTURE_SIDE = 160  # pixels, longer side
 
@@ -49,15 +49,7 @@ def write_view(root: str, folder: Path, *, num_pictures: int) -> Path:
 
 
 def _render(view: DatasetView) -> str:
-    environment = Environment(
-        loader=ChoiceLoader(
-            [PackageLoader("pipeline.curate.view", ""), PackageLoader("pipeline.page", "")]
-        ),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = make_environment("pipeline.curate.view")
     rejected = view.generation.counts.rejected
     return environment.get_template("gallery.html.j2").render(
         root=storage.redact(view.root),
@@ -78,11 +70,8 @@ def _in_short(generation: Generation) -> dict[str, Any]:
     return {
         "number": generation.number,
         "made_by": generation.made_by,
-        "splits": [
-            sum(shard.num_samples for shard in generation.shards if shard.split == split)
-            for split in SPLITS
-        ],
-        "quarantined": sum(file.num_samples for file in generation.quarantine),
+        "splits": list(generation.samples_by_split().values()),
+        "quarantined": generation.num_quarantined,
     }
 
 

@@ -1,6 +1,6 @@
 """The labelling page in a real browser: by keyboard, by mouse, and on a phone."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +8,10 @@ import pytest
 from selenium.webdriver import ActionChains, Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.wait import WebDriverWait
 
 from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import Dataset
-from support.browser import complaints, needs_chromium, requested, run_chromium
+from support.browser import TypedPage, complaints, needs_chromium, requested, run_chromium
 from support.label import Labelled, serve_labels
 from support.review import HOSTILE_CLASS, HOSTILE_NAME, Served
 
@@ -37,27 +35,12 @@ def phone(driver: Chrome) -> Iterator[Chrome]:
     driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-class Page:
-    """The page as a person sees it."""
+class Page(TypedPage):
+    patience_s = 15.0
 
     def __init__(self, driver: Chrome, served: Served) -> None:
-        self.driver = driver
-        complaints(driver), requested(driver)  # discards those of an earlier page
-        driver.get(served.url)
+        super().__init__(driver, served.url)
         self.wait_for(lambda: self.cards)
-
-    def wait_for(self, claim: Callable[[], Any]) -> None:
-        WebDriverWait(self.driver, 15, poll_frequency=0.02).until(lambda _: claim())
-
-    def type(self, *keys: str) -> None:
-        for key in keys:
-            self.driver.switch_to.active_element.send_keys(key)
-
-    def find(self, selector: str) -> WebElement:
-        return self.driver.find_element(By.CSS_SELECTOR, selector)
-
-    def text(self, name: str) -> str:
-        return self.find(f"#{name}").text
 
     @property
     def cards(self) -> list[dict[str, Any]]:

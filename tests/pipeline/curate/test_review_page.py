@@ -1,6 +1,6 @@
 """The review page in a real browser, only by keyboard."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +8,10 @@ import pytest
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.wait import WebDriverWait
 
 from pipeline.curate.verify import verify_dataset
 from pipeline.dataset import Dataset
-from support.browser import complaints, needs_chromium, requested, run_chromium
+from support.browser import TypedPage, complaints, needs_chromium, requested, run_chromium
 from support.builds import copy_dataset
 from support.review import HOSTILE_CLASS, HOSTILE_NAME, NUM_SUSPECTS, Served, serve_review
 
@@ -30,24 +29,10 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
         yield driver
 
 
-class Page:
-    """The page as a person sees it and types on it."""
-
+class Page(TypedPage):
     def __init__(self, driver: Chrome, served: Served) -> None:
-        self.driver = driver
-        complaints(driver), requested(driver)  # discards those of an earlier page
-        driver.get(served.url)
+        super().__init__(driver, served.url)
         self.wait_for(lambda: self.cards and self.text("total") != "0")
-
-    def wait_for(self, claim: Callable[[], Any]) -> None:
-        WebDriverWait(self.driver, 10, poll_frequency=0.02).until(lambda _: claim())
-
-    def type(self, *keys: str) -> None:
-        for key in keys:
-            self.driver.switch_to.active_element.send_keys(key)
-
-    def text(self, name: str) -> str:
-        return self.driver.find_element(By.ID, name).text
 
     @property
     def cards(self) -> list[dict[str, Any]]:
